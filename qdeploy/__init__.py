@@ -1,0 +1,1 @@
+"""qdeploy: any quantized checkpoint, any edge target, and proof that nothing was lost."""

@@ -1,0 +1,1 @@
+"""The nouns: tensors, number formats, graphs, models, and their meaning in numpy."""

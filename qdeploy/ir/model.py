@@ -1,0 +1,63 @@
+"""A model: tensors by their source names, a graph over them, and everything else that came with them, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.tensor import Buffer, QTensor
+from qdeploy.store.origin import Origin
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the source that is carried byte for byte.
+
+    Attributes:
+        path: Relative to the source folder, with forward slashes.
+        data: U8 [size], read by range.
+        role: "side" (config, tokenizer, ...) or "head" (the bytes of a tensor file that are not tensors: enough, with
+            the tensors, to write that file again).
+    """
+
+    path: str
+    data: Buffer
+    role: str = "side"
+
+
+@dataclass
+class Model:
+    """What a reader gives and a backend takes.
+
+    Attributes:
+        format: The reader's name ("gptq", "gguf", "safetensors", "package", ...).
+        path: Where it was read from.
+        tensors: Source parameter name -> tensor. Nothing is read before it is asked for.
+        config: The architecture's configuration in the dialect of Hugging Face's config.json.
+        dialect: How tensors are named: "hf" or "gguf" (see qdeploy/names.py).
+        files: Every other file of the source.
+        origins: Every tensor of every source file, with what has been proven of it.
+        build_graph: Makes the graph from config and tensors; None where the source describes no network.
+        notes: Warnings that the report repeats.
+    """
+
+    format: str
+    path: str
+    tensors: Mapping[str, QTensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    dialect: str = "hf"
+    files: tuple[SourceFile, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    build_graph: Callable[[Model], Graph] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The network; raises UnsupportedError, which names the field, where the architecture is not known."""
+        if self.build_graph is None:
+            raise UnsupportedError("this source describes no network", where=self.path, todo="Convert it with --to ir.")
+        return self.build_graph(self)

@@ -1,0 +1,1 @@
+"""The only code that touches files: opening inside a folder, reading ranges, writing whole or not at all."""

@@ -1,0 +1,192 @@
+"""Opening files inside a folder that is not trusted.
+
+Every file of a checkpoint is opened here and nowhere else. A name that leads outside of the folder (`..`, an absolute
+path, a symbolic link, a hard link to something else, a device or a pipe) is refused before a byte is read, and an open
+file is only ever read by explicit ranges: it is never mapped, so a file that is cut while we read gives an error instead
+of a crash.
+
+One layout with links is known and safe: the hub cache of Hugging Face, where `snapshots/<revision>/file` is a link to
+`blobs/<hash>` of the same repository folder. There the repository folder is the border.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qdeploy.errors import BadFileError
+
+JSON_LIMIT = 100 << 20
+"""Largest JSON text that is parsed: the limit that safetensors sets for its header."""
+_JSON_DEPTH = 64
+
+
+class File:
+    """An open file that is read by ranges; safe to use from several threads."""
+
+    def __init__(self, path: Path, name: str, descriptor: int) -> None:
+        self.path, self.name = path, name
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def read(self, start: int, size: int) -> bytes:
+        """Returns exactly `size` bytes; BadFileError where the file ends before."""
+        if start < 0 or size < 0 or start + size > self.size:
+            raise BadFileError("a range lies outside of the file", where=self.name,
+                               found=f"bytes {start}..{start + size}", allowed=f"0..{self.size}")  # fmt: skip
+        data = os.pread(self._descriptor, size, start)
+        while len(data) < size:  # a single call returns at most 2 GiB
+            more = os.pread(self._descriptor, size - len(data), start + len(data))
+            if not more:
+                raise BadFileError("the file became shorter while it was read", where=self.name)
+            data += more
+        return data
+
+    def read_into(self, start: int, out: npt.NDArray[np.uint8]) -> None:
+        """Fills a contiguous byte array from `start`."""
+        done, view = 0, memoryview(out).cast("B")
+        if start < 0 or start + len(view) > self.size:
+            raise BadFileError("a range lies outside of the file", where=self.name,
+                               found=f"bytes {start}..{start + len(view)}", allowed=f"0..{self.size}")  # fmt: skip
+        while done < len(view):
+            count = os.preadv(self._descriptor, [view[done:]], start + done)
+            if not count:
+                raise BadFileError("the file became shorter while it was read", where=self.name)
+            done += count
+
+    def close(self) -> None:
+        """Closes the file; further reads are an error."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Folder:
+    """A folder (or a single file in it) whose content is not trusted.
+
+    Attributes:
+        path: As the user named it, links resolved.
+        only: The one file that was named, where the user named a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], trust_links: bool = False) -> None:
+        given = Path(path)
+        if not given.exists():
+            raise BadFileError("no such file or folder", where=str(given), todo="Check the path.")
+        absolute = given.absolute() if given.is_dir() else given.absolute().parent
+        self.only = "" if given.is_dir() else given.name
+        self.path = absolute.resolve()
+        self._border = _hub_repository(self.path) or self.path
+        self._trust_links = trust_links
+
+    def names(self) -> Iterator[str]:
+        """Relative names of all regular files below the folder (or the one file), sorted; hidden ones are left out."""
+        if self.only:
+            yield self.only
+            return
+        for root, folders, files in os.walk(self.path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from (
+                PurePosixPath(Path(root, name).relative_to(self.path)).as_posix()
+                for name in sorted(files)
+                if not name.startswith(".")
+            )
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is there (a dangling or refused link counts as there)."""
+        return os.path.lexists(self.path / name)
+
+    def open(self, name: str) -> File:
+        """Opens a file inside the folder; BadFileError for anything that leads outside or is no regular file."""
+        target = self._inside(name)
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise BadFileError(f"cannot open a file: {error.strerror}", where=str(self.path / name)) from error
+        status = os.fstat(descriptor)
+        problem = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
+        if not problem and status.st_nlink > 1 and not self._trust_links and self._border == self.path:
+            problem = "a hard link: it may be a file from outside of the folder"
+        if problem:
+            os.close(descriptor)
+            raise BadFileError(f"refused to open a file: {problem}", where=str(self.path / name),
+                               todo="Copy the checkpoint to a folder of its own, or pass --trust-links.")  # fmt: skip
+        return File(target, name, descriptor)
+
+    def json(self, name: str) -> Any:
+        """Parses a JSON file with the rules of `parse_json`."""
+        file = self.open(name)
+        try:
+            if file.size > JSON_LIMIT:
+                raise BadFileError("a JSON file is too large", where=name, found=file.size, allowed=f"<= {JSON_LIMIT}")
+            return parse_json(file.read(0, file.size), name)
+        finally:
+            file.close()
+
+    def _inside(self, name: str) -> Path:
+        pure = PurePosixPath(name)
+        if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+            raise BadFileError("a file name leads outside of the folder", where=str(self.path), found=repr(name),
+                               allowed="names relative to the folder, without ..")  # fmt: skip
+        target = (self.path / pure).resolve()
+        linked = target != self.path / pure
+        if linked and not self._trust_links and not target.is_relative_to(self._border):
+            raise BadFileError("a link leads outside of the folder", where=str(self.path / name), found=str(target),
+                               todo="Copy the checkpoint to a folder of its own, or pass --trust-links.")  # fmt: skip
+        return target
+
+
+def _hub_repository(path: Path) -> Path | None:
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith(("models--", "datasets--")):
+        return path.parent.parent
+    return None
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """Parses JSON; BadFileError for bad UTF-8, duplicate keys, NaN, or nesting deeper than 64."""
+    _check_depth(text, where)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise BadFileError("a JSON key occurs twice", where=where, found=next(k for k in keys if keys.count(k) > 1))
+        return made
+
+    def constant(name: str) -> float:
+        if name == "Infinity" or name == "-Infinity":  # config.json of some models holds it for time limits
+            return float(name.replace("Infinity", "inf"))
+        raise BadFileError("JSON holds NaN", where=where)
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise BadFileError(f"not valid JSON: {error}", where=where) from error
+
+
+def _check_depth(text: bytes, where: str) -> None:
+    if text.count(b"{") + text.count(b"[") <= _JSON_DEPTH:
+        return
+    array = np.frombuffer(text, np.uint8)
+    quoted = np.flatnonzero(array == 0x22)
+    # A quote that is preceded by an odd run of backslashes does not end a string; such texts are rare, so only then
+    # the inside of strings is not blanked, which can only over-estimate the depth.
+    inside = np.zeros(len(array), np.int8)
+    if b"\\" not in text:
+        inside[quoted] = 1
+        inside = np.cumsum(inside, dtype=np.int64) & 1
+    opens = ((array == 0x7B) | (array == 0x5B)) & (inside == 0)
+    closes = ((array == 0x7D) | (array == 0x5D)) & (inside == 0)
+    depth = int(np.cumsum(opens.astype(np.int32) - closes.astype(np.int32)).max(initial=0))
+    if depth > _JSON_DEPTH:
+        raise BadFileError("JSON is nested too deeply", where=where, found=depth, allowed=f"<= {_JSON_DEPTH}")
