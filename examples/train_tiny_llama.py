@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -138,6 +139,19 @@ def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
 
+def add_dropout(model: LlamaForCausalLM, probability: float) -> None:
+    """Drop out what attention and MLP add to the residual stream while training; Llama's own code has no such place."""
+
+    def drop_first(module: nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        if isinstance(output, tuple):  # attention also returns its weights
+            return functional.dropout(output[0], probability, module.training), *output[1:]
+        return functional.dropout(output, probability, module.training)
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(drop_first)
+        layer.mlp.register_forward_hook(drop_first)
+
+
 def train(model: LlamaForCausalLM, ids: torch.Tensor, args: argparse.Namespace, check: Callable[[], Loss]) -> None:
     """Run `args.steps` steps on random windows of `ids`; print a line now and then, with `check()` every 10 %."""
     generator = torch.Generator().manual_seed(args.seed)
@@ -207,9 +221,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, metavar="PATH", help="the tiny Shakespeare text")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "models" / "tiny-llama")
     parser.add_argument("--evaluate", action="store_true", help="measure the folder that exists, train nothing")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=24, help="windows of 256 tokens per step")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--dropout", type=float, default=0.1, help="on the residual branches, against overfitting")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -226,6 +241,7 @@ def main() -> None:
         ids = encode(tokenizer, training)
         print(f"{model.num_parameters():,} parameters, {len(ids):,} training tokens")
         model.train()
+        add_dropout(model, args.dropout)
         train(model, ids, args, lambda: validation_loss(lambda b: model(input_ids=b).logits, tokenizer, validation))
         save(model, tokenizer, args.output)
     # Measured from the files, so that the bfloat16 rounding is included; the arithmetic is float32.

@@ -78,10 +78,11 @@ class Checkpoint:
 
     @property
     def method(self) -> str:
-        """`quant_method`, lower case; "" for a float checkpoint; "gptq" for quantize_config.json of old files."""
+        """`quant_method`, lower case; "" for a float checkpoint; for old files without one, what their settings show."""
         if not self.quantization:
             return ""
-        return str(self.quantization.get("quant_method") or self.quantization.get("method") or "gptq").lower()
+        shown = "awq" if "w_bit" in self.quantization else "gptq" if "bits" in self.quantization else "unnamed"
+        return str(self.quantization.get("quant_method") or self.quantization.get("method") or shown).lower()
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
@@ -99,7 +100,7 @@ class Checkpoint:
     @cached_property
     def origins(self) -> dict[str, Origin]:
         """The ledger: one origin per stored tensor."""
-        return {k: Origin(e.file.name, k, e.dtype, e.shape) for k, e in self.entries.items()}
+        return {k: Origin(e.file.name, k, e.dtype, e.shape, begin=e.begin) for k, e in self.entries.items()}
 
     def plain(self, name: str, format: str = "safetensors") -> QTensor:
         """A stored tensor as it is."""
@@ -123,7 +124,7 @@ class Checkpoint:
     def side_files(self) -> tuple[SourceFile, ...]:
         """Every file that is no shard, and the head of every shard."""
         made = [_carried(self.folder, name) for name in self.folder.names() if name not in self.shards]
-        heads = [SourceFile(name, _bytes(shard.head), "head") for name, shard in self.shards.items()]
+        heads = [SourceFile(name, _bytes(shard.head), "head", shard.file.size) for name, shard in self.shards.items()]
         return (*made, *heads) if not self.folder.only else tuple(heads)
 
     def _shard_names(self) -> list[str]:
@@ -162,8 +163,10 @@ class Checkpoint:
                                    allowed=file, todo="The shards are not of one checkpoint; fetch them again.")  # fmt: skip
 
 
-def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes: Iterable[str] = ()) -> Model:
+def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes: list[str] | None = None) -> Model:
     """Makes the model: claimed parameters, and everything else as plain tensors.
+
+    `notes` becomes the model's own list, so that a claim can add to it when its tensor is first asked for.
 
     Raises:
         UnsupportedError: A stored tensor belongs to a quantized parameter that nobody claimed.
@@ -187,8 +190,8 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
     tensors = LazyTensors(builders)
     origins = tuple(checkpoint.origins.values())
     build = build_graph if checkpoint.config.get("model_type") else None
-    return Model(format, str(checkpoint.folder.path), tensors, checkpoint.config, "hf", checkpoint.side_files(),
-                 origins, build, list(notes))  # fmt: skip
+    return Model(format, str(checkpoint.folder.path / checkpoint.folder.only), tensors, checkpoint.config, "hf", checkpoint.side_files(),
+                 origins, build, [] if notes is None else notes)  # fmt: skip
 
 
 class LazyTensors(Mapping[str, QTensor]):
@@ -210,28 +213,8 @@ class LazyTensors(Mapping[str, QTensor]):
         return len(self._builders)
 
 
-@dataclass(frozen=True)
-class _FileRows:
-    folder: Folder
-    name: str
-
-    def read(self, start: int, stop: int) -> Any:
-        import numpy as np
-
-        out = np.empty(stop - start, np.uint8)
-        file = self.folder.open(self.name)
-        try:
-            file.read_into(start, out)
-        finally:
-            file.close()
-        return out
-
-
 def _carried(folder: Folder, name: str) -> SourceFile:
-    file = folder.open(name)
-    size = file.size
-    file.close()
-    return SourceFile(name, Buffer(name, "U8", (size,), _FileRows(folder, name)))
+    return SourceFile(name, Buffer(name, "U8", (folder.size(name),), folder.rows(name)))
 
 
 def _bytes(data: bytes) -> Buffer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import INDEX, Checkpoint, assemble
+
 from qdeploy.ir.model import Model
 from qdeploy.store.folder import Folder
 

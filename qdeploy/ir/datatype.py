@@ -49,11 +49,26 @@ def _rows() -> dict[str, DataType]:
     names: list[tuple[str, int, str]] = []
     for bits in range(1, 9):
         names += [(f"uint{bits}", bits, "U8"), (f"int{bits}", bits, "I8" if bits == 8 else "U8")]
-    names += [("uint16", 16, "U16"), ("int16", 16, "I16"), ("uint32", 32, "U32"), ("int32", 32, "I32"), ("int64", 64, "I64"),
-              ("f16", 16, "F16"), ("bf16", 16, "BF16"), ("f32", 32, "F32"), ("f64", 64, "F64"),
-              ("e4m3", 8, "F8_E4M3"), ("e5m2", 8, "F8_E5M2"), ("e8m0", 8, "F8_E8M0"),
-              ("e2m1", 4, "U8"), ("e2m3", 6, "U8"), ("e3m2", 6, "U8"),
-              ("sign", 1, "U8"), ("ternary", 2, "U8"), ("bool", 8, "BOOL")]  # fmt: skip
+    names += [
+        ("uint16", 16, "U16"),
+        ("int16", 16, "I16"),
+        ("uint32", 32, "U32"),
+        ("int32", 32, "I32"),
+        ("int64", 64, "I64"),
+        ("f16", 16, "F16"),
+        ("bf16", 16, "BF16"),
+        ("f32", 32, "F32"),
+        ("f64", 64, "F64"),
+        ("e4m3", 8, "F8_E4M3"),
+        ("e5m2", 8, "F8_E5M2"),
+        ("e8m0", 8, "F8_E8M0"),
+        ("e2m1", 4, "U8"),
+        ("e2m3", 6, "U8"),
+        ("e3m2", 6, "U8"),
+        ("sign", 1, "U8"),
+        ("ternary", 2, "U8"),
+        ("bool", 8, "BOOL"),
+    ]
     return {name: DataType(name, bits, storage) for name, bits, storage in names}
 
 
@@ -61,10 +76,22 @@ DATATYPES = _rows()
 """Every named number format."""
 
 PLAIN_TABLE = {
-    "F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64", "F8_E4M3": "e4m3", "F8_E5M2": "e5m2", "F8_E8M0": "e8m0",
-    "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32", "I64": "int64",
+    "F16": "f16",
+    "BF16": "bf16",
+    "F32": "f32",
+    "F64": "f64",
+    "F8_E4M3": "e4m3",
+    "F8_E5M2": "e5m2",
+    "F8_E8M0": "e8m0",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "I64": "int64",
     "BOOL": "bool",
-}  # fmt: skip
+}
 """The number format that a plain tensor of a storage type has when nothing else is said."""
 
 
@@ -76,9 +103,13 @@ def datatype(name: str) -> DataType:
 
 
 _MINIFLOAT = {
-    "e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2", "e8m0": "float8_e8m0fnu",
-    "e2m1": "float4_e2m1fn", "e2m3": "float6_e2m3fn", "e3m2": "float6_e3m2fn",
-}  # fmt: skip
+    "e4m3": "float8_e4m3fn",
+    "e5m2": "float8_e5m2",
+    "e8m0": "float8_e8m0fnu",
+    "e2m1": "float4_e2m1fn",
+    "e2m3": "float6_e2m3fn",
+    "e3m2": "float6_e3m2fn",
+}
 
 
 @cache

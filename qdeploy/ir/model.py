@@ -20,13 +20,16 @@ class SourceFile:
     Attributes:
         path: Relative to the source folder, with forward slashes.
         data: U8 [size], read by range.
-        role: "side" (config, tokenizer, ...) or "head" (the bytes of a tensor file that are not tensors: enough, with
-            the tensors, to write that file again).
+        role: "side" (config, tokenizer, ...); "head": the bytes of a tensor file before its tensors, given only where
+            whatever else lies between the tensors is zero, so that head and tensors are the whole file; "derived": made
+            by the reader from what the source holds in another form (a tokenizer.json from metadata).
+        total: For a head: the size of the whole file.
     """
 
     path: str
     data: Buffer
     role: str = "side"
+    total: int = 0
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Model:
         origins: Every tensor of every source file, with what has been proven of it.
         build_graph: Makes the graph from config and tensors; None where the source describes no network.
         notes: Warnings that the report repeats.
+        losses: Signal-to-noise ratio in dB of every tensor that was quantized on the way, on sampled rows; filled as
+            the tensors are read.
     """
 
     format: str
@@ -54,6 +59,7 @@ class Model:
     origins: tuple[Origin, ...] = ()
     build_graph: Callable[[Model], Graph] | None = None
     notes: list[str] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> Graph:

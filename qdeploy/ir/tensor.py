@@ -1,7 +1,7 @@
 """The nouns of a quantized tensor: one recursive description that every published encoding fits.
 
-A weight is a sum of terms; a term is a grid of codes with a table, and optionally a zero, a scale and an offset, each of
-which is again a grid of codes at a coarser tiling:
+A weight is a sum of terms; a term is a grid of codes with a table, and optionally a zero, a scale and an offset, each
+of which is again a grid of codes at a coarser tiling:
 
     Codes    ((table[code] - zero) * scale) + offset     float32, in this order, one rounding per step
     LowRank  u @ vt
@@ -99,7 +99,7 @@ class Layout:
             padded to a whole byte. Code j occupies bits [j * width, (j + 1) * width) of its run.
     planes  `width` buffers U8, shape[:-1] + [ceil(shape[-1] / 8)], most significant plane first; element j is bit j % 8
             of byte j // 8.
-    radix   U8, shape[:-1] + [ceil(shape[-1] / digits)]: plain base-`base` numbers, the first code the least significant.
+    radix   U8, shape[:-1] + [ceil(shape[-1] / digits)]: plain numbers to that base, the first code least significant.
     """
 
     kind: Literal["plain", "bits", "planes", "radix"]
@@ -239,7 +239,7 @@ class Source:
         writer: The packing within that format that writes it back; empty if there is none.
         args: What the writer needs besides the tensor.
         tensors: The source tensors that it was made of.
-        residue: U8 [n, 13]: (source tensor u32, offset u64, xor u8) little-endian; bytes that the canonical writer would
+        residue: U8 [n, 13]: (source tensor u32, offset u64, xor u8) little-endian; bytes where the canonical writer would
             give otherwise. None for ordinary files.
         exact: "bytes": write(read(x)) == x; "values": only the numbers; "recovered": codes found on a declared grid.
     """

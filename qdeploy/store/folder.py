@@ -133,6 +133,16 @@ class Folder:
         finally:
             file.close()
 
+    def rows(self, name: str) -> FileRows:
+        """The bytes of a file as rows of a U8 buffer; the file is open only while it is read."""
+        return FileRows(self, name)
+
+    def size(self, name: str) -> int:
+        """Size of a file in bytes."""
+        file = self.open(name)
+        file.close()
+        return file.size
+
     def _inside(self, name: str) -> Path:
         pure = PurePosixPath(name)
         if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
@@ -144,6 +154,23 @@ class Folder:
             raise BadFileError("a link leads outside of the folder", where=str(self.path / name), found=str(target),
                                todo="Copy the checkpoint to a folder of its own, or pass --trust-links.")  # fmt: skip
         return target
+
+
+class FileRows:
+    """The bytes of a file inside a folder, by range; many of them cost no open files."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Returns bytes [start, stop)."""
+        out = np.empty(stop - start, np.uint8)
+        file = self._folder.open(self._name)
+        try:
+            file.read_into(start, out)
+        finally:
+            file.close()
+        return out
 
 
 def _hub_repository(path: Path) -> Path | None:

@@ -7,7 +7,7 @@ the source file again uses it backwards only. Buffer rows [i * group, (i + 1) * 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,18 +18,23 @@ from qdeploy.store.origin import Origin
 
 Array = npt.NDArray[Any]
 
+SLAB_BYTES = 8 << 20
+"""About how much is read, recoded or written at a time."""
+
 
 @dataclass(frozen=True)
 class Recoding:
     """How one source tensor and the buffers made of it become each other.
 
     Attributes:
-        keys: The buffers, by key.
+        keys: The buffers, by key. None at all: the tensor follows from the arguments of its source, as a whole.
         unpack: Raw slab -> rows of each buffer, in the order of `keys`.
         pack: Rows of each buffer -> raw slab. May return a view in any memory order.
         axis: The axis of the source tensor along which slabs are cut.
         group: Buffer rows per step.
         units: Units of the source tensor per step.
+        rows: Rows of the buffers, where the last step holds fewer than `group`: what `unpack` makes of its padding is
+            dropped, and `pack` is given fewer rows. 0 where every step is full.
     """
 
     keys: tuple[str, ...]
@@ -38,6 +43,7 @@ class Recoding:
     axis: int = 0
     group: int = 1
     units: int = 1
+    rows: int = 0
 
 
 class Slabs(Protocol):
@@ -45,6 +51,24 @@ class Slabs(Protocol):
 
     def slab(self, axis: int, start: int, stop: int) -> Array:
         """Returns units [start, stop) along the axis."""
+        ...
+
+
+class Readable(Protocol):
+    """A buffer, as far as writing back needs it: shape, and any range of rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows are the first axis."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row in bytes."""
+        ...
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Returns rows [start, stop)."""
         ...
 
 
@@ -64,6 +88,8 @@ class RecodedRows:
         low, high = first * how.units, min(last * how.units, self.origin.extent)
         raw = self.source.slab(how.axis, low, high)
         made = how.unpack(raw)
+        if how.rows:
+            made = tuple(rows[: how.rows - first * how.group] for rows in made)
         if not self.origin.covers(low, high):
             self.origin.prove(low, high, raw, how.pack(*made))
         rows = made[how.keys.index(self.key)]
@@ -83,6 +109,29 @@ class VerbatimRows:
         return self.source.slab(0, start, stop)
 
 
-def transposed(key: str) -> Recoding:
-    """The buffer is the transpose of a 2-D source tensor: a view each way, and a copy only where one is needed."""
-    return Recoding((key,), lambda raw: (np.ascontiguousarray(raw.T),), lambda rows: rows.T, axis=1)
+def verbatim(key: str) -> Recoding:
+    """The buffer is the source tensor as it is."""
+    return Recoding((key,), lambda raw: (raw,), lambda rows: rows)
+
+
+def restore(how: Recoding, buffers: Sequence[Readable], shape: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
+    """Writes a source tensor again, slab by slab; nothing larger than a slab is held.
+
+    Args:
+        how: Its recoding.
+        buffers: The buffers that `how.keys` names, in that order.
+        shape: The shape of the source tensor.
+
+    Yields:
+        (start, slab): units [start, start + slab.shape[how.axis]) along `how.axis`, ascending and without gaps, in the
+        storage type of the source. Where the tensor has a residue, it is to be applied afterwards.
+    """
+    if not how.keys:
+        yield 0, how.pack()
+        return
+    extent, rows = (shape[how.axis] if shape else 1), buffers[0].shape[0]
+    step_bytes = how.group * max(sum(b.row_bytes for b in buffers), 1)
+    steps = max(1, SLAB_BYTES // step_bytes)
+    for start in range(0, extent, steps * how.units):
+        low = start // how.units * how.group
+        yield start, how.pack(*(b.read(low, min(low + steps * how.group, rows)) for b in buffers))

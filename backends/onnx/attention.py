@@ -1,0 +1,176 @@
+"""Attention to the operators of ONNX Runtime.
+
+Decoders take com.microsoft.GroupQueryAttention with past and present; the caches hold keys after rotation. What its CPU
+kernel accepts, and what we do about it:
+
+    head size % 16 == 0 and rotary size % 16 == 0    it rotates by itself (do_rotary)
+    any other even rotary size                       com.microsoft.RotaryEmbedding stands before it
+    head size % 8 != 0                               heads are padded with zeros, which add nothing to a dot product;
+                                                     the caches are then as wide as the padded heads
+
+Its `local_window_size` w lets a query attend to the last w keys including itself, as our `window` does. Lengths come from
+the attention mask: one sequence of the batch has `sum(mask)` tokens, past and new together, padded on the right.
+
+Encoders take com.microsoft.MultiHeadAttention, whose mask is per key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qdeploy.backends.onnx.external import Array
+from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.graph import Node
+from qdeploy.ir.tensor import QTensor
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The values that say how long the sequences of a batch are.
+
+    Attributes:
+        last: I32 [B]: tokens of each sequence, past and new, minus one.
+        total: I32 scalar: the greatest number of tokens of a sequence.
+        positions: I64 [B, T]: the place of each new token; made only if somebody asks.
+    """
+
+    last: str
+    total: str
+    positions: str
+
+
+def padded_head(size: int) -> int:
+    """The head size that the kernels take: the next multiple of 8."""
+    return -(-size // 8) * 8
+
+
+def lengths(builder: GraphBuilder, input_ids: str, mask: str) -> Lengths:
+    """Derives the lengths from `attention_mask` I64 [B, S] (1 = a token) and `input_ids` I64 [B, T]."""
+    one, zero = builder.constant([1], "int64"), builder.constant(0, "int64")
+    count = builder.node("ReduceSum", [mask, one], keepdims=0)  # I64 [B]
+    last = builder.node("Cast", [builder.node("Sub", [count, one])], to=onnx.TensorProto.INT32)
+    total = builder.node("Cast", [builder.node("Gather", [builder.node("Shape", [mask]), one])],
+                         to=onnx.TensorProto.INT32)  # fmt: skip
+    total = builder.node("Squeeze", [total, builder.constant([0], "int64")])
+    # the first new token of a sequence stands at count - T; in a padded prompt that is below zero, and it stands at 0
+    new = builder.node("Gather", [builder.node("Shape", [input_ids]), builder.constant(1, "int64")])
+    first = builder.node("Max", [builder.node("Sub", [count, new]), zero])
+    steps = builder.node("Range", [zero, new, builder.constant(1, "int64")])
+    column = builder.node("Unsqueeze", [first, one])
+    return Lengths(last, total, builder.node("Add", [column, steps]))  # [B, 1] + [T]
+
+
+def rotary_caches(inv_freq: Array, factor: float, context: int) -> tuple[Array, Array]:
+    """Cosines and sines, float32 [context, rotary_dim / 2]; the angle is a float32 product, as in `ir/attention.py`."""
+    angle = np.arange(context, dtype=np.float32)[:, None] * inv_freq.astype(np.float32)[None, :]
+    exact = angle.astype(np.float64)
+    return tuple(turn(exact).astype(np.float32) * np.float32(factor) for turn in (np.cos, np.sin))  # type: ignore[return-value]
+
+
+class DecoderAttention:
+    """Lowers the Attention nodes of a decoder.
+
+    Args:
+        builder: The graph.
+        constants: The graph's constants, where rope frequencies are.
+        lengths: See `lengths`.
+        context: Positions that the caches of cosines and sines cover.
+    """
+
+    def __init__(
+        self, builder: GraphBuilder, constants: Mapping[str, QTensor], lengths: Lengths, context: int
+    ) -> None:
+        self._builder, self._constants, self._lengths, self._context = builder, constants, lengths, context
+
+    def emit(self, node: Node, inputs: tuple[str, str, str], past: tuple[str, str], present: tuple[str, str]) -> None:
+        """Appends the nodes for one Attention; `inputs` are q, k, v, and the names of past and present are given."""
+        attrs: Mapping[str, Any] = node.attrs
+        heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+        if not attrs.get("causal"):
+            raise UnsupportedError("attention with a state that is not causal", where=node.name)
+        rope: Mapping[str, Any] | None = attrs.get("rope")
+        fused = rope is not None and size % 16 == 0 and rope["rotary_dim"] % 16 == 0
+        query, key, value = inputs
+        if rope is not None and not fused:
+            query, key = self._rotate(query, heads, size, rope), self._rotate(key, kv_heads, size, rope)
+        query, key, value = (
+            self._pad(x, n, size) for x, n in ((query, heads), (key, kv_heads), (value, kv_heads))
+        )
+        mixed = self._grouped(node, (query, key, value, *past), present, rope if fused else None)
+        self._crop(mixed, heads, size, node.outputs[0])
+
+    def _grouped(
+        self, node: Node, inputs: tuple[str, ...], present: tuple[str, str], rope: Mapping[str, Any] | None
+    ) -> str:
+        attrs: Mapping[str, Any] = node.attrs
+        caches = self._caches(rope) if rope else ()
+        exact = padded_head(attrs["head_dim"]) == attrs["head_dim"]
+        mixed = node.outputs[0] if exact else self._builder.fresh("mixed")
+        self._builder.node(
+            "GroupQueryAttention", [*inputs, self._lengths.last, self._lengths.total, *caches], (mixed, *present),
+            MICROSOFT, num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"], scale=float(attrs["scale"]),
+            do_rotary=int(bool(rope)), rotary_interleaved=int(bool(rope and rope.get("interleaved"))),
+            local_window_size=attrs.get("window") or -1,
+        )  # fmt: skip
+        return mixed
+
+    def _caches(self, rope: Mapping[str, Any]) -> tuple[str, str]:
+        factor = float(rope.get("factor", 1.0))
+        names = f"rope.cos.{rope['inv_freq']}.{factor:g}", f"rope.sin.{rope['inv_freq']}.{factor:g}"
+        inv_freq = self._constants[rope["inv_freq"]].decode()
+        made: dict[int, Array] = {}
+
+        def rows(which: int) -> Any:
+            def read(start: int, stop: int) -> Array:
+                if not made:
+                    made.update(enumerate(rotary_caches(inv_freq, factor, self._context)))
+                return made[which][start:stop]
+
+            return read
+
+        shape = (self._context, len(inv_freq))
+        for which, name in enumerate(names):
+            self._builder.initializer(name, onnx.TensorProto.FLOAT, shape, rows(which))
+        return names
+
+    def _rotate(self, x: str, heads: int, size: int, rope: Mapping[str, Any]) -> str:
+        rotary = rope["rotary_dim"]
+        return self._builder.node(
+            "RotaryEmbedding", [x, self._lengths.positions, *self._caches(rope)], "", MICROSOFT,
+            interleaved=int(bool(rope.get("interleaved"))), num_heads=heads,
+            rotary_embedding_dim=rotary if rotary != size else 0,
+        )  # fmt: skip
+
+    def _pad(self, x: str, heads: int, size: int) -> str:
+        wide = padded_head(size)
+        if wide == size:
+            return x
+        split = self._builder.node("Reshape", [x, self._builder.constant([0, 0, heads, size], "int64")])
+        pads = self._builder.constant([0, 0, 0, 0, 0, 0, 0, wide - size], "int64")
+        padded = self._builder.node("Pad", [split, pads])
+        return self._builder.node("Reshape", [padded, self._builder.constant([0, 0, heads * wide], "int64")])
+
+    def _crop(self, mixed: str, heads: int, size: int, output: str) -> None:
+        if padded_head(size) == size:
+            return
+        split = self._builder.node("Reshape", [mixed, self._builder.constant([0, 0, heads, padded_head(size)], "int64")])
+        ends = [self._builder.constant([n], "int64") for n in (0, size, 3)]
+        kept = self._builder.node("Slice", [split, *ends])
+        self._builder.node("Reshape", [kept, self._builder.constant([0, 0, heads * size], "int64")], output)
+
+
+def emit_encoder_attention(builder: GraphBuilder, node: Node, inputs: tuple[str, str, str], mask: str) -> None:
+    """Appends MultiHeadAttention for an Attention node without a state; `mask` is I64 [B, S] or empty."""
+    attrs: Mapping[str, Any] = node.attrs
+    if attrs.get("rope") or attrs.get("causal") or attrs["heads"] != attrs["kv_heads"]:
+        raise UnsupportedError("attention without a state takes no rope, no causal mask and no grouped heads",
+                               where=node.name)  # fmt: skip
+    extra = ["", builder.once("Cast", [mask], to=onnx.TensorProto.INT32)] if mask else []
+    builder.node("MultiHeadAttention", [*inputs, *extra], node.outputs, MICROSOFT, num_heads=attrs["heads"],
+                 scale=float(attrs["scale"]))  # fmt: skip

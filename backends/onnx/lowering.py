@@ -1,0 +1,144 @@
+"""A graph to ONNX: nodes in order, weights by the rule table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_encoder_attention, lengths, padded_head
+from qdeploy.backends.onnx.nodes import emit
+from qdeploy.backends.onnx.options import Options
+from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.rules import FLOAT_TABLES, Ruling, rule
+from qdeploy.backends.onnx.weights import FloatForm, Form
+from qdeploy.ir.expand import expand_graph
+from qdeploy.ir.graph import Graph, Node, State
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import QTensor
+
+MASK = "attention_mask"
+_KEPT = ("Linear", "SkipNorm")
+"""Composites that have a form of their own in ONNX."""
+
+
+class GraphLowering:
+    """Lowers the graph of a model into a builder; satisfies `nodes.Scope`.
+
+    Attributes:
+        builder: What is filled.
+        rulings: The form of each weight, in order of first use.
+    """
+
+    def __init__(self, model: Model, options: Options) -> None:
+        self._model, self._options = model, options
+        self.graph: Graph = expand_graph(model.graph, keep=_KEPT)
+        self.builder = GraphBuilder()
+        self.rulings: dict[str, Ruling] = {}
+        self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
+        self._made = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
+        self._attention: Callable[[Node], None] = self._encoder_attention
+
+    def run(self) -> None:
+        """Declares inputs and outputs and lowers every node."""
+        for value in self.graph.inputs:
+            self.builder.input(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+        if self._states:
+            self._open_states()
+        for node in self.graph.nodes:
+            emit(self, node)
+        for value in self.graph.outputs:
+            self.builder.output(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+        for name in state_names(self.graph, "present"):
+            self._declare_state(self.builder.output, name, "total_sequence_length")
+
+    # ---- what nodes ask for
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a name is a tensor of the model, and a matrix."""
+        return name not in self._made and name not in self.graph.constants and len(self._model.tensors[name].shape) == 2
+
+    def value(self, name: str) -> str:
+        """The ONNX value of a name."""
+        if not name or name in self._made:
+            return name
+        return self._whole(name).value(self.builder)
+
+    def linear(self, x: str, weight: str, output: str) -> None:
+        """x @ weight.T."""
+        self._form(weight).linear(self.builder, x, output)
+
+    def gather_rows(self, weight: str, ids: str, output: str) -> None:
+        """Rows of a weight."""
+        self._form(weight).gather(self.builder, ids, output)
+
+    def attention(self, node: Node) -> None:
+        """Lowers an Attention node."""
+        self._attention(node)
+
+    # ---- weights
+
+    def _form(self, name: str) -> Form:
+        if name not in self.rulings:
+            tensor = self._model.tensors[name]
+            self.rulings[name] = rule(name, tensor, self._options.activations, self._options.requantize)
+        return self.rulings[name].form
+
+    def _whole(self, name: str) -> FloatForm:
+        """A tensor that a node takes as a whole (a norm, a bias, a constant): floats as they are, others decoded."""
+        tensor = self.graph.constants[name] if name in self.graph.constants else self._model.tensors[name]
+        if name not in self.rulings:
+            self.rulings[name] = whole(name, tensor)
+        form = self.rulings[name].form
+        return form if isinstance(form, FloatForm) else decoded(f"{name}.decoded", tensor)
+
+    # ---- states
+
+    def _open_states(self) -> None:
+        mask = self.builder.input(MASK, STORAGE_TO_ONNX["I64"], ("batch", "total_sequence_length"))
+        for name in state_names(self.graph, "past_key_values"):
+            self._declare_state(self.builder.input, name, "past_sequence_length")
+        self._attention = self._decoder_attention
+        self._lengths: Lengths = lengths(self.builder, self.graph.inputs[0].name, mask)
+
+    def _declare_state(self, declare: Callable[..., str], name: str, length: str) -> None:
+        state = self.graph.states[int(name.split(".")[1])]
+        shape = ("batch", state.heads, length, padded_head(state.head_dim))
+        declare(name, STORAGE_TO_ONNX[state.dtype], shape)
+
+    @cached_property
+    def _decoder(self) -> DecoderAttention:
+        context = int(self.graph.meta["context"])  # type: ignore[arg-type]
+        return DecoderAttention(self.builder, self.graph.constants, self._lengths, context)
+
+    def _decoder_attention(self, node: Node) -> None:
+        place, state = self._states[str(node.attrs["state"])]
+        query, key, value = (self.value(name) for name in node.inputs[:3])
+        past, present = ((f"{kind}.{place}.key", f"{kind}.{place}.value") for kind in ("past_key_values", "present"))
+        self._decoder.emit(node, state.head_dim, (query, key, value), past, present)
+
+    def _encoder_attention(self, node: Node) -> None:
+        query, key, value, *mask = (self.value(name) for name in node.inputs)
+        emit_encoder_attention(self.builder, node, (query, key, value), mask[0] if mask else "")
+
+
+def state_names(graph: Graph, kind: str) -> list[str]:
+    """Names of the cache inputs ("past_key_values") or outputs ("present"), in the order of the states."""
+    return [f"{kind}.{place}.{part}" for place in range(len(graph.states)) for part in ("key", "value")]
+
+
+def whole(name: str, tensor: QTensor) -> Ruling:
+    """The ruling for a tensor that is used as a whole."""
+    from qdeploy.backends.onnx.rules import float_form
+
+    stored = float_form(name, tensor)
+    if stored is not None:
+        return Ruling(stored, f"stored as {stored.storage} and widened to float32 in the graph")
+    return Ruling(decoded(name, tensor), "decoded to float32: it is used as a whole")
+
+
+def decoded(name: str, tensor: QTensor) -> FloatForm:
+    """A tensor as the float32 that it decodes to."""
+    return FloatForm(name, tensor, "F32", lambda start, stop: tensor.decode(slice(start, stop)))
+
+
+__all__ = ["FLOAT_TABLES", "GraphLowering", "State", "state_names"]

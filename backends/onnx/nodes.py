@@ -1,0 +1,136 @@
+"""Graph nodes to ONNX nodes: one row per op.
+
+Most of our primitives are ONNX operators whose small constant inputs (shape, axes, starts, ends, min, max) are attributes
+with us; the rows of `_CONSTANT_INPUTS` put them back. RMSNormalization and SkipNorm take the fused operators of ONNX
+Runtime, which exist in every release that reads opset 21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.graph import Node
+
+_SAME = frozenset({
+    "Identity", "Gather", "Add", "Sub", "Mul", "Div", "MatMul", "Softmax", "Sigmoid", "Tanh", "Relu", "Erf", "Sqrt",
+    "Gelu", "LayerNormalization", "LpNormalization", "Transpose", "Concat", "Range",
+})  # fmt: skip
+_CONSTANT_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "Reshape": ("shape",), "Unsqueeze": ("axes",), "Squeeze": ("axes",), "Slice": ("starts", "ends", "axes"),
+    "ReduceSum": ("axes",), "ReduceMean": ("axes",),
+}  # fmt: skip
+
+
+class Scope(Protocol):
+    """What an emitter sees of the graph that is being lowered."""
+
+    builder: GraphBuilder
+
+    def value(self, name: str) -> str:
+        """The ONNX value of a name in our graph; a weight is given in float32."""
+        ...
+
+    def linear(self, x: str, weight: str, output: str) -> str:
+        """x @ weight.T in the form that the rules chose for the weight."""
+        ...
+
+    def gather_rows(self, weight: str, ids: str, output: str) -> str:
+        """Rows of a weight as float32."""
+        ...
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a name is a tensor of the model, and a matrix."""
+        ...
+
+    def attention(self, node: Node) -> None:
+        """Lowers an Attention node."""
+        ...
+
+
+Emitter = Callable[[Scope, Node], None]
+
+
+def emit(scope: Scope, node: Node) -> None:
+    """Lowers one node; raises UnsupportedError for an op that has no row."""
+    if node.op in _SPECIAL:
+        _SPECIAL[node.op](scope, node)
+    elif node.op in _SAME or node.op in _CONSTANT_INPUTS:
+        _emit_plain(scope, node)
+    else:
+        raise UnsupportedError("this op has no form in ONNX", where=node.name, found=node.op,
+                               allowed=", ".join(sorted({*_SAME, *_CONSTANT_INPUTS, *_SPECIAL})))  # fmt: skip
+
+
+def _emit_plain(scope: Scope, node: Node) -> None:
+    constants = _CONSTANT_INPUTS.get(node.op, ())
+    inputs = [scope.value(name) for name in node.inputs]
+    inputs += [scope.builder.constant(node.attrs[key], "int64") for key in constants]
+    attrs: dict[str, Any] = {key: value for key, value in node.attrs.items() if key not in constants}
+    scope.builder.node(node.op, inputs, node.outputs, **attrs)
+
+
+def _constant(scope: Scope, node: Node) -> None:
+    integer = "value_int" in node.attrs
+    value = np.array(node.attrs["value_int" if integer else "value_float"], np.int64 if integer else np.float32)
+    scope.builder.node("Identity", [scope.builder.constant(value)], node.outputs)
+
+
+def _gather(scope: Scope, node: Node) -> None:
+    weight, ids = node.inputs
+    if scope.is_weight(weight) and node.attrs.get("axis", 0) == 0:
+        scope.gather_rows(weight, scope.value(ids), node.outputs[0])
+    else:
+        _emit_plain(scope, node)
+
+
+def _cast(scope: Scope, node: Node) -> None:
+    scope.builder.node("Cast", [scope.value(node.inputs[0])], node.outputs, to=STORAGE_TO_ONNX[str(node.attrs["to"])])
+
+
+def _clip(scope: Scope, node: Node) -> None:
+    limits = [node.attrs.get(key) for key in ("min", "max")]
+    inputs = ["" if limit is None else scope.builder.constant(limit, "float32") for limit in limits]
+    scope.builder.node("Clip", [scope.value(node.inputs[0]), *inputs], node.outputs)
+
+
+def _shape(scope: Scope, node: Node) -> None:
+    attrs = {key: value for key, value in node.attrs.items() if value is not None}
+    scope.builder.node("Shape", [scope.value(node.inputs[0])], node.outputs, **attrs)
+
+
+def _linear(scope: Scope, node: Node) -> None:
+    x, weight, *bias = node.inputs
+    biased = bool(bias and bias[0])
+    output = scope.builder.fresh("product") if biased else node.outputs[0]
+    scope.linear(scope.value(x), weight, output)
+    if biased:
+        scope.builder.node("Add", [output, scope.value(bias[0])], node.outputs)
+
+
+def _rms_normalization(scope: Scope, node: Node) -> None:
+    scope.builder.node("SimplifiedLayerNormalization", [scope.value(name) for name in node.inputs], node.outputs,
+                       axis=-1, stash_type=1, epsilon=float(node.attrs.get("epsilon", 1e-5)))  # type: ignore[arg-type]  # fmt: skip
+
+
+def _skip_norm(scope: Scope, node: Node) -> None:
+    rms = node.attrs["kind"] == "rms"
+    inputs = [scope.value(name) for name in node.inputs if name]
+    normal, *total = node.outputs
+    outputs = (normal, "", "", total[0]) if total and total[0] else (normal,)
+    op = "SkipSimplifiedLayerNormalization" if rms else "SkipLayerNormalization"
+    scope.builder.node(op, inputs[:3] if rms else inputs, outputs, MICROSOFT, epsilon=float(node.attrs["epsilon"]))  # type: ignore[arg-type]
+
+
+def _attention(scope: Scope, node: Node) -> None:
+    scope.attention(node)
+
+
+_SPECIAL: Mapping[str, Emitter] = {
+    "Constant": _constant, "Gather": _gather, "Cast": _cast, "Clip": _clip, "Shape": _shape, "Linear": _linear,
+    "RMSNormalization": _rms_normalization, "SkipNorm": _skip_norm, "Attention": _attention,
+}  # fmt: skip

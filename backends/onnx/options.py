@@ -1,0 +1,68 @@
+"""What a caller can ask of the ONNX backend, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qdeploy.backends.onnx.external import Placed
+from qdeploy.backends.onnx.weights import Form
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to lower.
+
+    Attributes:
+        activations: "exact": float32 activations everywhere. "int8": the kernels quantize activations to 8 bits per block
+            while they run, which is faster and changes results by about half a percent.
+        requantize: Whether weights that have no lossless form may be rounded to 4 or 8 bits.
+        jobs: Weights that are written at the same time.
+    """
+
+    activations: Literal["exact", "int8"] = "exact"
+    requantize: bool = False
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of a weight.
+
+    Attributes:
+        tensor: Its name.
+        form: Short name of the form ("int4 block 128 + zeros").
+        reason: Why this form, in a sentence; says "slow" where no fast kernel exists.
+        lossless: Whether every stored number is carried unrounded.
+        bytes: Its size in the data file.
+    """
+
+    tensor: str
+    form: str
+    reason: str
+    lossless: bool
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The result.
+
+    Attributes:
+        files: Written files, relative to the target folder.
+        choices: One per weight, in order of first use.
+        notes: Warnings for the report.
+        digests: SHA-256 of each range of the data file, by the name of the initializer that brought it.
+        forms: The forms themselves, by tensor; for `check`.
+        places: Where each range lies; for `check`.
+        int8: Whether kernels quantize activations; for `check`.
+    """
+
+    files: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+    digests: Mapping[str, str]
+    forms: Mapping[str, Form] = field(default_factory=dict, repr=False)
+    places: Mapping[str, Placed] = field(default_factory=dict, repr=False)
+    int8: bool = False

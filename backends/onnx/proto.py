@@ -1,0 +1,142 @@
+"""A small builder of ONNX protobufs: nodes, constants, and initializers that lie in the external data file.
+
+`onnx` itself gives the message types; no graph library stands between, since `import onnx_ir` alone costs a third of the
+CPU time of a whole conversion, and all that is needed here is to append.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+import onnx
+
+from qdeploy.backends.onnx.external import Array, Blob, ExternalData, Placed, RowReader
+
+OPSET, IR_VERSION = 21, 10
+"""The lowest that has everything we emit: ONNX Runtime 1.20 reads it."""
+MICROSOFT, QDEPLOY = "com.microsoft", "qdeploy"
+DATA_FILE = "model.onnx.data"
+
+STORAGE_TO_ONNX: Mapping[str, int] = {
+    "F32": onnx.TensorProto.FLOAT, "F16": onnx.TensorProto.FLOAT16, "BF16": onnx.TensorProto.BFLOAT16,
+    "F64": onnx.TensorProto.DOUBLE, "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN, "F8_E5M2": onnx.TensorProto.FLOAT8E5M2,
+    "U8": onnx.TensorProto.UINT8, "I8": onnx.TensorProto.INT8, "U16": onnx.TensorProto.UINT16,
+    "I16": onnx.TensorProto.INT16, "I32": onnx.TensorProto.INT32, "I64": onnx.TensorProto.INT64,
+    "BOOL": onnx.TensorProto.BOOL,
+}  # fmt: skip
+"""Storage type -> element type of ONNX."""
+ITEMSIZE: Mapping[int, int] = {
+    onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2, onnx.TensorProto.DOUBLE: 8,
+    onnx.TensorProto.FLOAT8E4M3FN: 1, onnx.TensorProto.FLOAT8E5M2: 1, onnx.TensorProto.UINT8: 1,
+    onnx.TensorProto.INT8: 1, onnx.TensorProto.UINT16: 2, onnx.TensorProto.INT16: 2, onnx.TensorProto.INT32: 4,
+    onnx.TensorProto.INT64: 8, onnx.TensorProto.BOOL: 1,
+}  # fmt: skip
+"""Element type of ONNX -> bytes."""
+
+
+class GraphBuilder:
+    """Collects a graph. Values are names; a node's outputs are given or made up."""
+
+    def __init__(self, name: str = "qdeploy") -> None:
+        self.graph = onnx.GraphProto(name=name)
+        self.data = ExternalData()
+        self.functions: dict[str, onnx.FunctionProto] = {}
+        self._places: dict[str, Placed] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._declared: set[str] = set()
+        self._counter = 0
+        self.memo: dict[tuple[Any, ...], str] = {}
+
+    def fresh(self, hint: str) -> str:
+        """A value name that nobody has."""
+        self._counter += 1
+        return f"{hint}_{self._counter}"
+
+    @overload
+    def node(self, op: str, inputs: Sequence[str], outputs: str = "", domain: str = "", **attrs: Any) -> str: ...
+    @overload
+    def node(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attrs: Any
+    ) -> tuple[str, ...]: ...
+    def node(
+        self, op: str, inputs: Sequence[str], outputs: str | Sequence[str] = "", domain: str = "", **attrs: Any
+    ) -> str | tuple[str, ...]:
+        """Appends a node and returns its output name, or the tuple of them where several names were given."""
+        names = (outputs or self.fresh(op),) if isinstance(outputs, str) else tuple(outputs)
+        node = self.graph.node.add(op_type=op, domain=domain, input=inputs, output=names)
+        node.name = f"{op}_{len(self.graph.node)}"
+        node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in attrs.items())
+        return names[0] if isinstance(outputs, str) else names
+
+    def once(self, op: str, inputs: Sequence[str], domain: str = "", **attrs: Any) -> str:
+        """As `node`, but the same op on the same inputs is emitted once."""
+        key = (op, tuple(inputs), domain, repr(sorted(attrs.items())))
+        if key not in self.memo:
+            self.memo[key] = self.node(op, inputs, domain=domain, **attrs)
+        return self.memo[key]
+
+    def constant(self, array: Array | Sequence[Any] | float | int, dtype: str = "") -> str:
+        """A small constant that stands in the graph itself; equal ones are one."""
+        value = np.ascontiguousarray(np.array(array, dtype or None))
+        key = (value.dtype.str, value.shape, value.tobytes())
+        if key not in self._constants:
+            name = self._constants[key] = self.fresh("constant")
+            self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+        return self._constants[key]
+
+    def extent(self, rows: int) -> int:
+        """How many rows of a weight this graph has: all of them, unless it is a sample (see check.py)."""
+        return rows
+
+    def initializer(
+        self, name: str, dtype: int, shape: Sequence[int], rows: RowReader, weight: int = 1, range_of: str = ""
+    ) -> str:
+        """Declares an initializer in the data file.
+
+        Args:
+            name: Its name; a second declaration under the same name is the same initializer.
+            dtype: Element type of ONNX.
+            shape: Its shape.
+            rows: Gives rows [start, stop) of its first axis, in the bytes of `dtype`.
+            weight: See `Blob.weight`.
+            range_of: Name of the range of the file (default: `name`); initializers of one range share its bytes.
+        """
+        if name in self._declared:
+            return name
+        self._declared.add(name)
+        key = range_of or name
+        if key not in self._places:
+            self._places[key] = self.data.place(Blob(key, tuple(shape), ITEMSIZE[dtype], rows, weight))
+        place = self._places[key]
+        tensor = self.graph.initializer.add(name=name, data_type=dtype, dims=shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entries = (("location", DATA_FILE), ("offset", place.offset), ("length", place.blob.nbytes))
+        for entry, value in entries:
+            tensor.external_data.add(key=entry, value=str(value))
+        return name
+
+    def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declares an input of the graph."""
+        self.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declares an output of the graph."""
+        self.graph.output.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def function(self, proto: onnx.FunctionProto) -> None:
+        """Adds a model-local function once."""
+        self.functions.setdefault(proto.name, proto)
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model."""
+        model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="qdeploy", graph=self.graph)
+        model.opset_import.add(domain="", version=OPSET)
+        model.opset_import.add(domain=MICROSOFT, version=1)
+        if self.functions:
+            model.opset_import.add(domain=QDEPLOY, version=1)
+            model.functions.extend(self.functions.values())
+        return model

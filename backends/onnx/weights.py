@@ -1,0 +1,299 @@
+"""The forms that a weight can take in the file, and the nodes that use them.
+
+    MatMulNBits   B uint8 [N, blocks, block * bits / 8], codes little end first; scales float32 [N, blocks];
+                  zero points uint8 [N, ceil(blocks * bits / 8)], absent where all are 2 ** (bits - 1)
+    GatherBlockQuantized   the same bytes, with the columns as one axis: [N, blocks * block * bits / 8]
+
+A form of more than 4 bits can be split into nibbles, code = 16 * high + low and zero = 16 * zero_high + zero_low:
+
+    y = 16 * (x (high - zero_high) s) + x (low - zero_low) s
+
+since the kernel for float activations is fast with 4 bits only. Offsets are added as block sums of the activations:
+
+    x (offset spread over blocks)^T = blocksum(x) offset^T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from qdeploy.backends.onnx.affine import Affine
+from qdeploy.backends.onnx.blocks import Blocking
+from qdeploy.backends.onnx.external import Array, RowReader
+from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.ir.tensor import QTensor
+from qdeploy.pack import bits as bit_stream
+
+FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+
+
+class Form(Protocol):
+    """How a tensor lies in the file, and how nodes use it.
+
+    Attributes:
+        label: Names the form in the report; forms with equal labels are lowered alike.
+        shape: Of the tensor.
+    """
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
+        """Appends nodes for `output = x @ W.T`, x float32 [B, T, K]."""
+        ...
+
+    def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
+        """Appends nodes for `output = W[ids]` in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class FloatForm:
+    """A float tensor in its stored type; the graph widens it to float32, which is exact."""
+
+    name: str
+    tensor: QTensor
+    storage: str
+    rows: RowReader
+
+    @property
+    def label(self) -> str:
+        """The storage type."""
+        return self.storage.lower()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.tensor.shape
+
+    def value(self, builder: GraphBuilder) -> str:
+        """The whole tensor in float32."""
+        stored = self._stored(builder)
+        return stored if self.storage == "F32" else builder.once("Cast", [stored], to=FLOAT)
+
+    def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
+        """FusedMatMul, which takes the weight as it lies."""
+        builder.node("FusedMatMul", [x, self.value(builder)], output, MICROSOFT, transB=1)
+
+    def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
+        """Rows first, widened afterwards."""
+        stored = self._stored(builder)
+        if self.storage == "F32":
+            builder.node("Gather", [stored, ids], output)
+        else:
+            builder.node("Cast", [builder.node("Gather", [stored, ids])], output, to=FLOAT)
+
+    def _stored(self, builder: GraphBuilder) -> str:
+        shape = self.shape or (1,)
+        name = builder.initializer(self.name, STORAGE_TO_ONNX[self.storage], shape, self.rows)
+        return name if self.shape else builder.once("Squeeze", [name])
+
+
+@dataclass(frozen=True)
+class AffineForm:
+    """Integer codes in blocks.
+
+    Attributes:
+        name: The tensor's name; its initializers are `name.codes`, `name.scale`, ...
+        view: The tensor as integers.
+        blocking: How columns lie in blocks.
+        bits: Bits of a code in the file: 2, 4 or 8.
+        split: Whether codes of more than 4 bits are kept as high and low nibbles (bits is 4 then).
+        level: accuracy_level of the kernel: 0 float32 activations, 4 activations quantized to int8 per block.
+    """
+
+    name: str
+    view: Affine
+    blocking: Blocking
+    bits: int
+    split: bool
+    level: int
+
+    @property
+    def label(self) -> str:
+        """The parts that decide which kernels run."""
+        blocking = self.blocking
+        parts = [f"{'2 x ' if self.split else ''}int{self.bits} block {blocking.block}",
+                 "zeros" if self._zero_is_stored else "", "offsets" if self.view.offset else "",
+                 "gathered columns" if blocking.columns is not None else ""]  # fmt: skip
+        return " + ".join(part for part in parts if part)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.view.shape
+
+    @property
+    def _zero_is_stored(self) -> bool:
+        return self.split or not isinstance(self.view.zero, int) or self.view.zero != 1 << self.bits - 1
+
+    @property
+    def _width(self) -> int:
+        return self.blocking.count * self.blocking.block
+
+    # ---- nodes
+
+    def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
+        """One MatMulNBits, or two for split codes, and the block-sum correction where there are offsets."""
+        x = self._activations(builder, x)
+        if not self.split and self.view.offset is None:
+            self._product(builder, x, "", output)
+            return
+        total = self._joined(builder, [self._product(builder, x, part) for part in self._parts])
+        if self.view.offset is not None:
+            sums = self._block_sums(builder, x)
+            low = builder.node("FusedMatMul", [sums, self._offset(builder)], "", MICROSOFT, transB=1)
+            builder.node("Add", [total, low], output)
+        else:
+            builder.node("Identity", [total], output)
+
+    def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
+        """GatherBlockQuantized on the same bytes; columns that were gathered or padded are put back."""
+        total = self._joined(builder, [self._rows(builder, ids, part) for part in self._parts])
+        if self.view.offset is not None:
+            total = self._add_offset(builder, ids, total)
+        self._restore(builder, total, output)
+
+    def _joined(self, builder: GraphBuilder, parts: list[str]) -> str:
+        """16 * high + low, or the only part."""
+        if not self.split:
+            return parts[0]
+        return builder.node("Add", [builder.node("Mul", [parts[0], builder.constant(16.0, "float32")]), parts[1]])
+
+    def _product(self, builder: GraphBuilder, x: str, part: str, output: str = "") -> str:
+        n, count, block = self.shape[0], self.blocking.count, self.blocking.block
+        codes = self._codes(builder, part, (n, count, block * self.bits // 8), "")
+        return builder.node(
+            "MatMulNBits", [x, codes, self._scale(builder), *self._zero(builder, part)], output, MICROSOFT,
+            K=self._columns, N=builder.extent(n), bits=self.bits, block_size=block, accuracy_level=self.level,
+        )  # fmt: skip
+
+    def _rows(self, builder: GraphBuilder, ids: str, part: str) -> str:
+        codes = self._codes(builder, part, (self.shape[0], self._width * self.bits // 8), ".rows")
+        return builder.node(
+            "GatherBlockQuantized", [codes, ids, self._scale(builder), *self._zero(builder, part)], "", MICROSOFT,
+            bits=self.bits, block_size=self.blocking.block, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+
+    @property
+    def _columns(self) -> int:
+        """Columns of the activations that meet the codes."""
+        return self.shape[1] if self.blocking.columns is None else self._width
+
+    def _activations(self, builder: GraphBuilder, x: str) -> str:
+        columns = self.blocking.columns
+        if columns is None:
+            return x
+        if self.blocking.padded:
+            x = builder.once("Pad", [x, builder.constant([0, 1], "int64"), "", builder.constant([-1], "int64")])
+        return builder.once("Gather", [x, builder.constant(columns, "int64")], axis=-1)
+
+    def _block_sums(self, builder: GraphBuilder, x: str) -> str:
+        missing = self._width - self._columns
+        if missing:
+            pads = builder.constant([0, missing], "int64")
+            x = builder.once("Pad", [x, pads, "", builder.constant([-1], "int64")])
+        shape = builder.constant([0, 0, self.blocking.count, self.blocking.block], "int64")
+        split = builder.once("Reshape", [x, shape])  # [B, T, blocks, block]
+        return builder.once("ReduceSum", [split, builder.constant([-1], "int64")], keepdims=0)
+
+    def _add_offset(self, builder: GraphBuilder, ids: str, rows: str) -> str:
+        shape = builder.constant([0, 0, self.blocking.count, self.blocking.block], "int64")
+        offset = builder.node("Gather", [self._offset(builder), ids])  # [B, T, blocks]
+        offset = builder.node("Unsqueeze", [offset, builder.constant([-1], "int64")])
+        total = builder.node("Add", [builder.node("Reshape", [rows, shape]), offset])
+        return builder.node("Reshape", [total, builder.constant([0, 0, self._width], "int64")])
+
+    def _restore(self, builder: GraphBuilder, rows: str, output: str) -> None:
+        columns = self.blocking.columns
+        if columns is not None:
+            place = np.empty(self.shape[1] + 1, np.int64)
+            place[columns] = np.arange(len(columns))
+            builder.node("Gather", [rows, builder.constant(place[:-1], "int64")], output, axis=-1)
+        elif self._width != self.shape[1]:
+            bounds = [builder.constant([n], "int64") for n in (0, self.shape[1], -1)]
+            builder.node("Slice", [rows, *bounds], output)
+        else:
+            builder.node("Identity", [rows], output)
+
+    # ---- initializers
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return (".high", ".low") if self.split else ("",)
+
+    def _codes(self, builder: GraphBuilder, part: str, shape: tuple[int, ...], suffix: str) -> str:
+        name = f"{self.name}{part}.codes"
+        row_shape = shape[1:]
+        read, weight = self._code_reader(part)
+        return builder.initializer(
+            name + suffix, UINT8, shape, lambda a, b: read(a, b).reshape(b - a, *row_shape), weight, range_of=name
+        )
+
+    def _code_reader(self, part: str) -> tuple[RowReader, int]:
+        """Rows as they lie in the file, and how much room making them needs."""
+        view, stream = self.view, self.view.stream
+        whole = self.blocking.columns is None and self._width == view.shape[1] and not part
+        if whole and stream is not None and stream.layout.width <= self.bits:
+            data, width = stream.data[0], stream.layout.width
+            return lambda a, b: bit_stream.repack(data.read(a, b), view.shape[1], width, self.bits), 2
+        select = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}[part]
+        return lambda a, b: bit_stream.pack(self._arranged(select(view.codes(a, b))), self.bits), 24
+
+    def _arranged(self, codes: Array) -> Array:
+        """Codes in the order of the blocks: [rows, K] -> [rows, blocks * block]."""
+        columns, missing = self.blocking.columns, self._width - codes.shape[1]
+        if columns is None:
+            return codes if not missing else np.pad(codes, ((0, 0), (0, missing)))
+        if self.blocking.padded:
+            codes = np.pad(codes, ((0, 0), (0, 1)))
+        return np.take(codes, columns, axis=1)
+
+    def _scale(self, builder: GraphBuilder) -> str:
+        return builder.initializer(f"{self.name}.scale", FLOAT, self._block_shape, self._spread(self.view.scale), 4)
+
+    def _offset(self, builder: GraphBuilder) -> str:
+        assert self.view.offset is not None  # for the type checker: callers have looked
+        return builder.initializer(f"{self.name}.offset", FLOAT, self._block_shape, self._spread(self.view.offset), 4)
+
+    def _zero(self, builder: GraphBuilder, part: str) -> tuple[str, ...]:
+        if part == ".high" and self.view.zero == 128:
+            return ()
+        if not self._zero_is_stored:
+            return ()
+        n, count = self._block_shape
+        shape = (n, bit_stream.row_bytes(count, self.bits))
+        read = self._zero_reader(part)
+        return (builder.initializer(f"{self.name}{part}.zero", UINT8, shape, read, 8),)
+
+    def _zero_reader(self, part: str) -> RowReader:
+        zero, group = self.view.zero, self.blocking.group
+        select: Callable[[Array], Array] = {
+            "": lambda z: z, ".high": lambda z: z >> 4, ".low": lambda z: z & 15
+        }[part]  # fmt: skip
+
+        def read(start: int, stop: int) -> Array:
+            if isinstance(zero, int):
+                found = np.full((stop - start, len(group)), zero, np.uint8)
+            else:
+                found = zero(start, stop)[:, group]
+            return bit_stream.pack(select(found), self.bits)
+
+        return read
+
+    def _spread(self, read: RowReader) -> RowReader:
+        group = self.blocking.group
+        in_order = np.array_equal(group, np.arange(self.view.groups))
+        return read if in_order else lambda start, stop: read(start, stop)[:, group]
+
+    @property
+    def _block_shape(self) -> tuple[int, int]:
+        return (self.shape[0], self.blocking.count)
+

@@ -1,0 +1,274 @@
+"""GPTQ (arXiv 2210.17323) as AutoGPTQ, GPTQModel and AutoRound write it.
+
+`quant_method: gptq` in config.json, or quantize_config.json alone. Per linear layer, weight [N, K], b = bits:
+
+    qweight  I32  [ceil(K * b / 32), N]   column n is a little-endian bit stream: code k of row n at bits [k * b, (k + 1) * b)
+    qzeros   I32  [G, ceil(N * b / 32)]   the same along N: zero n of a group at bits [n * b, (n + 1) * b)
+    scales   F16  [G, N]
+    g_idx    I32  [K]                     group of each column; absent: k // group_size
+
+    W[n, k] = (q[n, k] - z[g_idx[k], n]) * scales[g_idx[k], n]
+
+So the words of qweight only need to be transposed. Bits are 2, 3, 4 or 8; a group_size of -1 is one group per row. With
+`desc_act` the columns were quantized in the order of their activations: g_idx is then no ramp, while the columns stay
+where they are.
+
+`checkpoint_format` (also `format`) says what qzeros holds. `gptq_v2`: the zero-points. `gptq`, which is the default: the
+zero-points minus one, where for 2, 4 and 8 bits one is subtracted from every field of a word *in a single subtraction mod
+2^32*, so that a borrow runs into the next field, and for 3 bits from every field by itself, mod 8. Only this rule gives
+back the zero-points of asymmetric layers, some of which are 0. A stored field of 2^b - 1 is the sign of one; readers that
+add one to each field disagree there, so it is noted.
+
+`dynamic` maps a regular expression over layer names to other settings; the first that matches decides. The prefix "-:"
+leaves layers unquantized, "+:" (or none) overrides.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
+from qdeploy.formats import NOT_MINE, Sniff
+from qdeploy.formats.huggingface import Checkpoint, Claim, assemble
+from qdeploy.formats.words import SCALES, Layer, Settings, affine, layers, transposed
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Buffer, QTensor, Source
+from qdeploy.pack import bits as streams
+from qdeploy.pack.words import transpose
+from qdeploy.store.folder import Folder
+from qdeploy.store.recode import Recoding, verbatim
+
+NAME = "gptq"
+TITLE = "GPTQ, 2, 3, 4 and 8 bits, v1 and v2 (safetensors)"
+WRITES = True
+
+WIDTHS = (2, 3, 4, 8)
+_METHODS = ("gptq", "marlin", "bitblas", "gptq_marlin")
+_ZEROS = {"": "minus_one", "gptq": "minus_one", "gptq_v2": "as_is"}
+_ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
+_WRAPS = "zero-points are stored that wrap around when the one is added"
+
+Words = npt.NDArray[Any]
+
+
+def sniff(folder: Folder) -> Sniff:
+    """Declared by the quantization method."""
+    if folder.only or folder.has("qdeploy.json"):
+        return NOT_MINE
+    method = Checkpoint(folder).method
+    return Sniff(100, f"quant_method {method}") if method in _METHODS else NOT_MINE
+
+
+def read(folder: Folder) -> Model:
+    """Opens the checkpoint; only headers are read yet.
+
+    Raises:
+        UnsupportedError: A variant that is not read (marlin, gptq_p, 5 to 7 bits, other word sizes), by its name.
+        BadFileError: The configuration contradicts the tensors.
+    """
+    checkpoint, notes = Checkpoint(folder), list[str]()
+    overrides = _Overrides(Settings(checkpoint.quantization))
+    claims = [claim(Layer(checkpoint, name, overrides.of(name)), NAME, notes=notes) for name in layers(checkpoint)]
+    return assemble(checkpoint, NAME, claims, notes)
+
+
+def recodings(source: Source) -> tuple[Recoding, ...]:
+    """How each stored tensor of a layer is written back."""
+    (bits, columns, group) = (int(source.args[k]) for k in ("bits", "columns", "group"))
+    groups, rows = next(part.shape for part in source.tensors if part.name.endswith(".scales"))
+    ramp = source.args["g_idx"] == "sequential"
+    made = {
+        "qweight": _codes(columns, bits),
+        "qzeros": _zeros(rows, groups, bits, source.args["zeros"] == "minus_one"),
+        "scales": transposed("scale"),
+        "g_idx": Recoding((), lambda raw: (), lambda: _ramp(columns, group)) if ramp else verbatim("index"),
+    }
+    return tuple(made[part.name.rpartition(".")[2]] for part in source.tensors)
+
+
+def claim(layer: Layer, format: str, zeros: str = "", notes: list[str] | None = None) -> Claim:
+    """Checks the shapes of a layer and says how its weight is made.
+
+    Args:
+        layer: The layer.
+        format: The format in whose name it is read ("gptq", "autoround").
+        zeros: "minus_one" or "as_is"; "" lets the settings decide.
+        notes: Where a warning about zero-points that wrap around goes.
+    """
+    zeros = zeros or _zeros_rule(layer.settings)
+    columns, group, bits = _measure(layer)
+    parts = ("qweight", "qzeros", "scales", *(("g_idx",) if layer.has("g_idx") else ()))
+    args = {"bits": bits, "columns": columns, "group": group, "zeros": zeros}
+    stored = tuple(f"{layer.name}.{part}" for part in parts)
+
+    def build() -> QTensor:
+        if zeros == "minus_one" and notes is not None and _WRAPS not in "".join(notes) and _wraps(layer, bits):
+            notes.append(f"{_WRAPS} (first in {layer.name}): read with a carry between the fields, as GPTQModel does")
+        return _build(layer, format, {**args, "g_idx": _index_kind(layer, columns, group)}, parts)
+
+    return Claim(f"{layer.name}.weight", stored, build)
+
+
+def _build(layer: Layer, format: str, args: dict[str, int | str], parts: tuple[str, ...]) -> QTensor:
+    checkpoint, (bits, columns) = layer.checkpoint, (int(args["bits"]), int(args["columns"]))
+    source = layer.source(format, "gptq", args, parts)
+    qweight, qzeros, scales = source.tensors[:3]
+    groups, rows = scales.shape
+    how = recodings(source)
+    index = checkpoint.verbatim("index", f"{layer.name}.g_idx") if args["g_idx"] == "stored" else None
+    return affine(
+        (rows, columns), bits,
+        checkpoint.recoded("codes", "U8", (rows, streams.row_bytes(columns, bits)), qweight.name, how[0]),
+        checkpoint.recoded("scale", scales.dtype, (rows, groups), scales.name, how[2]),
+        checkpoint.recoded("zero", "U8", (rows, streams.row_bytes(groups, bits)), qzeros.name, how[1]),
+        int(args["group"]), index, source,
+    )  # fmt: skip
+
+
+def _zeros_rule(settings: Settings) -> str:
+    named = {settings.text(name) for name in ("checkpoint_format", "format")} - {""}
+    if len(named) > 1:
+        raise AmbiguousError("two settings name different variants", where=f"{settings.where}.checkpoint_format, format",
+                             found=", ".join(sorted(named)), todo="Correct the one that is wrong.")  # fmt: skip
+    variant = "marlin" if settings.values.get("is_marlin_format") else named.pop() if named else settings.text("quant_method")
+    if variant not in _ZEROS:
+        raise UnsupportedError("this variant of GPTQ is not read", where=f"{settings.where}.checkpoint_format",
+                               found=variant, allowed="gptq, gptq_v2",
+                               todo="Save the model with format gptq or gptq_v2.")  # fmt: skip
+    return _ZEROS[variant]
+
+
+def _measure(layer: Layer) -> tuple[int, int, int]:
+    """K, group size and bits of a layer, after every shape has been held against the settings."""
+    settings = layer.settings
+    pack_dtype = settings.text("pack_dtype").removeprefix("torch.")
+    if pack_dtype not in ("", "int32"):
+        raise UnsupportedError("only words of 32 bits are read", where=f"{settings.where}.pack_dtype", found=pack_dtype,
+                               allowed="int32")  # fmt: skip
+    settings.refuse("rotation", "rotation_config", "spinquant_config", "adapter")
+    bits = settings.width("bits", allowed=WIDTHS)
+    qweight, scales = layer.part("qweight", "I32"), layer.part("scales", *SCALES)
+    layer.part("qzeros", "I32")
+    words, rows = qweight.shape
+    ragged = layer.has("g_idx")  # only then is the number of columns known to be less than what fits into the words
+    columns = layer.part("g_idx", "I32").shape[0] if ragged else words * 32 // bits
+    group = settings.group(columns, "group_size")
+    groups = -(-columns // group)
+    step = 32 if bits == 3 else 1
+    if columns % step or rows % step:
+        raise BadFileError("3-bit layers come in multiples of 32", where=layer.name, found=[rows, columns])
+    layer.expect("bits", bits, "qzeros", (scales.shape[0], -(-rows * bits // 32)))
+    layer.expect("bits", bits, "qweight", (-(-columns * bits // 32), rows))
+    layer.expect("group_size", settings.integer("group_size"), "scales", (groups, rows))
+    if settings.values.get("desc_act") and not ragged and groups > 1:
+        raise BadFileError("the columns are in activation order, but their groups are missing", where=f"{layer.name}.g_idx",
+                           found="no such tensor", allowed=f"I32 [{columns}]")  # fmt: skip
+    return columns, group, bits
+
+
+def _index_kind(layer: Layer, columns: int, group: int) -> str:
+    """What g_idx is: "none", the "sequential" ramp (then it is proven here), or to be "stored"."""
+    if not layer.has("g_idx"):
+        return "none"
+    entry, groups = layer.part("g_idx", "I32"), -(-columns // group)
+    index = entry.slab(0, 0, columns)
+    if index.min() < 0 or index.max() >= groups:
+        bad = index[(index < 0) | (index >= groups)][0]
+        raise BadFileError("a column points to a group that does not exist", where=entry.name, found=bad,
+                           allowed=f"0..{groups - 1}", todo="The file is damaged; fetch it again.")  # fmt: skip
+    ramp = _ramp(columns, group)
+    if not np.array_equal(index, ramp):
+        return "stored"
+    layer.checkpoint.origins[entry.name].prove(0, columns, index, ramp)
+    return "sequential"
+
+
+def _ramp(columns: int, group: int) -> Words:
+    return (np.arange(columns, dtype=np.int64) // group).astype("<i4")
+
+
+def _wraps(layer: Layer, bits: int) -> bool:
+    entry = layer.part("qzeros", "I32")
+    rows = layer.part("scales", *SCALES).shape[1]
+    stored = _fields(entry.slab(0, 0, entry.shape[0]), bits)[:, :rows]
+    return bool((stored == (1 << bits) - 1).any())
+
+
+def _fields(words: Words, bits: int) -> Words:
+    """[G, words] -> codes uint8 [G, words * 32 // bits]."""
+    return streams.unpack(words.view(np.uint8), words.shape[1] * 32 // bits, bits)
+
+
+def _codes(columns: int, bits: int) -> Recoding:
+    size = streams.row_bytes(columns, bits)
+
+    def unpack(raw: Words) -> tuple[Words]:  # I32 [words, n] -> U8 [n, size]
+        return (transpose(raw).view(np.uint8)[:, :size],)
+
+    def pack(rows: Words) -> Words:
+        return transpose(_whole_words(rows).view("<i4"))
+
+    return Recoding(("codes",), unpack, pack, axis=1)
+
+
+def _zeros(rows: int, groups: int, bits: int, minus_one: bool) -> Recoding:
+    step, words = (32, 3) if bits == 3 else (32 // bits, 1)
+    mask = (1 << bits) - 1
+
+    def unpack(raw: Words) -> tuple[Words]:  # I32 [G, words] -> U8 [n, ceil(G * bits / 8)]
+        if minus_one and bits in _ONES:
+            raw = (raw.view("<u4") + np.uint32(_ONES[bits])).view("<i4")
+        codes = _fields(raw, bits)
+        if minus_one and bits not in _ONES:
+            codes = (codes + 1) & mask
+        return (streams.pack(transpose(codes), bits),)
+
+    def pack(packed: Words) -> Words:
+        codes = transpose(streams.unpack(packed, groups, bits))  # [G, n]
+        codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % step)))  # unused fields hold 0 before the subtraction
+        if minus_one and bits not in _ONES:
+            codes = (codes - 1) & mask
+        raw = _whole_words(streams.pack(codes, bits)).view("<u4")
+        return (raw - np.uint32(_ONES[bits]) if minus_one and bits in _ONES else raw).view("<i4")
+
+    return Recoding(("zero",), unpack, pack, axis=1, group=step, units=words, rows=rows)
+
+
+def _whole_words(stream: Words) -> Words:
+    missing = -stream.shape[1] % 4
+    return np.pad(stream, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(stream)
+
+
+class _Overrides:
+    """`dynamic`: patterns over layer names, in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        dynamic = settings.values.get("dynamic") or {}
+        if not isinstance(dynamic, dict):
+            raise BadFileError("overrides are not an object", where=f"{settings.where}.dynamic", found=dynamic)
+        self._rows = [(key, *_pattern(key), values) for key, values in dynamic.items()]
+
+    def of(self, name: str) -> Settings:
+        """The settings of a layer; BadFileError if they leave it unquantized."""
+        for key, skip, pattern, values in self._rows:
+            if not pattern.match(name):
+                continue
+            if skip:
+                raise BadFileError("the configuration contradicts the tensors", where=f"{self.settings.where}.dynamic: {key}",
+                                   found=f"{name} is quantized", allowed="no .qweight for layers that are left out")  # fmt: skip
+            return self.settings.overridden(values, f"dynamic[{key!r}]")
+        return self.settings
+
+
+def _pattern(key: str) -> tuple[bool, re.Pattern[str]]:
+    try:
+        return key.startswith("-:"), re.compile(key[2:] if key.startswith(("-:", "+:")) else key)
+    except re.error as error:
+        raise BadFileError(f"a pattern is no regular expression: {error}", where="quantization_config.dynamic",
+                           found=key) from error  # fmt: skip
+

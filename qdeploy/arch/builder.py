@@ -1,0 +1,128 @@
+"""Putting a graph together: nodes in order, and parameters that are there and have the shape that the config says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.ir.expand import activation
+from qdeploy.ir.graph import Attr, Graph, Node, State, Value
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Buffer, Float32, QTensor, plain
+from qdeploy.names import layer_of, locate, spellings
+
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh", "relu": "relu", "tanh": "tanh",
+}  # fmt: skip
+"""`hidden_act` in transformers' spelling -> ours; its tanh spellings are one formula."""
+
+
+class Builder:
+    """A graph under construction.
+
+    Attributes:
+        model: Whose graph it is.
+        family: Its row in names.py.
+        constants: The graph's own tensors so far.
+        states: Caches so far.
+    """
+
+    def __init__(self, model: Model, family: str) -> None:
+        self.model, self.family = model, family
+        self.constants: dict[str, QTensor] = {}
+        self.states: list[State] = []
+        self._nodes: list[Node] = []
+
+    def has(self, parameter: str) -> bool:
+        """Whether a canonical parameter is among the tensors."""
+        return locate(parameter, self.family, self.model.dialect, self.model.tensors) is not None
+
+    def weight(self, parameter: str, shape: tuple[int, ...], fields: str) -> str:
+        """Returns the stored name of a parameter.
+
+        Args:
+            parameter: Its canonical name.
+            shape: What the configuration says.
+            fields: The fields that say so; for the error.
+
+        Raises:
+            BadFileError: It is missing, or has another shape.
+        """
+        name = locate(parameter, self.family, self.model.dialect, self.model.tensors)
+        if name is None:
+            name = spellings(parameter, self.family, self.model.dialect)[0]
+            raise BadFileError("a tensor of the architecture is missing", where=f"tensor {name}", found="nothing",
+                               allowed=f"shape {list(shape)}, which config.json ({fields}) asks for")  # fmt: skip
+        found = self.model.tensors[name].shape
+        if found != shape:
+            raise BadFileError("config.json contradicts a tensor", where=f"config.json: {fields}; tensor {name}",
+                               found=f"shape {list(found)}", allowed=f"shape {list(shape)}")  # fmt: skip
+        return name
+
+    def bias(self, parameter: str, size: int, declared: bool, field: str) -> str:
+        """Returns the stored name of a bias, or "" where the architecture has none.
+
+        Some libraries store a bias of zeros for every layer that they quantize, so zeros may be there undeclared.
+        """
+        if declared:
+            return self.weight(parameter, (size,), field)
+        name = locate(parameter, self.family, self.model.dialect, self.model.tensors)
+        if name is not None and np.any(self.model.tensors[name].decode()):
+            raise BadFileError("a tensor is a bias that config.json denies",
+                               where=f"config.json: {field}; tensor {name}", found="values other than zero")  # fmt: skip
+        return ""
+
+    def node(self, op: str, *inputs: str, name: str, **attrs: Attr) -> str:
+        """Adds a node with one output, which has the node's name; inputs that are empty at the end are left out."""
+        self._add(op, inputs, (name,), name, attrs)
+        return name
+
+    def skip_norm(self, x: str, skip: str, norm: tuple[str, ...], name: str, last: bool = False, **attrs: Attr) -> str:
+        """Adds SkipNorm; its second output, unless it is the last, is `<name>.sum`."""
+        self._add("SkipNorm", (x, skip, *norm), (name,) if last else (name, f"{name}.sum"), name, attrs)
+        return name
+
+    def activation(self, kind: str, x: str, name: str) -> str:
+        """Adds the nodes of an activation ("silu", "gelu", "gelu_tanh", "relu", "tanh")."""
+        for node in activation(kind, x, name, lambda label: f"{name}.{label}"):
+            self._add(node.op, node.inputs, node.outputs, node.outputs[0], node.attrs)
+        return name
+
+    def constant(self, name: str, values: Float32) -> str:
+        """Adds a float32 tensor of the graph's own."""
+        self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(values, np.float32), "F32"), "f32")
+        return name
+
+    def check_layers(self, layers: int) -> None:
+        """Raises BadFileError for a tensor of a layer beyond `num_hidden_layers`."""
+        for name in self.model.tensors:
+            layer = layer_of(name)
+            if layer is not None and layer >= layers:
+                raise BadFileError("config.json contradicts a tensor",
+                                   where=f"config.json: num_hidden_layers; tensor {name}", found=f"layer {layer}",
+                                   allowed=f"layers 0..{layers - 1}")  # fmt: skip
+
+    def graph(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], meta: Mapping[str, Attr]) -> Graph:
+        """The finished graph."""
+        return Graph(inputs, outputs, tuple(self._nodes), tuple(self.states), self.constants, meta)
+
+    def _add(
+        self, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], name: str, attrs: Mapping[str, Attr]
+    ) -> None:
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        self._nodes.append(Node(op, inputs, outputs, dict(attrs), name))
+
+
+def check_architecture(config: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    """Refuses a model with another head: every entry of `architectures`, if there is one, must be allowed."""
+    named = config.get("architectures") or []
+    for name in named if isinstance(named, list) else [named]:
+        if name not in allowed:
+            raise UnsupportedError("an unsupported architecture", where="config.json: architectures", found=name,
+                                   allowed=", ".join(allowed))  # fmt: skip

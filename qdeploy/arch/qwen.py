@@ -1,0 +1,43 @@
+"""Qwen2 and Qwen3: the decoder with a sliding window from some layer on.
+
+Qwen2 has biases on query, key and value; Qwen3 has none by default, and an RMS norm over each head of queries and keys.
+The fields and their defaults are those of `Qwen2Config` and `Qwen3Config` of transformers: `layer_types` decides where
+it is given, else layers from `max_window_layers` on slide when `use_sliding_window` is set.
+"""
+
+from __future__ import annotations
+
+from qdeploy.arch.builder import check_architecture
+from qdeploy.arch.config import Config
+from qdeploy.arch.decoder import Decoder, build_decoder, check_layer_types, heads_of
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.model import Model
+
+
+def build(model: Model) -> Graph:
+    """Builds the graph of a Qwen2ForCausalLM or a Qwen3ForCausalLM."""
+    config = Config(model.config)
+    third = config.text("model_type") == "qwen3"
+    check_architecture(model.config, ("Qwen3ForCausalLM" if third else "Qwen2ForCausalLM",))
+    head_dim, kv_heads = heads_of(config, head_dim=128 if third else None)
+    bias = config.flag("attention_bias", False) if third else True
+    return build_decoder(model, Decoder(
+        "qwen3" if third else "qwen2", _windows(config), bias, bias and third, False, third, head_dim, kv_heads,
+        config.size("max_position_embeddings", 32768),
+        {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)},
+    ))  # fmt: skip
+
+
+def _windows(config: Config) -> tuple[int, ...]:
+    layers = config.size("num_hidden_layers")
+    sliding = config.flag("use_sliding_window", False)
+    present = config.fields.get("sliding_window", 4096) is not None  # null means none, absent means the default
+    window = config.size("sliding_window", 4096) if sliding and present else 0
+    kinds = check_layer_types(config, layers, ("full_attention", "sliding_attention"))
+    if "sliding_attention" in kinds and not window:
+        raise config.contradiction("layer_types, use_sliding_window, sliding_window", "sliding layers without a window",
+                                   "use_sliding_window true and a sliding_window")  # fmt: skip
+    if kinds:
+        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    first = config.number("max_window_layers", 28)
+    return tuple(window if i >= first else 0 for i in range(layers))

@@ -1,0 +1,136 @@
+"""`qdeploy convert SRC DST`: the main job."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from qdeploy.cli.screen import Bar, console, table
+from qdeploy.sizes import human
+
+
+@click.command("convert", short_help="Convert a checkpoint, and prove that nothing was lost.")
+@click.argument("src", type=click.Path())
+@click.argument("dst", type=click.Path())
+@click.option(
+    "--to",
+    default="onnx",
+    show_default=True,
+    metavar="TARGET",
+    help="onnx, ir (a package), or source (a package's source files again).",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["exact", "int8"]),
+    default="exact",
+    show_default=True,
+    help="exact: float32 arithmetic. int8: activations rounded per block; several times faster.",
+)
+@click.option(
+    "--quantize", multiple=True, metavar="SPEC", help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX]."
+)
+@click.option("--requantize", is_flag=True, help="Let the target round what it cannot hold; the loss is reported.")
+@click.option(
+    "--check",
+    type=click.Choice(["auto", "nodes", "full", "none"]),
+    default="auto",
+    show_default=True,
+    help="How much of the output runs against numpy: one node per form, or the whole model.",
+)
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Shards written at a time.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
+@click.option("--trust-links", is_flag=True, help="Follow links that lead outside of SRC.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    src: str,
+    dst: str,
+    to: str,
+    activations: str,
+    quantize: tuple[str, ...],
+    requantize: bool,
+    check: Any,
+    jobs: int,
+    force: bool,
+    format_: str,
+    trust_links: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    r"""Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
+
+    Every stored number is carried as it is: codes as integers, scales as stored. While it reads, the import packs every
+    tensor back and compares it with the source's bytes; afterwards the output runs against a numpy reference. DST
+    appears only when all of that went well. An interrupted package (--to ir) is continued by the same command.
+
+    \b
+    Examples:
+      qdeploy convert tiny-llama-gptq out
+      qdeploy convert model.Q4_K_M.gguf out --activations int8
+      qdeploy convert llama-bf16 out --quantize rtn:int4,group=128
+      qdeploy convert tiny-llama-gptq package --to ir --jobs 2
+      qdeploy convert package copy --to source
+    """
+    from qdeploy.conversion import convert
+
+    with Bar(hidden=quiet or as_json) as bar:
+        report = convert(
+            src,
+            dst,
+            to=to,
+            activations=activations,
+            quantize=quantize,
+            requantize=requantize,
+            jobs=jobs,
+            check=check,
+            force=force,
+            format=format_,
+            trust_links=trust_links,
+            progress=bar,
+        )
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    elif not quiet:
+        _print(report, dst)
+
+
+def _print(report: dict[str, Any], dst: str) -> None:
+    screen = console()
+    source, summary = report["source"], report["summary"]
+    rows = _grouped(report["tensors"])
+    screen.print(table("tensors", ["encoding", "held as", "reason", "tensors", "bytes"], rows, right=(3, 4)))
+    family = f" {source['model_type']}" if source["model_type"] else ""
+    screen.print(
+        f"{source['format']}{family}: {summary['parameters']:,} parameters in {summary['tensors']} tensors, "
+        f"{summary['bits per weight']:.2f} bits per weight, {human(summary['bytes'])}"
+    )
+    for level, count in report["lossless"].items():
+        mark = "[green]proven[/]" if count["proven"] == count["of"] else "[yellow]partly[/]"
+        if count["of"]:
+            screen.print(f"  lossless {level:<13} {mark}  {count['proven']} of {count['of']}")
+    for check in report["checks"]:
+        screen.print(
+            f"  check {check['kind']:<8} {check['name']}: error {check['error']:.1e} (limit {check['limit']:.0e})"
+        )
+    losses = [t["snr_db"] for t in report["tensors"].values() if "snr_db" in t]
+    if losses:
+        screen.print(f"  quantized here: {len(losses)} tensors, SNR {min(losses):.1f} to {max(losses):.1f} dB")
+    for note in report["notes"]:
+        screen.print(f"  [yellow]note[/] {note}", highlight=False)
+    screen.print(f"[bold]{dst}[/] ({report['target']}); the report is in {dst}/report.json", highlight=False)
+
+
+def _grouped(tensors: dict[str, Any]) -> list[list[str]]:
+    """One row per distinct way in which tensors are held."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for row in tensors.values():
+        forms = row.get("forms") or [
+            {"form": "as it is" if "encoding" in row else "", "reason": "", "bytes": row["bytes"]}
+        ]
+        for form in forms:
+            key = (row.get("encoding", ""), form["form"], form["reason"])
+            found.setdefault(key, []).append(form["bytes"])
+    return [[*key, str(len(sizes)), human(sum(sizes))] for key, sizes in sorted(found.items())]

@@ -1,0 +1,173 @@
+"""The main job: a checkpoint in, an artifact out, and the proof that nothing was lost.
+
+path -> open -> sniff -> read -> (quantize) -> package or backend -> check against the numpy semantics -> report. The
+output appears under its final name only when all of that went well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from qdeploy import registry
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.model import Model
+from qdeploy.progress import SILENT, Progress
+from qdeploy.store.output import Staged, staged
+from qdeploy.version import VERSION
+
+REPORT = "report.json"
+Report = dict[str, Any]
+Check = Literal["auto", "nodes", "full", "none"]
+
+
+def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False) -> Model:
+    """Opens any readable checkpoint or package; tensors are read when they are asked for.
+
+    Args:
+        path: A checkpoint folder or file, or a package.
+        format: The reader's name, where sniffing is not wanted.
+        trust_links: Follow links that lead outside of the folder.
+
+    Returns:
+        The model: `tensors` by the source's parameter names, `graph`, `config`.
+
+    Raises:
+        QdeployError: The path is no readable checkpoint; the error says what was found and what is allowed.
+
+    Example:
+        >>> model = load("examples/models/tiny-llama-gptq")
+        >>> model.tensors["model.layers.0.mlp.up_proj.weight"].decode().shape
+        (384, 128)
+    """
+    return registry.open_model(path, format, trust_links)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    to: str = "onnx",
+    activations: str = "exact",
+    quantize: str | Sequence[str] = (),
+    requantize: bool = False,
+    jobs: int = 1,
+    check: Check = "auto",
+    force: bool = False,
+    format: str = "",
+    trust_links: bool = False,
+    progress: Progress = SILENT,
+) -> Report:
+    """Converts a checkpoint.
+
+    Args:
+        source: Checkpoint folder, file or package.
+        target: The output folder; appears when everything is done.
+        to: "onnx", "ir" (a package), "source" (the source files again, from a package), or a plug-in's target.
+        activations: "exact" (float32 arithmetic) or "int8" (activations rounded per block where that is faster).
+        quantize: For float sources, for example "rtn:int4,group=128".
+        requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
+        jobs: Shards that are written at the same time.
+        check: How much of the artifact runs against the numpy semantics: "nodes" (one per distinct lowering), "full"
+            (also the whole model), "auto" (full under 256 MB), "none".
+        force: Replace an existing output.
+        format: The reader's name, where sniffing is not wanted.
+        trust_links: Follow links that lead outside of the source folder.
+        progress: Told of every stage.
+
+    Returns:
+        The report, which also stands in `report.json` of the output.
+
+    Raises:
+        QdeployError: Bad input, unsupported content, a failed proof or check; nothing stands under `target` then.
+    """
+    path = Path(target)
+    _refuse_nesting(Path(source), path)
+    model = registry.open_model(source, format, trust_links)
+    if quantize:
+        from qdeploy.quantize import quantize_model
+
+        model = quantize_model(model, [quantize] if isinstance(quantize, str) else list(quantize))
+    options = {"activations": activations, "requantize": requantize, "check": check}
+    if to == "ir":
+        return _to_package(model, path, jobs, force, progress)
+    if to == "source":
+        return _to_source(model, path, force, progress)
+    return _to_backend(model, path, to, options, jobs, force, progress)
+
+
+def _to_package(model: Model, path: Path, jobs: int, force: bool, progress: Progress) -> Report:
+    from qdeploy.ir.package_write import plan_package, write_package
+    from qdeploy.proof.report import make_report
+
+    try:
+        graph = model.graph
+    except UnsupportedError as error:  # tensors can be carried without a network
+        graph = None
+        model.notes.append(f"no graph: {error.what} {error.found}".strip())
+    plan = plan_package(model.tensors, graph.constants if graph else {})
+    with staged(path, _identity(model, "ir", plan.identity()), force) as stage:
+        write_package(model, graph, stage, plan, progress, jobs)
+        report = make_report(model, "ir", {}, [], [])
+        _write_report(stage, report)
+    return report
+
+
+def _to_backend(
+    model: Model, path: Path, to: str, options: dict[str, Any], jobs: int, force: bool, progress: Progress
+) -> Report:
+    from qdeploy.proof.report import make_report
+    from qdeploy.proof.roundtrip import prove
+
+    target = registry.backend(to)
+    settings = target.Options(activations=options["activations"], requantize=options["requantize"], jobs=jobs)
+    with staged(path, _identity(model, to, os.urandom(8).hex()), force, keep=False) as stage:
+        lowered = target.lower(model, stage.path, settings, progress)
+        prove(model, model.tensors, progress)
+        checks = target.check(model, stage.path, lowered, options["check"])
+        report = make_report(model, to, options, lowered.choices, checks, lowered.notes)
+        _write_report(stage, report)
+    return report
+
+
+def _to_source(model: Model, path: Path, force: bool, progress: Progress) -> Report:
+    from qdeploy.proof.report import make_report
+    from qdeploy.proof.restore import restore_files
+
+    if model.format != "package":
+        raise BadArgumentError(
+            "only a package holds what is needed to write its source again",
+            where=model.path,
+            found=model.format,
+            allowed="package",
+            todo="Convert it with --to ir first.",
+        )
+    with staged(path, _identity(model, "source", os.urandom(8).hex()), force, keep=False) as stage:
+        restore_files(model, stage, progress)
+        return make_report(model, "source", {}, [], [])
+
+
+def _identity(model: Model, to: str, plan: str) -> str:
+    """What a partial output must agree in to be continued: the work, and the source files as they are now."""
+    path = Path(model.path)
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    stamps = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return json.dumps([VERSION, to, plan, stamps])
+
+
+def _write_report(stage: Staged, report: Report) -> None:
+    stage.write_json(REPORT, report)
+
+
+def _refuse_nesting(source: Path, target: Path) -> None:
+    inside, outside = target.resolve(), source.resolve()
+    if inside == outside or inside in outside.parents or (outside.is_dir() and outside in inside.parents):
+        raise BadArgumentError(
+            "source and output overlap",
+            where=str(target),
+            found=str(source),
+            todo="Choose an output folder outside of the source.",
+        )

@@ -1,0 +1,82 @@
+"""From buffers to unsigned codes: the four layouts of `ir/tensor.py`, by rows of the grid.
+
+The packed axis is the last one. In a grid of one axis it is also the axis of the rows: then the whole bytes that hold a
+range are read, and what they hold besides it is cropped.
+"""
+
+from __future__ import annotations
+
+from qdeploy.errors import BadFileError
+from qdeploy.ir.tensor import Array, Buffer, Codes, Shape
+from qdeploy.pack import bits, planes, radix
+
+
+def read_codes(codes: Codes, start: int, stop: int) -> Array:
+    """Returns rows [start, stop) of the grid as unsigned integers.
+
+    Returns:
+        [stop - start, *codes.shape[1:]]; uint8 for packed codes of up to 8 bits, uint16 above; in the plain layout the
+        bits of the storage type. May be a view of the buffer.
+
+    Raises:
+        BadFileError: The buffers do not hold the grid.
+    """
+    return read_grid(codes, codes.shape, start, stop)
+
+
+def read_grid(codes: Codes, shape: Shape, start: int, stop: int, resident: int | None = None) -> Array:
+    """Returns rows of the codes laid out in another grid than their own.
+
+    Args:
+        codes: Whose buffers and layout.
+        shape: The grid that the buffers hold.
+        start: First row.
+        stop: One past the last.
+        resident: How many leading planes to read; the others are zero. None: all. Means nothing to other layouts.
+    """
+    layout = codes.layout
+    if len(codes.data) != (layout.width if layout.kind == "planes" else 1):
+        raise BadFileError("codes with another number of buffers than their layout has", found=len(codes.data))
+    if layout.kind == "plain":
+        found = _rows(codes.data[0], shape, start, stop)
+        return found.view(f"<u{found.itemsize}")
+    group, size = group_size(codes)
+    run = -(-shape[-1] * size // group)
+    if len(shape) > 1:
+        packed = [_rows(b, (*shape[:-1], run), start, stop) for b in codes.data[:resident]]
+        return _unpack(codes, packed, shape[-1])
+    first = start // group
+    low, high = first * size, min(-(-stop // group) * size, run)
+    count = stop - first * group
+    packed = [_rows(b, (run,), low, high)[: -(-count * size // group)] for b in codes.data[:resident]]
+    return _unpack(codes, packed, count)[start - first * group :]
+
+
+def group_size(codes: Codes) -> tuple[int, int]:
+    """Codes per group and bytes per group of a packed layout: the smallest run that starts and ends at a byte."""
+    layout = codes.layout
+    group, size = {"bits": (8, layout.width), "planes": (8, 1), "radix": (layout.digits, 1)}.get(layout.kind, (0, 0))
+    if group < 1 or size < 1:
+        raise BadFileError("a layout with codes of no size", found=layout)
+    return group, size
+
+
+def _unpack(codes: Codes, packed: list[Array], count: int) -> Array:
+    layout = codes.layout
+    if layout.kind == "bits":
+        return bits.unpack(packed[0], count, layout.width)
+    if layout.kind == "planes":
+        return planes.unpack(packed, count, layout.width)
+    return radix.unpack(packed[0], count, layout.base, layout.digits)
+
+
+def _rows(buffer: Buffer, shape: Shape, start: int, stop: int) -> Array:
+    """Rows [start, stop) of a buffer that must have this shape."""
+    if buffer.shape != shape:
+        raise BadFileError("a buffer does not have the shape of its grid", where=buffer.key, found=buffer.shape,
+                           allowed=str(shape))  # fmt: skip
+    rows = buffer.read(start, stop)
+    if rows.shape != (stop - start, *shape[1:]):
+        raise BadFileError("a buffer ends before its last row", where=buffer.key, found=rows.shape,
+                           allowed=str((stop - start, *shape[1:])))  # fmt: skip
+    return rows

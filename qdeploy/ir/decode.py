@@ -1,0 +1,357 @@
+"""What a tensor means: the one reference decode, in float32, by rows. Every other implementation is tested against it.
+
+    Codes     v = table[code];  v = v - zero;  v = v * scale (or v / scale);  v = v + offset
+    LowRank   ((u[:, 0] * vt[0]) + u[:, 1] * vt[1]) + ...   columns of u in order
+    QTensor   the terms in order, each added or set;  then * scale, + offset
+
+Every step is one float32 operation with one rounding; nothing is fused and nothing is summed in another order, so a
+range of rows is bit for bit the slice of the whole. The first term is taken as it is (not added to zero: -0 stays -0).
+
+A term's grid may be any reshape of the tensor: `W = decode(grid).ravel()[:numel].reshape(shape)`. Under a mask the
+codes are one run, row-major, of the selected elements of the grid; their params still address the whole grid. The tile
+of `Table.select` counts codes; every other tile counts elements of the owner's decoded grid. A rung that has terms of
+its own is decoded by them, and their buffers are the resident ones; without, planes that are missing read as zero.
+
+No index that a file gives is followed before it is known to be in range: a hostile file ends in a BadFileError.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from qdeploy.errors import BadArgumentError, BadFileError
+from qdeploy.ir.codes import read_codes, read_grid
+from qdeploy.ir.datatype import datatype
+from qdeploy.ir.tensor import Array, Codes, Float32, LowRank, Param, QTensor, Shape, Table, Term
+from qdeploy.ir.tiles import apply, spread, tiles
+
+__all__ = ["decode_codes", "decode_lowrank", "decode_param", "decode_tensor", "read_codes", "slabs"]
+
+SLAB = 8 << 20
+"""Bytes of decoded float32 that are worked on at a time."""
+
+_LOOKUP = 1 << 16  # codes at a time: numpy looks up through 64-bit indices, which stay in the cache
+
+Reader = Callable[[Codes, int, int], Array]
+"""Reads rows of a grid of codes: all planes or some, dense or under a mask."""
+
+
+def decode_tensor(tensor: QTensor, rows: slice | None = None, rung: int | None = None) -> Float32:
+    """Returns rows of a tensor's first axis.
+
+    Args:
+        tensor: A tensor whose structure is legal (`rules.check`).
+        rows: A range of the first axis; None for all.
+        rung: Which of the tensor's rungs; None for the complete form.
+
+    Returns:
+        float32 [rows, *shape[1:]]; shape () for a scalar tensor.
+
+    Raises:
+        BadFileError: The tensor contradicts itself, or an index in it is out of range.
+        BadArgumentError: There is no such rung, or `rows` has a step.
+    """
+    shape = tensor.shape or (1,)
+    start, stop = _span(rows, shape[0])
+    out = np.empty((stop - start, *shape[1:]), np.float32)
+    terms = _terms_at(tensor, rung)
+    with np.errstate(all="ignore"):  # overflow to infinity and NaN are what the numbers mean
+        for part in _slabs(tensor, start, stop, SLAB):
+            out[part.start - start : part.stop - start] = _tensor_rows(tensor, terms, part.start, part.stop)
+    return out if tensor.shape else out.reshape(())
+
+
+def slabs(tensor: QTensor, budget_bytes: int = SLAB) -> Iterator[slice]:
+    """Yields row ranges that cover the tensor, each of at most `budget_bytes` of float32 but at least one row.
+
+    Cuts lie, where the budget allows, between rows of the terms' grids and between tiles of their params, so that
+    nothing is decoded twice.
+    """
+    return _slabs(tensor, 0, tensor.shape[0] if tensor.shape else 1, budget_bytes)
+
+
+def decode_codes(codes: Codes, rows: slice | None = None) -> Float32:
+    """Returns rows of the decoded grid of `codes`: float32 [rows, *decoded_shape[1:]]."""
+    start, stop = _span(rows, _grid(codes)[0])
+    with np.errstate(all="ignore"):
+        return _codes_rows(codes, start, stop)
+
+
+def decode_lowrank(values: LowRank, rows: slice | None = None) -> Float32:
+    """Returns rows of `u @ vt`: float32 [rows, K]; the products are summed in the order of the columns of u."""
+    start, stop = _span(rows, _grid(values)[0])
+    with np.errstate(all="ignore"):
+        return _lowrank_rows(values, start, stop)
+
+
+def decode_param(param: Param, rows: slice | None, owner_shape: Shape) -> Float32:
+    """Returns a param spread over rows of its owner's decoded grid.
+
+    Args:
+        param: One number per tile.
+        rows: A range of the owner's first axis; None for all.
+        owner_shape: The owner's decoded grid.
+
+    Returns:
+        float32 [rows, *owner_shape[1:]]; a read-only broadcast view where that is enough.
+    """
+    start, stop = _span(rows, owner_shape[0])
+    with np.errstate(all="ignore"):
+        small = tiles(param, start, stop, owner_shape, _values_rows)
+    return spread(small, param.tile, start, (stop - start, *owner_shape[1:]))
+
+
+def _span(rows: slice | None, extent: int) -> tuple[int, int]:
+    start, stop, step = (slice(None) if rows is None else rows).indices(extent)
+    if step != 1:
+        raise BadArgumentError("rows are read in a contiguous range", found=rows, allowed="a slice without a step")
+    return start, max(start, stop)
+
+
+def _grid(values: Codes | LowRank) -> Shape:
+    """The decoded shape, of nouns that may contradict themselves."""
+    for part in (values,) if isinstance(values, Codes) else (values.u, values.vt):
+        if len(part.block) != len(part.shape) or not part.shape:
+            raise BadFileError("a codebook's blocks have another rank than the grid", found=part.block,
+                               allowed=f"{len(part.shape)} axes")  # fmt: skip
+        if isinstance(values, LowRank) and len(part.shape) != 2:
+            raise BadFileError("a low-rank factor is not a matrix", found=part.shape, allowed="two axes")
+    return values.decoded_shape
+
+
+# The tensor: terms, masks, reshapes.
+
+
+def _terms_at(tensor: QTensor, rung: int | None) -> list[tuple[Term, int | None]]:
+    """Each term that is present, and how many of its planes are (None: all)."""
+    if rung is None:
+        return [(term, None) for term in tensor.terms]
+    if not 0 <= rung < len(tensor.rungs):
+        raise BadArgumentError("no such rung", found=rung, allowed=f"0 to {len(tensor.rungs) - 1}")
+    step = tensor.rungs[rung]
+    terms = tensor.terms if step.terms is None else step.terms
+    if len(terms) != len(step.planes):
+        raise BadFileError("a rung counts planes for another number of terms", found=len(step.planes),
+                           allowed=str(len(terms)))  # fmt: skip
+    whole = step.terms is not None
+    return [(term, None if whole else count) for term, count in zip(terms, step.planes, strict=True) if count > 0]
+
+
+def _slabs(tensor: QTensor, start: int, stop: int, budget: int) -> Iterator[slice]:
+    row = max(1, math.prod(tensor.shape[1:]))
+    unit = 1
+    for term in tensor.terms:
+        inner = max(1, math.prod(_grid(term.values)[1:]))
+        for tile in _row_tiles(term.values):
+            whole = math.lcm(unit, math.lcm(row, inner * tile) // row)
+            unit = whole if whole * row * 4 <= budget else unit
+    step = max(unit, budget // (4 * row * unit) * unit)
+    while start < stop:
+        end = min(stop, (start // step + 1) * step)
+        yield slice(start, end)
+        start = end
+
+
+def _row_tiles(values: Codes | LowRank) -> list[int]:
+    """Rows of the decoded grid that belong together: a block, and the tiles of the params over it."""
+    if isinstance(values, LowRank):
+        return [1]
+    block, extent = values.block[0], values.decoded_shape[0]
+    params = (values.zero, values.scale, values.offset)
+    return [block, *(p.tile[0] for p in params if p is not None and block < p.tile[0] < extent)]
+
+
+def _tensor_rows(tensor: QTensor, terms: list[tuple[Term, int | None]], start: int, stop: int) -> Float32:
+    owner = tensor.shape or (1,)
+    shape = (stop - start, *owner[1:])
+    total: Float32 | None = None
+    for term, resident in terms:
+        values, mask = _term_rows(term, resident, owner, start, stop)
+        if mask is None:
+            total = values if total is None or term.mode == "set" else np.add(total, values)
+        else:
+            total = np.zeros(values.shape, np.float32) if total is None else total
+            total = np.where(mask, values if term.mode == "set" else total + values, total)
+    if total is None:  # a rung without any term
+        total = np.zeros(math.prod(shape), np.float32)
+    return _affine(total.reshape(shape), owner, start, None, tensor.scale, tensor.offset)
+
+
+def _term_rows(term: Term, resident: int | None, owner: Shape, start: int, stop: int) -> tuple[Float32, Array | None]:
+    """A term's share of rows of the tensor, flat, and where it counts (None: everywhere)."""
+    grid = _grid(term.values)
+    row, inner = math.prod(owner[1:]), math.prod(grid[1:])
+    low, high = start * row, stop * row
+    if math.prod(grid) < high:
+        raise BadFileError("a term's grid is smaller than its tensor", found=grid,
+                           allowed=f"{math.prod(owner)} elements")  # fmt: skip
+    if low == high:
+        return np.empty(0, np.float32), None
+    first, last = low // inner, -(-high // inner)
+    cut = slice(low - first * inner, high - first * inner)
+    if term.where is None:
+        return _values_rows(term.values, first, last, _leading(resident)).reshape(-1)[cut], None
+    mask = _mask_rows(term.where, grid, first, last)
+    values = _values_rows(term.values, first, last, _selected(term.where, mask, first, resident))
+    return values.reshape(-1)[cut], mask.reshape(-1)[cut]
+
+
+def _leading(resident: int | None) -> Reader:
+    """Reads the leading planes of a term's codes."""
+    return lambda codes, start, stop: read_grid(codes, codes.shape, start, stop, resident)
+
+
+def _selected(where: Codes, mask: Array, first: int, resident: int | None) -> Reader:
+    """Reads the run of selected codes and puts each in its place in the grid; the places between hold zero."""
+
+    def read(codes: Codes, start: int, stop: int) -> Array:
+        if codes.shape != codes.decoded_shape:
+            raise BadFileError("vector codes under a mask", found=codes.block, allowed="one element per code")
+        before = _selected_before(where, codes.shape, first)
+        length = _selected_before(where, codes.shape, codes.shape[0])
+        run = read_grid(codes, (length,), before, before + int(np.count_nonzero(mask)), resident)
+        grid = np.zeros(mask.shape, run.dtype)
+        grid[mask] = run
+        return grid
+
+    return read
+
+
+def _mask_rows(where: Codes, grid: Shape, start: int, stop: int) -> Array:
+    """Which elements of the rows are selected: bool [stop - start, *grid[1:]]."""
+    if where.shape == grid:
+        return read_codes(where, start, stop).astype(bool)
+    if where.shape != (*(1 for _ in grid[1:]), grid[-1]):
+        raise BadFileError("a mask covers neither the grid nor its columns", found=where.shape,
+                           allowed=f"{grid}, or 1 on every axis but the last")  # fmt: skip
+    return np.broadcast_to(read_codes(where, 0, where.shape[0]).astype(bool), (stop - start, *grid[1:]))
+
+
+def _selected_before(where: Codes, grid: Shape, row: int) -> int:
+    """How many elements are selected in the rows before `row`."""
+    if where.shape == grid:
+        return int(_prefix(where)[row])
+    return row * math.prod(grid[1:-1]) * int(np.count_nonzero(read_codes(where, 0, where.shape[0])))
+
+
+_PREFIX: dict[int, tuple[weakref.ref[Codes], Array]] = {}
+
+
+def _prefix(where: Codes) -> Array:
+    """int64 [rows + 1]: selected elements before each row. Counted once per mask, for as long as the mask lives."""
+    key = id(where)
+    if key not in _PREFIX:
+        counts = np.zeros(where.shape[0] + 1, np.int64)
+        step = max(1, SLAB // max(1, math.prod(where.shape[1:])))
+        for start in range(0, where.shape[0], step):
+            stop = min(start + step, where.shape[0])
+            mask = read_codes(where, start, stop).reshape(stop - start, -1)
+            counts[start + 1 : stop + 1] = np.count_nonzero(mask, axis=1)
+        _PREFIX[key] = weakref.ref(where, lambda _: _PREFIX.pop(key, None)), counts.cumsum()
+    return _PREFIX[key][1]
+
+
+# Codes: table, zero, scale, offset.
+
+
+def _values_rows(values: Codes | LowRank, start: int, stop: int, read: Reader = read_codes) -> Float32:
+    return _lowrank_rows(values, start, stop) if isinstance(values, LowRank) else _codes_rows(values, start, stop, read)
+
+
+def _codes_rows(codes: Codes, start: int, stop: int, read: Reader = read_codes) -> Float32:
+    block = codes.block[0]
+    if block < 1:
+        raise BadFileError("a codebook with empty blocks", found=codes.block)
+    first, last = start // block, -(-stop // block)
+    values = _look_up(codes, read(codes, first, last), first)[start - first * block : stop - first * block]
+    return _affine(values, _grid(codes), start, codes.zero, codes.scale, codes.offset)
+
+
+def _lowrank_rows(values: LowRank, start: int, stop: int) -> Float32:
+    u = _codes_rows(values.u, start, stop)  # [rows, k]
+    rank, columns = _grid(values.vt)
+    if u.shape[1] != rank:
+        raise BadFileError("the factors of a low-rank product do not fit", found=f"{u.shape[1]} and {rank}")
+    vt = _codes_rows(values.vt, 0, rank)  # [k, K]
+    out = np.zeros((len(u), columns), np.float32)
+    step = max(1, _LOOKUP // max(1, columns))
+    for row in range(0, len(u), step):
+        part = out[row : row + step]
+        for j in range(rank):
+            product = u[row : row + step, j : j + 1] * vt[j]
+            np.copyto(part, product if j == 0 else part + product)
+    return out
+
+
+def _look_up(codes: Codes, found: Array, first: int) -> Float32:
+    """The value of every code: [rows, *shape[1:]] -> [rows * block[0], ...]."""
+    if isinstance(codes.table, Table):
+        return _from_codebook(codes, codes.table, found, first)
+    kind = datatype(codes.table)
+    if kind.bits > 8:
+        return kind.decode(found)
+    if not kind.name.startswith("uint"):
+        return _take(kind.values(), found)
+    _check_below(found, 1 << kind.bits, "a code lies outside of its number format")
+    return found.astype(np.float32)
+
+
+def _from_codebook(codes: Codes, table: Table, found: Array, first: int) -> Float32:
+    tables, levels, *block = table.values.shape
+    low, high = 0, min(1, tables)
+    if table.select is not None:
+        _check_below(found, levels, "a code lies outside of its table")
+        chosen = _selection(table.select, first, (len(found), *codes.shape[1:]), codes.shape, tables)
+        low, high = (int(chosen.min()), int(chosen.max()) + 1) if chosen.size else (0, 0)
+        found = (chosen - low) * levels + found  # int64 [rows, *shape[1:]]
+    entries = table.values.read(low, high).astype(np.float32)  # only the tables that these rows use
+    values = _take(entries.reshape(-1, *block), found)  # [rows, *shape[1:], *block]
+    if not block:
+        return values
+    order = [axis for i in range(found.ndim) for axis in (i, found.ndim + i)]
+    return values.transpose(order).reshape([n * b for n, b in zip(found.shape, block, strict=True)])
+
+
+def _selection(select: Param, first: int, shape: Shape, owner: Shape, tables: int) -> Array:
+    """Which table each code of the rows uses: int64 [*shape], a broadcast view where that is enough."""
+
+    def integers(values: Codes | LowRank, start: int, stop: int) -> Array:
+        if isinstance(values, LowRank):
+            raise BadFileError("a table is selected by a low-rank product", allowed="integer codes")
+        return read_codes(values, start, stop)
+
+    small = tiles(select, first, first + shape[0], owner, integers)
+    _check_below(small, tables, "a selected table does not exist")
+    return spread(small.astype(np.int64), select.tile, first, shape)
+
+
+def _take(table: Float32, index: Array) -> Float32:
+    """`table[index]` along axis 0, in pieces that stay in the cache."""
+    _check_below(index, len(table), "a code lies outside of its table")
+    block = table.shape[1:]
+    out = np.empty((index.size, *block), np.float32)
+    flat = index.reshape(-1)
+    step = max(1, _LOOKUP // max(1, math.prod(block)))
+    for start in range(0, flat.size, step):  # in range, as checked: "clip" only spares numpy a second check
+        np.take(table, flat[start : start + step], axis=0, out=out[start : start + step], mode="clip")
+    return out.reshape(*index.shape, *block)
+
+
+def _check_below(index: Array, limit: int, what: str) -> None:
+    if index.size and (index.itemsize > 1 or limit < 256) and int(index.max()) >= limit:
+        raise BadFileError(what, found=int(index.max()), allowed=f"below {limit}")
+
+
+def _affine(values: Float32, owner: Shape, start: int, zero: Param | None, scale: Param | None,
+            offset: Param | None) -> Float32:  # fmt: skip
+    """`((values - zero) * scale) + offset`; `values` are rows of the owner from `start` on, and are overwritten."""
+    for param, operation in ((zero, np.subtract), (scale, np.multiply), (offset, np.add)):
+        if param is not None:
+            values = np.require(values, requirements=["C", "W"])
+            small = tiles(param, start, start + len(values), owner, _values_rows)
+            apply(np.divide if param.divide else operation, values, small, param.tile, start)
+    return values

@@ -1,0 +1,95 @@
+"""What makes a graph legal: one function per rule, checked when a graph is built or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from qdeploy.errors import BadFileError
+from qdeploy.ir.graph import Graph, Node
+from qdeploy.ir.ops import op
+
+
+def check_graph(graph: Graph, tensors: Collection[str]) -> None:
+    """Checks every rule.
+
+    Args:
+        graph: The graph.
+        tensors: Names of the model's tensors.
+
+    Raises:
+        BadFileError: A rule is broken; the error names the node.
+        UnsupportedError: An op is not in the table.
+    """
+    for node in graph.nodes:
+        check_signature(node)
+    check_names(graph, tensors)
+    check_states(graph)
+    check_ropes(graph)
+
+
+def check_signature(node: Node) -> None:
+    """A node has as many inputs as its op takes, and exactly the attributes that its op knows."""
+    row = op(node.op)
+    least, most = row.arity
+    if not least <= len(node.inputs) <= most or not all(node.inputs[:least]):
+        raise BadFileError("a node has the wrong number of inputs", where=_where(node), found=len(node.inputs),
+                           allowed=f"{least}..{most}")  # fmt: skip
+    if not node.outputs or not node.outputs[0]:
+        raise BadFileError("a node has no output", where=_where(node))
+    unknown = sorted(set(node.attrs) - set(row.attributes))
+    missing = sorted(name for name, needed in row.attributes.items() if needed and name not in node.attrs)
+    if unknown or missing:
+        raise BadFileError("a node has the wrong attributes", where=_where(node), found=", ".join(node.attrs) or "none",
+                           allowed=", ".join(row.attributes) or "none")  # fmt: skip
+
+
+def check_names(graph: Graph, tensors: Collection[str]) -> None:
+    """Every name is made before it is taken, and made once."""
+    made = {value.name for value in graph.inputs} | set(graph.constants)
+    if len(made) != len(graph.inputs) + len(graph.constants) or not made.isdisjoint(tensors):
+        raise BadFileError("a name is made twice", where="inputs and constants of the graph")
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name and name not in made and name not in tensors:
+                raise BadFileError("a node takes a name that nothing before it makes", where=_where(node), found=name)
+        for name in node.outputs:
+            if name and (name in made or name in tensors):
+                raise BadFileError("a name is made twice", where=_where(node), found=name)
+            made.add(name)
+    for value in graph.outputs:
+        if value.name not in made:
+            raise BadFileError("an output of the graph is never made", where=value.name)
+
+
+def check_states(graph: Graph) -> None:
+    """Every state is declared once, kept by exactly one node, and has that node's number of heads."""
+    declared = {state.name: state for state in graph.states}
+    keepers = {str(node.attrs["state"]): node for node in graph.nodes if node.attrs.get("state")}
+    if len(declared) != len(graph.states) or set(declared) != set(keepers):
+        raise BadFileError("the states of the graph are not those that its nodes keep", where="states",
+                           found=", ".join(declared) or "none", allowed=", ".join(keepers) or "none")  # fmt: skip
+    if len(keepers) != sum(bool(node.attrs.get("state")) for node in graph.nodes):
+        raise BadFileError("two nodes keep one state", where="states")
+    for name, node in keepers.items():
+        if node.attrs.get("kv_heads") != declared[name].heads:
+            raise BadFileError("a state has another number of heads than its node", where=_where(node),
+                               found=declared[name].heads, allowed=str(node.attrs.get("kv_heads")))  # fmt: skip
+
+
+def check_ropes(graph: Graph) -> None:
+    """Rotary frequencies are a constant of the graph with one number per rotated pair."""
+    for node in graph.nodes:
+        rope = node.attrs.get("rope")
+        if rope is None:
+            continue
+        if not isinstance(rope, Mapping) or set(rope) != {"inv_freq", "rotary_dim", "interleaved", "factor"}:
+            raise BadFileError("rope is not described as it must be", where=_where(node), found=rope,
+                               allowed="inv_freq, rotary_dim, interleaved, factor")  # fmt: skip
+        constant = graph.constants.get(rope["inv_freq"])
+        if constant is None or constant.shape != (rope["rotary_dim"] // 2,) or rope["rotary_dim"] % 2:
+            raise BadFileError("the rotary frequencies do not fit", where=_where(node), found=rope["inv_freq"],
+                               allowed=f"a constant of shape [{rope['rotary_dim']} / 2]")  # fmt: skip
+
+
+def _where(node: Node) -> str:
+    return f"node {node.name or ', '.join(node.outputs)} ({node.op})"

@@ -1,0 +1,156 @@
+"""The interpreter: what a graph computes, in numpy and float32.
+
+It is pure: states go in and new states come out. Slow and plain on purpose, since every backend is tested against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadArgumentError, BadFileError
+from qdeploy.ir.graph import Graph, Node, Value
+from qdeploy.ir.model import Model
+from qdeploy.ir.ops import op
+from qdeploy.ir.tensor import Array, Float32
+
+Cache = tuple[Float32, Float32]
+"""Keys and values, [B, kv_heads, length, D] each."""
+
+
+class Weights(Mapping[str, Float32]):
+    """A model's tensors as float32, decoded when first asked for and kept."""
+
+    def __init__(self, model: Model) -> None:
+        self._tensors = model.tensors
+        self._decoded: dict[str, Float32] = {}
+
+    def __getitem__(self, name: str) -> Float32:
+        if name not in self._decoded:
+            self._decoded[name] = self._tensors[name].decode()
+        return self._decoded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def run(
+    graph: Graph,
+    inputs: Mapping[str, Array],
+    states: Mapping[str, Cache] | None = None,
+    weights: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, Array], dict[str, Cache]]:
+    """Runs a graph once.
+
+    Args:
+        graph: What to run.
+        inputs: An array for each input of the graph; integers become int64, floats float32.
+        states: Caches by state name; a missing one is empty.
+        weights: Float32 arrays by tensor name: `Weights(model)`, or any mapping.
+
+    Returns:
+        The graph's outputs by name, and the caches after this run.
+
+    Raises:
+        BadArgumentError: An input is missing or has another rank, or an id lies outside of the vocabulary.
+        BadFileError: A name is not defined, or the shapes of a node's inputs do not fit.
+    """
+    values: dict[str, Array] = {value.name: _input(value, inputs) for value in graph.inputs}
+    after: dict[str, Cache] = dict(states or {})
+    last = _last_uses(graph)
+    for place, node in enumerate(graph.nodes):
+        arguments = [_value(name, values, graph, weights or {}, node) for name in node.inputs]
+        results = _apply(node, arguments, graph, after)
+        values.update((name, result) for name, result in zip(node.outputs, results, strict=False) if name)
+        for name in node.inputs:
+            if last.get(name) == place:
+                values.pop(name, None)
+    return {value.name: values[value.name] for value in graph.outputs}, after
+
+
+def generate_greedy(
+    model: Model | Graph, ids: Sequence[int], count: int, weights: Mapping[str, Array] | None = None
+) -> list[int]:
+    """Returns the `count` most likely next tokens after `ids`, one after the other; ties go to the smaller id.
+
+    Args:
+        model: A decoder. For a Graph, `weights` must be given.
+        ids: The prompt, at least one id.
+        count: How many tokens to make; an end token does not stop it.
+        weights: As for `run`; by default the model's own, decoded once.
+    """
+    if isinstance(model, Graph) and weights is None:
+        raise BadArgumentError("a graph alone has no weights", todo="Pass weights, or the model.")
+    graph = model if isinstance(model, Graph) else model.graph
+    held = Weights(model) if weights is None and isinstance(model, Model) else weights
+    states: dict[str, Cache] = {}
+    made: list[int] = []
+    step = list(ids)
+    for _ in range(count):
+        outputs, states = run(graph, {"input_ids": np.array([step], np.int64)}, states, held)
+        step = [int(np.argmax(outputs["logits"][0, -1]))]
+        made += step
+    return made
+
+
+def _input(value: Value, inputs: Mapping[str, Array]) -> Array:
+    if value.name not in inputs:
+        raise BadArgumentError("an input is missing", where=value.name, found=", ".join(inputs) or "no inputs")
+    array = np.asarray(inputs[value.name])
+    fixed = [n for n in value.shape if isinstance(n, int)]
+    given = [n for n, axis in zip(array.shape, value.shape, strict=False) if isinstance(axis, int)]
+    if array.ndim != len(value.shape) or fixed != given:
+        raise BadArgumentError("an input has another shape", where=value.name, found=array.shape,
+                               allowed=str(list(value.shape)))  # fmt: skip
+    return array.astype(np.float32 if value.dtype == "F32" else np.int64)
+
+
+def _last_uses(graph: Graph) -> dict[str, int]:
+    last = {name: place for place, node in enumerate(graph.nodes) for name in node.inputs}
+    for value in graph.outputs:
+        last.pop(value.name, None)
+    return last
+
+
+def _value(
+    name: str, values: Mapping[str, Array], graph: Graph, weights: Mapping[str, Array], node: Node
+) -> Array | None:
+    if not name:
+        return None
+    if name in values:
+        return values[name]
+    if name in graph.constants:
+        return graph.constants[name].decode()
+    if name in weights:
+        return weights[name]
+    raise BadFileError("a node takes a name that nothing defines", where=f"node {node.name or node.op}", found=name)
+
+
+def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict[str, Cache]) -> Sequence[Array]:
+    row = op(node.op)
+    try:
+        if node.op != "Attention":
+            result = row.numpy(*arguments, **node.attrs)
+            return result if isinstance(result, tuple) else (result,)
+        state = str(node.attrs.get("state", ""))
+        attrs = {**node.attrs, "rope": _rope(node, graph)}
+        result, cache = row.numpy(*arguments, **attrs, past=states.get(state))
+    except (ValueError, IndexError, TypeError) as error:  # what numpy says of shapes that do not fit
+        shapes = ", ".join("-" if a is None else str(list(a.shape)) for a in arguments)
+        raise BadFileError(f"a node cannot run: {error}", where=f"node {node.name or node.outputs[0]} ({node.op})",
+                           found=f"inputs {shapes}") from error  # fmt: skip
+    if state:
+        states[state] = cache
+    return (result,)
+
+
+def _rope(node: Node, graph: Graph) -> dict[str, Any] | None:
+    rope = node.attrs.get("rope")
+    if not isinstance(rope, Mapping):
+        return None
+    return {**rope, "inv_freq": graph.constants[rope["inv_freq"]].decode()}

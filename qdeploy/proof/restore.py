@@ -1,0 +1,123 @@
+"""Writing the source files again from a package: the proof that can be held against the original."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from qdeploy import registry
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.model import Model, SourceFile
+from qdeploy.ir.package import Package
+from qdeploy.ir.tensor import Buffer, QTensor, Source, buffers
+from qdeploy.progress import Progress
+from qdeploy.store.folder import Folder
+from qdeploy.store.output import Staged, write_all
+from qdeploy.store.recode import Recoding, restore
+from qdeploy.store.storage import storage_dtype
+
+_VERBATIM = Recoding(("data",), lambda raw: (raw,), lambda rows: rows)
+
+
+def restore_files(model: Model, stage: Staged, progress: Progress) -> None:
+    """Writes every carried file and every tensor file into a staged folder, byte for byte.
+
+    Raises:
+        UnsupportedError: A tensor's format has no writer, or only its values were kept.
+    """
+    package = Package(Folder(model.path))
+    progress.start("writing the source files", sum(t.nbytes for t in model.tensors.values()))
+    heads = {}
+    for file in package.files():
+        if file.role == "side":
+            stage.write(file.path, _slabs(file.data))
+        elif file.role == "head":
+            heads[file.path] = file
+    opened = {path: _create(stage, head) for path, head in heads.items()}
+    try:
+        for name, tensor in model.tensors.items():
+            _restore_tensor(name, tensor, package, opened)
+            progress.advance(tensor.nbytes, name)
+        for descriptor in opened.values():
+            os.fsync(descriptor)
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+
+
+def recodings(source: Source) -> tuple[Recoding, ...]:
+    """How each stored tensor of a source is made of the tensor's buffers."""
+    if source.writer == "verbatim":
+        return (_VERBATIM,)
+    module = registry.format_module(source.format)
+    if not module.WRITES:
+        raise UnsupportedError("this format has no writer", found=source.format)
+    made: tuple[Recoding, ...] = module.recodings(source)
+    return made
+
+
+def _create(stage: Staged, head: SourceFile) -> int:
+    """A file of its final size that holds the head; everything else is zero until the tensors come."""
+    final = stage.path / head.path
+    final.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(final, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
+    at = 0
+    for chunk in _slabs(head.data):
+        write_all(descriptor, memoryview(chunk), at)
+        at += len(chunk)
+    os.ftruncate(descriptor, head.total)
+    return descriptor
+
+
+def _restore_tensor(name: str, tensor: QTensor, package: Package, opened: dict[str, int]) -> None:
+    source = tensor.source
+    if source is None or source.exact == "values":
+        raise UnsupportedError(
+            "a tensor cannot be written back byte for byte",
+            where=name,
+            found="no source" if source is None else "only its values were kept",
+        )
+    held = {b.key: b for b in buffers(tensor)}
+    numbers = package.manifest["sources"][name][4]
+    for number, how in zip(numbers, recodings(source), strict=True):
+        file, _, _, shape, axis, begin, dtype = package.manifest["stored"][number]
+        entry = _Place(opened[file], tuple(shape), axis, begin, dtype)
+        for start, slab in restore(how, [held[k] for k in how.keys], tuple(shape)):
+            entry.write(start, slab)
+    if source.residue is not None:
+        _apply_residue(source.residue, numbers, package, opened)
+
+
+class _Place:
+    """Where a stored tensor lies in its file."""
+
+    def __init__(self, descriptor: int, shape: tuple[int, ...], axis: int, begin: int, dtype: str) -> None:
+        self.descriptor, self.shape, self.axis, self.begin = descriptor, shape, axis, begin
+        self.itemsize = storage_dtype(dtype).itemsize
+
+    def write(self, start: int, slab: Any) -> None:
+        data = np.ascontiguousarray(slab)
+        if self.axis == 0 or not self.shape or data.shape[self.axis] == self.shape[self.axis]:
+            row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.itemsize
+            write_all(self.descriptor, memoryview(data.view(np.uint8).reshape(-1)), self.begin + start * row)
+            return
+        row = self.shape[1] * self.itemsize
+        for i in range(data.shape[0]):
+            write_all(self.descriptor, memoryview(data[i].view(np.uint8)), self.begin + i * row + start * self.itemsize)
+
+
+def _apply_residue(residue: Buffer, numbers: list[int], package: Package, opened: dict[str, int]) -> None:
+    rows = residue.read().reshape(-1).view([("tensor", "<u4"), ("offset", "<u8"), ("xor", "u1")])
+    for tensor, offset, xor in rows.tolist():
+        file, _, _, _, _, begin, _ = package.manifest["stored"][numbers[tensor]]
+        descriptor = opened[file]
+        found = os.pread(descriptor, 1, begin + offset)
+        os.pwrite(descriptor, bytes([found[0] ^ xor]), begin + offset)
+
+
+def _slabs(buffer: Buffer, step: int = 8 << 20) -> Iterator[Any]:
+    for start in range(0, buffer.shape[0], step):
+        yield np.ascontiguousarray(buffer.read(start, min(start + step, buffer.shape[0])))

@@ -1,0 +1,112 @@
+"""What a checkpoint is: the facts behind `inspect`, from descriptions alone unless codes are to be counted."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from qdeploy import registry
+from qdeploy.errors import BadArgumentError, QdeployError
+from qdeploy.ir.datatype import DATATYPES
+from qdeploy.ir.decode import read_codes
+from qdeploy.ir.describe import bits_per_weight, encoding
+from qdeploy.ir.model import Model
+from qdeploy.ir.package import Package
+from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.store.folder import Folder
+
+_SLAB_CODES = 4 << 20
+
+
+def survey(
+    path: str | os.PathLike[str],
+    format: str = "",
+    trust_links: bool = False,
+    *,
+    histogram: bool = False,
+    checksums: bool = False,
+) -> dict[str, Any]:
+    """Describes a checkpoint or package; JSON values only.
+
+    Args:
+        path: What to describe.
+        format: The reader's name, where sniffing is not wanted.
+        trust_links: Follow links that lead outside.
+        histogram: Also count how often each code occurs, per encoding.
+        checksums: For a package, recompute every checksum.
+
+    Raises:
+        QdeployError: The path cannot be read, or a checksum differs.
+    """
+    model = registry.open_model(path, format, trust_links)
+    tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
+    size, count = (sum(t[key] for t in tensors.values()) for key in ("bytes", "parameters"))
+    found: dict[str, Any] = {
+        "path": str(path),
+        "format": model.format,
+        "title": registry.format_module(model.format).TITLE,
+        "model_type": str(model.config.get("model_type", "")),
+        "parameters": count,
+        "bytes": size,
+        "bits": 8 * size / max(1, count),
+        "graph": _graph(model),
+        "files": [f.path for f in model.files if f.role == "side"],
+        "notes": list(model.notes),
+        "tensors": tensors,
+    }
+    if histogram:
+        found["histogram"] = _histograms(model)
+    if checksums:
+        found["checksums"] = _verify(model, path, trust_links)
+    return found
+
+
+def _row(tensor: QTensor) -> dict[str, Any]:
+    return {
+        "shape": list(tensor.shape),
+        "encoding": encoding(tensor),
+        "bits": bits_per_weight(tensor),
+        "bytes": tensor.nbytes,
+        "parameters": math.prod(tensor.shape),
+    }
+
+
+def _graph(model: Model) -> str:
+    try:
+        graph = model.graph
+    except QdeployError as error:
+        return f"none ({error.what}{': ' + error.found if error.found else ''})"
+    return f"{graph.meta.get('kind', '')}, {len(graph.nodes)} nodes, {len(graph.states)} caches"
+
+
+def _histograms(model: Model) -> dict[str, list[int]]:
+    """Counts of every code, summed over the tensors of an encoding; only codes of at most 8 bits."""
+    counts: dict[str, np.ndarray[Any, Any]] = {}
+    for tensor in model.tensors.values():
+        codes = tensor.terms[0].values
+        levels = _levels(codes) if isinstance(codes, Codes) else 0
+        if levels == 0 or tensor.terms[0].where is not None:
+            continue
+        assert isinstance(codes, Codes)
+        step = max(1, _SLAB_CODES // max(1, math.prod(codes.shape[1:])))
+        total = counts.setdefault(encoding(tensor), np.zeros(levels, np.int64))
+        for start in range(0, codes.shape[0], step):
+            rows = read_codes(codes, start, min(start + step, codes.shape[0]))
+            total += np.bincount(rows.reshape(-1), minlength=levels)[:levels]
+    return {name: [int(c) for c in total] for name, total in counts.items()}
+
+
+def _levels(codes: Codes) -> int:
+    if isinstance(codes.table, str):
+        bits = DATATYPES[codes.table].bits
+        return 1 << bits if bits <= 8 else 0
+    return codes.table.values.shape[1] if codes.table.values.shape[1] <= 256 else 0
+
+
+def _verify(model: Model, path: str | os.PathLike[str], trust_links: bool) -> int:
+    if model.format != "package":
+        raise BadArgumentError("only a package has checksums", where=str(path), found=model.format)
+    return sum(1 for _ in Package(Folder(path, trust_links)).verify())
