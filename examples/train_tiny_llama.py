@@ -40,11 +40,9 @@ class Loss(NamedTuple):
     per_character: float
 
     def __str__(self) -> str:
-        """All four usual readings on one line."""
-        return (
-            f"{self.per_token:.4f} nats/token (perplexity {math.exp(self.per_token):.3f}), "
-            f"{self.per_character:.4f} nats/character ({self.per_character / math.log(2):.4f} bits)"
-        )
+        """Nats per token and per character, and the perplexity per token."""
+        perplexity = math.exp(self.per_token)
+        return f"{self.per_token:.4f} nats/token (perplexity {perplexity:.3f}), {self.per_character:.4f} nats/character"
 
 
 def split_text(path: Path) -> tuple[str, str]:
@@ -113,7 +111,7 @@ def validation_loss(logits: Logits, tokenizer: Tokenizer, text: str) -> Loss:
     """Loss over `text` cut into contexts that do not overlap, so that every token is scored exactly once."""
     ids = encode(tokenizer, text)
     total = 0.0
-    whole = len(ids) // (CONTEXT - 1) * (CONTEXT - 1)
+    whole = len(ids) - len(ids) % (CONTEXT - 1)
     for starts in torch.arange(0, whole, CONTEXT - 1).split(32):
         batch = windows(ids, starts)
         total += next_token_loss(logits(batch), batch, "sum").item()
@@ -142,14 +140,14 @@ def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
 def add_dropout(model: LlamaForCausalLM, probability: float) -> None:
     """Drop out what attention and MLP add to the residual stream while training; Llama's own code has no such place."""
 
-    def drop_first(module: nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
-        if isinstance(output, tuple):  # attention also returns its weights
-            return functional.dropout(output[0], probability, module.training), *output[1:]
-        return functional.dropout(output, probability, module.training)
+    def drop(module: nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        hidden, *rest = output if isinstance(output, tuple) else (output,)  # attention also returns its weights
+        hidden = functional.dropout(hidden, probability, module.training)
+        return (hidden, *rest) if rest else hidden
 
     for layer in model.model.layers:
-        layer.self_attn.register_forward_hook(drop_first)
-        layer.mlp.register_forward_hook(drop_first)
+        layer.self_attn.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)
 
 
 def train(model: LlamaForCausalLM, ids: torch.Tensor, args: argparse.Namespace, check: Callable[[], Loss]) -> None:
@@ -166,10 +164,9 @@ def train(model: LlamaForCausalLM, ids: torch.Tensor, args: argparse.Namespace, 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        done = step + 1
-        if done % 50 == 0 or done == args.steps:
-            print(f"step {done}/{args.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s", flush=True)
-        if done % max(1, args.steps // 10) == 0:
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1}/{args.steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s", flush=True)
+        if (step + 1) % max(1, args.steps // 10) == 0:
             model.eval()
             print(f"  validation: {check()}", flush=True)
             model.train()

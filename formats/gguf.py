@@ -71,7 +71,7 @@ def read(folder: Folder) -> Model:
         BadFileError: A head is damaged, tensors overlap or leave the file, or a part is missing.
         AmbiguousError: A folder holds several models.
     """
-    from qdeploy.formats.gguf_config import describe
+    from qdeploy.formats.gguf_config import describe, sentence_files
     from qdeploy.formats.gguf_tokenizer import derive
     from qdeploy.formats.huggingface import LazyTensors
 
@@ -87,10 +87,12 @@ def read(folder: Folder) -> Model:
         raise UnsupportedError("a GGUF file without tensors", where=parts[0].file.name, todo="Is it only a vocabulary?")
     tensors = LazyTensors({name: stored.tensor for name, stored in entries.items()})
     metadata = parts[0].head.metadata
-    config, build = describe(metadata, {n: s.info.shape for n, s in entries.items()}, lambda n: tensors[n].decode())
+    config, build = describe(metadata, {name: stored.info.shape for name, stored in entries.items()})
     side = _side_files(folder, parts)
-    derived, notes = derive(metadata, {file.path for file in side})
-    made = [SourceFile(path, _in_memory(text), "derived") for path, text in derived.items()]
+    present = {file.path for file in side}
+    derived, notes = derive(metadata, present)
+    pooling = {path: text.encode() for path, text in sentence_files(metadata).items() if "modules.json" not in present}
+    made = [SourceFile(path, _in_memory(text), "derived") for path, text in (derived | pooling).items()]
     kept = [file for part in parts for file in part.files()]
     origins = tuple(s.origin for s in entries.values() if s.origin is not None)
     return Model(NAME, str(folder.path), tensors, config, "gguf", (*side, *made, *kept), origins, build, notes)
@@ -283,8 +285,9 @@ def _part_names(folder: Folder) -> list[str]:
 
 def _check_parts(parts: list[_Part]) -> None:
     for i, part in enumerate(parts):
-        count, number = part.head.metadata.get("split.count", 1), part.head.metadata.get("split.no", i)
-        if (count or 1, number) != (len(parts), i):
+        count, number = (part.head.metadata.get(f"split.{key}", other) for key, other in (("count", 1), ("no", i)))
+        fits = isinstance(count, int) and isinstance(number, int) and (count or 1, number) == (len(parts), i)
+        if not fits:
             raise BadFileError("a part does not belong where its name puts it", where=part.file.name,
                                found=f"part {number} of {count}", allowed=f"part {i} of {len(parts)}",
                                todo="Keep the names that the split gave: <name>-00001-of-00003.gguf.")  # fmt: skip

@@ -35,7 +35,9 @@ class Registered:
         module, _, attribute = self.target.partition(":")
         try:
             found = import_module(module)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("qdeploy"):
+                raise
             raise UnsupportedError(
                 f"{self.name} needs a package that is not installed: {error.name}",
                 where=module,

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qdeploy.backends.onnx.external import Array, RowReader
+from qdeploy.ir.codes import read_codes
 from qdeploy.ir.datatype import DATATYPES, datatype
-from qdeploy.ir.decode import decode_codes, decode_lowrank, read_codes
+from qdeploy.ir.decode import decode_codes, decode_lowrank
 from qdeploy.ir.tensor import Codes, LowRank, Param, QTensor, Table
 
 _CHUNK = 1 << 20
@@ -211,6 +212,7 @@ def _affine_integers(codes: Codes, grid: _Grid) -> _Integers:
 
     def read(start: int, stop: int) -> Array:
         found = read_codes(codes, start * grid.fold, stop * grid.fold).reshape(stop - start, grid.shape[1])
+        found = found.astype(np.uint8, copy=False)
         return (found & mask) ^ flip if signed else found
 
     streamed = codes.layout.kind == "bits" and codes.layout.width == kind.bits and grid.fold == 1 and not signed

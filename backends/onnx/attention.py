@@ -88,10 +88,20 @@ class DecoderAttention:
     ) -> None:
         self._builder, self._constants, self._lengths, self._context = builder, constants, lengths, context
 
-    def emit(self, node: Node, inputs: tuple[str, str, str], past: tuple[str, str], present: tuple[str, str]) -> None:
-        """Appends the nodes for one Attention; `inputs` are q, k, v, and the names of past and present are given."""
+    def emit(
+        self, node: Node, size: int, inputs: tuple[str, str, str], past: tuple[str, str], present: tuple[str, str]
+    ) -> None:
+        """Appends the nodes for one Attention.
+
+        Args:
+            node: The node.
+            size: Elements of a head.
+            inputs: Query, key and value of the new tokens.
+            past: Names of the caches that come in.
+            present: Names for the caches that go out.
+        """
         attrs: Mapping[str, Any] = node.attrs
-        heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+        heads, kv_heads = attrs["heads"], attrs["kv_heads"]
         if not attrs.get("causal"):
             raise UnsupportedError("attention with a state that is not causal", where=node.name)
         rope: Mapping[str, Any] | None = attrs.get("rope")
@@ -102,23 +112,21 @@ class DecoderAttention:
         query, key, value = (
             self._pad(x, n, size) for x, n in ((query, heads), (key, kv_heads), (value, kv_heads))
         )
-        mixed = self._grouped(node, (query, key, value, *past), present, rope if fused else None)
+        mixed = node.outputs[0] if padded_head(size) == size else self._builder.fresh("mixed")
+        self._grouped(attrs, (query, key, value, *past), (mixed, *present), rope if fused else None)
         self._crop(mixed, heads, size, node.outputs[0])
 
     def _grouped(
-        self, node: Node, inputs: tuple[str, ...], present: tuple[str, str], rope: Mapping[str, Any] | None
-    ) -> str:
-        attrs: Mapping[str, Any] = node.attrs
+        self, attrs: Mapping[str, Any], inputs: tuple[str, ...], outputs: tuple[str, ...],
+        rope: Mapping[str, Any] | None,
+    ) -> None:  # fmt: skip
         caches = self._caches(rope) if rope else ()
-        exact = padded_head(attrs["head_dim"]) == attrs["head_dim"]
-        mixed = node.outputs[0] if exact else self._builder.fresh("mixed")
         self._builder.node(
-            "GroupQueryAttention", [*inputs, self._lengths.last, self._lengths.total, *caches], (mixed, *present),
-            MICROSOFT, num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"], scale=float(attrs["scale"]),
+            "GroupQueryAttention", [*inputs, self._lengths.last, self._lengths.total, *caches], outputs, MICROSOFT,
+            num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"], scale=float(attrs["scale"]),
             do_rotary=int(bool(rope)), rotary_interleaved=int(bool(rope and rope.get("interleaved"))),
             local_window_size=attrs.get("window") or -1,
         )  # fmt: skip
-        return mixed
 
     def _caches(self, rope: Mapping[str, Any]) -> tuple[str, str]:
         factor = float(rope.get("factor", 1.0))

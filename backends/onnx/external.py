@@ -28,7 +28,7 @@ from qdeploy.progress import Progress
 Array = npt.NDArray[Any]
 RowReader = Callable[[int, int], Array]
 
-SLAB = 4 << 20
+SLAB = 8 << 20
 """Bytes that are asked from a source at a time."""
 _PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
 
@@ -106,7 +106,6 @@ class ExternalData:
             try:
                 os.ftruncate(descriptor, self.size)
                 digests = self._fill(descriptor, progress, jobs)
-                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -91,8 +91,9 @@ class GraphBuilder:
         return rows
 
     def initializer(
-        self, name: str, dtype: int, shape: Sequence[int], rows: RowReader, weight: int = 1, range_of: str = ""
-    ) -> str:
+        self, name: str, dtype: int, shape: Sequence[int], rows: RowReader, weight: int = 1, range_of: str = "",
+        shared: bool = False,
+    ) -> str:  # fmt: skip
         """Declares an initializer in the data file.
 
         Args:
@@ -102,6 +103,7 @@ class GraphBuilder:
             rows: Gives rows [start, stop) of its first axis, in the bytes of `dtype`.
             weight: See `Blob.weight`.
             range_of: Name of the range of the file (default: `name`); initializers of one range share its bytes.
+            shared: Whether all rows of the weight use all of it (a codebook); see check.py.
         """
         if name in self._declared:
             return name
@@ -116,6 +118,17 @@ class GraphBuilder:
         for entry, value in entries:
             tensor.external_data.add(key=entry, value=str(value))
         return name
+
+    def places(self) -> Mapping[str, Placed]:
+        """Where each range of the data file lies, by the name of the initializer that brought it."""
+        return self._places
+
+    def owned_bytes(self) -> Mapping[str, int]:
+        """Size of everything in the data file that belongs to a tensor, by tensor."""
+        sizes: dict[str, int] = {}
+        for name, place in self._places.items():
+            sizes[owner(name)] = sizes.get(owner(name), 0) + place.blob.nbytes
+        return sizes
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         """Declares an input of the graph."""
@@ -140,3 +153,13 @@ class GraphBuilder:
             model.opset_import.add(domain=QDEPLOY, version=1)
             model.functions.extend(self.functions.values())
         return model
+
+
+_PARTS = (".codes", ".scale", ".zero", ".offset", ".high", ".low", ".decoded", ".table")
+
+
+def owner(name: str) -> str:
+    """The tensor that an initializer is a part of."""
+    for part in _PARTS:
+        name = name.removesuffix(part)
+    return name

@@ -243,7 +243,7 @@ class AffineForm:
         whole = self.blocking.columns is None and self._width == view.shape[1] and not part
         if whole and stream is not None and stream.layout.width <= self.bits:
             data, width = stream.data[0], stream.layout.width
-            return lambda a, b: bit_stream.repack(data.read(a, b), view.shape[1], width, self.bits), 2
+            return lambda a, b: bit_stream.repack(data.read(a, b), view.shape[1], width, self.bits), 1
         select = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}[part]
         return lambda a, b: bit_stream.pack(self._arranged(select(view.codes(a, b))), self.bits), 24
 

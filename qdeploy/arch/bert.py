@@ -9,7 +9,7 @@ graph; heads of other tasks are refused.
 
 from __future__ import annotations
 
-from qdeploy.arch.builder import ACTIVATIONS, Builder, check_architecture
+from qdeploy.arch.builder import ACTIVATIONS, Builder, check_architecture, layer_count
 from qdeploy.arch.config import Config
 from qdeploy.arch.sentence import add_sentence_embedding
 from qdeploy.ir.graph import Attr, Graph, Value
@@ -37,7 +37,7 @@ class _Encoding:
         self.hidden, self.heads = self.config.size("hidden_size"), self.config.size("num_attention_heads")
         self.config.refuse({"embedding_size": (self.hidden,), "num_key_value_heads": (self.heads,)})
         self.inner = self.config.size("intermediate_size")
-        self.layers = self.config.size("num_hidden_layers")
+        self.layers = layer_count(model, self.config)
         self.context = self.config.size("max_position_embeddings", 512)
         self.epsilon = self.config.positive("layer_norm_eps", 1e-12)
         self.act = self.config.choose("hidden_act", ACTIVATIONS, "gelu")
@@ -48,7 +48,6 @@ class _Encoding:
     def graph(self) -> Graph:
         """All nodes, in order."""
         add = self.builder
-        add.check_layers(self.layers)
         x = self._embeddings()
         for i in range(self.layers):
             x = self._layer(i, x)

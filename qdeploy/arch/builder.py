@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.arch.config import Config
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Attr, Graph, Node, State, Value
@@ -56,6 +57,7 @@ class Builder:
         name = locate(parameter, self.family, self.model.dialect, self.model.tensors)
         if name is None:
             name = spellings(parameter, self.family, self.model.dialect)[0]
+            fields += "" if layer_of(parameter) is None else ", num_hidden_layers"
             raise BadFileError("a tensor of the architecture is missing", where=f"tensor {name}", found="nothing",
                                allowed=f"shape {list(shape)}, which config.json ({fields}) asks for")  # fmt: skip
         found = self.model.tensors[name].shape
@@ -73,8 +75,8 @@ class Builder:
             return self.weight(parameter, (size,), field)
         name = locate(parameter, self.family, self.model.dialect, self.model.tensors)
         if name is not None and np.any(self.model.tensors[name].decode()):
-            raise BadFileError("a tensor is a bias that config.json denies",
-                               where=f"config.json: {field}; tensor {name}", found="values other than zero")  # fmt: skip
+            where = f"config.json: {field}; tensor {name}"
+            raise BadFileError("config.json denies a bias that is stored", where=where, found="values other than zero")
         return ""
 
     def node(self, op: str, *inputs: str, name: str, **attrs: Attr) -> str:
@@ -98,15 +100,6 @@ class Builder:
         self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(values, np.float32), "F32"), "f32")
         return name
 
-    def check_layers(self, layers: int) -> None:
-        """Raises BadFileError for a tensor of a layer beyond `num_hidden_layers`."""
-        for name in self.model.tensors:
-            layer = layer_of(name)
-            if layer is not None and layer >= layers:
-                raise BadFileError("config.json contradicts a tensor",
-                                   where=f"config.json: num_hidden_layers; tensor {name}", found=f"layer {layer}",
-                                   allowed=f"layers 0..{layers - 1}")  # fmt: skip
-
     def graph(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], meta: Mapping[str, Attr]) -> Graph:
         """The finished graph."""
         return Graph(inputs, outputs, tuple(self._nodes), tuple(self.states), self.constants, meta)
@@ -117,6 +110,20 @@ class Builder:
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         self._nodes.append(Node(op, inputs, outputs, dict(attrs), name))
+
+
+def layer_count(model: Model, config: Config) -> int:
+    """Reads `num_hidden_layers`; BadFileError where the tensors have more layers, or plainly too few."""
+    layers, where = config.size("num_hidden_layers"), f"{config.where}: num_hidden_layers"
+    if layers > len(model.tensors):
+        raise BadFileError("the configuration has more layers than there are tensors", where=where, found=layers,
+                           allowed=f"at most {len(model.tensors)}")  # fmt: skip
+    for name in model.tensors:
+        layer = layer_of(name)
+        if layer is not None and layer >= layers:
+            raise BadFileError("config.json contradicts a tensor", where=f"{where}; tensor {name}",
+                               found=f"layer {layer}", allowed=f"layers 0..{layers - 1}")  # fmt: skip
+    return layers
 
 
 def check_architecture(config: Mapping[str, Any], allowed: tuple[str, ...]) -> None:

@@ -97,20 +97,20 @@ class _Decoding:
         self.vocab = self.config.size("vocab_size")
         self.epsilon = self.config.positive("rms_norm_eps", 1e-6)
         self.act = self.config.choose("hidden_act", ACTIVATIONS, "silu")
+        shape = (self.vocab, self.hidden)
+        self.embedding = self.builder.weight("model.embed_tokens.weight", shape, "vocab_size, hidden_size")
+        self._projection("model.layers.0.self_attn.q_proj", self.heads, "num_attention_heads")  # head_dim is real
         self.rope = read_rope(self.config, decoder.head_dim, decoder.context)
 
     def graph(self) -> Graph:
         """All nodes, in order."""
         add, layers = self.builder, len(self.decoder.windows)
-        add.check_layers(layers)
         rope = self._rotation()
-        embedding = add.weight("model.embed_tokens.weight", (self.vocab, self.hidden), "vocab_size, hidden_size")
-        x, update = add.node("Gather", embedding, "input_ids", name="embed_tokens", axis=0), ""
+        x, update = add.node("Gather", self.embedding, "input_ids", name="embed_tokens", axis=0), ""
         for i in range(layers):
             x, update = self._layer(i, x, update, rope)
         last = self._norm("model.norm", x, update, "norm", last=True)
-        head = self._head(embedding)
-        add.node("Linear", last, head, self._head_bias(), name="logits")
+        add.node("Linear", last, self._head(), self._head_bias(), name="logits")
         return add.graph(
             (Value("input_ids", "I64", ("batch", "sequence")),),
             (Value("logits", "F32", ("batch", "sequence", self.vocab)),),
@@ -147,7 +147,7 @@ class _Decoding:
 
     def _heads(self, h: str, module: str, name: str, heads: int, field: str) -> str:
         add, spec, size = self.builder, self.decoder, self.decoder.head_dim
-        weight = add.weight(f"{module}.weight", (heads * size, self.hidden), f"{field}, head_dim, hidden_size")
+        weight = self._projection(module, heads, field)
         bias = add.bias(f"{module}.bias", heads * size, spec.qkv_bias, "attention_bias")
         out = add.node("Linear", h, weight, bias, name=name)
         if not spec.qk_norm or name.endswith(".v"):
@@ -156,6 +156,11 @@ class _Decoding:
         split = add.node("Reshape", out, name=f"{name}.split", shape=[0, 0, heads, size])  # [B, T, heads, D]
         split = add.node("RMSNormalization", split, norm, name=f"{name}.norm", epsilon=self.epsilon)
         return add.node("Reshape", split, name=f"{name}.joined", shape=[0, 0, heads * size])  # [B, T, heads * D]
+
+    def _projection(self, module: str, heads: int, field: str) -> str:
+        size = "head_dim" if self.config.has("head_dim") else "num_attention_heads"
+        fields = ", ".join(dict.fromkeys((field, size, "hidden_size")))
+        return self.builder.weight(f"{module}.weight", (heads * self.decoder.head_dim, self.hidden), fields)
 
     def _mlp(self, module: str, h: str, name: str) -> str:
         add, shape, fields = self.builder, (self.inner, self.hidden), "intermediate_size, hidden_size"
@@ -172,11 +177,11 @@ class _Decoding:
         raised = add.node("Linear", h, up, bias["up"], name=f"{name}.up")
         return add.node("Linear", add.node("Mul", gated, raised, name=f"{name}.mul"), down, bias["down"], name=name)
 
-    def _head(self, embedding: str) -> str:
-        stored = self.builder.has("lm_head.weight")
-        if stored:  # even where the config says tied: a head of its own may be quantized on its own
-            return self.builder.weight("lm_head.weight", (self.vocab, self.hidden), "vocab_size, hidden_size")
-        return embedding
+    def _head(self) -> str:
+        if not self.builder.has("lm_head.weight"):
+            return self.embedding
+        # Even where the config says tied, as transformers does: a head of its own may be quantized on its own.
+        return self.builder.weight("lm_head.weight", (self.vocab, self.hidden), "vocab_size, hidden_size")
 
     def _head_bias(self) -> str:
         return self.builder.bias("lm_head.bias", self.vocab, False, "vocab_size")

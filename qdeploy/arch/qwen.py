@@ -7,7 +7,7 @@ it is given, else layers from `max_window_layers` on slide when `use_sliding_win
 
 from __future__ import annotations
 
-from qdeploy.arch.builder import check_architecture
+from qdeploy.arch.builder import check_architecture, layer_count
 from qdeploy.arch.config import Config
 from qdeploy.arch.decoder import Decoder, build_decoder, check_layer_types, heads_of
 from qdeploy.ir.graph import Graph
@@ -22,14 +22,14 @@ def build(model: Model) -> Graph:
     head_dim, kv_heads = heads_of(config, head_dim=128 if third else None)
     bias = config.flag("attention_bias", False) if third else True
     return build_decoder(model, Decoder(
-        "qwen3" if third else "qwen2", _windows(config), bias, bias and third, False, third, head_dim, kv_heads,
+        "qwen3" if third else "qwen2", _windows(model, config), bias, bias and third, False, third, head_dim, kv_heads,
         config.size("max_position_embeddings", 32768),
         {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)},
     ))  # fmt: skip
 
 
-def _windows(config: Config) -> tuple[int, ...]:
-    layers = config.size("num_hidden_layers")
+def _windows(model: Model, config: Config) -> tuple[int, ...]:
+    layers = layer_count(model, config)
     sliding = config.flag("use_sliding_window", False)
     present = config.fields.get("sliding_window", 4096) is not None  # null means none, absent means the default
     window = config.size("sliding_window", 4096) if sliding and present else 0

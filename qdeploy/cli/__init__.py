@@ -57,7 +57,7 @@ class _Verbs(click.Group):
 @click.version_option(VERSION, "-V", "--version", prog_name="qdeploy", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the trace of an error.")
 def cli(debug: bool) -> None:
-    r"""Any quantized checkpoint, any edge target, and proof that nothing was lost.
+    """Any quantized checkpoint, any edge target, and proof that nothing was lost.
 
     \b
     qdeploy convert tiny-llama-gptq out          GPTQ in, ONNX out, proven

@@ -60,7 +60,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
+    """Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
 
     Every stored number is carried as it is: codes as integers, scales as stored. While it reads, the import packs every
     tensor back and compares it with the source's bytes; afterwards the output runs against a numpy reference. DST

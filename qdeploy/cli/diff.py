@@ -17,7 +17,7 @@ from qdeploy.cli.screen import Bar
 @click.option("--all", "every", is_flag=True, help="Show equal tensors, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(a: str, b: str, text: str, every: bool, as_json: bool) -> None:
-    r"""Compare two models tensor by tensor: codes equal or not, greatest error, signal-to-noise ratio.
+    """Compare two models tensor by tensor: codes equal or not, greatest error, signal-to-noise ratio.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from qdeploy.cli.screen import console, table
 @click.command("formats", short_help="List what can be read and written.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    r"""List readable formats and targets: the built-in ones, and those of installed plug-ins.
+    """List readable formats and targets: the built-in ones, and those of installed plug-ins.
 
     A plug-in registers a module under the entry point group qdeploy.formats or qdeploy.backends.
 

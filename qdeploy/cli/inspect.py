@@ -22,7 +22,7 @@ from qdeploy.sizes import human
 def command(
     path: str, tensors: bool, histogram: bool, checksums: bool, format_: str, trust_links: bool, as_json: bool
 ) -> None:
-    r"""Show the format, the architecture, and how every tensor is encoded. Only headers are read, unless asked for more.
+    """Show the format, the architecture and how every tensor is encoded. Only headers are read, unless asked for more.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ from qdeploy.cli.screen import Bar
 @click.option("--text", default="", metavar="TEXT", help="Also compare logits on this text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(a: str, b: str, text: str, as_json: bool) -> None:
-    r"""Hold B (an output, a package, a checkpoint) against its source A.
+    """Hold B (an output, a package, a checkpoint) against its source A.
 
     Every stored number of B is compared with what A holds: codes and parameters as they are stored, not as rounded
     floats. Exit code 0: equal; 1: they differ; 2: one of them cannot be read.

@@ -6,9 +6,14 @@ range are read, and what they hold besides it is cropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qdeploy.errors import BadFileError
 from qdeploy.ir.tensor import Array, Buffer, Codes, Shape
 from qdeploy.pack import bits, planes, radix
+
+Reader = Callable[[Codes, int, int], Array]
+"""Reads rows of a grid of codes: all planes or some, dense or under a mask."""
 
 
 def read_codes(codes: Codes, start: int, stop: int) -> Array:

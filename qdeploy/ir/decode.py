@@ -18,14 +18,14 @@ No index that a file gives is followed before it is known to be in range: a host
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from qdeploy.errors import BadArgumentError, BadFileError
-from qdeploy.ir.codes import read_codes, read_grid
+from qdeploy.ir.codes import Reader, read_codes, read_grid
 from qdeploy.ir.datatype import datatype
+from qdeploy.ir.masks import mask_rows, under_mask
 from qdeploy.ir.tensor import Array, Codes, Float32, LowRank, Param, QTensor, Shape, Table, Term
 from qdeploy.ir.tiles import apply, spread, tiles
 
@@ -35,9 +35,6 @@ SLAB = 8 << 20
 """Bytes of decoded float32 that are worked on at a time."""
 
 _LOOKUP = 1 << 16  # codes at a time: numpy looks up through 64-bit indices, which stay in the cache
-
-Reader = Callable[[Codes, int, int], Array]
-"""Reads rows of a grid of codes: all planes or some, dense or under a mask."""
 
 
 def decode_tensor(tensor: QTensor, rows: slice | None = None, rung: int | None = None) -> Float32:
@@ -195,64 +192,14 @@ def _term_rows(term: Term, resident: int | None, owner: Shape, start: int, stop:
     cut = slice(low - first * inner, high - first * inner)
     if term.where is None:
         return _values_rows(term.values, first, last, _leading(resident)).reshape(-1)[cut], None
-    mask = _mask_rows(term.where, grid, first, last)
-    values = _values_rows(term.values, first, last, _selected(term.where, mask, first, resident))
+    mask = mask_rows(term.where, grid, first, last)
+    values = _values_rows(term.values, first, last, under_mask(term.where, mask, first, resident))
     return values.reshape(-1)[cut], mask.reshape(-1)[cut]
 
 
 def _leading(resident: int | None) -> Reader:
     """Reads the leading planes of a term's codes."""
     return lambda codes, start, stop: read_grid(codes, codes.shape, start, stop, resident)
-
-
-def _selected(where: Codes, mask: Array, first: int, resident: int | None) -> Reader:
-    """Reads the run of selected codes and puts each in its place in the grid; the places between hold zero."""
-
-    def read(codes: Codes, start: int, stop: int) -> Array:
-        if codes.shape != codes.decoded_shape:
-            raise BadFileError("vector codes under a mask", found=codes.block, allowed="one element per code")
-        before = _selected_before(where, codes.shape, first)
-        length = _selected_before(where, codes.shape, codes.shape[0])
-        run = read_grid(codes, (length,), before, before + int(np.count_nonzero(mask)), resident)
-        grid = np.zeros(mask.shape, run.dtype)
-        grid[mask] = run
-        return grid
-
-    return read
-
-
-def _mask_rows(where: Codes, grid: Shape, start: int, stop: int) -> Array:
-    """Which elements of the rows are selected: bool [stop - start, *grid[1:]]."""
-    if where.shape == grid:
-        return read_codes(where, start, stop).astype(bool)
-    if where.shape != (*(1 for _ in grid[1:]), grid[-1]):
-        raise BadFileError("a mask covers neither the grid nor its columns", found=where.shape,
-                           allowed=f"{grid}, or 1 on every axis but the last")  # fmt: skip
-    return np.broadcast_to(read_codes(where, 0, where.shape[0]).astype(bool), (stop - start, *grid[1:]))
-
-
-def _selected_before(where: Codes, grid: Shape, row: int) -> int:
-    """How many elements are selected in the rows before `row`."""
-    if where.shape == grid:
-        return int(_prefix(where)[row])
-    return row * math.prod(grid[1:-1]) * int(np.count_nonzero(read_codes(where, 0, where.shape[0])))
-
-
-_PREFIX: dict[int, tuple[weakref.ref[Codes], Array]] = {}
-
-
-def _prefix(where: Codes) -> Array:
-    """int64 [rows + 1]: selected elements before each row. Counted once per mask, for as long as the mask lives."""
-    key = id(where)
-    if key not in _PREFIX:
-        counts = np.zeros(where.shape[0] + 1, np.int64)
-        step = max(1, SLAB // max(1, math.prod(where.shape[1:])))
-        for start in range(0, where.shape[0], step):
-            stop = min(start + step, where.shape[0])
-            mask = read_codes(where, start, stop).reshape(stop - start, -1)
-            counts[start + 1 : stop + 1] = np.count_nonzero(mask, axis=1)
-        _PREFIX[key] = weakref.ref(where, lambda _: _PREFIX.pop(key, None)), counts.cumsum()
-    return _PREFIX[key][1]
 
 
 # Codes: table, zero, scale, offset.

@@ -1,9 +1,9 @@
 """The table of ops: one row each, with its source and its meaning in numpy.
 
 Two kinds of row. A *primitive* is an ONNX operator with ONNX's semantics (opset 21; 23 for RMSNormalization), except
-that what ONNX passes as a small constant input (shape, axes, starts, ends, min, max) is an attribute here. A *composite*
-is ours: a backend matches it or takes its expansion into other rows (`ir/expand.py`), and the tests hold the two equal.
-`Attention` keeps a state and has no expansion; `ir/attention.py` is its definition.
+that what ONNX passes as a small constant input (shape, axes, starts, ends, min, max) is an attribute here. A
+*composite* is ours: a backend matches it or takes its expansion into other rows (`ir/expand.py`), and the tests hold
+the two equal. `Attention` keeps a state and has no expansion; `ir/attention.py` is its definition.
 
 The numpy function takes the node's inputs as positional arguments (None where one is left out) and its attributes as
 keywords; arithmetic is float32, integers are int64. It is interpreter, specification and oracle in one.
@@ -88,12 +88,12 @@ def _constant(*, value_int: int | None = None, value_float: float | None = None)
     return np.array(value_float, np.float32) if value_int is None else np.array(value_int, np.int64)
 
 
-def _softmax(x: Array, *, axis: int = -1) -> Array:
+def _softmax(x: Array, *, axis: int = -1) -> Any:
     exponential = np.exp(x - x.max(axis=axis, keepdims=True))
     return exponential / exponential.sum(axis=axis, keepdims=True)
 
 
-def _sigmoid(x: Array) -> Array:
+def _sigmoid(x: Array) -> Any:
     small = np.exp(-np.abs(x))  # never overflows
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
@@ -102,24 +102,24 @@ def _erf(x: Array) -> Array:
     return np.fromiter(map(math.erf, x.ravel().tolist()), np.float32, x.size).reshape(x.shape)
 
 
-def _gelu(x: Array, *, approximate: str = "none") -> Array:
+def _gelu(x: Array, *, approximate: str = "none") -> Any:
     if approximate == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
 
 
-def _rms_normalization(x: Array, weight: Array, *, epsilon: float = 1e-5) -> Array:
+def _rms_normalization(x: Array, weight: Array, *, epsilon: float = 1e-5) -> Any:
     return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon)) * weight
 
 
-def _layer_normalization(x: Array, weight: Array, bias: Array | None = None, *, epsilon: float = 1e-5) -> Array:
+def _layer_normalization(x: Array, weight: Array, bias: Array | None = None, *, epsilon: float = 1e-5) -> Any:
     centred = x - np.mean(x, axis=-1, keepdims=True)
     variance = np.mean(np.square(centred), axis=-1, keepdims=True)
     normal = centred / np.sqrt(variance + np.float32(epsilon)) * weight
     return normal if bias is None else normal + bias
 
 
-def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Array:
+def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Any:
     norm = np.linalg.norm(x, ord=p, axis=axis, keepdims=True)
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
 
@@ -175,7 +175,7 @@ def _clip(x: Array, *, min: float | None = None, max: float | None = None) -> Ar
     return x if min is None and max is None else np.clip(x, min, max)
 
 
-def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+def _linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
     product = x @ weight.T  # [..., K] @ [K, N]
     return product if bias is None else product + bias
 
@@ -196,13 +196,13 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str) -> Array:
+def _gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str) -> Any:
     if activation not in _ACTIVATIONS:
         raise UnsupportedError("unknown activation of GatedMlp", found=activation, allowed=", ".join(_ACTIVATIONS))
     return _linear(_ACTIVATIONS[activation](_linear(x, gate)) * _linear(x, up), down)
 
 
-def _mean_pool(hidden: Array, mask: Array) -> Array:
+def _mean_pool(hidden: Array, mask: Array) -> Any:
     weight = mask.astype(np.float32)[..., None]  # [B, T, 1]
     return (hidden * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), np.float32(1e-9))
 

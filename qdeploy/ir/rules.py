@@ -1,56 +1,24 @@
-"""What makes a tensor legal: one function per invariant. A file is never trusted, so every description is judged when read.
+"""What makes a tensor legal: one function per invariant. Every description that comes from a file is judged by them.
 
-`check` looks at the description alone and reads no data. `check_values` streams over what the description points to, and
-reads codes only where their container could hold more than their table has levels.
+`check` looks at the description alone and reads no data; `check_values` (data_rules.py) streams over what it points to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable
 
-import numpy as np
-
-from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.ir.codes import read_codes, read_grid
+from qdeploy.errors import BadFileError
+from qdeploy.ir.data_rules import check_values, container, packed_shape
 from qdeploy.ir.datatype import datatype
-from qdeploy.ir.decode import SLAB, decode_codes, selected
-from qdeploy.ir.tensor import Buffer, Codes, LowRank, Param, QTensor, Shape, Table, Term, buffers
+from qdeploy.ir.tensor import Buffer, Codes, LowRank, QTensor, Shape, Table, Term, buffers
+from qdeploy.ir.walk import Place, walk
 from qdeploy.store.storage import storage_dtype
 
-MAX_DEPTH = 4
-"""Params within params: a sign plane whose scale has a scale that has a scale is the deepest that is published."""
+__all__ = ["check", "check_values"]
 
 MAX_ELEMENTS = 1 << 48
 MAX_RANK = 8
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A grid of codes in the tree of a tensor, and how it is used there.
-
-    Attributes:
-        path: From the tensor's name on, for messages.
-        role: "term", "zero", "scale", "offset", "select", "mask" or "factor".
-        values: The grid.
-        param: The param whose values these are.
-        owner: The decoded grid that the param is laid over.
-        depth: Number of params above, this one included.
-        masked: Whether `data` lists only selected codes.
-    """
-
-    path: str
-    role: str
-    values: Codes | LowRank
-    param: Param | None = None
-    owner: Shape = ()
-    depth: int = 0
-    masked: bool = False
-
-    def refuse(self, what: str, found: object = "", allowed: str = "") -> NoReturn:
-        raise BadFileError(what, where=self.path, found=found, allowed=allowed)
 
 
 def check(tensor: QTensor, where: str) -> None:
@@ -66,73 +34,13 @@ def check(tensor: QTensor, where: str) -> None:
     """
     _shape_is_bounded(tensor.shape, where)
     _keys_are_unique(tensor, where)
-    for place in _walk(tensor, where):
+    for place in walk(tensor, where):
         for rule in _RULES:
             rule(place)
     for i, term in enumerate(tensor.terms):
         _term_covers_the_tensor(term, tensor, f"{where}: term {i}")
         _mask_fits(term, f"{where}: term {i}")
     _rungs_are_a_ladder(tensor, where)
-
-
-def check_values(tensor: QTensor, where: str) -> None:
-    """Judges the data of a tensor whose description is legal, in slabs.
-
-    Raises:
-        BadFileError: A code, a table or a column index is out of range, a mask selects another number of codes than are
-            there, or a scale, zero or offset is not finite. Float weights themselves may hold anything.
-    """
-    for term in tensor.terms:
-        _mask_counts_its_codes(term, where)
-    for place in _walk(tensor, where):
-        if isinstance(place.values, Codes) and not place.masked:
-            _codes_are_below_their_levels(place, place.values)
-        if place.param is not None and place.role != "select":
-            _param_is_finite(place)
-        if place.param is not None and place.param.index is not None:
-            _index_is_in_range(place, place.param.index)
-
-
-# The tree.
-
-
-def _walk(tensor: QTensor, where: str) -> Iterator[_Place]:
-    """Every grid of codes, each before those that hang on it: what is yielded may be judged before it is descended."""
-    if not tensor.terms:
-        raise BadFileError("a tensor without a term", where=where)
-    sets = [("", tensor.terms), *((f"rung {i} ", rung.terms or ()) for i, rung in enumerate(tensor.rungs))]
-    for prefix, terms in sets:
-        for i, term in enumerate(terms):
-            path = f"{where}: {prefix}term {i}"
-            if term.where is not None:
-                yield from _descend(_Place(f"{path}.where", "mask", term.where))
-            yield from _descend(_Place(path, "term", term.values, masked=term.where is not None))
-    for role, param in (("scale", tensor.scale), ("offset", tensor.offset)):
-        if param is not None:
-            yield from _descend(_Place(f"{where}: {role}", role, param.values, param, tensor.shape or (1,), 1))
-
-
-def _descend(place: _Place) -> Iterator[_Place]:
-    yield place
-    if place.depth > MAX_DEPTH:
-        place.refuse("params are nested too deep", place.depth, str(MAX_DEPTH))
-    values = place.values
-    if isinstance(values, LowRank):
-        for name, factor in (("u", values.u), ("vt", values.vt)):
-            yield from _descend(_Place(f"{place.path}.{name}", "factor", factor, depth=place.depth))
-        return
-    if isinstance(values.table, Table) and values.table.select is not None:
-        yield from _descend(_below(place, "select", values.table.select, values.shape))
-    for role, param in (("zero", values.zero), ("scale", values.scale), ("offset", values.offset)):
-        if param is not None:
-            yield from _descend(_below(place, role, param, values.decoded_shape))
-
-
-def _below(place: _Place, role: str, param: Param, owner: Shape) -> _Place:
-    return _Place(f"{place.path}.{role}", role, param.values, param, owner, place.depth + 1)
-
-
-# Rules of the description.
 
 
 def _shape_is_bounded(shape: Shape, where: str) -> None:
@@ -149,7 +57,7 @@ def _keys_are_unique(tensor: QTensor, where: str) -> None:
         storage_dtype(buffer.dtype)
 
 
-def _grid_is_bounded(place: _Place) -> None:
+def _grid_is_bounded(place: Place) -> None:
     values = place.values
     if isinstance(values, LowRank):
         return
@@ -159,7 +67,7 @@ def _grid_is_bounded(place: _Place) -> None:
     _shape_is_bounded(values.decoded_shape, place.path)
 
 
-def _factors_fit(place: _Place) -> None:
+def _factors_fit(place: Place) -> None:
     values = place.values
     if not isinstance(values, LowRank):
         return
@@ -169,7 +77,7 @@ def _factors_fit(place: _Place) -> None:
                      "[N, k] and [k, K]")  # fmt: skip
 
 
-def _layout_is_known(place: _Place) -> None:
+def _layout_is_known(place: Place) -> None:
     if isinstance(place.values, LowRank):
         return
     layout = place.values.layout
@@ -180,10 +88,12 @@ def _layout_is_known(place: _Place) -> None:
         "radix": layout.base >= 2 and 1 <= layout.digits <= 8 and layout.base ** min(layout.digits, 9) <= 256,
     }
     if not legal.get(layout.kind, False):
-        place.refuse("a layout that no codes can have", layout, "plain, bits and planes of 1 to 16, radix within a byte")
+        place.refuse(
+            "a layout that no codes can have", layout, "plain, bits and planes of 1 to 16, radix within a byte"
+        )
 
 
-def _buffers_hold_the_grid(place: _Place) -> None:
+def _buffers_hold_the_grid(place: Place) -> None:
     values = place.values
     if isinstance(values, LowRank):
         return
@@ -193,37 +103,24 @@ def _buffers_hold_the_grid(place: _Place) -> None:
     for buffer in values.data:
         if layout.kind != "plain" and buffer.dtype != "U8":
             place.refuse("packed codes are bytes", buffer.dtype, "U8")
-        if place.masked and len(buffer.shape) != 1:
+        if place.where and len(buffer.shape) != 1:
             place.refuse("codes under a mask are one run", buffer.shape, "one axis")
-        if not place.masked and buffer.shape != packed_shape(values, values.shape):
+        if not place.where and buffer.shape != packed_shape(values, values.shape):
             place.refuse("a buffer does not have the shape of its grid", f"{buffer.key} {buffer.shape}",
                          str(packed_shape(values, values.shape)))  # fmt: skip
 
 
-def packed_shape(codes: Codes, shape: Shape) -> Shape:
-    """The shape of each buffer that holds a grid of this shape in the codes' layout."""
-    layout = codes.layout
-    count = shape[-1]
-    run = {
-        "plain": count,
-        "bits": -(-count * layout.width // 8),
-        "planes": -(-count // 8),
-        "radix": -(-count // max(1, layout.digits)),
-    }[layout.kind]
-    return (*shape[:-1], run)
-
-
-def _number_format_fits(place: _Place) -> None:
+def _number_format_fits(place: Place) -> None:
     """Wide formats are views of their bits, so their container has exactly their width."""
     values = place.values
     if isinstance(values, LowRank) or isinstance(values.table, Table):
         return
     kind = datatype(values.table)
-    if kind.bits > 8 and _container(values) != 1 << kind.bits:
+    if kind.bits > 8 and container(values) != 1 << kind.bits:
         place.refuse("a number format in a container of another width", f"{kind.name} in {values.data[0].dtype}")
 
 
-def _codebook_is_whole(place: _Place) -> None:
+def _codebook_is_whole(place: Place) -> None:
     values = place.values
     if isinstance(values, LowRank) or isinstance(values.table, str):
         return
@@ -233,7 +130,7 @@ def _codebook_is_whole(place: _Place) -> None:
     _shape_is_bounded(shape, place.path)
 
 
-def _tiles_cover_the_owner(place: _Place) -> None:
+def _tiles_cover_the_owner(place: Place) -> None:
     param = place.param
     if param is None:
         return
@@ -248,7 +145,7 @@ def _tiles_cover_the_owner(place: _Place) -> None:
         place.refuse("a parameter's grid does not cover its owner", grid, f"{wanted} tiles of {param.tile}")
 
 
-def _index_is_one_per_column(place: _Place, index: Buffer) -> None:
+def _index_is_one_per_column(place: Place, index: Buffer) -> None:
     tile = place.param.tile if place.param else ()
     if index.dtype != "I32" or index.shape != place.owner[-1:] or len(place.owner) < 2 or tile[-1] != 1:
         place.refuse("a column index is not one per column", f"{index.dtype} {index.shape}", f"I32 {place.owner[-1:]}")
@@ -256,12 +153,12 @@ def _index_is_one_per_column(place: _Place, index: Buffer) -> None:
         place.refuse("a parameter's grid has another rank than its owner", place.values.decoded_shape)
 
 
-def _only_scales_divide(place: _Place) -> None:
+def _only_scales_divide(place: Place) -> None:
     if place.param is not None and place.param.divide and place.role != "scale":
         place.refuse("only a scale may divide", place.role)
 
 
-def _integers_are_bare(place: _Place) -> None:
+def _integers_are_bare(place: Place) -> None:
     """What selects tables or elements is an integer: codes of a named format without params."""
     if place.role not in ("select", "mask"):
         return
@@ -274,7 +171,7 @@ def _integers_are_bare(place: _Place) -> None:
         place.refuse("a mask is not made of bits", values.table, "uint1, bool")
 
 
-_RULES: tuple[Callable[[_Place], None], ...] = (
+_RULES: tuple[Callable[[Place], None], ...] = (
     _layout_is_known,
     _codebook_is_whole,
     _grid_is_bounded,
@@ -338,31 +235,3 @@ def _rung_uses_the_planes(term: Term, whole: Term | None, planes: tuple[int, ...
 def _planes(term: Term) -> int:
     planar = isinstance(term.values, Codes) and term.values.layout.kind == "planes"
     return len(term.values.data) if planar and isinstance(term.values, Codes) else 1
-
-
-# Rules of the data.
-
-
-def _container(codes: Codes) -> int:
-    """How many different codes the layout can hold."""
-    layout = codes.layout
-    if layout.kind == "radix":
-        return layout.base
-    return 1 << (8 * storage_dtype(codes.data[0].dtype).itemsize if layout.kind == "plain" else layout.width)
-
-
-def _steps(rows: int, row: int) -> Iterator[tuple[int, int]]:
-    step = max(1, SLAB // (4 * max(1, row)))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def _levels(place: _Place, codes: Codes) -> int:
-    if place.role == "select" or isinstance(codes.table, Table):
-        raise UnsupportedError("levels of a table of data")
-    bits = datatype(codes.table).bits
-    return 1 << bits
-
-
-def _codes_are_below_their_levels(place: _Place, codes: Codes) -> None:
-    raise NotImplementedError(place, codes, decode_codes, read_codes, read_grid, np, selected)

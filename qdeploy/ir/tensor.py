@@ -239,7 +239,7 @@ class Source:
         writer: The packing within that format that writes it back; empty if there is none.
         args: What the writer needs besides the tensor.
         tensors: The source tensors that it was made of.
-        residue: U8 [n, 13]: (source tensor u32, offset u64, xor u8) little-endian; bytes where the canonical writer would
+        residue: U8 [n, 13]: (source tensor u32, offset u64, xor u8) little-endian; bytes where the writer would
             give otherwise. None for ordinary files.
         exact: "bytes": write(read(x)) == x; "values": only the numbers; "recovered": codes found on a declared grid.
     """

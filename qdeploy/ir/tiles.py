@@ -1,7 +1,7 @@
 """Params laid over their owner: one number per tile, without repeating it where a broadcast says the same.
 
-An owner of extent n and a tile of t gives ceil(n / t) tiles; the last one is cropped. Where tiles divide the rows at hand,
-every axis of the owner is split into (tiles, elements of a tile), and the param broadcasts along the second.
+An owner of extent n and a tile of t gives ceil(n / t) tiles; the last one is cropped. Where tiles divide the rows at
+hand, every axis of the owner is split into (tiles, elements of a tile), and the param broadcasts along the second.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def apply(operation: Any, values: Array, small: Array, tile: Shape, start: int) 
 
 
 def spread(small: Array, tile: Shape, start: int, shape: Shape) -> Array:
-    """Returns one number per element, [*shape]: rows of the owner from `start` on. A read-only view where that is enough."""
+    """Returns one number per element of an owner's rows from `start` on: [*shape], a view where it can be."""
     split, small = _blocked(small, tile, start, shape)
     if split[1::2] == [1] * len(shape):  # nothing was split: the pairs of axes collapse without a copy
         return np.broadcast_to(small.reshape(small.shape[::2]), shape)

@@ -7,8 +7,8 @@ lies in one 64-bit word for every width up to 8 (above, half a group does), and 
     unpacked         field j starts at bit j * 8: the word is eight bytes, one per code
 
 To go from one pitch to the other, field j moves by j * (pitch - width) bits: first the fields with bit 2 of j set (by
-four times the difference), then bit 1, then bit 0. Three steps for eight codes, and the same in reverse on the way back.
-A wider container (3 bits to 4) is the same with another pitch.
+four times the difference), then bit 1, then bit 0: three steps for eight codes, and the same in reverse on the way
+back. A wider container (3 bits to 4) is the same with another pitch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Codes of `width` bits as `width` separate bit-planes, most significant first.
 
-Element j of a run is bit j % 8 of byte j // 8 of each plane; runs are padded to a whole byte. A prefix of the planes is a
-coarser code: this is the layout that can grow and shrink.
+Element j of a run is bit j % 8 of byte j // 8 of each plane; runs are padded to a whole byte. A prefix of the planes is
+a coarser code: this is the layout that can grow and shrink.
 """
 
 from __future__ import annotations

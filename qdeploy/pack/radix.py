@@ -1,7 +1,7 @@
 """Codes below `base` as the digits of one byte per `digits` codes, the first code the least significant.
 
-A byte is sum(code[i] * base ** i), so 3 / 5 holds five ternary codes in 243 of its 256 values. A run whose length is not a
-multiple of `digits` ends in a byte whose missing digits are zero.
+A byte is sum(code[i] * base ** i), so 3 / 5 holds five ternary codes in 243 of its 256 values. A run whose length is
+not a multiple of `digits` ends in a byte whose missing digits are zero.
 """
 
 from __future__ import annotations

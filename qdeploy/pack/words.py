@@ -1,11 +1,12 @@
 """Matrices of 32-bit words that hold packed codes, turned so that the codes of one weight row lie side by side.
 
-Memory moves in cache lines of 64 bytes. A transpose that fills the result in strips one line wide writes every line once,
-which is two to three times as fast as numpy's own order; nothing else here is needed to run at the speed of memory.
+A transpose runs at the speed of memory when the result is filled in strips of whole cache lines, and when the rows of the
+strip that is read do not all fall into the same sets of the cache, as they do where the width is a power of two: each
+strip is first copied to rows that are a little longer. That is two to five times as fast as numpy's own order.
 
 Codes of four bits that are packed across the rows of the weight (AWQ) also have to be turned inside of the words: eight
-words of eight nibbles are an 8 x 8 matrix, transposed by swapping its off-diagonal blocks of 4, 2 and 1 nibbles (Warren,
-Hacker's Delight, section 7-3), all columns at once.
+words of eight nibbles are an 8 x 8 matrix, transposed by exchanging its off-diagonal blocks of 4, 2 and 1 nibbles
+(Warren, Hacker's Delight, section 7-3), all columns at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ UInt8 = npt.NDArray[np.uint8]
 UInt32 = npt.NDArray[np.uint32]
 Matrix = npt.NDArray[Any]
 
-_LINE = 64
+_STRIP = 128  # bytes: two cache lines
+_APART = 64  # bytes that are added to the rows of a strip
 _BLOCK_WORDS = 1 << 16  # 256 KiB: swapped in place while they are in the second-level cache
 _SWAPS = ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F))  # rows apart, bits apart, mask
 
@@ -27,10 +29,14 @@ _SWAPS = ((4, 16, 0x0000FFFF), (2, 8, 0x00FF00FF), (1, 4, 0x0F0F0F0F))  # rows a
 def transpose(matrix: Matrix) -> Matrix:
     """Returns the transpose of a matrix as a contiguous array of the same type."""
     words = matrix.view(f"u{matrix.itemsize}")
-    turned = np.empty(words.shape[::-1], words.dtype)
-    strip = _LINE // words.itemsize
-    for start in range(0, len(words), strip):
-        turned[:, start : start + strip] = words[start : start + strip].T
+    count, width = words.shape
+    step = _STRIP // words.itemsize
+    turned = np.empty((width, count), words.dtype)
+    strip = np.empty((step, width + _APART // words.itemsize), words.dtype)[:, :width]
+    for start in range(0, count, step):
+        part = strip[: count - start]
+        part[:] = words[start : start + step]
+        turned[:, start : start + step] = part.T
     return turned.view(matrix.dtype)
 
 
@@ -45,13 +51,16 @@ def transpose_nibbles(words: UInt32, order: tuple[int, ...]) -> UInt8:
         uint8 [8 * W, ceil(K / 2)]: the codes of each row.
     """
     count, width = words.shape
-    groups = -(-count // 8)
+    groups, step = -(-count // 8), _STRIP // 4
     turned = np.empty((width, 8, groups), np.uint32)
-    step = _LINE // 4
+    strip = np.empty((min(step, groups), 8, width + _APART // 4), np.uint32)[:, :, :width]
     for start in range(0, groups, step):
-        block = np.zeros((min(step, groups - start), 8, width), np.uint32)
+        block = strip[: groups - start]
         part = words[8 * start : 8 * (start + step)]
-        block.reshape(-1, width)[: len(part)] = part
+        if len(part) < 8 * len(block):
+            block[-1] = 0
+        for k in range(8):
+            block[: len(part[k::8]), k] = part[k::8]
         _swap(block)
         for slot, row in enumerate(order):
             turned[:, row, start : start + step] = block[:, slot].T
@@ -69,12 +78,15 @@ def untranspose_nibbles(rows: UInt8, count: int, order: tuple[int, ...]) -> UInt
     Returns:
         uint32 [K, W].
     """
-    width, groups = len(rows) // 8, -(-count // 8)
+    width, groups, step = len(rows) // 8, -(-count // 8), _STRIP // 4
     turned = _padded(rows, 4 * groups).view(np.uint32).reshape(width, 8, groups)
     words = np.empty((groups, 8, width), np.uint32)
-    step = _LINE // 4
+    strip = np.empty((min(step, width), 8, groups + _APART // 4), np.uint32)[:, :, :groups]
     for start in range(0, width, step):
-        words[:, :, start : start + step] = turned[start : start + step, order].transpose(2, 1, 0)
+        part = strip[: width - start]
+        for slot, row in enumerate(order):
+            part[:, slot] = turned[start : start + step, row]
+        words[:, :, start : start + step] = part.transpose(2, 1, 0)
     _swap(words)
     return words.reshape(8 * groups, width)[:count]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -146,9 +147,13 @@ class Folder:
     def _inside(self, name: str) -> Path:
         pure = PurePosixPath(name)
         if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise BadFileError("a file name leads outside of the folder", where=str(self.path), found=repr(name),
+            raise BadFileError("a file name leads outside of the folder", where=str(self.path), found=ascii(name),
                                allowed="names relative to the folder, without ..")  # fmt: skip
-        target = (self.path / pure).resolve()
+        try:
+            target = (self.path / pure).resolve()
+            os.fsencode(target)
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, half a surrogate pair
+            raise BadFileError("a file name cannot be followed", where=str(self.path), found=ascii(name)) from error
         linked = target != self.path / pure
         if linked and not self._trust_links and not target.is_relative_to(self._border):
             raise BadFileError("a link leads outside of the folder", where=str(self.path / name), found=str(target),
@@ -197,23 +202,18 @@ def parse_json(text: bytes, where: str) -> Any:
 
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-    except (UnicodeDecodeError, ValueError) as error:
+    except ValueError as error:
         raise BadFileError(f"not valid JSON: {error}", where=where) from error
 
 
 def _check_depth(text: bytes, where: str) -> None:
     if text.count(b"{") + text.count(b"[") <= _JSON_DEPTH:
         return
-    array = np.frombuffer(text, np.uint8)
-    quoted = np.flatnonzero(array == 0x22)
-    # A quote that is preceded by an odd run of backslashes does not end a string; such texts are rare, so only then
-    # the inside of strings is not blanked, which can only over-estimate the depth.
-    inside = np.zeros(len(array), np.int8)
-    if b"\\" not in text:
-        inside[quoted] = 1
-        inside = np.cumsum(inside, dtype=np.int64) & 1
-    opens = ((array == 0x7B) | (array == 0x5B)) & (inside == 0)
-    closes = ((array == 0x7D) | (array == 0x5D)) & (inside == 0)
-    depth = int(np.cumsum(opens.astype(np.int32) - closes.astype(np.int32)).max(initial=0))
+    # Without its escapes, a quote always begins or ends a string, and what is inside of strings does not count.
+    array = np.frombuffer(re.sub(rb"\\.", b"", text, flags=re.DOTALL), np.uint8)
+    inside = np.bitwise_xor.accumulate((array == 0x22).view(np.uint8))
+    opens = (array == 0x7B) | (array == 0x5B)
+    brackets = opens[(inside == 0) & (opens | (array == 0x7D) | (array == 0x5D))]
+    depth = int(np.cumsum(np.where(brackets, 1, -1)).max(initial=0))
     if depth > _JSON_DEPTH:
         raise BadFileError("JSON is nested too deeply", where=where, found=depth, allowed=f"<= {_JSON_DEPTH}")

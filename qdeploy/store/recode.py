@@ -105,8 +105,9 @@ class VerbatimRows:
 
     def read(self, start: int, stop: int) -> Array:
         """Returns rows [start, stop)."""
+        rows = self.source.slab(0, start, stop)
         self.origin.prove_verbatim(start, stop)
-        return self.source.slab(0, start, stop)
+        return rows
 
 
 def verbatim(key: str) -> Recoding:

@@ -1,7 +1,7 @@
-"""Every published encoding that is not GPTQ, AWQ or GGUF, built from the stored tensors and decoded to its library's own weight.
+"""Every published encoding that is not GPTQ, AWQ or GGUF: built from the stored tensors, decoded as its library does.
 
-The checkpoints were written by the formats' libraries; `oracle.npz` holds what those libraries decode. Those that compute in
-float32 are met exactly; compressed-tensors shows bfloat16 roundings.
+The checkpoints were written by the formats' libraries; `oracle.npz` holds what those libraries decode. Those that
+compute in float32 are met exactly; compressed-tensors shows bfloat16 roundings.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def quanto_qint4(t: Stored) -> Codes:
                   scale=Param(t.plain(".weight._scale"), tile), offset=offset)  # fmt: skip
 
 
-def whole(weight: str, scale: str, tile: tuple[int, ...], zero: str = "", table: str | None = None) -> Callable[[Stored], Codes]:
+def whole(
+    weight: str, scale: str, tile: tuple[int, ...], zero: str = "", table: str | None = None
+) -> Callable[[Stored], Codes]:
     """One stored code per weight, and a scale (and zero) per tile."""
 
     def build(t: Stored) -> Codes:

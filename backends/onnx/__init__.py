@@ -1,0 +1,57 @@
+"""ONNX: one model.onnx and one external data file that ONNX Runtime and onnxruntime-genai load as they are.
+
+Weights stay packed: each takes the form that the rule table (`rules.py`) finds for its encoding, and is written by row
+ranges, so that neither the tensors nor the protobuf are ever in memory as a whole. The folder that `lower` writes to is
+the caller's; what it holds is complete only when `lower` returns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdeploy.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from qdeploy.backends.onnx.check import CheckResult
+    from qdeploy.backends.onnx.options import Choice, Lowered, Options
+    from qdeploy.ir.model import Model
+
+NAME = "onnx"
+TITLE = "ONNX for ONNX Runtime and onnxruntime-genai (opset 21, weights packed, external data)"
+
+__all__ = ["NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "lower"]
+
+
+def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
+    """Writes a model as ONNX.
+
+    Args:
+        model: What to write; it must have a graph.
+        target: An existing, empty folder.
+        options: See `Options`.
+        progress: Told of every slab that is written.
+
+    Returns:
+        The files, the choice per weight with its reason, and what `check` needs.
+
+    Raises:
+        UnsupportedError: A weight has no lossless form, an op has none, or the source describes no network.
+        ProofError: A source tensor did not come back from its codes while it was read.
+        OutputError: The folder cannot be written.
+    """
+    from qdeploy.backends.onnx.assemble import assemble
+
+    return assemble(model, target, options, progress)
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Options", "Choice", "Lowered"):
+        from qdeploy.backends.onnx import options
+
+        return getattr(options, name)
+    if name in ("check", "CheckResult"):
+        from qdeploy.backends.onnx import check as module
+
+        return getattr(module, name)
+    raise AttributeError(name)

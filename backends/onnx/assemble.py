@@ -1,0 +1,38 @@
+"""The whole lowering: graph, weights, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qdeploy.backends.onnx.genai import genai_config, write_side_files
+from qdeploy.backends.onnx.lowering import GraphLowering
+from qdeploy.backends.onnx.options import Choice, Lowered, Options
+from qdeploy.backends.onnx.proto import DATA_FILE
+from qdeploy.errors import OutputError
+from qdeploy.ir.model import Model
+from qdeploy.progress import Progress
+
+MODEL_FILE = "model.onnx"
+
+
+def assemble(model: Model, target: Path, options: Options, progress: Progress) -> Lowered:
+    """See `qdeploy.backends.onnx.lower`."""
+    lowering = GraphLowering(model, options)
+    lowering.run()
+    builder = lowering.builder
+    digests = builder.data.write(target / DATA_FILE, progress, options.jobs)
+    config = genai_config(model, lowering.graph) if lowering.graph.states else None
+    try:
+        (target / MODEL_FILE).write_bytes(builder.model().SerializeToString(deterministic=True))
+        side = write_side_files(model, target, config)
+    except OSError as error:
+        raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
+    sizes = builder.owned_bytes()
+    choices = tuple(
+        Choice(name, ruling.form.label, ruling.reason, ruling.lossless, sizes.get(name, 0))
+        for name, ruling in lowering.rulings.items()
+    )
+    notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
+    forms = {name: ruling.form for name, ruling in lowering.rulings.items()}
+    return Lowered((MODEL_FILE, DATA_FILE, *side), choices, notes, digests, forms, builder.places(),
+                   options.activations == "int8")  # fmt: skip

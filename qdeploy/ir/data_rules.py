@@ -1,0 +1,144 @@
+"""What makes a tensor's data legal, given that its description is. Streams, and reads no more than a rule needs.
+
+Codes are read only where their container could hold more than their table has levels; params are decoded, because a
+scale that is not finite is a damaged file. Plain float weights are not judged: they may hold infinities and NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from qdeploy.errors import BadFileError
+from qdeploy.ir.codes import read_grid
+from qdeploy.ir.datatype import datatype
+from qdeploy.ir.decode import SLAB, decode_codes
+from qdeploy.ir.masks import selected_before
+from qdeploy.ir.tensor import Buffer, Codes, LowRank, QTensor, Shape, Table, Term
+from qdeploy.ir.walk import Place, walk
+from qdeploy.store.storage import storage_dtype
+
+
+def check_values(tensor: QTensor, where: str) -> None:
+    """Judges the data of a tensor whose description is legal, in slabs.
+
+    Args:
+        tensor: A tensor that `rules.check` has passed.
+        where: Its name, for messages.
+
+    Raises:
+        BadFileError: A code, a selected table or a column index is out of range, a mask selects another number of codes
+            than there are, or a scale, zero or offset is not finite. Names the place and the first position.
+    """
+    for term in (*tensor.terms, *(t for rung in tensor.rungs for t in rung.terms or ())):
+        _mask_counts_its_codes(term, where)
+    for place in walk(tensor, where):
+        if isinstance(place.values, Codes):
+            _codes_are_below_their_levels(place, place.values)
+        if place.param is not None and place.param.index is not None:
+            _index_is_in_range(place, place.param.index)
+        if place.role in ("zero", "scale", "offset"):
+            _param_is_finite(place)
+
+
+def container(codes: Codes) -> int:
+    """Returns how many different codes the layout can hold."""
+    layout = codes.layout
+    if layout.kind == "radix":
+        return layout.base
+    return 1 << (8 * storage_dtype(codes.data[0].dtype).itemsize if layout.kind == "plain" else layout.width)
+
+
+def packed_shape(codes: Codes, shape: Shape) -> Shape:
+    """Returns the shape of each buffer that holds a grid of this shape in the codes' layout."""
+    layout, count = codes.layout, shape[-1]
+    groups = {"plain": (1, 1), "bits": (8, layout.width), "planes": (8, 1), "radix": (layout.digits, 1)}
+    group, size = groups[layout.kind]
+    return (*shape[:-1], -(-count * size // group))
+
+
+def _mask_counts_its_codes(term: Term, where: str) -> None:
+    if term.where is None or not isinstance(term.values, Codes):
+        return
+    count = selected_before(term.where, term.values.shape, term.values.shape[0])
+    for buffer in term.values.data:
+        if buffer.shape != packed_shape(term.values, (count,)):
+            raise BadFileError("a mask selects another number of codes than there are", where=f"{where}: {buffer.key}",
+                               found=buffer.shape, allowed=str(packed_shape(term.values, (count,))))  # fmt: skip
+
+
+def _codes_are_below_their_levels(place: Place, codes: Codes) -> None:
+    levels = place.tables or _levels(codes)
+    if codes.layout.kind == "radix":
+        _bytes_are_numbers_of_the_radix(place, codes)
+    if container(codes) <= levels:
+        return
+    shape = codes.shape
+    if place.where is not None:
+        shape = (selected_before(place.where, shape, shape[0]),)
+    for start, stop in _steps(shape):
+        found = read_grid(codes, shape, start, stop)
+        if found.size and int(found.max()) >= levels:
+            at = _first(found >= levels, start)
+            raise BadFileError("a code is out of range", where=f"{place.path}{at}", found=int(found.max()),
+                               allowed=f"below {levels}")  # fmt: skip
+
+
+def _levels(codes: Codes) -> int:
+    return codes.table.values.shape[1] if isinstance(codes.table, Table) else 1 << datatype(codes.table).bits
+
+
+def _bytes_are_numbers_of_the_radix(place: Place, codes: Codes) -> None:
+    limit = codes.layout.base**codes.layout.digits
+    buffer = codes.data[0]
+    for start, stop in _steps(buffer.shape):
+        found = buffer.read(start, stop)
+        if limit < 256 and found.size and int(found.max()) >= limit:
+            at = _first(found >= limit, start)
+            raise BadFileError(f"a byte is not {codes.layout.digits} digits of base {codes.layout.base}",
+                               where=f"{place.path}{at}", found=int(found.max()), allowed=f"below {limit}")  # fmt: skip
+
+
+def _index_is_in_range(place: Place, index: Buffer) -> None:
+    columns = place.values.decoded_shape[-1]
+    found = index.read()
+    wrong = (found < 0) | (found >= columns)
+    if wrong.any():
+        raise BadFileError("a column index is out of range", where=f"{place.path}{_first(wrong, 0)}",
+                           found=int(found[wrong][0]), allowed=f"0 to {columns - 1}")  # fmt: skip
+
+
+def _param_is_finite(place: Place) -> None:
+    """A low-rank param is judged by its factors."""
+    values = place.values
+    for codes in (values.u, values.vt) if isinstance(values, LowRank) else (values,):
+        if _is_integer(codes):
+            continue
+        for start, stop in _steps(codes.decoded_shape):
+            found = decode_codes(codes, slice(start, stop))
+            wrong = ~np.isfinite(found)
+            if wrong.any():
+                raise BadFileError(f"{place.role} is not finite", where=f"{place.path}{_first(wrong, start)}",
+                                   found=float(found[wrong][0]),
+                                   todo="The file is damaged; fetch it again.")  # fmt: skip
+
+
+def _is_integer(codes: Codes) -> bool:
+    """Whether the numbers are finite whatever the codes are."""
+    params = (codes.zero, codes.scale, codes.offset)
+    named = isinstance(codes.table, str) and codes.table.startswith(("int", "uint", "sign", "ternary", "bool"))
+    return named and all(p is None for p in params)
+
+
+def _steps(shape: Shape) -> Iterator[tuple[int, int]]:
+    step = max(1, SLAB // (4 * max(1, math.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def _first(wrong: np.ndarray[tuple[int, ...], np.dtype[np.bool]], start: int) -> list[int]:
+    """The position of the first wrong number, counted from the beginning of the grid."""
+    at = [int(axis[0]) for axis in np.nonzero(wrong)]
+    return [at[0] + start, *at[1:]]

@@ -1,0 +1,53 @@
+"""Parameter names: both ways, and as the gguf package spells them."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.names import layer_of, locate, to_gguf, to_hf
+
+ARCH = {"llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2,
+        "qwen3": gguf.MODEL_ARCH.QWEN3, "bert": gguf.MODEL_ARCH.BERT}  # fmt: skip
+DECODER = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"] + [
+    f"model.layers.11.{part}.weight" for part in (
+        "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+        "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]  # fmt: skip
+QK_NORM = ["model.layers.3.self_attn.q_norm.weight", "model.layers.3.self_attn.k_norm.weight"]
+BERT = [f"embeddings.{part}.weight" for part in ("word_embeddings", "position_embeddings", "token_type_embeddings",
+                                                 "LayerNorm")] + [
+    f"encoder.layer.11.{part}.bias" for part in (
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")]  # fmt: skip
+CASES = [(family, name) for family in ("llama", "mistral", "qwen2", "qwen3") for name in DECODER]
+CASES += [("qwen3", name) for name in QK_NORM] + [("bert", name) for name in BERT]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_gguf_names_are_those_of_the_gguf_package_and_lead_back(family: str, name: str) -> None:
+    table = gguf.get_tensor_name_map(ARCH[family], 12)
+    assert to_gguf(name, family) == table.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert to_hf(to_gguf(name, family), family) == name
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.router.weight", "lm_head.scales", "weight", "", "blk.0.attn_q"])
+def test_a_name_outside_of_the_table_is_an_error(name: str) -> None:
+    with pytest.raises(UnsupportedError):
+        to_gguf(name, "llama")
+    with pytest.raises(UnsupportedError):
+        to_hf("blk.0.ffn_gate_exps.weight", "llama")
+
+
+def test_layers_are_found_in_every_dialect() -> None:
+    names = {"model.layers.7.mlp.up_proj.weight": 7, "bert.encoder.layer.3.output.dense.bias": 3,
+             "encoder.layer.0.x": 0, "blk.21.attn_q.weight": 21, "lm_head.weight": None}  # fmt: skip
+    assert {name: layer_of(name) for name in names} == names
+
+
+def test_the_stored_name_is_found() -> None:
+    name = "embeddings.LayerNorm.weight"
+    assert locate(name, "bert", "hf", ["bert.embeddings.LayerNorm.gamma"]) == "bert.embeddings.LayerNorm.gamma"
+    assert locate(name, "bert", "hf", [name, f"bert.{name}"]) == name
+    assert locate(name, "bert", "gguf", ["token_embd_norm.weight"]) == "token_embd_norm.weight"
+    assert locate("lm_head.weight", "llama", "hf", ["bert.lm_head.weight"]) is None
