@@ -1,11 +1,12 @@
 """Fields of a block as the positions of their bits, and the moves that carry them into normal form and back.
 
-Nearly every GGUF block is a permutation: each of its bits belongs to exactly one field. So a field is described by where
-its bits are, least significant first, as an integer array [numbers, width] of positions counted from the block's first
-byte (bit b of byte i is 8 * i + b); unpacking applies the permutation, packing applies its inverse, and nothing can be lost.
+Nearly every GGUF block is a permutation: each of its bits belongs to exactly one field. So a field is described by
+where its bits are, least significant first, as an integer array [numbers, width] of positions counted from the block's
+first byte (bit b of byte i is 8 * i + b); unpacking applies the permutation, packing its inverse, and nothing can be
+lost.
 
-A permutation of bits is carried out in bytes: all bits that go from one byte to another by the same shift move together,
-and all pairs of bytes with the same shift and mask move in one numpy operation over many blocks.
+A permutation of bits is carried out in bytes: all bits that go from one byte to another by the same shift move
+together, and all pairs of bytes with the same shift and mask move in one numpy operation over many blocks.
 """
 
 from __future__ import annotations

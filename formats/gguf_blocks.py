@@ -1,19 +1,23 @@
 """The block types of GGUF: one row each, which says where every number of a block lies and what it means.
 
-A tensor row of K elements is K / `elements` blocks of `size` bytes each (ggml-common.h; gguf-py `quants.py`). A row of the
-table nests as the numbers do: the codes, with a table, and a zero, a scale and an offset that may have a scale again.
+A tensor row of K elements is K / `elements` blocks of `size` bytes each (ggml-common.h; gguf-py `quants.py`). A row of
+the table nests as the numbers do: the codes, with a table, and a zero, a scale and an offset that may have a scale
+again.
 
-    d, m     float16 scale and minimum of a block (of a super-block of 256 in the K- and i-quants)
-    Q*_0     (q - 2^(bits-1)) * d              Q*_1     q * d + m
-    Q2_K Q4_K Q5_K    q * (sc * d) - (m * dmin), sc and m of 4 or 6 bits; the stored dmin is kept, the table of m is negative
-    Q3_K Q6_K         (q - zero) * (sc * d), sc signed
-    IQ4_*    16 uneven levels                  MXFP4, NVFP4   e2m1 with a byte of scale per block of 32 or 16
-    IQ1_* IQ2_* IQ3_* a code is a point of a grid (4 or 8 elements at once); signs, and a scale of 3 or 4 bits, above d
-    TQ1_0    base 3, see `TernaryBlock`        TQ2_0    two bits, (q - 1) * d
+    Q4_0 Q5_0 Q8_0    (q - 2^(bits-1)) * d, d float16, one per 32 elements
+    Q4_1 Q5_1         q * d + m
+    Q2_K Q4_K Q5_K    q * (sc * d) - m * dmin, d and dmin float16, one per 256 elements; sc and m of 4 or 6 bits, one
+                      per 16 or 32; the stored dmin is kept, so the table of m is negative
+    Q3_K Q6_K         (q - 2^(bits-1)) * (sc * d), sc signed, one per 16
+    IQ4_NL IQ4_XS     16 uneven levels
+    IQ2_* IQ3_*       a code is a point of a grid, 8 or 4 elements at once; then signs, a scale of 4 bits, and d
+    IQ1_*             the same with a grid of -1, 0, 1, moved by an eighth up or down
+    TQ1_0 TQ2_0       (q - 1) * d; base 3 (gguf_ternary.py), or two bits
+    MXFP4 NVFP4       e2m1 and a byte of scale per 32 or 16 elements
 
-Products of these numbers are exact in float32, so that only the order of the last sum matters, and that is ggml's.
-Two codes that no quantizer writes: an e8m0 scale of 255 is not a number here, as in the OCP specification (ggml gives
-2^127); NVFP4's scale has no sign and no NaN, as in ggml.
+Products of these numbers are exact in float32, so that only the order of the last sum matters, and that is ggml's. Two
+codes that no quantizer writes: an e8m0 scale of 255 is not a number, as in the OCP specification (ggml: 2^127); a scale
+of NVFP4 has no sign and no NaN, as in ggml.
 """
 
 from __future__ import annotations
@@ -151,7 +155,8 @@ def _describe(part: Part, key: str, blocks: Shape, rows: Mapping[str, Rows]) -> 
     def param(name: str) -> Param | None:
         child = getattr(part, name)
         if isinstance(child, Part):
-            return Param(_describe(child, prefix + name, blocks, rows), (*(1,) * len(lead), part.elements // child.elements))
+            tile = (*(1,) * len(lead), part.elements // child.elements)
+            return Param(_describe(child, prefix + name, blocks, rows), tile)
         if child is None:
             return None
         constant = Buffer.of(prefix + name, np.full((1,) * rank, child, np.uint8), "U8")
@@ -171,10 +176,12 @@ def _half(start: int) -> Part:
 
 
 def _six_bits(start: int) -> tuple[Positions, Positions]:
-    """Eight scales and eight minima of 6 bits in 12 bytes: four of each whole, the upper two bits of the others above them."""
-    low = [np.vstack([words(start + at, 4, 6), joined(words(start + 8, 4, 4, at), words(start + at, 4, 2, 6))])
-           for at in (0, 4)]  # fmt: skip
-    return low[0], low[1]
+    """Eight scales and eight minima of 6 bits in 12 bytes: four of each, and above them the top bits of the others."""
+
+    def eight(at: int) -> Positions:
+        return np.vstack([words(start + at, 4, 6), joined(words(start + 8, 4, 4, at), words(start + at, 4, 2, 6))])
+
+    return eight(0), eight(4)
 
 
 def _minimum(bits: Positions, start: int) -> Part:
@@ -231,7 +238,8 @@ BLOCKS: dict[str, Block | TernaryBlock] = {
                                 offset=_minimum(_MINIMA, 2))),
     "Q5_K": Block(13, 176, Part(_FIVE_K, "uint5", scale=Part(_SCALES, "uint6", scale=_half(0)),
                                 offset=_minimum(_MINIMA, 2))),
-    "Q6_K": Block(14, 210, Part(_SIX_K, "uint6", zero=32, scale=Part(words(192, 16, 8), "int8", "I8", scale=_half(208)))),
+    "Q6_K": Block(14, 210, Part(_SIX_K, "uint6", zero=32, scale=Part(
+        words(192, 16, 8), "int8", "I8", scale=_half(208)))),
     "IQ2_XXS": Block(16, 66, Part(words(2, 8, 8, 0, 8, 16, 24, word=64), grid("IQ2_XXS"), "U8", scale=Part(
         words(2, 8, 7, 32, 39, 46, 53, word=64), signs(), scale=_odd(words(2, 8, 4, 60, word=64), 1 / 8, _half(0))))),
     "IQ2_XS": Block(17, 74, Part(words(2, 32, 9, word=16), grid("IQ2_XS"), scale=Part(

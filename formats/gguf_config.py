@@ -7,12 +7,12 @@
     <arch>.rope.scaling.type                 none, linear, yarn
     tokenizer.ggml.*_token_id                ids that the model needs
 
-Files of Mistral call themselves `llama`; a sliding window tells them apart. Llama 3's frequency scaling is no metadata but
-the tensor `rope_freqs.weight`, which the graph reads. A number that was stored as float32 is given as the shortest decimal
-that is the same float32 (1e-05, not 9.999999747378752e-06).
+Files of Mistral call themselves `llama`; a sliding window tells them apart. Llama 3's frequency scaling is no metadata
+but the tensor `rope_freqs.weight`, which the graph reads. A number that was stored as float32 is given as the shortest
+decimal that is the same float32 (1e-05, not 9.999999747378752e-06).
 
-A field of the architecture that is set and not understood would change what the network computes: the tensors can be read
-all the same, but the graph is refused, by the name of the field. So is a tensor that no node uses.
+A field of the architecture that is set and not understood would change what the network computes: the tensors can be
+read all the same, but the graph is refused, by the name of the field. So is a tensor that no node uses.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _UNDERSTOOD = {
     "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
 _TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+_TODO = "Convert its tensors with --to ir."
 _UNUSED = (ROPE_FACTORS, "rope_freqs", "attn_rot_embd")  # tensors that carry no parameter of a node
 
 
@@ -99,14 +100,14 @@ def _build(model: Model) -> Graph:
     for name in model.tensors:
         if name not in used and not any(part in name for part in _UNUSED):
             raise UnsupportedError("a tensor that the architecture does not use", where=name,
-                                   found=str(model.config.get("model_type")), todo="Convert it with --to ir.")  # fmt: skip
+                                   found=str(model.config.get("model_type")), todo=_TODO)  # fmt: skip
     return graph
 
 
 def _refused(what: str, where: str, found: object, allowed: str) -> Callable[[Model], Graph]:
     def build(model: Model) -> Graph:
         raise UnsupportedError(what, where=f"{model.path}: {where}", found=found, allowed=allowed,
-                               todo="Convert its tensors with --to ir.")  # fmt: skip
+                               todo=_TODO)  # fmt: skip
 
     return build
 
@@ -190,15 +191,15 @@ def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return found
 
 
-def sentence_files(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The files in which sentence-transformers says how tokens become one vector: path -> JSON; empty for other models."""
+def sentence_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """How tokens become one vector, in the files of sentence-transformers: path -> JSON; empty for other models."""
     pooling = {1: "mean", 2: "cls"}.get(metadata.get("bert.pooling_type", 0)) if _is_encoder(metadata) else None
     if pooling is None:
         return {}
     modules = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
                for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))]  # fmt: skip
     settings = {"word_embedding_dimension": metadata.get("bert.embedding_length"), "pooling_mode": pooling}
-    return {"modules.json": json.dumps(modules), "1_Pooling/config.json": json.dumps(settings)}
+    return {"modules.json": json.dumps(modules).encode(), "1_Pooling/config.json": json.dumps(settings).encode()}
 
 
 def _is_encoder(metadata: Mapping[str, Any]) -> bool:

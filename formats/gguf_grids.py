@@ -1,8 +1,8 @@
 """The codebooks of the i-quants: constants of the format, from ggml's iq grids (MIT).
 
-A grid lists points of the lattice levels^n in ascending order, their coordinates read as the digits of a number, the first
-the least significant. So a grid is a set, and a set is one bit per lattice point: bit i % 8 of byte i // 8 says whether
-point i belongs to it. The bits stand here in base 85 (RFC 1924).
+A grid lists points of the lattice levels^n in ascending order, their coordinates read as the digits of a number, the
+first the least significant. So a grid is a set, and a set is one bit per lattice point: bit i % 8 of byte i // 8 says
+whether point i belongs to it. The bits stand here in base 85 (RFC 1924).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def grid(name: str) -> npt.NDArray[np.int8]:
 
 @cache
 def signs() -> npt.NDArray[np.int8]:
-    """Eight signs by a code of seven bits, int8 [128, 8]: bit i set means minus; the eighth makes the number of them even."""
+    """Eight signs by a code of seven bits, int8 [128, 8]: a set bit means minus; the eighth makes their number even."""
     bits = np.arange(128)[:, None] >> np.arange(7) & 1
     made: npt.NDArray[np.int8] = 1 - 2 * np.hstack([bits, bits.sum(1, keepdims=True) & 1]).astype(np.int8)
     made.setflags(write=False)

@@ -10,12 +10,12 @@
     tensor data         each tensor at its offset from here, a multiple of the alignment
 
     string              u64 length, then UTF-8
-    value               0 u8  1 i8  2 u16  3 i16  4 u32  5 i32  6 f32  7 bool (one byte)  8 string  10 u64  11 i64  12 f64
+    value, by type     0 u8, 1 i8, 2 u16, 3 i16, 4 u32, 5 i32, 6 f32, 7 bool (a byte), 8 string, 10 u64, 11 i64, 12 f64;
                         9 array: element type u32, count u64, then the elements; arrays of arrays are not used
 
-Everything is little-endian. A big-endian file shows a byte-swapped version; version 1 had 32-bit counts. Both are refused
-by name. Nothing that the file declares is believed before it is compared with what is left of the file, so a count or a
-length costs neither time nor memory that the file does not have itself.
+Everything is little-endian. A big-endian file shows a byte-swapped version; version 1 had 32-bit counts. Both are
+refused by name. Nothing that the file declares is believed before it is compared with what is left of the file, so a
+count or a length costs neither time nor memory that the file does not have itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ HEAD_LIMIT = 100 << 20
 """Largest head that is parsed, as safetensors limits its own; vocabularies of 256 thousand tokens need about 15 MB."""
 _NAME_LIMIT, _KEY_LIMIT, _RANK_LIMIT, _ALIGNMENT_LIMIT = 64, 65535, 4, 1 << 20
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8"
+}  # fmt: skip
 _LEAST_ENTRY, _LEAST_INFO = 8 + 4 + 1, 8 + 4 + 4 + 8
 _PIECE = 1 << 20
 
@@ -214,6 +216,5 @@ class _Cursor:
 
 
 _UNPACK = {
-    dtype: struct.Struct("<" + letter).unpack
-    for dtype, letter in zip(_SCALARS.values(), "BbHhIif?Qqd", strict=True)
+    dtype: struct.Struct("<" + letter).unpack for dtype, letter in zip(_SCALARS.values(), "BbHhIif?Qqd", strict=True)
 }

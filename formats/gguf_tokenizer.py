@@ -9,11 +9,11 @@
     tokenizer.ggml.*_token_id, add_bos_token, add_eos_token, add_space_prefix; tokenizer.chat_template
 
 A SentencePiece vocabulary has no merges: a pair may be merged when the result is a piece, in the order of the pieces'
-scores, so every way to cut a piece into two others is a merge of that piece's rank. A WordPiece vocabulary is stored the
-other way round: what begins a word carries a mark, what continues one does not.
+scores, so every way to cut a piece into two others is a merge of that piece's rank. A WordPiece vocabulary is stored
+the other way round: what begins a word carries a mark, what continues one does not.
 
-The files are derived: the metadata itself is kept verbatim with the head. A vocabulary of a kind that is not known gives
-no tokenizer and a note, never a tokenizer that cuts differently from the model's own.
+The files are derived: the metadata itself is kept verbatim with the head. A vocabulary of a kind that is not known
+gives no tokenizer and a note, never a tokenizer that cuts differently from the model's own.
 """
 
 from __future__ import annotations
@@ -239,9 +239,7 @@ _MAKERS: dict[str, Callable[[_Vocabulary], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _frame(
-    vocabulary: _Vocabulary, head: str | None, tail: str | None, typed: bool = False
-) -> dict[str, Any] | None:
+def _frame(vocabulary: _Vocabulary, head: str | None, tail: str | None, typed: bool = False) -> dict[str, Any] | None:
     """The template that puts tokens around a text, or around a pair of `typed` texts; None where there are none."""
     if head is None and tail is None:
         return None
@@ -271,7 +269,8 @@ def _settings(vocabulary: _Vocabulary, kind: str) -> dict[str, Any]:
     """tokenizer_config.json."""
     roles = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token", "cls": "cls_token",
              "seperator": "sep_token", "mask": "mask_token"}  # fmt: skip
-    found: dict[str, Any] = {field: token for name, field in roles.items() if (token := vocabulary.special(name)) is not None}
+    tokens = {field: vocabulary.special(name) for name, field in roles.items()}
+    found: dict[str, Any] = {field: token for field, token in tokens.items() if token is not None}
     found["tokenizer_class"] = "BertTokenizer" if kind == "bert" else "PreTrainedTokenizerFast"
     found["clean_up_tokenization_spaces"] = kind == "bert"
     architecture = vocabulary.metadata.get("general.architecture", "")

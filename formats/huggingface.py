@@ -105,6 +105,9 @@ class Checkpoint:
     def plain(self, name: str, format: str = "safetensors") -> QTensor:
         """A stored tensor as it is."""
         entry = self.entries[name]
+        if entry.dtype not in PLAIN_TABLE:
+            raise UnsupportedError("tensors of this type are not read", where=f"{entry.file.name}: {name}",
+                                   found=entry.dtype, allowed=", ".join(PLAIN_TABLE))  # fmt: skip
         part = SourceTensor(entry.file.name, name, entry.dtype, entry.shape)
         source = Source(format, "verbatim", {}, (part,))
         tensor = plain(self.verbatim("data", name), PLAIN_TABLE[entry.dtype], source)

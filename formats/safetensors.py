@@ -10,7 +10,9 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import INDEX, Checkpoint, assemble
 
 from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Source
 from qdeploy.store.folder import Folder
+from qdeploy.store.recode import Recoding, verbatim
 
 NAME = "safetensors"
 TITLE = "Hugging Face checkpoint in float32, float16 or bfloat16 (safetensors, single file or sharded)"
@@ -30,3 +32,8 @@ def sniff(folder: Folder) -> Sniff:
 def read(folder: Folder) -> Model:
     """Opens the checkpoint; nothing but the headers is read yet."""
     return assemble(Checkpoint(folder), NAME, ())
+
+
+def recodings(source: Source) -> tuple[Recoding, ...]:
+    """Every tensor is its own bytes."""
+    return (verbatim("data"),)

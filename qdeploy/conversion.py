@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from qdeploy import registry
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir import rules
 from qdeploy.ir.model import Model
 from qdeploy.progress import SILENT, Progress
 from qdeploy.store.output import Staged, staged
@@ -87,11 +88,15 @@ def convert(
     path = Path(target)
     _refuse_nesting(Path(source), path)
     model = registry.open_model(source, format, trust_links)
-    if quantize:
+    for name, tensor in model.tensors.items():
+        rules.check(tensor, name)
+        rules.check_values(tensor, name)
+    specs = [quantize] if isinstance(quantize, str) else list(quantize)
+    if specs:
         from qdeploy.quantize import quantize_model
 
-        model = quantize_model(model, [quantize] if isinstance(quantize, str) else list(quantize))
-    options = {"activations": activations, "requantize": requantize, "check": check}
+        model = quantize_model(model, specs)
+    options = {"activations": activations, "quantize": specs, "requantize": requantize, "check": check}
     if to == "ir":
         return _to_package(model, path, jobs, force, progress)
     if to == "source":

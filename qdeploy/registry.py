@@ -66,6 +66,16 @@ def backend(name: str) -> Any:
     return found[name].load()
 
 
+def artifact_backend(path: str | os.PathLike[str]) -> Any:
+    """The backend whose output this folder is (its report names the target), or None."""
+    if not os.path.isfile(os.path.join(path, "report.json")):
+        return None
+    report = Folder(path).json("report.json")
+    name = report.get("target", "") if isinstance(report, dict) else ""
+    found = registered("backends")
+    return found[name].load() if name in found else None
+
+
 def format_module(name: str) -> Any:
     """The format of a name."""
     found = registered("formats")

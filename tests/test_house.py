@@ -30,7 +30,7 @@ ARROWS = {
     "quantize": {"errors", "ir", "pack", "store"},
     "lower": {"errors", "ir", "pack", "names"},
     "registry": {"errors", "ir", "store"},
-    "proof": {"errors", "ir", "store", "registry", "progress", "version"},
+    "proof": {"errors", "ir", "store", "registry", "progress", "quantize", "version"},
     "conversion": {"errors", "ir", "store", "registry", "progress", "proof", "quantize", "version"},
     "cli": {"errors", "ir", "proof", "registry", "conversion", "sizes", "version", "progress"},
     "formats": {"errors", "ir", "pack", "store", "arch", "names", "progress"},

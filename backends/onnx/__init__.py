@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qdeploy.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from qdeploy.backends.onnx.check import CheckResult
+    from qdeploy.backends.onnx.checking import CheckResult, Level
     from qdeploy.backends.onnx.options import Choice, Lowered, Options
     from qdeploy.ir.model import Model
 
@@ -45,13 +45,32 @@ def lower(model: Model, target: Path, options: Options, progress: Progress = SIL
     return assemble(model, target, options, progress)
 
 
+def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -> list[CheckResult]:
+    """Runs what was written in ONNX Runtime, in a child process, against the numpy meaning of the source.
+
+    Args:
+        model: What was lowered.
+        target: The folder that `lower` wrote.
+        lowered: What it returned.
+        level: "nodes": one node per distinct form, on some rows; "full": the whole model as well; "auto": full where the
+            data file is below 256 MB; "none": nothing.
+
+    Raises:
+        ProofError: A result is further off than allowed, or ONNX Runtime does not run what was written.
+        UnsupportedError: onnxruntime is not installed.
+    """
+    from qdeploy.backends.onnx import checking
+
+    return checking.check(model, target, lowered, level)
+
+
 def __getattr__(name: str) -> object:
     if name in ("Options", "Choice", "Lowered"):
         from qdeploy.backends.onnx import options
 
         return getattr(options, name)
-    if name in ("check", "CheckResult"):
-        from qdeploy.backends.onnx import check as module
+    if name == "CheckResult":
+        from qdeploy.backends.onnx.checking import CheckResult
 
-        return getattr(module, name)
+        return CheckResult
     raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""The process that runs ONNX Runtime for `check.py`: `python -m qdeploy.backends.onnx.child FOLDER`.
+"""The process that runs ONNX Runtime for `checking.py`: `python -m qdeploy.backends.onnx.child FOLDER`.
 
 The folder holds cases.json, [{model, arrays, runs}], and one .npz per case with `<run>.in.<name>` and
 `<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints the greatest relative L2 error

@@ -87,7 +87,7 @@ class GraphBuilder:
         return self._constants[key]
 
     def extent(self, rows: int) -> int:
-        """How many rows of a weight this graph has: all of them, unless it is a sample (see check.py)."""
+        """How many rows of a weight this graph has: all of them, unless it is a sample (see checking.py)."""
         return rows
 
     def initializer(
@@ -103,7 +103,7 @@ class GraphBuilder:
             rows: Gives rows [start, stop) of its first axis, in the bytes of `dtype`.
             weight: See `Blob.weight`.
             range_of: Name of the range of the file (default: `name`); initializers of one range share its bytes.
-            shared: Whether all rows of the weight use all of it (a codebook); see check.py.
+            shared: Whether all rows of the weight use all of it (a codebook); see checking.py.
         """
         if name in self._declared:
             return name

@@ -4,6 +4,8 @@
                   zero points uint8 [N, ceil(blocks * bits / 8)], absent where all are 2 ** (bits - 1)
     GatherBlockQuantized   the same bytes, with the columns as one axis: [N, blocks * block * bits / 8]
 
+Codes with one zero point for all are moved up so that the zero point is the one that may be left out, where there is room.
+
 A form of more than 4 bits can be split into nibbles, code = 16 * high + low and zero = 16 * zero_high + zero_low:
 
     y = 16 * (x (high - zero_high) s) + x (low - zero_low) s
@@ -132,7 +134,24 @@ class AffineForm:
 
     @property
     def _zero_is_stored(self) -> bool:
-        return self.split or not isinstance(self.view.zero, int) or self.view.zero != 1 << self.bits - 1
+        return any(self._zero_of(part) != 1 << self.bits - 1 for part in self._parts)
+
+    @property
+    def _shift(self) -> int:
+        """What is added to every code, and to the zero point: 0 where the zero points differ or there is no room."""
+        if not isinstance(self.view.zero, int):
+            return 0
+        wide = 8 if self.split else self.bits
+        room = (1 << wide) - (1 << self.view.bits)
+        implied = (136, 128) if self.split else (1 << self.bits - 1,)  # 136: both nibbles are then 8
+        return next((wish - self.view.zero for wish in implied if 0 <= wish - self.view.zero <= room), 0)
+
+    def _zero_of(self, part: str) -> int | None:
+        """The zero point of a part, where all are one."""
+        if not isinstance(self.view.zero, int):
+            return None
+        zero = self.view.zero + self._shift
+        return {"": zero, ".high": zero >> 4, ".low": zero & 15}[part]
 
     @property
     def _width(self) -> int:
@@ -239,13 +258,15 @@ class AffineForm:
 
     def _code_reader(self, part: str) -> tuple[RowReader, int]:
         """Rows as they lie in the file, and how much room making them needs."""
-        view, stream = self.view, self.view.stream
+        view, stream, shift = self.view, self.view.stream, self._shift
         whole = self.blocking.columns is None and self._width == view.shape[1] and not part
         if whole and stream is not None and stream.layout.width <= self.bits:
             data, width = stream.data[0], stream.layout.width
-            return lambda a, b: bit_stream.repack(data.read(a, b), view.shape[1], width, self.bits), 1
+            every = np.uint8(sum(shift << place for place in range(0, 8, self.bits)))  # no field overflows
+            read = lambda a, b: bit_stream.repack(data.read(a, b), view.shape[1], width, self.bits)  # noqa: E731
+            return (lambda a, b: read(a, b) + every, 2) if shift else (read, 1)
         select = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}[part]
-        return lambda a, b: bit_stream.pack(self._arranged(select(view.codes(a, b))), self.bits), 24
+        return lambda a, b: bit_stream.pack(self._arranged(select(view.codes(a, b) + np.uint8(shift))), self.bits), 24
 
     def _arranged(self, codes: Array) -> Array:
         """Codes in the order of the blocks: [rows, K] -> [rows, blocks * block]."""
@@ -264,9 +285,7 @@ class AffineForm:
         return builder.initializer(f"{self.name}.offset", FLOAT, self._block_shape, self._spread(self.view.offset), 4)
 
     def _zero(self, builder: GraphBuilder, part: str) -> tuple[str, ...]:
-        if part == ".high" and self.view.zero == 128:
-            return ()
-        if not self._zero_is_stored:
+        if self._zero_of(part) == 1 << self.bits - 1:
             return ()
         n, count = self._block_shape
         shape = (n, bit_stream.row_bytes(count, self.bits))
@@ -274,17 +293,15 @@ class AffineForm:
         return (builder.initializer(f"{self.name}{part}.zero", UINT8, shape, read, 8),)
 
     def _zero_reader(self, part: str) -> RowReader:
-        zero, group = self.view.zero, self.blocking.group
+        zero, group, one = self.view.zero, self.blocking.group, self._zero_of(part)
         select: Callable[[Array], Array] = {
             "": lambda z: z, ".high": lambda z: z >> 4, ".low": lambda z: z & 15
         }[part]  # fmt: skip
 
         def read(start: int, stop: int) -> Array:
             if isinstance(zero, int):
-                found = np.full((stop - start, len(group)), zero, np.uint8)
-            else:
-                found = zero(start, stop)[:, group]
-            return bit_stream.pack(select(found), self.bits)
+                return bit_stream.pack(np.full((stop - start, len(group)), one, np.uint8), self.bits)
+            return bit_stream.pack(select(zero(start, stop)[:, group]), self.bits)
 
         return read
 

@@ -227,7 +227,7 @@ def _pack_wide(codes: Codes, width: int) -> UInt8:
     halves = codes.view("<u8").reshape(-1, 2)  # four codes of 16 bits each
     out = np.zeros((len(halves), width), np.uint8)
     for half, first, skip in ((0, 0, 0), (1, middle, odd)):
-        words = np.ascontiguousarray(halves[:, half]).astype(np.uint64, copy=False)
+        words = halves[:, half].astype(np.uint64)  # a copy: it is shifted in place
         _shift(words, 16, width, 4)
         words <<= np.uint64(skip)
         octets = words.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)

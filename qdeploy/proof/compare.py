@@ -20,6 +20,7 @@ from qdeploy.ir.encoding import tensor_to_json
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, buffers
 from qdeploy.progress import SILENT, Progress
+from qdeploy.store.folder import Folder
 
 _SLAB_BYTES = 8 << 20
 Report = dict[str, Any]
@@ -74,7 +75,7 @@ def diff(
 ) -> Report:
     """Compares two models tensor by tensor; arguments and result as in `verify`, without a verdict."""
     model = registry.open_model(a)
-    artifact = _artifact_backend(b)
+    artifact = registry.artifact_backend(b)
     if artifact is not None:
         return _against_artifact(artifact, model, str(b), text, progress)
     other = registry.open_model(b)
@@ -135,20 +136,17 @@ def _as_bytes(array: Any) -> Any:
     return np.ascontiguousarray(array).view(np.uint8)
 
 
-def _artifact_backend(path: str | os.PathLike[str]) -> Any:
-    """The backend whose output this folder is, if it is one."""
-    for entry in registry.registered("backends").values():
-        module = entry.load()
-        if module.is_artifact(path):
-            return module
-    return None
-
-
 def _against_artifact(backend: Any, model: Model, path: str, text: str, progress: Progress) -> Report:
-    report: Report = {"a": model.format, "b": backend.NAME, "only": []}
-    report["tensors"] = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, progress)]
+    asked = Folder(path).json("report.json")["options"]
+    options = backend.Options(activations=asked["activations"], requantize=asked["requantize"])
+    if asked["quantize"]:
+        from qdeploy.quantize import quantize_model
+
+        model = quantize_model(model, asked["quantize"])
+    rows = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, options, progress)]
+    report: Report = {"a": model.format, "b": backend.NAME, "only": [], "tensors": rows}
     if text:
         from qdeploy.proof.logits import artifact_logits
 
-        report["logits"] = artifact_logits(backend, model, path, text)
+        report["logits"] = artifact_logits(backend, model, path, text, backend.logits_limit(options))
     return report

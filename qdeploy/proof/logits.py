@@ -22,11 +22,10 @@ def compare_logits(a: Model, b: Model, text: str) -> dict[str, Any]:
     return distance(reference_logits(a, ids), reference_logits(b, ids), 1e-5)
 
 
-def artifact_logits(backend: Any, model: Model, path: str, text: str) -> dict[str, Any]:
+def artifact_logits(backend: Any, model: Model, path: str, text: str, limit: float) -> dict[str, Any]:
     """Runs a backend's output beside the numpy interpreter of its source."""
     ids = tokenize(model, text)
-    found, limit = backend.logits(path, ids)
-    return distance(reference_logits(model, ids), found, limit)
+    return distance(reference_logits(model, ids), backend.logits(path, ids), limit)
 
 
 def reference_logits(model: Model, ids: npt.NDArray[np.int64]) -> Float32:

@@ -41,6 +41,9 @@ def survey(
     Raises:
         QdeployError: The path cannot be read, or a checksum differs.
     """
+    made = None if format else registry.artifact_backend(path)
+    if made is not None:
+        return _from_report(made, path)
     model = registry.open_model(path, format, trust_links)
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
     size, count = (sum(t[key] for t in tensors.values()) for key in ("bytes", "parameters"))
@@ -62,6 +65,35 @@ def survey(
     if checksums:
         found["checksums"] = _verify(model, path, trust_links)
     return found
+
+
+def _from_report(backend: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """An output describes itself by the report of its conversion."""
+    report = Folder(path).json("report.json")
+    tensors = {
+        name: {**row, "parameters": math.prod(row["shape"]), "encoding": _held_as(row)}
+        for name, row in report["tensors"].items()
+        if "shape" in row
+    }
+    size, count = report["summary"]["bytes"], report["summary"]["parameters"]
+    return {
+        "path": str(path),
+        "format": backend.NAME,
+        "title": f"{backend.TITLE}; converted from {report['source']['format']}",
+        "model_type": report["source"]["model_type"],
+        "parameters": count,
+        "bytes": size,
+        "bits": 8 * size / max(1, count),
+        "graph": "",
+        "files": sorted(Folder(path).names()),
+        "notes": report["notes"],
+        "tensors": tensors,
+    }
+
+
+def _held_as(row: dict[str, Any]) -> str:
+    forms = ", ".join(form["form"] for form in row.get("forms", []))
+    return f"{row['encoding']} as {forms}" if forms else f"{row['encoding']}, not used"
 
 
 def _row(tensor: QTensor) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Round to nearest in groups along the last axis: w ~ scale * (code - 2 ** (bits - 1)), scale in float16.
 
 The scale of a group is its entry of greatest magnitude (the positive one of two), signed, over -2 ** (bits - 1): that
-entry falls on the lowest code, and all levels are used. With clip search the scale is multiplied by the factor of `CLIP_FACTORS` that leaves the
-least squared error in its group.
+entry falls on the lowest code, and all levels are used. With clip search the scale is multiplied by the factor of
+`CLIP_FACTORS` that leaves the least squared error in its group.
 
 Rounding is one addition: x / scale + 1.5 * 2**23 has the rounded integer in the low bits of its float32 mantissa (round
 half to even), so codes are cut out of the bits of the sum, without a conversion.

@@ -33,8 +33,10 @@ def test_minifloats_are_those_of_ml_dtypes(name: str) -> None:
     np.testing.assert_array_equal(kind.decode(codes), want)
 
 
-@pytest.mark.parametrize(("name", "exponent", "mantissa", "bias"),
-                         [("e4m3", 4, 3, 7), ("e5m2", 5, 2, 15), ("e2m1", 2, 1, 1), ("e2m3", 2, 3, 1), ("e3m2", 3, 2, 3)])  # fmt: skip
+FIELDS = [("e4m3", 4, 3, 7), ("e5m2", 5, 2, 15), ("e2m1", 2, 1, 1), ("e2m3", 2, 3, 1), ("e3m2", 3, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "exponent", "mantissa", "bias"), FIELDS)
 def test_minifloats_are_what_their_fields_spell(name: str, exponent: int, mantissa: int, bias: int) -> None:
     values = datatype(name).values()
     finite = np.flatnonzero(np.isfinite(values))

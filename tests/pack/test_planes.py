@@ -12,23 +12,22 @@ from qdeploy.pack import planes
 RUNS = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=19)
 
 
+def codes_of(width: int) -> st.SearchStrategy[np.ndarray]:
+    return hnp.arrays(np.uint16, RUNS, elements=st.integers(0, (1 << width) - 1))
+
+
 @settings(deadline=None, max_examples=100)
-@given(
-    st.integers(1, 16).flatmap(
-        lambda w: st.tuples(st.just(w), hnp.arrays(np.uint16, RUNS, elements=st.integers(0, (1 << w) - 1)))
-    )
-)
+@given(st.integers(1, 16).flatmap(lambda width: st.tuples(st.just(width), codes_of(width))))
 def test_element_j_is_bit_j_of_its_byte_most_significant_plane_first(case: tuple[int, np.ndarray]) -> None:
     width, codes = case
     packed = planes.pack(codes, width)
     assert len(packed) == width
-    flat = codes.reshape(-1, codes.shape[-1]) if codes.size else np.empty((0, 0), np.uint16)
-    for i, run in enumerate(flat):
+    runs = codes.reshape(-1, codes.shape[-1]) if codes.size else np.empty((0, 0), np.uint16)
+    for i, run in enumerate(runs):
         for p, plane in enumerate(packed):
-            octets = plane.reshape(len(flat), -1)[i]
-            assert [int(octets[j // 8]) >> j % 8 & 1 for j in range(len(run))] == [
-                int(c) >> width - 1 - p & 1 for c in run
-            ]
+            octets = plane.reshape(len(runs), -1)[i]
+            bits = [int(octets[j // 8]) >> j % 8 & 1 for j in range(len(run))]
+            assert bits == [int(code) >> width - 1 - p & 1 for code in run]
     np.testing.assert_array_equal(planes.unpack(packed, codes.shape[-1], width), codes)
 
 
