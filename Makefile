@@ -33,7 +33,10 @@ test: $(VENV)/tested
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	# the packages formats/ and backends/ are mapped into qdeploy, which mypy only follows where they really stand there
+	rm -rf build/typed && mkdir -p build/typed/qdeploy
+	ln -s $(CURDIR)/qdeploy/* $(CURDIR)/formats $(CURDIR)/backends build/typed/qdeploy/
+	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/setup.cfg -p qdeploy
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -131,9 +131,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 
 def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
     """AdamW that decays the matrices and leaves the norm weights alone."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    decay = {0.1: [p for p in model.parameters() if p.dim() > 1], 0.0: [p for p in model.parameters() if p.dim() == 1]}
+    groups = [{"params": parameters, "weight_decay": weight_decay} for weight_decay, parameters in decay.items()]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
 

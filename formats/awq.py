@@ -1,7 +1,7 @@
 """AWQ (arXiv 2306.00978) as AutoAWQ, GPTQModel and AutoRound write it: 4 bits, versions gemm and gemv.
 
 `quant_method: awq` in config.json, or quant_config.json alone (there the names are w_bit and q_group_size). Per linear
-layer, weight [N, K]:
+layer, weight [N, K], G = K / group_size:
 
     W[n, k] = (q[n, k] - z[n, k // group_size]) * scales[n, k // group_size]
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import Checkpoint, Claim, assemble
 from qdeploy.formats.words import SCALES, Layer, Settings, affine, layers, transposed
@@ -71,8 +71,7 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
     columns, groups = int(source.args["columns"]), int(source.args["groups"])
     scales = source.tensors[_PARTS.index("scales")].shape
     if source.writer == "awq-gemm":
-        rows = scales[1]
-        return _interleaved("codes", rows, columns), _interleaved("zero", rows, groups), transposed("scale")
+        return _interleaved("codes", columns), _interleaved("zero", groups), transposed("scale")
     return _stream("codes", columns), _stream("zero", groups, scales[1]), _cropped("scale", groups, scales[1])
 
 
@@ -88,7 +87,7 @@ def claim(layer: Layer, format: str, version: str = "") -> Claim:
     layer.settings.width("bits", "w_bit", allowed=(4,))
     layer.settings.refuse("rotation", "rotation_config", "spinquant_config", "adapter")
     rows, columns, group = _measure_gemm(layer) if version == "gemm" else _measure_gemv(layer)
-    groups = -(-columns // group)
+    groups = columns // group
     source = layer.source(format, f"awq-{version}", {"columns": columns, "groups": groups}, _PARTS)
 
     def build() -> QTensor:
@@ -116,40 +115,44 @@ def _version(settings: Settings) -> str:
 
 def _measure_gemm(layer: Layer) -> tuple[int, int, int]:
     """N, K and group size, after every shape has been held against the settings."""
-    qweight, scales = layer.part("qweight", "I32"), layer.part("scales", *SCALES)
-    layer.part("qzeros", "I32")
-    columns, rows = qweight.shape[0], scales.shape[1]
-    group = layer.settings.group(columns, "group_size", "q_group_size")
-    groups, words = -(-columns // group), -(-rows // 8)
-    layer.expect("bits", 4, "qweight", (columns, words))
-    layer.expect("group_size", group, "scales", (groups, rows))
-    layer.expect("group_size", group, "qzeros", (groups, words))
-    return rows, columns, group
+    columns, words = layer.part("qweight", "I32").shape
+    group = _group(layer, columns)
+    layer.expect("group_size", group, "scales", (columns // group, 8 * words))
+    layer.expect("group_size", group, "qzeros", (columns // group, words))
+    return 8 * words, columns, group
 
 
 def _measure_gemv(layer: Layer) -> tuple[int, int, int]:
     """N, K and group size, after every shape has been held against the settings."""
     rows, columns = layer.part("qweight", "I32").shape[0], 8 * layer.part("qweight", "I32").shape[1]
-    layer.part("scales", *SCALES), layer.part("qzeros", "I32")
-    group = layer.settings.group(columns, "group_size", "q_group_size")
+    group = _group(layer, columns)
     aligned = _ALIGNED.get(group, 1)
-    words = -(-columns // (group * 8 * aligned)) * aligned
+    words = -(-(columns // group) // (8 * aligned)) * aligned
     layer.expect("group_size", group, "qzeros", (rows, words))
     layer.expect("group_size", group, "scales", (rows, 8 * words))
     return rows, columns, group
 
 
-def _interleaved(key: str, rows: int, count: int) -> Recoding:
-    """I32 [count, words] <-> U8 [8 * words, ceil(count / 2)], cropped to `rows`."""
+def _group(layer: Layer, columns: int) -> int:
+    layer.part("scales", *SCALES)
+    layer.part("qzeros", "I32")
+    group = layer.settings.group(columns, "group_size", "q_group_size")
+    if columns % group:
+        raise BadFileError("the configuration contradicts the tensors", where=f"{layer.settings.where}.group_size; {layer.name}",
+                           found=f"groups of {group} in {columns} columns", allowed="whole groups")  # fmt: skip
+    return group
+
+
+def _interleaved(key: str, count: int) -> Recoding:
+    """I32 [count, words] <-> U8 [8 * words, ceil(count / 2)]."""
 
     def unpack(raw: Words) -> tuple[Words]:
         return (transpose_nibbles(raw.view("<u4"), ORDER),)
 
     def pack(nibbles: Words) -> Words:
-        whole = _widened(nibbles, (-(-len(nibbles) // 8) * 8, nibbles.shape[1]))
-        return untranspose_nibbles(whole, count, ORDER).view("<i4")
+        return untranspose_nibbles(nibbles, count, ORDER).view("<i4")
 
-    return Recoding((key,), unpack, pack, axis=1, group=8, rows=rows)
+    return Recoding((key,), unpack, pack, axis=1, group=8)
 
 
 def _stream(key: str, count: int, stored: int = 0) -> Recoding:

@@ -30,7 +30,7 @@ from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, Term, plain
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import Recoding, Slabs, VerbatimRows, verbatim
+from qdeploy.store.recode import SLAB_BYTES, Recoding, Slabs, VerbatimRows, verbatim
 
 if TYPE_CHECKING:
     from qdeploy.formats.gguf_blocks import Block, TernaryBlock
@@ -89,7 +89,11 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """Rows of one buffer of a tensor in blocks. The first read of a range is its proof; later ones unpack one field."""
+    """Rows of one buffer of a tensor in blocks. The first read of a range is its proof; later ones unpack one field.
+
+    A buffer may be a small part of its tensor (one scale of 2 bytes in a block of 210), so a read that is small for the
+    buffer is cut into pieces of the tensor.
+    """
 
     block: Block | TernaryBlock
     key: str
@@ -98,8 +102,13 @@ class BlockRows:
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Returns buffer rows [start, stop)."""
+        step = max(1, SLAB_BYTES * self.origin.extent // self.origin.nbytes)
+        pieces = [self._piece(low, min(low + step, stop)) for low in range(start, max(stop, start + 1), step)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _piece(self, start: int, stop: int) -> npt.NDArray[Any]:
         raw = self.source.slab(0, start, stop)
-        if self.origin.covers(start, stop):
+        if start == stop or self.origin.covers(start, stop):
             return self.block.field(raw, self.key)
         made = self.block.unpack(raw)
         self.origin.prove(start, stop, raw, self.block.pack(*made))

@@ -121,8 +121,9 @@ class Block:
         """Blocks [..., blocks * size] to the rows of one buffer: [..., blocks * its extent per block]."""
         part = self.parts[key]
         first, last = span(part.bits)
+        blocks = raw.shape[-1] // self.size
         found = permute(raw.reshape(-1, self.size)[:, first:last], self._forwards[key], part.bits.size // 8)
-        return found.reshape(*raw.shape[:-1], -1).view(storage_dtype(part.storage or "U8"))
+        return found.reshape(*raw.shape[:-1], blocks * found.shape[1]).view(storage_dtype(part.storage or "U8"))
 
     def pack(self, *rows: Array) -> UInt8:
         """The rows of every buffer back to blocks [..., blocks * size]."""

@@ -48,6 +48,7 @@ _FIELDS = {
     "attention.key_length": "head_dim",
     "rope.freq_base": "rope_theta",
 }
+_NEEDED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
 _UNDERSTOOD = {
     "vocab_size", "tensor_data_layout", "attention.value_length", "rope.dimension_count", "rope.scale_linear",
     "attention.causal", "pooling_type", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned",
@@ -86,6 +87,9 @@ def describe(
     for key, value in own.items():
         if isinstance(value, list) or (key not in _FIELDS and key not in _UNDERSTOOD and value not in (0, "", "none")):
             return config, _refused("an unsupported field of the architecture", f"{name}.{key}", value, "absent")
+    missing = [f"{name}.{key}" for key in _NEEDED if key not in own]
+    if missing:
+        return config, _refused("a field of the architecture is missing", "metadata", missing[0], "a number")
     if own.get("attention.value_length") not in (None, config.get("head_dim")):
         return config, _refused("values of another extent than keys", f"{name}.attention.value_length",
                                 own["attention.value_length"], str(config.get("head_dim")))  # fmt: skip

@@ -34,6 +34,7 @@ from qdeploy.store.folder import File
 HEAD_LIMIT = 100 << 20
 """Largest head that is parsed, as safetensors limits its own; vocabularies of 256 thousand tokens need about 15 MB."""
 _NAME_LIMIT, _KEY_LIMIT, _RANK_LIMIT, _ALIGNMENT_LIMIT = 64, 65535, 4, 1 << 20
+_TENSOR_LIMIT, _ENTRY_LIMIT = 1 << 18, 1 << 16  # what describes one takes more memory than the file spends on it
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8"
@@ -86,13 +87,13 @@ def read_head(file: File) -> Head:
     cursor = _Cursor(file)
     tensors, entries = _preamble(cursor)
     metadata: dict[str, Any] = {}
-    for _ in range(cursor.count(entries, _LEAST_ENTRY, "metadata entries")):
+    for _ in range(cursor.count(entries, _LEAST_ENTRY, "metadata entries", _ENTRY_LIMIT)):
         key = cursor.string("a metadata key", _KEY_LIMIT)
         if key in metadata:
             raise BadFileError("a metadata key occurs twice", where=file.name, found=key)
         metadata[key] = _value(cursor, key)
     infos: dict[str, Info] = {}
-    for _ in range(cursor.count(tensors, _LEAST_INFO, "tensors")):
+    for _ in range(cursor.count(tensors, _LEAST_INFO, "tensors", _TENSOR_LIMIT)):
         info = _info(cursor)
         if info.name in infos:
             raise BadFileError("a tensor name occurs twice", where=file.name, found=info.name)
@@ -197,10 +198,13 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise BadFileError("a text is not UTF-8", where=f"{self.name}: {what}") from error
 
-    def count(self, count: int, least: int, what: str) -> int:
+    def count(self, count: int, least: int, what: str, limit: int = HEAD_LIMIT) -> int:
         """A declared count of things of at least `least` bytes each, once it is known that the file can hold them."""
         if count * least > self._limit - self.at:
             self._fail(what, f"{count} of at least {least} bytes each")
+        if count > limit:
+            raise BadFileError("the head declares too many things", where=f"{self.name}: {what}", found=count,
+                               allowed=f"<= {limit}")  # fmt: skip
         return count
 
     def _ensure(self, size: int, what: str) -> None:

@@ -42,17 +42,18 @@ class TernaryBlock:
 
     def field(self, raw: UInt8, key: str) -> Array:
         """One of the two."""
-        blocks = raw.reshape(*raw.shape[:-1], -1, self.size)
+        count = raw.shape[-1] // self.size
+        blocks = raw.reshape(*raw.shape[:-1], count, self.size)
         if key == "scale":
             return np.ascontiguousarray(blocks[..., 52:]).view("<f2")[..., 0]
         codes = np.empty((*blocks.shape[:-1], self.elements), np.uint8)
         at = 0
-        for first, count, digits in _RUNS:
-            run = blocks[..., first : first + count]
-            for table in _DIGITS[:digits]:
-                codes[..., at : at + count] = table[run]
-                at += count
-        return radix.pack(codes.reshape(*raw.shape[:-1], -1), 3, 5)
+        for first, width, digits in _RUNS:
+            run = blocks[..., first : first + width]
+            for digit in _DIGITS[:digits]:
+                codes[..., at : at + width] = digit[run]
+                at += width
+        return radix.pack(codes.reshape(*raw.shape[:-1], count * self.elements), 3, 5)
 
     def pack(self, *rows: Array) -> UInt8:
         """Codes and scales back to blocks."""
@@ -61,12 +62,12 @@ class TernaryBlock:
         blocks = np.empty((*scale.shape, self.size), np.uint8)
         blocks[..., 52:] = np.ascontiguousarray(scale)[..., None].view(np.uint8)
         at = 0
-        for first, count, digits in _RUNS:
-            number = np.zeros((*scale.shape, count), np.uint8)
+        for first, width, digits in _RUNS:
+            number = np.zeros((*scale.shape, width), np.uint8)
             for i in range(digits):
-                number += codes[..., at : at + count] * np.uint8(3 ** (4 - i))
-                at += count
-            blocks[..., first : first + count] = _OCTETS[number]
+                number += codes[..., at : at + width] * np.uint8(3 ** (4 - i))
+                at += width
+            blocks[..., first : first + width] = _OCTETS[number]
         return blocks.reshape(*packed.shape[:-1], -1)
 
     def codes(self, shape: Shape, rows: Mapping[str, Rows]) -> Codes:

@@ -7,20 +7,37 @@ the caller's; what it holds is complete only when `lower` returns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdeploy.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from qdeploy.backends.onnx.checking import CheckResult, Level
     from qdeploy.backends.onnx.options import Choice, Lowered, Options
+    from qdeploy.backends.onnx.verify import Row
     from qdeploy.ir.model import Model
 
 NAME = "onnx"
 TITLE = "ONNX for ONNX Runtime and onnxruntime-genai (opset 21, weights packed, external data)"
 
-__all__ = ["NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "lower"]
+__all__ = [
+    "NAME",
+    "TITLE",
+    "CheckResult",
+    "Choice",
+    "Lowered",
+    "Options",
+    "check",
+    "compare",
+    "logits",
+    "logits_limit",
+    "lower",
+]
 
 
 def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
@@ -62,6 +79,27 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
     from qdeploy.backends.onnx import checking
 
     return checking.check(model, target, lowered, level)
+
+
+def compare(model: Model, path: str, options: Options, progress: Progress = SILENT) -> Iterator[Row]:
+    """Holds an output against its source: every byte is derived again and compared (see verify.py)."""
+    from qdeploy.backends.onnx import verify
+
+    return verify.compare(model, path, options, progress)
+
+
+def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The logits of an output for ids [1, tokens], by ONNX Runtime: [tokens, vocabulary]."""
+    from qdeploy.backends.onnx import verify
+
+    return verify.logits(path, ids)
+
+
+def logits_limit(options: Options) -> float:
+    """The relative L2 distance from the numpy reference that the activations' rounding may leave."""
+    from qdeploy.backends.onnx import checking
+
+    return checking.INT8_FULL if options.activations == "int8" else checking.EXACT_FULL
 
 
 def __getattr__(name: str) -> object:

@@ -132,7 +132,7 @@ def _fill_one(descriptor: int, place: Placed, progress: Progress) -> str:
         if slab.nbytes != (stop - start) * blob.row_bytes:
             raise ProofError("a source gave rows of another size", where=blob.name, found=f"{slab.nbytes} bytes",
                              allowed=f"{(stop - start) * blob.row_bytes} bytes")  # fmt: skip
-        view = memoryview(slab.reshape(-1).view(np.uint8))
+        view = memoryview(slab.reshape(-1).view(np.uint8).data)
         digest.update(view)
         while view:  # a full disk shows as an OSError, an interrupted call as a short count
             count = os.pwrite(descriptor, view, offset)

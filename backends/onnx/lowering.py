@@ -9,10 +9,10 @@ from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_enco
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
-from qdeploy.backends.onnx.rules import FLOAT_TABLES, Ruling, rule
+from qdeploy.backends.onnx.rules import Ruling, float_form, rule
 from qdeploy.backends.onnx.weights import FloatForm, Form
 from qdeploy.ir.expand import expand_graph
-from qdeploy.ir.graph import Graph, Node, State
+from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 
@@ -64,7 +64,7 @@ class GraphLowering:
         return self._whole(name).value(self.builder)
 
     def linear(self, x: str, weight: str, output: str) -> None:
-        """x @ weight.T."""
+        """X @ weight.T."""
         self._form(weight).linear(self.builder, x, output)
 
     def gather_rows(self, weight: str, ids: str, output: str) -> None:
@@ -128,8 +128,6 @@ def state_names(graph: Graph, kind: str) -> list[str]:
 
 def whole(name: str, tensor: QTensor) -> Ruling:
     """The ruling for a tensor that is used as a whole."""
-    from qdeploy.backends.onnx.rules import float_form
-
     stored = float_form(name, tensor)
     if stored is not None:
         return Ruling(stored, f"stored as {stored.storage} and widened to float32 in the graph")
@@ -140,5 +138,3 @@ def decoded(name: str, tensor: QTensor) -> FloatForm:
     """A tensor as the float32 that it decodes to."""
     return FloatForm(name, tensor, "F32", lambda start, stop: tensor.decode(slice(start, stop)))
 
-
-__all__ = ["FLOAT_TABLES", "GraphLowering", "State", "state_names"]

@@ -35,11 +35,11 @@ class Scope(Protocol):
         """The ONNX value of a name in our graph; a weight is given in float32."""
         ...
 
-    def linear(self, x: str, weight: str, output: str) -> str:
-        """x @ weight.T in the form that the rules chose for the weight."""
+    def linear(self, x: str, weight: str, output: str) -> None:
+        """X @ weight.T in the form that the rules chose for the weight."""
         ...
 
-    def gather_rows(self, weight: str, ids: str, output: str) -> str:
+    def gather_rows(self, weight: str, ids: str, output: str) -> None:
         """Rows of a weight as float32."""
         ...
 
@@ -69,8 +69,8 @@ def emit(scope: Scope, node: Node) -> None:
 def _emit_plain(scope: Scope, node: Node) -> None:
     constants = _CONSTANT_INPUTS.get(node.op, ())
     inputs = [scope.value(name) for name in node.inputs]
-    inputs += [scope.builder.constant(node.attrs[key], "int64") for key in constants]
-    attrs: dict[str, Any] = {key: value for key, value in node.attrs.items() if key not in constants}
+    attrs: dict[str, Any] = dict(node.attrs)
+    inputs += [scope.builder.constant(attrs.pop(key), "int64") for key in constants]
     scope.builder.node(node.op, inputs, node.outputs, **attrs)
 
 
@@ -93,13 +93,14 @@ def _cast(scope: Scope, node: Node) -> None:
 
 
 def _clip(scope: Scope, node: Node) -> None:
-    limits = [node.attrs.get(key) for key in ("min", "max")]
+    attrs: dict[str, Any] = dict(node.attrs)
+    limits = [attrs.get(key) for key in ("min", "max")]
     inputs = ["" if limit is None else scope.builder.constant(limit, "float32") for limit in limits]
     scope.builder.node("Clip", [scope.value(node.inputs[0]), *inputs], node.outputs)
 
 
 def _shape(scope: Scope, node: Node) -> None:
-    attrs = {key: value for key, value in node.attrs.items() if value is not None}
+    attrs: dict[str, Any] = {key: value for key, value in node.attrs.items() if value is not None}
     scope.builder.node("Shape", [scope.value(node.inputs[0])], node.outputs, **attrs)
 
 

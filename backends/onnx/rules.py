@@ -56,11 +56,10 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
     if view is not None:
         form, reason = affine_form(name, view, activations)
         return Ruling(form, reason, view.exact)
-    for fallback in (minifloat_form, function_form):
-        made = fallback(name, tensor)
-        if made is not None:
-            return Ruling(made, f"slow: {made.reason}")
-    if requantize:
+    made = minifloat_form(name, tensor) or function_form(name, tensor)
+    if made is not None:
+        return Ruling(made, f"slow: {made.reason}")
+    if requantize and len(tensor.shape) == 2:
         view, snr = requantized(tensor)
         form, reason = affine_form(name, view, activations)
         return Ruling(form, f"requantized, signal to noise {snr:.1f} dB; {reason}", lossless=False)

@@ -17,7 +17,7 @@ since the kernel for float activations is fast with 4 bits only. Offsets are add
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,8 @@ from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.ir.tensor import QTensor
 from qdeploy.pack import bits as bit_stream
 
+_PART: Mapping[str, Callable[[Array], Array]] = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}
+"""Names of the parts of a form, and which bits of a code each holds."""
 FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
 
 
@@ -43,9 +45,14 @@ class Form(Protocol):
     """
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """See above."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """See above."""
+        ...
 
     def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
         """Appends nodes for `output = x @ W.T`, x float32 [B, T, K]."""
@@ -142,7 +149,7 @@ class AffineForm:
         if not isinstance(self.view.zero, int):
             return 0
         wide = 8 if self.split else self.bits
-        room = (1 << wide) - (1 << self.view.bits)
+        room = (1 << wide) - 1 - self.view.top
         implied = (136, 128) if self.split else (1 << self.bits - 1,)  # 136: both nibbles are then 8
         return next((wish - self.view.zero for wish in implied if 0 <= wish - self.view.zero <= room), 0)
 
@@ -150,8 +157,7 @@ class AffineForm:
         """The zero point of a part, where all are one."""
         if not isinstance(self.view.zero, int):
             return None
-        zero = self.view.zero + self._shift
-        return {"": zero, ".high": zero >> 4, ".low": zero & 15}[part]
+        return int(_PART[part](np.array(self.view.zero + self._shift)))
 
     @property
     def _width(self) -> int:
@@ -263,10 +269,17 @@ class AffineForm:
         if whole and stream is not None and stream.layout.width <= self.bits:
             data, width = stream.data[0], stream.layout.width
             every = np.uint8(sum(shift << place for place in range(0, 8, self.bits)))  # no field overflows
-            read = lambda a, b: bit_stream.repack(data.read(a, b), view.shape[1], width, self.bits)  # noqa: E731
-            return (lambda a, b: read(a, b) + every, 2) if shift else (read, 1)
-        select = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}[part]
-        return lambda a, b: bit_stream.pack(self._arranged(select(view.codes(a, b) + np.uint8(shift))), self.bits), 24
+
+            def read(start: int, stop: int) -> Array:
+                moved = bit_stream.repack(data.read(start, stop), view.shape[1], width, self.bits)
+                return moved + every if shift else moved
+
+            return read, 1
+
+        def pack(start: int, stop: int) -> Array:
+            return bit_stream.pack(self._arranged(_PART[part](view.codes(start, stop) + np.uint8(shift))), self.bits)
+
+        return pack, 24
 
     def _arranged(self, codes: Array) -> Array:
         """Codes in the order of the blocks: [rows, K] -> [rows, blocks * block]."""
@@ -294,14 +307,11 @@ class AffineForm:
 
     def _zero_reader(self, part: str) -> RowReader:
         zero, group, one = self.view.zero, self.blocking.group, self._zero_of(part)
-        select: Callable[[Array], Array] = {
-            "": lambda z: z, ".high": lambda z: z >> 4, ".low": lambda z: z & 15
-        }[part]  # fmt: skip
 
         def read(start: int, stop: int) -> Array:
             if isinstance(zero, int):
                 return bit_stream.pack(np.full((stop - start, len(group)), one, np.uint8), self.bits)
-            return bit_stream.pack(select(zero(start, stop)[:, group]), self.bits)
+            return bit_stream.pack(_PART[part](zero(start, stop)[:, group]), self.bits)
 
         return read
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from qdeploy.errors import BadFileError
 from qdeploy.ir.tensor import Array, Buffer, Codes, Shape
 from qdeploy.pack import bits, planes, radix
+from qdeploy.store.storage import storage_dtype
 
 Reader = Callable[[Codes, int, int], Array]
 """Reads rows of a grid of codes: all planes or some, dense or under a mask."""
@@ -45,22 +46,37 @@ def read_grid(codes: Codes, shape: Shape, start: int, stop: int, resident: int |
     if layout.kind == "plain":
         found = _rows(codes.data[0], shape, start, stop)
         return found.view(f"<u{found.itemsize}")
-    group, size = group_size(codes)
-    run = -(-shape[-1] * size // group)
+    stored = packed_shape(codes, shape)
     if len(shape) > 1:
-        packed = [_rows(b, (*shape[:-1], run), start, stop) for b in codes.data[:resident]]
+        packed = [_rows(b, stored, start, stop) for b in codes.data[:resident]]
         return _unpack(codes, packed, shape[-1])
+    group, size = _group(codes)
     first = start // group
-    low, high = first * size, min(-(-stop // group) * size, run)
+    low, high = first * size, min(-(-stop // group) * size, stored[0])
     count = stop - first * group
-    packed = [_rows(b, (run,), low, high)[: -(-count * size // group)] for b in codes.data[:resident]]
+    packed = [_rows(b, stored, low, high)[: -(-count * size // group)] for b in codes.data[:resident]]
     return _unpack(codes, packed, count)[start - first * group :]
 
 
-def group_size(codes: Codes) -> tuple[int, int]:
-    """Codes per group and bytes per group of a packed layout: the smallest run that starts and ends at a byte."""
+def container(codes: Codes) -> int:
+    """Returns how many different codes the layout can hold."""
     layout = codes.layout
-    group, size = {"bits": (8, layout.width), "planes": (8, 1), "radix": (layout.digits, 1)}.get(layout.kind, (0, 0))
+    if layout.kind == "radix":
+        return layout.base
+    return 1 << (8 * storage_dtype(codes.data[0].dtype).itemsize if layout.kind == "plain" else layout.width)
+
+
+def packed_shape(codes: Codes, shape: Shape) -> Shape:
+    """Returns the shape of each buffer that holds a grid of this shape in the codes' layout."""
+    group, size = _group(codes)
+    return (*shape[:-1], -(-shape[-1] * size // group))
+
+
+def _group(codes: Codes) -> tuple[int, int]:
+    """The smallest run that begins and ends at an element of the buffer: its codes, its elements."""
+    layout = codes.layout
+    sizes = {"plain": (1, 1), "bits": (8, layout.width), "planes": (8, 1), "radix": (layout.digits, 1)}
+    group, size = sizes.get(layout.kind, (0, 0))
     if group < 1 or size < 1:
         raise BadFileError("a layout with codes of no size", found=layout)
     return group, size

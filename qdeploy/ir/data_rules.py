@@ -12,26 +12,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from qdeploy.errors import BadFileError
-from qdeploy.ir.codes import read_grid
+from qdeploy.ir.codes import container, packed_shape, read_grid
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.decode import SLAB, decode_codes
 from qdeploy.ir.masks import selected_before
-from qdeploy.ir.tensor import Buffer, Codes, LowRank, QTensor, Shape, Table, Term
+from qdeploy.ir.tensor import Array, Buffer, Codes, LowRank, QTensor, Shape, Table, Term
 from qdeploy.ir.walk import Place, walk
-from qdeploy.store.storage import storage_dtype
 
 
-def check_values(tensor: QTensor, where: str) -> None:
-    """Judges the data of a tensor whose description is legal, in slabs.
-
-    Args:
-        tensor: A tensor that `rules.check` has passed.
-        where: Its name, for messages.
-
-    Raises:
-        BadFileError: A code, a selected table or a column index is out of range, a mask selects another number of codes
-            than there are, or a scale, zero or offset is not finite. Names the place and the first position.
-    """
+def check_data(tensor: QTensor, where: str) -> None:
+    """`rules.check_values`: judges the data of a tensor whose description is legal."""
     for term in (*tensor.terms, *(t for rung in tensor.rungs for t in rung.terms or ())):
         _mask_counts_its_codes(term, where)
     for place in walk(tensor, where):
@@ -41,22 +31,6 @@ def check_values(tensor: QTensor, where: str) -> None:
             _index_is_in_range(place, place.param.index)
         if place.role in ("zero", "scale", "offset"):
             _param_is_finite(place)
-
-
-def container(codes: Codes) -> int:
-    """Returns how many different codes the layout can hold."""
-    layout = codes.layout
-    if layout.kind == "radix":
-        return layout.base
-    return 1 << (8 * storage_dtype(codes.data[0].dtype).itemsize if layout.kind == "plain" else layout.width)
-
-
-def packed_shape(codes: Codes, shape: Shape) -> Shape:
-    """Returns the shape of each buffer that holds a grid of this shape in the codes' layout."""
-    layout, count = codes.layout, shape[-1]
-    groups = {"plain": (1, 1), "bits": (8, layout.width), "planes": (8, 1), "radix": (layout.digits, 1)}
-    group, size = groups[layout.kind]
-    return (*shape[:-1], -(-count * size // group))
 
 
 def _mask_counts_its_codes(term: Term, where: str) -> None:
@@ -138,7 +112,7 @@ def _steps(shape: Shape) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, shape[0])
 
 
-def _first(wrong: np.ndarray[tuple[int, ...], np.dtype[np.bool]], start: int) -> list[int]:
+def _first(wrong: Array, start: int) -> list[int]:
     """The position of the first wrong number, counted from the beginning of the grid."""
     at = [int(axis[0]) for axis in np.nonzero(wrong)]
     return [at[0] + start, *at[1:]]

@@ -39,10 +39,12 @@ class DataType:
     def decode(self, codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Returns the float32 value of each code; codes may be unsigned integers or the storage type itself."""
         if self.bits <= 8:
-            return self.values()[codes.view(np.uint8) if codes.dtype.itemsize == 1 else codes]
+            found: npt.NDArray[np.float32] = self.values()[codes.view(np.uint8) if codes.dtype.itemsize == 1 else codes]
+            return found
         native = storage_dtype(self.storage)
         typed = codes if codes.dtype == native else codes.astype(f"<u{native.itemsize}", copy=False).view(native)
-        return typed.astype(np.float32)
+        wide: npt.NDArray[np.float32] = typed.astype(np.float32)
+        return wide
 
 
 def _rows() -> dict[str, DataType]:
@@ -116,6 +118,7 @@ _MINIFLOAT = {
 def _value_table(name: str) -> npt.NDArray[np.float32]:
     bits = DATATYPES[name].bits
     codes = np.arange(1 << bits, dtype=np.uint8)
+    table: npt.NDArray[np.float32]
     if name in _MINIFLOAT:
         import ml_dtypes
 

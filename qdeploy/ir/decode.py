@@ -26,6 +26,7 @@ from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.codes import Reader, read_codes, read_grid
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.masks import mask_rows, under_mask
+from qdeploy.ir.rules import check
 from qdeploy.ir.tensor import Array, Codes, Float32, LowRank, Param, QTensor, Shape, Table, Term
 from qdeploy.ir.tiles import apply, spread, tiles
 
@@ -41,7 +42,7 @@ def decode_tensor(tensor: QTensor, rows: slice | None = None, rung: int | None =
     """Returns rows of a tensor's first axis.
 
     Args:
-        tensor: A tensor whose structure is legal (`rules.check`).
+        tensor: Any tensor; its description is judged first (`rules.check`).
         rows: A range of the first axis; None for all.
         rung: Which of the tensor's rungs; None for the complete form.
 
@@ -52,10 +53,13 @@ def decode_tensor(tensor: QTensor, rows: slice | None = None, rung: int | None =
         BadFileError: The tensor contradicts itself, or an index in it is out of range.
         BadArgumentError: There is no such rung, or `rows` has a step.
     """
+    check(tensor, "tensor")
     shape = tensor.shape or (1,)
     start, stop = _span(rows, shape[0])
     out = np.empty((stop - start, *shape[1:]), np.float32)
     terms = _terms_at(tensor, rung)
+    if not out.size:
+        return out
     with np.errstate(all="ignore"):  # overflow to infinity and NaN are what the numbers mean
         for part in _slabs(tensor, start, stop, SLAB):
             out[part.start - start : part.stop - start] = _tensor_rows(tensor, terms, part.start, part.stop)
@@ -68,19 +72,23 @@ def slabs(tensor: QTensor, budget_bytes: int = SLAB) -> Iterator[slice]:
     Cuts lie, where the budget allows, between rows of the terms' grids and between tiles of their params, so that
     nothing is decoded twice.
     """
-    return _slabs(tensor, 0, tensor.shape[0] if tensor.shape else 1, budget_bytes)
+    check(tensor, "tensor")
+    rows = (*tensor.shape, 1)[0]
+    if not math.prod(tensor.shape):
+        return iter([slice(0, rows)])
+    return _slabs(tensor, 0, rows, budget_bytes)
 
 
 def decode_codes(codes: Codes, rows: slice | None = None) -> Float32:
-    """Returns rows of the decoded grid of `codes`: float32 [rows, *decoded_shape[1:]]."""
-    start, stop = _span(rows, _grid(codes)[0])
+    """Returns rows of the decoded grid of codes of a legal tensor: float32 [rows, *decoded_shape[1:]]."""
+    start, stop = _span(rows, codes.decoded_shape[0])
     with np.errstate(all="ignore"):
         return _codes_rows(codes, start, stop)
 
 
 def decode_lowrank(values: LowRank, rows: slice | None = None) -> Float32:
     """Returns rows of `u @ vt`: float32 [rows, K]; the products are summed in the order of the columns of u."""
-    start, stop = _span(rows, _grid(values)[0])
+    start, stop = _span(rows, values.decoded_shape[0])
     with np.errstate(all="ignore"):
         return _lowrank_rows(values, start, stop)
 
@@ -109,17 +117,6 @@ def _span(rows: slice | None, extent: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
-def _grid(values: Codes | LowRank) -> Shape:
-    """The decoded shape, of nouns that may contradict themselves."""
-    for part in (values,) if isinstance(values, Codes) else (values.u, values.vt):
-        if len(part.block) != len(part.shape) or not part.shape:
-            raise BadFileError("a codebook's blocks have another rank than the grid", found=part.block,
-                               allowed=f"{len(part.shape)} axes")  # fmt: skip
-        if isinstance(values, LowRank) and len(part.shape) != 2:
-            raise BadFileError("a low-rank factor is not a matrix", found=part.shape, allowed="two axes")
-    return values.decoded_shape
-
-
 # The tensor: terms, masks, reshapes.
 
 
@@ -131,9 +128,6 @@ def _terms_at(tensor: QTensor, rung: int | None) -> list[tuple[Term, int | None]
         raise BadArgumentError("no such rung", found=rung, allowed=f"0 to {len(tensor.rungs) - 1}")
     step = tensor.rungs[rung]
     terms = tensor.terms if step.terms is None else step.terms
-    if len(terms) != len(step.planes):
-        raise BadFileError("a rung counts planes for another number of terms", found=len(step.planes),
-                           allowed=str(len(terms)))  # fmt: skip
     whole = step.terms is not None
     return [(term, None if whole else count) for term, count in zip(terms, step.planes, strict=True) if count > 0]
 
@@ -142,7 +136,7 @@ def _slabs(tensor: QTensor, start: int, stop: int, budget: int) -> Iterator[slic
     row = max(1, math.prod(tensor.shape[1:]))
     unit = 1
     for term in tensor.terms:
-        inner = max(1, math.prod(_grid(term.values)[1:]))
+        inner = max(1, math.prod(term.values.decoded_shape[1:]))
         for tile in _row_tiles(term.values):
             whole = math.lcm(unit, math.lcm(row, inner * tile) // row)
             unit = whole if whole * row * 4 <= budget else unit
@@ -180,14 +174,9 @@ def _tensor_rows(tensor: QTensor, terms: list[tuple[Term, int | None]], start: i
 
 def _term_rows(term: Term, resident: int | None, owner: Shape, start: int, stop: int) -> tuple[Float32, Array | None]:
     """A term's share of rows of the tensor, flat, and where it counts (None: everywhere)."""
-    grid = _grid(term.values)
+    grid = term.values.decoded_shape
     row, inner = math.prod(owner[1:]), math.prod(grid[1:])
     low, high = start * row, stop * row
-    if math.prod(grid) < high:
-        raise BadFileError("a term's grid is smaller than its tensor", found=grid,
-                           allowed=f"{math.prod(owner)} elements")  # fmt: skip
-    if low == high:
-        return np.empty(0, np.float32), None
     first, last = low // inner, -(-high // inner)
     cut = slice(low - first * inner, high - first * inner)
     if term.where is None:
@@ -211,18 +200,14 @@ def _values_rows(values: Codes | LowRank, start: int, stop: int, read: Reader = 
 
 def _codes_rows(codes: Codes, start: int, stop: int, read: Reader = read_codes) -> Float32:
     block = codes.block[0]
-    if block < 1:
-        raise BadFileError("a codebook with empty blocks", found=codes.block)
     first, last = start // block, -(-stop // block)
     values = _look_up(codes, read(codes, first, last), first)[start - first * block : stop - first * block]
-    return _affine(values, _grid(codes), start, codes.zero, codes.scale, codes.offset)
+    return _affine(values, codes.decoded_shape, start, codes.zero, codes.scale, codes.offset)
 
 
 def _lowrank_rows(values: LowRank, start: int, stop: int) -> Float32:
     u = _codes_rows(values.u, start, stop)  # [rows, k]
-    rank, columns = _grid(values.vt)
-    if u.shape[1] != rank:
-        raise BadFileError("the factors of a low-rank product do not fit", found=f"{u.shape[1]} and {rank}")
+    rank, columns = values.vt.decoded_shape
     vt = _codes_rows(values.vt, 0, rank)  # [k, K]
     out = np.zeros((len(u), columns), np.float32)
     step = max(1, _LOOKUP // max(1, columns))
@@ -249,7 +234,7 @@ def _look_up(codes: Codes, found: Array, first: int) -> Float32:
 
 def _from_codebook(codes: Codes, table: Table, found: Array, first: int) -> Float32:
     tables, levels, *block = table.values.shape
-    low, high = 0, min(1, tables)
+    low, high = 0, 1
     if table.select is not None:
         _check_below(found, levels, "a code lies outside of its table")
         chosen = _selection(table.select, first, (len(found), *codes.shape[1:]), codes.shape, tables)
@@ -265,15 +250,15 @@ def _from_codebook(codes: Codes, table: Table, found: Array, first: int) -> Floa
 
 def _selection(select: Param, first: int, shape: Shape, owner: Shape, tables: int) -> Array:
     """Which table each code of the rows uses: int64 [*shape], a broadcast view where that is enough."""
-
-    def integers(values: Codes | LowRank, start: int, stop: int) -> Array:
-        if isinstance(values, LowRank):
-            raise BadFileError("a table is selected by a low-rank product", allowed="integer codes")
-        return read_codes(values, start, stop)
-
-    small = tiles(select, first, first + shape[0], owner, integers)
+    small = tiles(select, first, first + shape[0], owner, _integers)
     _check_below(small, tables, "a selected table does not exist")
     return spread(small.astype(np.int64), select.tile, first, shape)
+
+
+def _integers(values: Codes | LowRank, start: int, stop: int) -> Array:
+    if isinstance(values, LowRank):
+        raise BadFileError("a selection is not made of integers", allowed="codes of a named number format")
+    return read_codes(values, start, stop)
 
 
 def _take(table: Float32, index: Array) -> Float32:

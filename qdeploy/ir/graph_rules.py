@@ -8,6 +8,12 @@ from qdeploy.errors import BadFileError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.ops import op
 
+_CHOICES = {
+    "kind": ("rms", "layer"),
+    "activation": ("silu", "gelu", "gelu_tanh"),
+    "approximate": ("none", "tanh"),
+}
+
 
 def check_graph(graph: Graph, tensors: Collection[str]) -> None:
     """Checks every rule.
@@ -36,6 +42,10 @@ def check_signature(node: Node) -> None:
                            allowed=f"{least}..{most}")  # fmt: skip
     if not node.outputs or not node.outputs[0]:
         raise BadFileError("a node has no output", where=_where(node))
+    for name, allowed in _CHOICES.items():
+        if name in node.attrs and node.attrs[name] not in allowed:
+            raise BadFileError("a node has an unknown variant", where=f"{_where(node)}: {name}", found=node.attrs[name],
+                               allowed=", ".join(allowed))  # fmt: skip
     unknown = sorted(set(node.attrs) - set(row.attributes))
     missing = sorted(name for name, needed in row.attributes.items() if needed and name not in node.attrs)
     if unknown or missing:
@@ -85,10 +95,10 @@ def check_ropes(graph: Graph) -> None:
         if not isinstance(rope, Mapping) or set(rope) != {"inv_freq", "rotary_dim", "interleaved", "factor"}:
             raise BadFileError("rope is not described as it must be", where=_where(node), found=rope,
                                allowed="inv_freq, rotary_dim, interleaved, factor")  # fmt: skip
-        constant = graph.constants.get(rope["inv_freq"])
-        if constant is None or constant.shape != (rope["rotary_dim"] // 2,) or rope["rotary_dim"] % 2:
+        constant, extent = graph.constants.get(str(rope["inv_freq"])), rope["rotary_dim"]
+        if constant is None or not isinstance(extent, int) or extent % 2 or constant.shape != (extent // 2,):
             raise BadFileError("the rotary frequencies do not fit", where=_where(node), found=rope["inv_freq"],
-                               allowed=f"a constant of shape [{rope['rotary_dim']} / 2]")  # fmt: skip
+                               allowed=f"a constant of shape [{extent} / 2]")  # fmt: skip
 
 
 def _where(node: Node) -> str:

@@ -11,7 +11,6 @@ import weakref
 
 import numpy as np
 
-from qdeploy.errors import BadFileError
 from qdeploy.ir.codes import Reader, read_codes, read_grid
 from qdeploy.ir.tensor import Array, Codes, Shape
 
@@ -22,9 +21,6 @@ def mask_rows(where: Codes, grid: Shape, start: int, stop: int) -> Array:
     """Returns which elements of rows [start, stop) of the grid are selected: bool [stop - start, *grid[1:]]."""
     if where.shape == grid:
         return read_codes(where, start, stop).astype(bool)
-    if where.shape != (*(1 for _ in grid[1:]), grid[-1]):
-        raise BadFileError("a mask covers neither the grid nor its columns", found=where.shape,
-                           allowed=f"{grid}, or 1 on every axis but the last")  # fmt: skip
     return np.broadcast_to(read_codes(where, 0, where.shape[0]).astype(bool), (stop - start, *grid[1:]))
 
 
@@ -46,8 +42,6 @@ def under_mask(where: Codes, mask: Array, first: int, resident: int | None) -> R
     """
 
     def read(codes: Codes, start: int, stop: int) -> Array:
-        if codes.shape != codes.decoded_shape:
-            raise BadFileError("vector codes under a mask", found=codes.block, allowed="one element per code")
         before = selected_before(where, codes.shape, first)
         length = selected_before(where, codes.shape, codes.shape[0])
         run = read_grid(codes, (length,), before, before + int(np.count_nonzero(mask)), resident)

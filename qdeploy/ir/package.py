@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from qdeploy.ir.datatype import DATATYPES
 from qdeploy.ir.encoding import tensor_from_json
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.graph_json import graph_from_json
+from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import Buffer, QTensor, Source, SourceTensor
 from qdeploy.store.folder import Folder
@@ -132,7 +134,9 @@ class Package:
 
     def graph(self) -> Graph:
         """The network with its constants."""
-        return graph_from_json(self.manifest["graph"], {n: self.tensor(n) for n in self.manifest["constants"]})
+        graph = graph_from_json(self.manifest["graph"], {n: self.tensor(n) for n in self.manifest["constants"]})
+        check_graph(graph, self.manifest["tensors"])
+        return graph
 
     def entry(self, file: str, name: str) -> TensorEntry:
         """An entry of a shard."""
@@ -175,7 +179,7 @@ class Package:
                 entry = self.entry(file, name)
                 rows = entry.shape[0] if entry.shape else 1
                 row_bytes = (entry.end - entry.begin) // max(1, rows)
-                _compare(f"{file}: {name}", _digest(lambda a, b, e=entry: e.slab(0, a, b), rows, row_bytes), found)
+                _compare(f"{file}: {name}", _digest(partial(entry.slab, 0), rows, row_bytes), found)
                 yield f"{file}: {name}", entry.end - entry.begin
 
     def _origin(self, entry: TensorEntry) -> Origin:
@@ -259,7 +263,8 @@ class LazyTensors(Mapping[str, QTensor]):
 def _digest(read: Callable[[int, int], Any], rows: int, row_bytes: int) -> str:
     digest, step = hashlib.sha256(), max(1, (8 << 20) // max(1, row_bytes))
     for start in range(0, rows, step):
-        digest.update(np.ascontiguousarray(read(start, min(start + step, rows))).view(np.uint8).reshape(-1))
+        rows_ = np.ascontiguousarray(read(start, min(start + step, rows)))
+        digest.update(rows_.view(np.uint8).reshape(-1).data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """What makes a tensor legal: one function per invariant. Every description that comes from a file is judged by them.
 
-`check` looks at the description alone and reads no data; `check_values` (data_rules.py) streams over what it points to.
+`check` looks at the description alone and reads no data, so that every decode can begin with it; `check_values` (whose
+rules are in data_rules.py) streams over what the description points to.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import math
 from collections.abc import Callable
 
 from qdeploy.errors import BadFileError
-from qdeploy.ir.data_rules import check_values, container, packed_shape
+from qdeploy.ir.codes import container, packed_shape
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.tensor import Buffer, Codes, LowRank, QTensor, Shape, Table, Term, buffers
 from qdeploy.ir.walk import Place, walk
 from qdeploy.store.storage import storage_dtype
 
-__all__ = ["check", "check_values"]
-
 MAX_ELEMENTS = 1 << 48
 MAX_RANK = 8
+MAX_EXPANSION = 1 << 16
+"""Elements per stored byte: a rank-one product of large vectors is the extreme; more is an attack on the memory."""
 
 
 def check(tensor: QTensor, where: str) -> None:
@@ -41,6 +42,23 @@ def check(tensor: QTensor, where: str) -> None:
         _term_covers_the_tensor(term, tensor, f"{where}: term {i}")
         _mask_fits(term, f"{where}: term {i}")
     _rungs_are_a_ladder(tensor, where)
+    _elements_are_stored(tensor, where)
+
+
+def check_values(tensor: QTensor, where: str) -> None:
+    """Judges the data of a tensor whose description is legal, in slabs.
+
+    Args:
+        tensor: A tensor that `check` has passed.
+        where: Its name, for messages.
+
+    Raises:
+        BadFileError: A code, a selected table or a column index is out of range, a mask selects another number of codes
+            than there are, or a scale, zero or offset is not finite. Names the place and the first position.
+    """
+    from qdeploy.ir.data_rules import check_data  # it decodes, and decoding begins with `check`
+
+    check_data(tensor, where)
 
 
 def _shape_is_bounded(shape: Shape, where: str) -> None:
@@ -54,6 +72,8 @@ def _keys_are_unique(tensor: QTensor, where: str) -> None:
     for buffer in buffers(tensor):
         if seen.setdefault(buffer.key, buffer) != buffer:
             raise BadFileError("two buffers with one name", where=where, found=buffer.key)
+        if not buffer.shape:
+            raise BadFileError("a buffer without axes", where=where, found=buffer.key)
         storage_dtype(buffer.dtype)
 
 
@@ -189,6 +209,12 @@ def _term_covers_the_tensor(term: Term, tensor: QTensor, where: str) -> None:
     if math.prod(grid) < math.prod(tensor.shape):
         raise BadFileError("a term's grid is smaller than its tensor", where=where, found=grid,
                            allowed=f"at least {math.prod(tensor.shape)} elements")  # fmt: skip
+
+
+def _elements_are_stored(tensor: QTensor, where: str) -> None:
+    if math.prod(tensor.shape) > MAX_EXPANSION * tensor.nbytes:
+        raise BadFileError("a tensor with far more elements than bytes", where=where, found=tensor.shape,
+                           allowed=f"{MAX_EXPANSION} elements for each of its {tensor.nbytes} bytes")  # fmt: skip
 
 
 def _mask_fits(term: Term, where: str) -> None:

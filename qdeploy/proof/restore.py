@@ -102,11 +102,11 @@ class _Place:
         data = np.ascontiguousarray(slab)
         if self.axis == 0 or not self.shape or data.shape[self.axis] == self.shape[self.axis]:
             row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.itemsize
-            write_all(self.descriptor, memoryview(data.view(np.uint8).reshape(-1)), self.begin + start * row)
+            write_all(self.descriptor, data.view(np.uint8).reshape(-1).data, self.begin + start * row)
             return
         row = self.shape[1] * self.itemsize
         for i in range(data.shape[0]):
-            write_all(self.descriptor, memoryview(data[i].view(np.uint8)), self.begin + i * row + start * self.itemsize)
+            write_all(self.descriptor, data[i].view(np.uint8).data, self.begin + i * row + start * self.itemsize)
 
 
 def _apply_residue(residue: Buffer, numbers: list[int], package: Package, opened: dict[str, int]) -> None:

@@ -52,7 +52,7 @@ class File:
 
     def read_into(self, start: int, out: npt.NDArray[np.uint8]) -> None:
         """Fills a contiguous byte array from `start`."""
-        done, view = 0, memoryview(out).cast("B")
+        done, view = 0, out.reshape(-1).data
         if start < 0 or start + len(view) > self.size:
             raise BadFileError("a range lies outside of the file", where=self.name,
                                found=f"bytes {start}..{start + len(view)}", allowed=f"0..{self.size}")  # fmt: skip

@@ -36,5 +36,6 @@ def storage_dtype(name: str) -> np.dtype[Any]:
     if name in _EXTENDED:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _EXTENDED[name]))
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _EXTENDED[name]))
+        return extended
     raise UnsupportedError("unknown storage type", found=name, allowed=", ".join(STORAGE_TYPES))

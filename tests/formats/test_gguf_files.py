@@ -12,12 +12,14 @@ from safetensors.numpy import load_file
 
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import gguf as reader
+from qdeploy.formats.gguf_blocks import BLOCKS
 from qdeploy.ir import rules
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import buffers
 from qdeploy.store.folder import Folder
 from qdeploy.store.recode import restore
+from qdeploy.store.safetensors import TensorEntry
 
 Types = gguf.GGMLQuantizationType
 
@@ -140,6 +142,20 @@ def test_reading_rows_proves_only_those(tmp_path):
     assert model.origins[0].covers(2, 5)
     assert not model.origins[0].covers(0, 5)
     assert not model.origins[0].proven
+
+
+@pytest.mark.parametrize("kind", [Types.Q8_0, Types.TQ1_0])
+def test_a_small_buffer_of_a_large_tensor_is_read_in_pieces(tmp_path, monkeypatch, kind):
+    made = quantized((50, 256), kind)
+    model = load(write(tmp_path / "m.gguf", {"w": made}))
+    monkeypatch.setattr(reader, "SLAB_BYTES", 4 * made[0].shape[1] + 1)  # four rows
+    largest, slab = [], TensorEntry.slab
+    monkeypatch.setattr(TensorEntry, "slab", lambda self, *at: (largest.append(at[2] - at[1]), slab(self, *at))[1])
+    scale = next(b for b in buffers(model.tensors["w"]) if b.key == "scale")
+    assert scale.read(7, 7).shape == (0, *scale.shape[1:])
+    assert scale.read().tobytes() == BLOCKS[kind.name].field(made[0], "scale").tobytes()
+    assert max(largest) == 4
+    assert model.origins[0].proven
 
 
 def test_parts_are_one_model(tmp_path):

@@ -224,7 +224,7 @@ def test_a_damaged_part_is_named(tmp_path: Path, part: str, damage: str) -> None
     whole = tensors.pop(f"{P}.{part}")
     if damage != "missing":
         tensors[f"{P}.{part}"] = {
-            "short": whole[:-1],
+            "short": whole[:-8] if part == "g_idx" else whole[:-1],  # up to 7 columns less still fill the words
             "dtype": whole.astype(np.float64),
             "rank": whole.reshape(1, *whole.shape),
             "empty": whole[:0],

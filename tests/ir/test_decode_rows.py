@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,12 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qdeploy.errors import BadFileError
 from qdeploy.ir import decode, rules
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, LowRank, Param, QTensor, Shape, Table, Term
 from qdeploy.pack import bits, planes, radix
+from qdeploy.store.storage import storage_dtype
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -213,3 +217,52 @@ def test_any_legal_tensor_is_decoded_as_the_words_say_and_rows_are_slices(seed: 
         np.testing.assert_array_equal(part.view(np.uint32), whole[rows].view(np.uint32))
     parts = [decode.decode_tensor(tensor, rows) for rows in decode.slabs(tensor, 64)]
     np.testing.assert_array_equal(np.concatenate(parts).view(np.uint32), whole.view(np.uint32))
+
+
+def with_noise(node: Any, rng: np.random.Generator) -> Any:
+    """The same description over other bytes."""
+    if isinstance(node, Buffer):
+        octets = rng.integers(0, 256, node.nbytes).astype(np.uint8)
+        return Buffer.of(node.key, octets.view(storage_dtype(node.dtype)).reshape(node.shape), node.dtype)
+    if isinstance(node, tuple):
+        return tuple(with_noise(item, rng) for item in node)
+    if is_dataclass(node) and not isinstance(node, type):
+        return replace(node, **{f.name: with_noise(getattr(node, f.name), rng) for f in fields(node)})
+    return node
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**32 - 1))
+def test_a_legal_description_over_any_bytes_gives_numbers_or_a_refusal(seed: int) -> None:
+    maker = Maker(seed)
+    tensor = with_noise(maker.tensor(), maker.rng)
+    rules.check(tensor, "w")
+    try:
+        rules.check_values(tensor, "w")
+    except BadFileError as judged:
+        finite = "finite" in judged.what or "digits" in judged.what
+        try:
+            tensor.decode()
+        except BadFileError:
+            return
+        assert finite, judged
+    else:
+        assert tensor.decode().shape == tensor.shape
+
+
+def test_a_slab_needs_a_few_times_its_size() -> None:
+    codes = Buffer.of("codes", np.zeros((4096, 2048), np.uint8), "U8")
+    scale = Codes((4096, 32), (Buffer.of("scale", np.ones((4096, 32), np.float32), "F32"),), PLAIN, "f32")
+    param = Param(scale, (1, 128))
+    grid = Codes((4096, 4096), (codes,), Layout("bits", 4), "uint4", zero=param, scale=param)
+    tensor = QTensor((4096, 4096), "F32", (Term(grid),))
+    slab = 512 * 4096 * 4
+    tracemalloc.start()
+    tensor.decode(slice(512, 1024))
+    part = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    tensor.decode()
+    whole = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert part < 3.5 * slab
+    assert whole < 8 * slab + 3.5 * slab

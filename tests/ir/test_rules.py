@@ -70,13 +70,8 @@ def refused(bad: QTensor, what: str) -> None:
     with pytest.raises(BadFileError, match=what) as caught:
         rules.check(bad, "layer.weight")
     assert caught.value.where.startswith("layer.weight")
-    with pytest.raises(QdeployError):  # nor does decoding follow it
-        for rung in (None, *range(len(bad.rungs))):
-            bad.decode()
-            from qdeploy.ir.decode import decode_tensor
-
-            decode_tensor(bad, rung=rung)
-        raise BadFileError("harmless to decode, but not legal")
+    with pytest.raises(BadFileError, match=what):  # and decoding does not begin
+        bad.decode()
 
 
 STRUCTURE: dict[str, tuple[Callable[[], QTensor], str]] = {
@@ -88,7 +83,6 @@ STRUCTURE: dict[str, tuple[Callable[[], QTensor], str]] = {
         lambda: tensor(scaled(scale=Param(floats("codes", N, 2), (1, 16)))),
         "two buffers with one name",
     ),
-    "a grid that is too small": (lambda: tensor(scaled(shape=(N, K - 2), data=(octets("c", N, K // 2 - 1),))), "cover"),
     "a grid smaller than its tensor": (lambda: tensor(floats("w", N, K - 1)), "smaller than its tensor"),
     "a grid without axes": (lambda: tensor(Codes((), (octets("c", 1),), PLAIN, "uint8")), "do not fit the grid"),
     "codes of no bits": (lambda: tensor(scaled(layout=Layout("bits", 0))), "no codes can have"),
@@ -140,6 +134,10 @@ STRUCTURE: dict[str, tuple[Callable[[], QTensor], str]] = {
     "selected codes in rows": (
         lambda: masked(np.ones((N, K), bool), selected=1, data=(octets("run", N, K),)),
         "one run",
+    ),
+    "more elements than bytes can mean": (
+        lambda: QTensor((1 << 40, 8), "F32", masked(np.zeros((1, 8), bool), selected=0, shape=(1 << 40, 8)).terms),
+        "far more elements than bytes",
     ),
     "a rung with too many planes": (lambda: planar(Rung((4,))), "no step of a ladder"),
     "a rung that goes down": (lambda: planar(Rung((2,)), Rung((1,)), Rung((3,))), "no step of a ladder"),
@@ -301,8 +299,8 @@ def test_decoding_noise_ends_in_an_error_of_the_family(seed: int) -> None:
 
     drawn = QTensor(shape(), "F32", tuple(term() for _ in range(number(0, 1, 1, 2))),
                     scale=param(1) if number(0, 0, 1) else None)  # fmt: skip
-    for act in (drawn.decode, lambda: (rules.check(drawn, "w"), rules.check_values(drawn, "w"), drawn.decode())):
-        try:
-            act()
-        except QdeployError:
-            continue
+    try:
+        drawn.decode()
+        rules.check_values(drawn, "w")
+    except QdeployError:
+        return

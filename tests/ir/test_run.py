@@ -122,6 +122,9 @@ BROKEN = {
     "rope without frequencies": edited(2, attrs={**ATTENTION, "rope": {**ROPE, "inv_freq": "none"}}),
     "rope of another extent": edited(2, attrs={**ATTENTION, "rope": {**ROPE, "rotary_dim": 8}}),
     "rope with a field too many": edited(2, attrs={**ATTENTION, "rope": {**ROPE, "theta": 1.0}}),
+    "rope with a text for an extent": edited(2, attrs={**ATTENTION, "rope": {**ROPE, "rotary_dim": "4"}}),
+    "rope with a list for a name": edited(2, attrs={**ATTENTION, "rope": {**ROPE, "inv_freq": ["freq"]}}),
+    "unknown kind of norm": edited(3, attrs={"kind": "batch", "epsilon": 1e-5}),
     "rope that is a number": edited(2, attrs={**ATTENTION, "rope": 4}),
 }  # fmt: skip
 
