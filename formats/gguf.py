@@ -33,8 +33,9 @@ from qdeploy.store.origin import Origin
 from qdeploy.store.recode import SLAB_BYTES, Recoding, Slabs, VerbatimRows, verbatim
 
 if TYPE_CHECKING:
-    from qdeploy.formats.gguf_blocks import Block, TernaryBlock
+    from qdeploy.formats.gguf_blocks import Block
     from qdeploy.formats.gguf_parts import Part, Stored
+    from qdeploy.formats.gguf_ternary import TernaryBlock
 
 NAME = "gguf"
 TITLE = "GGUF file of llama.cpp, every block type (single file or split)"

@@ -31,7 +31,8 @@ def words(start: int, count: int, width: int, *shifts: int, word: int = 8) -> Po
         [count * len(shifts), width], in the order of the words, then of the shifts; no shift means shift 0.
     """
     base = start * 8 + np.arange(count)[:, None, None] * word + np.array(shifts or (0,))[:, None]
-    return (base + np.arange(width)).reshape(-1, width)  # [count, shifts, width]
+    found: Positions = base + np.arange(width)  # [count, shifts, width]
+    return found.reshape(-1, width)
 
 
 def lanes(start: int, size: int, width: int, run: int) -> Positions:

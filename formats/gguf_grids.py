@@ -93,7 +93,7 @@ def grid(name: str) -> npt.NDArray[np.int8]:
     levels, length, text = _GRIDS[name]
     bits = np.unpackbits(np.frombuffer(base64.b85decode(text), np.uint8), bitorder="little")
     points = np.flatnonzero(bits)[:, None] // len(levels) ** np.arange(length) % len(levels)
-    made = np.array(levels, np.int8)[points]
+    made: npt.NDArray[np.int8] = np.array(levels, np.int8)[points]
     made.setflags(write=False)
     return made
 

@@ -36,7 +36,7 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import Checkpoint, Claim, assemble
 from qdeploy.formats.words import SCALES, Layer, Settings, affine, layers, transposed
 from qdeploy.ir.model import Model
-from qdeploy.ir.tensor import Buffer, QTensor, Source
+from qdeploy.ir.tensor import QTensor, Source
 from qdeploy.pack import bits as streams
 from qdeploy.pack.words import transpose
 from qdeploy.store.folder import Folder
@@ -134,7 +134,9 @@ def _zeros_rule(settings: Settings) -> str:
     if len(named) > 1:
         raise AmbiguousError("two settings name different variants", where=f"{settings.where}.checkpoint_format, format",
                              found=", ".join(sorted(named)), todo="Correct the one that is wrong.")  # fmt: skip
-    variant = "marlin" if settings.values.get("is_marlin_format") else named.pop() if named else settings.text("quant_method")
+    variant = (
+        "marlin" if settings.values.get("is_marlin_format") else named.pop() if named else settings.text("quant_method")
+    )
     if variant not in _ZEROS:
         raise UnsupportedError("this variant of GPTQ is not read", where=f"{settings.where}.checkpoint_format",
                                found=variant, allowed="gptq, gptq_v2",
@@ -271,4 +273,3 @@ def _pattern(key: str) -> tuple[bool, re.Pattern[str]]:
     except re.error as error:
         raise BadFileError(f"a pattern is no regular expression: {error}", where="quantization_config.dynamic",
                            found=key) from error  # fmt: skip
-

@@ -92,7 +92,9 @@ class Checkpoint:
             shard = self.shards[name] = SafetensorsFile(self.folder, name)
             for key, entry in shard.entries.items():
                 if key in found:
-                    raise AmbiguousError("a tensor is in two shards", where=f"{found[key].file.name}, {name}", found=key)
+                    raise AmbiguousError(
+                        "a tensor is in two shards", where=f"{found[key].file.name}, {name}", found=key
+                    )
                 found[key] = entry
         self._check_index(found)
         return found

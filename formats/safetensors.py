@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import INDEX, Checkpoint, assemble
-
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
 from qdeploy.store.folder import Folder

@@ -54,7 +54,9 @@ class Settings:
         """A required integer under the first of several names that is there."""
         value = self._first(names)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise BadFileError("a setting is missing or no integer", where=f"{self.where}.{names[0]}", found=repr(value))
+            raise BadFileError(
+                "a setting is missing or no integer", where=f"{self.where}.{names[0]}", found=repr(value)
+            )
         return value
 
     def text(self, *names: str) -> str:
@@ -119,13 +121,17 @@ class Layer:
         name = f"{self.name}.{part}"
         entry = self.checkpoint.entries.get(name)
         if entry is None:
-            raise BadFileError("a tensor of a quantized layer is missing", where=name, todo="The checkpoint is incomplete.")
+            raise BadFileError(
+                "a tensor of a quantized layer is missing", where=name, todo="The checkpoint is incomplete."
+            )
         if entry.dtype not in dtypes:
             raise UnsupportedError("a tensor of this type is not read here", where=name, found=entry.dtype,
                                    allowed=", ".join(dtypes))  # fmt: skip
         rank = 1 if part == "g_idx" else 2
         if len(entry.shape) != rank or 0 in entry.shape:
-            raise BadFileError("a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes")
+            raise BadFileError(
+                "a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes"
+            )
         return entry
 
     def expect(self, field: str, setting: object, part: str, shape: Shape) -> None:

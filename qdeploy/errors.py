@@ -19,8 +19,9 @@ class QdeployError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", found: object = "", allowed: str = "", todo: str = "") -> None:
-        self.what, self.where, self.found, self.allowed, self.todo = what, where, str(found), allowed, todo
-        super().__init__(what)
+        texts = (what, where, found, allowed, todo)
+        self.what, self.where, self.found, self.allowed, self.todo = (_printable(str(t)) for t in texts)
+        super().__init__(self.what)
 
     def lines(self) -> list[str]:
         """The error as it is printed: what; where, found and allowed; what to do."""
@@ -30,6 +31,11 @@ class QdeployError(Exception):
 
     def __str__(self) -> str:
         return "\n  ".join(self.lines())
+
+
+def _printable(text: str) -> str:
+    """Names from files may hold line breaks, terminal codes and half surrogate pairs: they are shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class BadFileError(QdeployError):

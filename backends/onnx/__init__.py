@@ -69,8 +69,8 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
         model: What was lowered.
         target: The folder that `lower` wrote.
         lowered: What it returned.
-        level: "nodes": one node per distinct form, on some rows; "full": the whole model as well; "auto": full where the
-            data file is below 256 MB; "none": nothing.
+        level: "nodes": one node per distinct form, on some rows; "full": the whole model as well; "auto": full where
+            the data file is below 256 MB; "none": nothing.
 
     Raises:
         ProofError: A result is further off than allowed, or ONNX Runtime does not run what was written.

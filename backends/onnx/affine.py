@@ -4,8 +4,8 @@
 
 with unsigned codes of at most 8 bits. Seen this way are
 
-    affine codes        uint and int tables of 1 to 8 bits, zero points integer or not (a fraction of a zero point, times
-                        the scale, is an offset)
+    affine codes        uint and int tables of 1 to 8 bits, zero points integer or not (a fraction of a zero point,
+                        times the scale, is an offset)
     integer codebooks   tables whose values are integer multiples of a power of two (`integers.py`); the scale takes the
                         unit, exactly
     sign planes         a scale of +-1 per element, multiplied into the integer

@@ -8,8 +8,8 @@ kernel accepts, and what we do about it:
     head size % 8 != 0                               heads are padded with zeros, which add nothing to a dot product;
                                                      the caches are then as wide as the padded heads
 
-Its `local_window_size` w lets a query attend to the last w keys including itself, as our `window` does. Lengths come from
-the attention mask: one sequence of the batch has `sum(mask)` tokens, past and new together, padded on the right.
+Its `local_window_size` w lets a query attend to the last w keys including itself, as our `window` does. Lengths come
+from the attention mask: one sequence of the batch has `sum(mask)` tokens, past and new together, padded on the right.
 
 Encoders take com.microsoft.MultiHeadAttention, whose mask is per key.
 """
@@ -83,9 +83,7 @@ class DecoderAttention:
         context: Positions that the caches of cosines and sines cover.
     """
 
-    def __init__(
-        self, builder: GraphBuilder, constants: Mapping[str, QTensor], lengths: Lengths, context: int
-    ) -> None:
+    def __init__(self, builder: GraphBuilder, constants: Mapping[str, QTensor], lengths: Lengths, context: int) -> None:
         self._builder, self._constants, self._lengths, self._context = builder, constants, lengths, context
 
     def emit(
@@ -109,9 +107,7 @@ class DecoderAttention:
         query, key, value = inputs
         if rope is not None and not fused:
             query, key = self._rotate(query, heads, size, rope), self._rotate(key, kv_heads, size, rope)
-        query, key, value = (
-            self._pad(x, n, size) for x, n in ((query, heads), (key, kv_heads), (value, kv_heads))
-        )
+        query, key, value = (self._pad(x, n, size) for x, n in ((query, heads), (key, kv_heads), (value, kv_heads)))
         mixed = node.outputs[0] if padded_head(size) == size else self._builder.fresh("mixed")
         self._grouped(attrs, (query, key, value, *past), (mixed, *present), rope if fused else None)
         self._crop(mixed, heads, size, node.outputs[0])
@@ -167,7 +163,8 @@ class DecoderAttention:
     def _crop(self, mixed: str, heads: int, size: int, output: str) -> None:
         if padded_head(size) == size:
             return
-        split = self._builder.node("Reshape", [mixed, self._builder.constant([0, 0, heads, padded_head(size)], "int64")])
+        shape = self._builder.constant([0, 0, heads, padded_head(size)], "int64")
+        split = self._builder.node("Reshape", [mixed, shape])
         ends = [self._builder.constant([n], "int64") for n in (0, size, 3)]
         kept = self._builder.node("Slice", [split, *ends])
         self._builder.node("Reshape", [kept, self._builder.constant([0, 0, heads * size], "int64")], output)

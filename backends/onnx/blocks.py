@@ -1,8 +1,9 @@
 """From groups to the blocks of ONNX Runtime's kernels, which are runs of 16, 32, 64, 128 or 256 columns.
 
-A group that is a multiple of a block is cut into blocks with equal scales. Any other group (shorter than 16, no multiple
-of 16, or columns scattered by act-order) is gathered: the columns of each group are brought together and filled up with
-columns of zeros to whole blocks, once for the codes when they are written and once per run for the activations:
+A group that is a multiple of a block is cut into blocks with equal scales. Any other group (shorter than 16, no
+multiple of 16, or columns scattered by act-order) is gathered: the columns of each group are brought together and
+filled up with columns of zeros to whole blocks, once for the codes when they are written and once per run for the
+activations:
 
     x'[j] = x[columns[j]], with x[K] = 0        y = x' W'^T
 
@@ -46,7 +47,7 @@ class Blocking:
 
 
 def blocking(view: Affine, allowed: tuple[int, ...], bits: int) -> Blocking:
-    """Chooses the blocks that need the fewest bytes, codes of `bits` bits and a float32 scale per block; ties go to the larger."""
+    """Chooses the blocks that need the fewest bytes: codes of `bits` bits and float32 scales; ties go to the larger."""
     columns = view.shape[1]
     runs = _runs(view)
     if runs is None:

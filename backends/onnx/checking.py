@@ -1,8 +1,8 @@
 """The proof by running: what was written, in ONNX Runtime, against the numpy meaning of the source.
 
 One node per distinct form always (`nodes`): a tiny model with the bytes that lie in the data file for a few rows of one
-weight of that form, for one token and for several, since those take different kernels. Small models, or all with `full`,
-also run as a whole: a prompt, and a second step that goes on from its caches.
+weight of that form, for one token and for several, since those take different kernels. Small models, or all with
+`full`, also run as a whole: a prompt, and a second step that goes on from its caches.
 
 ONNX Runtime is only ever loaded in a child process (`child.py`): it costs more memory than a conversion.
 """
@@ -96,11 +96,23 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
         if not result.error <= result.limit:  # NaN fails
             raise ProofError("ONNX Runtime computes something else than the source means", where=f"{result.name} ({result.kind})",
                              found=f"relative error {result.error:.2e}", allowed=f"<= {result.limit:.0e}",
-                             todo="This is a defect of the conversion; please report it with the checkpoint.")  # fmt: skip
+                             todo="This is a defect of the conversion; please report it with the checkpoint.")  # fmt:
+
+
+
+
+
+
+
+
+
+
+
+                             skip
     return results
 
 
-# ---- one node per form -------------------------------------------------------------------------------------------------
+# ---- one node per form -----------------------------------------------------------------------------------------------
 
 
 class SampleBuilder(GraphBuilder):
@@ -193,7 +205,7 @@ def _windows(rows: int) -> list[tuple[int, int]]:
     return [(0, _SAMPLE), (middle, middle + _SAMPLE), (rows - _SAMPLE, rows)]
 
 
-# ---- the whole model ---------------------------------------------------------------------------------------------------
+# ---- the whole model -------------------------------------------------------------------------------------------------
 
 
 class _Undecoded(Mapping[str, Array]):
@@ -247,7 +259,7 @@ def _encoder_inputs(model: Model) -> Arrays:
     return {value.name: every[value.name] for value in model.graph.inputs}
 
 
-# ---- the child ---------------------------------------------------------------------------------------------------------
+# ---- the child -------------------------------------------------------------------------------------------------------
 
 
 def _run(job: Path, cases: list[_Case]) -> list[CheckResult]:

@@ -1,8 +1,8 @@
 """The process that runs ONNX Runtime for `checking.py`: `python -m qdeploy.backends.onnx.child FOLDER`.
 
 The folder holds cases.json, [{model, arrays, runs}], and one .npz per case with `<run>.in.<name>` and
-`<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints the greatest relative L2 error
-of each case as a JSON list. Exit code 3: onnxruntime is not installed.
+`<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints the greatest relative L2
+error of each case as a JSON list. Exit code 3: onnxruntime is not installed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The external data file: every offset planned first, then filled by slabs of rows.
 
     model.onnx         the graph; each large initializer is a triple (location, offset, length)
-    model.onnx.data    the initializers' bytes, row-major, little-endian; those of at least 64 KiB start at a multiple of
-                       4096 (ONNX Runtime maps the file page by page), smaller ones at a multiple of 64
+    model.onnx.data    the initializers' bytes, row-major, little-endian; those of at least 64 KiB start at a multiple
+                       of 4096 (ONNX Runtime maps the file page by page), smaller ones at a multiple of 64
 
 Two initializers may name the same range: an embedding and the output projection that is tied to it are stored once.
 Nothing here ever holds a whole tensor: a source is asked for rows, and its rows go to the file and through SHA-256.

@@ -1,9 +1,10 @@
 """The domain `qdeploy`: model-local functions for encodings that no operator of ONNX Runtime holds.
 
-Each is a FunctionProto whose body is plain ONNX, so the file runs wherever ONNX runs; a custom operator of the same name
-and domain, where one is registered, takes the body's place. The weight is unpacked at every call, which is slow but keeps
-it packed in memory. It would not stay so by itself: ONNX Runtime inlines functions and folds what is constant, which
-would leave float32. Therefore the codes are made to depend on the input, by a zero that is computed from its shape:
+Each is a FunctionProto whose body is plain ONNX, so the file runs wherever ONNX runs; a custom operator of the same
+name and domain, where one is registered, takes the body's place. The weight is unpacked at every call, which is slow
+but keeps it packed in memory. It would not stay so by itself: ONNX Runtime inlines functions and folds what is
+constant, which would leave float32. Therefore the codes are made to depend on the input, by a zero that is computed
+from its shape:
 
     codes' = codes | uint8(0 * Shape(x)[0])
 
@@ -154,7 +155,7 @@ class SignLowRankForm:
 
 
 def function_form(name: str, tensor: QTensor) -> CodebookForm | SignLowRankForm | None:
-    """The form of a matrix that is scalar codebooks, vector codebooks or signs times low rank; None for anything else."""
+    """The form of a matrix of scalar or vector codebooks or of signs times low rank; None for anything else."""
     if len(tensor.shape) != 2:
         return None
     signs = sign_lowrank(tensor)
@@ -264,7 +265,7 @@ def _sum(builder: GraphBuilder, parts: Sequence[str], output: str) -> None:
         builder.node("Identity", [total], output)
 
 
-# ---- bodies ------------------------------------------------------------------------------------------------------------
+# ---- bodies ----------------------------------------------------------------------------------------------------------
 
 _CODEBOOK_BODY = """
 CodebookLinear (x, codes, base, table, scale) => (y) {

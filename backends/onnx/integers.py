@@ -123,7 +123,12 @@ def _reader(codes: Codes, signs: Codes | None, levels: Array, unit: float, zero:
     one_table = isinstance(codes.table, str) or (codes.table.select is None and codes.table.values.shape[0] == 1)
     if one_table and signs is None and codes.zero is None and math.prod(codes.block) == 1:
         table = (levels / small + base).astype(np.uint8)
-        return lambda a, b: np.take(table, read_codes(codes, a * grid.fold, b * grid.fold)).reshape(b - a, grid.shape[1])
+
+        def look_up(start: int, stop: int) -> Array:
+            found = np.take(table, read_codes(codes, start * grid.fold, stop * grid.fold))
+            return found.reshape(stop - start, grid.shape[1])
+
+        return look_up
     bare = replace(codes, scale=None, offset=None)
 
     def read(start: int, stop: int) -> Array:

@@ -137,4 +137,3 @@ def whole(name: str, tensor: QTensor) -> Ruling:
 def decoded(name: str, tensor: QTensor) -> FloatForm:
     """A tensor as the float32 that it decodes to."""
     return FloatForm(name, tensor, "F32", lambda start, stop: tensor.decode(slice(start, stop)))
-

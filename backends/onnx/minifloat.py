@@ -2,8 +2,8 @@
 
     DequantizeLinear <axis = 1, block_size = b> (codes FLOAT8 [N, K], scale F32 [N, ceil(K / b)])
 
-which ONNX Runtime computes anew at every call, since its fused kernels take integers only. A scale for a tile of several
-rows is repeated per row; one for the whole tensor or per row is a scale of one block per row.
+which ONNX Runtime computes anew at every call, since its fused kernels take integers only. A scale for a tile of
+several rows is repeated per row; one for the whole tensor or per row is a scale of one block per row.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class MinifloatForm:
 def minifloat_form(name: str, tensor: QTensor) -> MinifloatForm | None:
     """The form of a matrix of e4m3 or e5m2; None for anything else."""
     found = minifloat_block(tensor)
-    if found is None or found.kind not in _STORAGE or found.codes.decoded_shape != tensor.shape or len(tensor.shape) != 2:
+    if found is None or found.kind not in _STORAGE or len(tensor.shape) != 2:
+        return None
+    if found.codes.decoded_shape != tensor.shape:
         return None
     (n, k), scale = tensor.shape, found.scale
     grid, block = Grid((n, k), k), found.tile[1]

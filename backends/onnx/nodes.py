@@ -1,8 +1,8 @@
 """Graph nodes to ONNX nodes: one row per op.
 
-Most of our primitives are ONNX operators whose small constant inputs (shape, axes, starts, ends, min, max) are attributes
-with us; the rows of `_CONSTANT_INPUTS` put them back. RMSNormalization and SkipNorm take the fused operators of ONNX
-Runtime, which exist in every release that reads opset 21.
+Most of our primitives are ONNX operators whose small constant inputs (shape, axes, starts, ends, min, max) are
+attributes with us; the rows of `_CONSTANT_INPUTS` put them back. RMSNormalization and SkipNorm take the fused operators
+of ONNX Runtime, which exist in every release that reads opset 21.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ class Options:
     """How to lower.
 
     Attributes:
-        activations: "exact": float32 activations everywhere. "int8": the kernels quantize activations to 8 bits per block
-            while they run, which is faster and changes results by about half a percent.
+        activations: "exact": float32 activations everywhere. "int8": the kernels quantize activations to 8 bits per
+            block while they run, which is faster and changes results by about half a percent.
         requantize: Whether weights that have no lossless form may be rounded to 4 or 8 bits.
         jobs: Weights that are written at the same time.
     """

@@ -1,7 +1,7 @@
 """A small builder of ONNX protobufs: nodes, constants, and initializers that lie in the external data file.
 
-`onnx` itself gives the message types; no graph library stands between, since `import onnx_ir` alone costs a third of the
-CPU time of a whole conversion, and all that is needed here is to append.
+`onnx` itself gives the message types; no graph library stands between, since `import onnx_ir` alone costs a third of
+the CPU time of a whole conversion, and all that is needed here is to append.
 """
 
 from __future__ import annotations

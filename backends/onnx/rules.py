@@ -1,7 +1,7 @@
 """The rule table: which form a weight takes, and why.
 
-Measured on ONNX Runtime 1.31 (CPU); a *cliff* is a combination that dequantizes the whole matrix at every call, 30 to 100
-times slower:
+Measured on ONNX Runtime 1.31 (CPU); a *cliff* is a combination that dequantizes the whole matrix at every call, 30 to
+100 times slower:
 
     bits   float32 activations (accuracy_level 0)      int8 activations (accuracy_level 4)
     2      cliff                                       fast with blocks of 32, 64, 128; cliff with 16 and 256
@@ -63,8 +63,10 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
         view, snr = requantized(tensor)
         form, reason = affine_form(name, view, activations)
         return Ruling(form, f"requantized, signal to noise {snr:.1f} dB; {reason}", lossless=False)
-    raise UnsupportedError("no form of ONNX Runtime holds this encoding without loss", where=name, found=describe(tensor),
-                           todo="Pass --requantize to round it to 4 or 8 bits; the loss is reported.")  # fmt: skip
+    raise UnsupportedError(
+        "no form of ONNX Runtime holds this encoding without loss", where=name, found=describe(tensor),
+        todo="Pass --requantize to round it to 4 or 8 bits; the loss is reported.",
+    )  # fmt: skip
 
 
 def float_form(name: str, tensor: QTensor) -> FloatForm | None:

@@ -54,7 +54,8 @@ def compare(model: Model, path: str, options: Options, progress: Progress) -> It
     for tensor in lowering.rulings:
         notes = [f"{blob}: {note}" for blob, note in wrong.items() if blob == tensor or blob.startswith(f"{tensor}.")]
         yield tensor, not notes, 0.0 if not notes else float("nan"), None, "; ".join(notes)
-    for blob in sorted(set(wrong) - {b for b in blobs if any(b == t or b.startswith(f"{t}.") for t in lowering.rulings)}):
+    owned = {b for b in blobs if any(b == t or b.startswith(f"{t}.") for t in lowering.rulings)}
+    for blob in sorted(set(wrong) - owned):
         yield blob, False, float("nan"), None, wrong[blob]
     same = _bytes(folder, MODEL_FILE) == builder.model().SerializeToString(deterministic=True)
     yield "(graph)", same, 0.0, None, "" if same else "model.onnx is not what the source lowers to"

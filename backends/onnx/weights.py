@@ -4,7 +4,8 @@
                   zero points uint8 [N, ceil(blocks * bits / 8)], absent where all are 2 ** (bits - 1)
     GatherBlockQuantized   the same bytes, with the columns as one axis: [N, blocks * block * bits / 8]
 
-Codes with one zero point for all are moved up so that the zero point is the one that may be left out, where there is room.
+Codes with one zero point for all are moved up so that the zero point is the one that may be left out, where there is
+room.
 
 A form of more than 4 bits can be split into nibbles, code = 16 * high + low and zero = 16 * zero_high + zero_low:
 
@@ -323,4 +324,3 @@ class AffineForm:
     @property
     def _block_shape(self) -> tuple[int, int]:
         return (self.shape[0], self.blocking.count)
-

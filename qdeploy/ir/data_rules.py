@@ -29,7 +29,7 @@ def check_data(tensor: QTensor, where: str) -> None:
             _codes_are_below_their_levels(place, place.values)
         if place.param is not None and place.param.index is not None:
             _index_is_in_range(place, place.param.index)
-        if place.role in ("zero", "scale", "offset"):
+        if place.param is not None and place.role != "select" and (place.depth == 1 or place.param.divide):
             _param_is_finite(place)
 
 
@@ -85,7 +85,10 @@ def _index_is_in_range(place: Place, index: Buffer) -> None:
 
 
 def _param_is_finite(place: Place) -> None:
-    """A low-rank param is judged by its factors."""
+    """A param is judged with all that hangs on it, for what is not finite stays so, unless something is divided by it.
+
+    A low-rank param is judged by its factors.
+    """
     values = place.values
     for codes in (values.u, values.vt) if isinstance(values, LowRank) else (values,):
         if _is_integer(codes):

@@ -226,10 +226,15 @@ def _look_up(codes: Codes, found: Array, first: int) -> Float32:
     kind = datatype(codes.table)
     if kind.bits > 8:
         return kind.decode(found)
-    if not kind.name.startswith("uint"):
+    if not kind.name.startswith(("uint", "int")):
         return _take(kind.values(), found)
     _check_below(found, 1 << kind.bits, "a code lies outside of its number format")
-    return found.astype(np.float32)
+    if kind.name.startswith("uint"):
+        return found.astype(np.float32)
+    half = 1 << (kind.bits - 1)  # two's complement with its sign bit turned is the number plus half the range
+    values = (found ^ half).astype(np.float32)
+    values -= half
+    return values
 
 
 def _from_codebook(codes: Codes, table: Table, found: Array, first: int) -> Float32:

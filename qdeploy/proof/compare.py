@@ -62,6 +62,12 @@ def verify(
 
     Raises:
         QdeployError: One of them cannot be read.
+
+    Example:
+        >>> from qdeploy import convert, verify
+        >>> report = convert("examples/models/tiny-llama-gptq", "package", to="ir")
+        >>> verify("examples/models/tiny-llama-gptq", "package")["equal"]
+        True
     """
     report = diff(a, b, text=text, progress=progress)
     report["equal"] = all(row["codes_equal"] for row in report["tensors"]) and not report["only"]
@@ -73,7 +79,14 @@ def verify(
 def diff(
     a: str | os.PathLike[str], b: str | os.PathLike[str], *, text: str = "", progress: Progress = SILENT
 ) -> Report:
-    """Compares two models tensor by tensor; arguments and result as in `verify`, without a verdict."""
+    """Compares two models tensor by tensor; arguments and result as in `verify`, without a verdict.
+
+    Example:
+        >>> from qdeploy import diff
+        >>> report = diff("examples/models/tiny-llama", "examples/models/tiny-llama-gptq")
+        >>> [row["codes_equal"] for row in report["tensors"] if row["name"] == "model.layers.0.mlp.up_proj.weight"]
+        [False]
+    """
     model = registry.open_model(a)
     artifact = registry.artifact_backend(b)
     if artifact is not None:

@@ -76,7 +76,14 @@ def test_the_default_packing_is_that_of_gptq(tmp_path: Path, method: str) -> Non
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_exports_under_the_names_of_other_methods(tmp_path: Path, method: str) -> None:
     layer = Linear.random(0, 64, 96, 4, 32, low=1)
-    settings = {"quant_method": method, "provider": "auto-round", "bits": 4, "group_size": 32, "sym": False, "data_type": "int"}
+    settings = {
+        "quant_method": method,
+        "provider": "auto-round",
+        "bits": 4,
+        "group_size": 32,
+        "sym": False,
+        "data_type": "int",
+    }
     tensors = gptq(P, layer) if method == "gptq" else awq_gemm(P, layer)
     model = open_(save(tmp_path / "c", tensors, settings))
     assert model.format == method
@@ -86,7 +93,10 @@ def test_exports_under_the_names_of_other_methods(tmp_path: Path, method: str) -
 def test_every_layer_may_have_its_own_width(tmp_path: Path) -> None:
     names = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
     extra: dict[str, Any] = {
-        names[1]: {"bits": 2, "group_size": 16},  # as a pattern it would be found in layer 11, too: names are no patterns
+        names[1]: {
+            "bits": 2,
+            "group_size": 16,
+        },  # as a pattern it would be found in layer 11, too: names are no patterns
         names[2]: {"bits": 16, "data_type": "float"},
         r"layers\.(3|4)\..*up": {"bits": 8},
         r"layers\.4\.": {"bits": 3},

@@ -122,7 +122,14 @@ def test_settings_in_the_old_file_and_spelling(tmp_path: Path) -> None:
 
 def test_settings_as_gptqmodel_writes_them(tmp_path: Path) -> None:
     layer = Linear.random(0, 16, 64, 4, 32)
-    theirs = {"quant_method": "awq", "method": "awq", "bits": 4, "group_size": 32, "format": "gemm", "checkpoint_format": "gemm"}
+    theirs = {
+        "quant_method": "awq",
+        "method": "awq",
+        "bits": 4,
+        "group_size": 32,
+        "format": "gemm",
+        "checkpoint_format": "gemm",
+    }
     model = open_(save(tmp_path / "c", awq_gemm(P, layer), theirs))
     assert np.array_equal(model.tensors[f"{P}.weight"].decode(), layer.weight())
 

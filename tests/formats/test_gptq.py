@@ -90,7 +90,9 @@ def test_v1_zeros_of_three_bits_are_masked_fields(tmp_path: Path) -> None:
 
 def test_no_note_where_nothing_wraps(tmp_path: Path) -> None:
     for v1, low in ((True, 1), (False, 0)):
-        folder = checkpoint(tmp_path / str(v1), Linear.random(2, 32, 64, 4, 32, low=low), v1, format="gptq" if v1 else "gptq_v2")
+        folder = checkpoint(
+            tmp_path / str(v1), Linear.random(2, 32, 64, 4, 32, low=low), v1, format="gptq" if v1 else "gptq_v2"
+        )
         model = open_(folder)
         model.tensors[f"{P}.weight"].decode()
         assert model.notes == []
@@ -125,7 +127,10 @@ def test_dynamic_overrides_layer_by_layer(tmp_path: Path) -> None:
         None,
         Linear.random(3, 64, 64, 3, 32),
     ]
-    tensors = {"model.layers.3.mlp.up_proj.weight": np.ones((32, 64), np.float32), f"{names[0]}.bias": np.ones(32, np.float16)}
+    tensors = {
+        "model.layers.3.mlp.up_proj.weight": np.ones((32, 64), np.float32),
+        f"{names[0]}.bias": np.ones(32, np.float16),
+    }
     for name, layer in zip(names, made, strict=True):
         tensors |= gptq(name, layer) if layer else {}
     dynamic = {

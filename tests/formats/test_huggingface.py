@@ -14,15 +14,19 @@ from qdeploy.errors import AmbiguousError, BadFileError, QdeployError, Unsupport
 from qdeploy.formats.huggingface import INDEX, Checkpoint
 from qdeploy.store.folder import Folder
 
-ONE = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "scalar": np.float32(7).reshape(())}
-TWO = {"b.weight": np.arange(6, dtype=np.float16).reshape(2, 3), "empty": np.zeros((0, 5), np.int64), "flags": np.array([True, False])}
+ONE = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "scalar": np.array(7, np.float32)}
+TWO = {
+    "b.weight": np.arange(6, dtype=np.float16).reshape(2, 3),
+    "empty": np.zeros((0, 5), np.int64),
+    "flags": np.array([True, False]),
+}
 
 
 def sharded(folder: Path, weight_map: dict[str, str] | None = None) -> Path:
     folder.mkdir()
     save_file(ONE, folder / "one.safetensors")
     save_file(TWO, folder / "two.safetensors")
-    full = {k: "one.safetensors" for k in ONE} | {k: "two.safetensors" for k in TWO}
+    full = dict.fromkeys(ONE, "one.safetensors") | dict.fromkeys(TWO, "two.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": full if weight_map is None else weight_map}))
     (folder / "config.json").write_text("{}")
     return folder

@@ -25,7 +25,21 @@ def inside(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "a/../../secret", "..", "", "\0", "file\0", "a\\b", "\ud800", "x" * 5000, "file/", "file/x"]
+    "name",
+    [
+        "../secret",
+        "/etc/passwd",
+        "a/../../secret",
+        "..",
+        "",
+        "\0",
+        "file\0",
+        "a\\b",
+        "\ud800",
+        "x" * 5000,
+        "file/",
+        "file/x",
+    ],
 )
 def test_names_that_lead_nowhere_good(inside: Path, name: str) -> None:
     if name == "file/":
@@ -134,6 +148,10 @@ def test_brackets_inside_of_strings_are_no_depth() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.recursive(st.text() | st.integers() | st.booleans() | st.none(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.booleans() | st.none(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    )
+)
 def test_json_reads_what_was_written(value: object) -> None:
     assert parse_json(json.dumps([value] * 70).encode(), "x.json") == [value] * 70

@@ -34,7 +34,11 @@ def test_a_tensor_without_bytes_is_proven() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(axis=st.sampled_from([0, 1]), start=st.integers(0, 5), places=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=8))
+@given(
+    axis=st.sampled_from([0, 1]),
+    start=st.integers(0, 5),
+    places=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=8),
+)
 def test_the_residue_gives_the_source_back(axis: int, start: int, places: set[tuple[int, int]]) -> None:
     source = ARRAY.copy()
     for place in places:
