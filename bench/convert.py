@@ -50,7 +50,19 @@ class Bench:
     def builder(self, kind: str, *extra: str, keep: str = "") -> Callable[[], Usage]:
         """onnxruntime-genai's builder, int4 for the CPU; GPTQ and AWQ codes are kept by it too."""
         source, target = self.model(kind), self.out / (keep or "genai")
-        command = [*self.peers.builder, "-i", source, "-o", target, "-p", "int4", "-e", "cpu", "-c", self.work / "cache"]
+        command = [
+            *self.peers.builder,
+            "-i",
+            source,
+            "-o",
+            target,
+            "-p",
+            "int4",
+            "-e",
+            "cpu",
+            "-c",
+            self.work / "cache",
+        ]
         more = ["--extra_options", *extra] if extra else []
         return lambda: self._fresh(target, bool(keep), [*command, *more])
 
@@ -129,7 +141,9 @@ def compare(
     results.table(f"{peer}, divided by ours", ("job", "CPU", "wall"), rows)
     for name in ours:
         results.bar(f"{name}: times less CPU", ratios[name], FEWER[kind])
-        results.bar(f"{name}: peak MB of the converting process", max(r.own for r in taken[name]) / MB, PEAK / MB, False)
+        results.bar(
+            f"{name}: peak MB of the converting process", max(r.own for r in taken[name]) / MB, PEAK / MB, False
+        )
 
 
 def memory(bench: Bench, results: Results) -> None:

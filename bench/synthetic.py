@@ -32,7 +32,11 @@ SPREAD = 0.02
 SHARD_BYTES = 600_000_000
 PIECE = 1 << 20  # elements that are made at a time
 KINDS = ("bf16", "gptq", "awq")
-DTYPES: dict[str, np.dtype[Any]] = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "I32": np.dtype("<i4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("<f2"),
+    "I32": np.dtype("<i4"),
+}
 LINEARS = {  # name: (outputs, inputs)
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (HIDDEN // HEADS * KV_HEADS, HIDDEN),

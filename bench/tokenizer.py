@@ -64,4 +64,9 @@ def _starts_with_bos() -> dict[str, Any]:
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
-    return {"type": "TemplateProcessing", "single": [bos, first], "pair": [bos, first, bos, second], "special_tokens": special}
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, first],
+        "pair": [bos, first, bos, second],
+        "special_tokens": special,
+    }

@@ -10,7 +10,9 @@ Calibration uses the training part of the text only; the loss is measured on the
 
 import argparse
 import os
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file
@@ -43,10 +45,12 @@ def quantize(source: Path, output: Path, text: str, samples: int) -> None:
         device="cpu",
         offload_to_disk=False,  # the folder of the offload would be written into the saved config
     )
-    model = GPTQModel.load(str(source), config)
     calibration = calibration_samples(Tokenizer.from_file(str(source / "tokenizer.json")), text, samples)
-    model.quantize(calibration, batch_size=8, tokenizer=AutoTokenizer.from_pretrained(source))
-    model.save(str(output))
+    source, output = source.resolve(), output.resolve()
+    with TemporaryDirectory() as scratch, chdir(scratch):  # the library leaves a folder of logs where it runs
+        model = GPTQModel.load(str(source), config)
+        model.quantize(calibration, batch_size=8, tokenizer=AutoTokenizer.from_pretrained(source))
+        model.save(str(output))
 
 
 def dequantized_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Train the small Llama checkpoint of `examples/models/tiny-llama`.
 
-A Llama of 1.1 M parameters learns the tiny Shakespeare text on two CPU cores in about ten minutes. It is small
+A Llama of 1.1 M parameters learns the tiny Shakespeare text on two CPU cores in a quarter of an hour. It is small
 enough to be kept in the repository and trained enough that a wrong scale or a swapped nibble shows in its loss:
 
     python train_tiny_llama.py --text tinyshakespeare.txt --output models/tiny-llama

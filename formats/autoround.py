@@ -15,12 +15,10 @@ other names of the method (`gptq`, `awq`, with `provider: auto-round`) are ordin
 
 from __future__ import annotations
 
-import re
-
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff, awq, gptq
 from qdeploy.formats.huggingface import Checkpoint, Claim, assemble
-from qdeploy.formats.words import Layer, Settings, layers
+from qdeploy.formats.words import Layer, Settings, layers, pattern
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
 from qdeploy.store.folder import Folder
@@ -84,8 +82,7 @@ def _claim(layer: Layer, packing: str, notes: list[str]) -> Claim:
         raise UnsupportedError("quantized activations are not read yet", where=f"{settings.where}.act_bits",
                                found=settings.integer("act_bits"), allowed="16")  # fmt: skip
     if settings.integer("bits") >= 16:
-        raise BadFileError("the configuration contradicts the tensors", where=f"{settings.where}.bits",
-                           found=f"{layer.name} is quantized", allowed="no .qweight for layers of 16 bits")  # fmt: skip
+        raise layer.contradiction("bits", f"{layer.name}.qweight", "no packed tensors in layers of 16 bits")
     if packing == "awq":
         return awq.claim(layer, NAME, "gemm")
     return gptq.claim(layer, NAME, packing, notes)
@@ -99,18 +96,12 @@ class _Overrides:
         if not isinstance(extra, dict):
             raise BadFileError("overrides are not an object", where=f"{settings.where}.extra_config", found=extra)
         self.settings, self._extra = settings, extra
+        # A key that names a layer is no pattern; one that is no regular expression names a layer that does not occur.
         modules = {name.rpartition(".")[0] for name in checkpoint.entries}
-        self._patterns = [(key, _pattern(key)) for key in extra if key not in modules and extra[key]]
+        self._patterns = [(key, pattern(key)) for key in extra if key not in modules and extra[key]]
 
     def of(self, name: str) -> Settings:
         """The settings of a layer."""
-        found = (key for key, pattern in self._patterns if pattern and pattern.search(name))
-        key = name if name in self._extra else next(found, None)
+        matching = (key for key, found in self._patterns if found and found.search(name))
+        key = name if name in self._extra else next(matching, None)
         return self.settings if key is None else self.settings.overridden(self._extra[key], f"extra_config[{key!r}]")
-
-
-def _pattern(key: str) -> re.Pattern[str] | None:
-    try:
-        return re.compile(key)
-    except re.error:  # the library takes such a key for the name of a layer that does not occur
-        return None

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.errors import UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import Checkpoint, Claim, assemble
 from qdeploy.formats.words import SCALES, Layer, Settings, affine, layers, transposed
@@ -138,8 +138,7 @@ def _group(layer: Layer, columns: int) -> int:
     layer.part("qzeros", "I32")
     group = layer.settings.group(columns, "group_size", "q_group_size")
     if columns % group:
-        raise BadFileError("the configuration contradicts the tensors", where=f"{layer.settings.where}.group_size; {layer.name}",
-                           found=f"groups of {group} in {columns} columns", allowed="whole groups")  # fmt: skip
+        raise layer.contradiction(f"group_size = {group}; {layer.name}", f"{columns} columns", "whole groups")
     return group
 
 

@@ -73,7 +73,7 @@ def read(folder: Folder) -> Model:
     config, build = describe(metadata, {name: entry.shape for name, entry in stored.items()})
     side = _side_files(folder, {part.file.name for part in parts})
     derived, notes = _derived_files(metadata, {file.path for file in side})
-    heads = [file for part in parts for file in part.files()]
+    heads = [part.besides() for part in parts]
     origins = tuple(entry.origin for entry in stored.values() if entry.origin is not None)
     return Model(NAME, str(folder.path), tensors, config, "gguf", (*side, *derived, *heads), origins, build, notes)
 

@@ -75,14 +75,12 @@ class Part:
         self.tensors = {info.name: self._stored(info) for info in self.head.tensors}
         self._gaps = self._check_spans()
 
-    def files(self) -> list[SourceFile]:
-        """What is in the file besides tensors: its head, and the padding where it is not zero."""
-        head = _FileSpans(self.file, ((0, min(self.head.data, self.file.size)),))
-        gaps = _FileSpans(self.file, self._gaps)
-        if not gaps.any():
-            return [SourceFile(self.file.name, head.buffer(), "head", self.file.size)]
-        return [SourceFile(f"{self.file.name}.head", head.buffer(), "rest"),
-                SourceFile(f"{self.file.name}.padding", gaps.buffer(), "rest")]  # fmt: skip
+    def besides(self) -> SourceFile:
+        """What is in the file besides tensors: its head, and the padding where that is not zero."""
+        head = ((0, min(self.head.data, self.file.size)),)
+        if _FileSpans(self.file, self._gaps).any():
+            return SourceFile(self.file.name, _FileSpans(self.file, head + self._gaps).buffer(), "rest", self.file.size)
+        return SourceFile(self.file.name, _FileSpans(self.file, head).buffer(), "head", self.file.size)
 
     def _stored(self, info: Info) -> Stored:
         where, begin = f"{self.file.name}: {info.name}", self.head.data + info.offset

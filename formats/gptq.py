@@ -2,43 +2,38 @@
 
 `quant_method: gptq` in config.json, or quantize_config.json alone. Per linear layer, weight [N, K], b = bits:
 
-    qweight  I32  [ceil(K * b / 32), N]   column n is a little-endian bit stream: code k of row n at bits [k * b, (k + 1) * b)
-    qzeros   I32  [G, ceil(N * b / 32)]   the same along N: zero n of a group at bits [n * b, (n + 1) * b)
+    qweight  I32  [ceil(K * b / 32), N]   column n is the bit stream of row n: code k at bits [k * b, (k + 1) * b)
+    qzeros   I32  [G, ceil(N * b / 32)]   row g is a bit stream, too: zero-point n at bits [n * b, (n + 1) * b)
     scales   F16  [G, N]
-    g_idx    I32  [K]                     group of each column; absent: k // group_size
+    g_idx    I32  [K]                     the group of each column; absent: k // group_size
 
     W[n, k] = (q[n, k] - z[g_idx[k], n]) * scales[g_idx[k], n]
 
-So the words of qweight only need to be transposed. Bits are 2, 3, 4 or 8; a group_size of -1 is one group per row. With
-`desc_act` the columns were quantized in the order of their activations: g_idx is then no ramp, while the columns stay
-where they are.
+Bits are 2, 3, 4 or 8; a group_size of -1 is one group per row. With `desc_act` the columns were quantized in the order
+of their activations: g_idx is then no ramp, while the columns stay where they are.
 
-`checkpoint_format` (also `format`) says what qzeros holds. `gptq_v2`: the zero-points. `gptq`, which is the default: the
-zero-points minus one, where for 2, 4 and 8 bits one is subtracted from every field of a word *in a single subtraction mod
-2^32*, so that a borrow runs into the next field, and for 3 bits from every field by itself, mod 8. Only this rule gives
-back the zero-points of asymmetric layers, some of which are 0. A stored field of 2^b - 1 is the sign of one; readers that
-add one to each field disagree there, so it is noted.
+`checkpoint_format` (also `format`) says what qzeros holds: `gptq_v2` the zero-points, `gptq` (the default) the
+zero-points minus one, by the rule of `formats/gptq_words.py`. A stored field of 2^b - 1 comes from a zero-point of 0;
+readers that add one to each field by itself disagree there, so it is noted.
 
-`dynamic` maps a regular expression over layer names to other settings; the first that matches decides. The prefix "-:"
+`dynamic` maps regular expressions over layer names to other settings; the first that matches decides. The prefix "-:"
 leaves layers unquantized, "+:" (or none) overrides.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
+from qdeploy.formats.gptq_words import codes_recoding, fields, ramp, zeros_recoding
 from qdeploy.formats.huggingface import Checkpoint, Claim, assemble
-from qdeploy.formats.words import SCALES, Layer, Settings, affine, layers, transposed
+from qdeploy.formats.words import SCALES, Layer, Settings, affine, layers, pattern, transposed
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Source
 from qdeploy.pack import bits as streams
-from qdeploy.pack.words import transpose
 from qdeploy.store.folder import Folder
 from qdeploy.store.recode import Recoding, verbatim
 
@@ -49,10 +44,7 @@ WRITES = True
 WIDTHS = (2, 3, 4, 8)
 _METHODS = ("gptq", "marlin", "bitblas", "gptq_marlin")
 _ZEROS = {"": "minus_one", "gptq": "minus_one", "gptq_v2": "as_is"}
-_ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 _WRAPS = "zero-points are stored that wrap around when the one is added"
-
-Words = npt.NDArray[Any]
 
 
 def sniff(folder: Folder) -> Sniff:
@@ -80,12 +72,12 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
     """How each stored tensor of a layer is written back."""
     (bits, columns, group) = (int(source.args[k]) for k in ("bits", "columns", "group"))
     groups, rows = next(part.shape for part in source.tensors if part.name.endswith(".scales"))
-    ramp = source.args["g_idx"] == "sequential"
+    sequential = source.args["g_idx"] == "sequential"
     made = {
-        "qweight": _codes(columns, bits),
-        "qzeros": _zeros(rows, groups, bits, source.args["zeros"] == "minus_one"),
+        "qweight": codes_recoding(columns, bits),
+        "qzeros": zeros_recoding(rows, groups, bits, source.args["zeros"] == "minus_one"),
         "scales": transposed("scale"),
-        "g_idx": Recoding((), lambda raw: (), lambda: _ramp(columns, group)) if ramp else verbatim("index"),
+        "g_idx": Recoding((), lambda raw: (), lambda: ramp(columns, group)) if sequential else verbatim("index"),
     }
     return tuple(made[part.name.rpartition(".")[2]] for part in source.tensors)
 
@@ -132,11 +124,11 @@ def _build(layer: Layer, format: str, args: dict[str, int | str], parts: tuple[s
 def _zeros_rule(settings: Settings) -> str:
     named = {settings.text(name) for name in ("checkpoint_format", "format")} - {""}
     if len(named) > 1:
-        raise AmbiguousError("two settings name different variants", where=f"{settings.where}.checkpoint_format, format",
+        raise AmbiguousError("two settings name different variants", where=f"{settings.where}.checkpoint_format",
                              found=", ".join(sorted(named)), todo="Correct the one that is wrong.")  # fmt: skip
-    variant = (
-        "marlin" if settings.values.get("is_marlin_format") else named.pop() if named else settings.text("quant_method")
-    )
+    variant = named.pop() if named else settings.text("quant_method")
+    if settings.values.get("is_marlin_format"):
+        variant = "marlin"
     if variant not in _ZEROS:
         raise UnsupportedError("this variant of GPTQ is not read", where=f"{settings.where}.checkpoint_format",
                                found=variant, allowed="gptq, gptq_v2",
@@ -167,8 +159,7 @@ def _measure(layer: Layer) -> tuple[int, int, int]:
     layer.expect("bits", bits, "qweight", (-(-columns * bits // 32), rows))
     layer.expect("group_size", settings.integer("group_size"), "scales", (groups, rows))
     if settings.values.get("desc_act") and not ragged and groups > 1:
-        raise BadFileError("the columns are in activation order, but their groups are missing", where=f"{layer.name}.g_idx",
-                           found="no such tensor", allowed=f"I32 [{columns}]")  # fmt: skip
+        raise layer.contradiction("desc_act", f"no {layer.name}.g_idx", f"I32 [{columns}]")
     return columns, group, bits
 
 
@@ -182,67 +173,18 @@ def _index_kind(layer: Layer, columns: int, group: int) -> str:
         bad = index[(index < 0) | (index >= groups)][0]
         raise BadFileError("a column points to a group that does not exist", where=entry.name, found=bad,
                            allowed=f"0..{groups - 1}", todo="The file is damaged; fetch it again.")  # fmt: skip
-    ramp = _ramp(columns, group)
-    if not np.array_equal(index, ramp):
+    expected = ramp(columns, group)
+    if not np.array_equal(index, expected):
         return "stored"
-    layer.checkpoint.origins[entry.name].prove(0, columns, index, ramp)
+    layer.checkpoint.origins[entry.name].prove(0, columns, index, expected)
     return "sequential"
-
-
-def _ramp(columns: int, group: int) -> Words:
-    return (np.arange(columns, dtype=np.int64) // group).astype("<i4")
 
 
 def _wraps(layer: Layer, bits: int) -> bool:
     entry = layer.part("qzeros", "I32")
     rows = layer.part("scales", *SCALES).shape[1]
-    stored = _fields(entry.slab(0, 0, entry.shape[0]), bits)[:, :rows]
+    stored = fields(entry.slab(0, 0, entry.shape[0]), bits)[:, :rows]
     return bool((stored == (1 << bits) - 1).any())
-
-
-def _fields(words: Words, bits: int) -> Words:
-    """[G, words] -> codes uint8 [G, words * 32 // bits]."""
-    return streams.unpack(words.view(np.uint8), words.shape[1] * 32 // bits, bits)
-
-
-def _codes(columns: int, bits: int) -> Recoding:
-    size = streams.row_bytes(columns, bits)
-
-    def unpack(raw: Words) -> tuple[Words]:  # I32 [words, n] -> U8 [n, size]
-        return (transpose(raw).view(np.uint8)[:, :size],)
-
-    def pack(rows: Words) -> Words:
-        return transpose(_whole_words(rows).view("<i4"))
-
-    return Recoding(("codes",), unpack, pack, axis=1)
-
-
-def _zeros(rows: int, groups: int, bits: int, minus_one: bool) -> Recoding:
-    step, words = (32, 3) if bits == 3 else (32 // bits, 1)
-    mask = (1 << bits) - 1
-
-    def unpack(raw: Words) -> tuple[Words]:  # I32 [G, words] -> U8 [n, ceil(G * bits / 8)]
-        if minus_one and bits in _ONES:
-            raw = (raw.view("<u4") + np.uint32(_ONES[bits])).view("<i4")
-        codes = _fields(raw, bits)
-        if minus_one and bits not in _ONES:
-            codes = (codes + 1) & mask
-        return (streams.pack(transpose(codes), bits),)
-
-    def pack(packed: Words) -> Words:
-        codes = transpose(streams.unpack(packed, groups, bits))  # [G, n]
-        codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % step)))  # unused fields hold 0 before the subtraction
-        if minus_one and bits not in _ONES:
-            codes = (codes - 1) & mask
-        raw = _whole_words(streams.pack(codes, bits)).view("<u4")
-        return (raw - np.uint32(_ONES[bits]) if minus_one and bits in _ONES else raw).view("<i4")
-
-    return Recoding(("zero",), unpack, pack, axis=1, group=step, units=words, rows=rows)
-
-
-def _whole_words(stream: Words) -> Words:
-    missing = -stream.shape[1] % 4
-    return np.pad(stream, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(stream)
 
 
 class _Overrides:
@@ -257,19 +199,18 @@ class _Overrides:
 
     def of(self, name: str) -> Settings:
         """The settings of a layer; BadFileError if they leave it unquantized."""
-        for key, skip, pattern, values in self._rows:
-            if not pattern.match(name):
+        for key, skip, found, values in self._rows:
+            if not found.match(name):
                 continue
             if skip:
-                raise BadFileError("the configuration contradicts the tensors", where=f"{self.settings.where}.dynamic: {key}",
-                                   found=f"{name} is quantized", allowed="no .qweight for layers that are left out")  # fmt: skip
+                raise BadFileError("the configuration contradicts the tensors", where=f"{self.settings.where}.dynamic",
+                                   found=f"{name}.qweight, left out by {key}", allowed="a plain weight")  # fmt: skip
             return self.settings.overridden(values, f"dynamic[{key!r}]")
         return self.settings
 
 
 def _pattern(key: str) -> tuple[bool, re.Pattern[str]]:
-    try:
-        return key.startswith("-:"), re.compile(key[2:] if key.startswith(("-:", "+:")) else key)
-    except re.error as error:
-        raise BadFileError(f"a pattern is no regular expression: {error}", where="quantization_config.dynamic",
-                           found=key) from error  # fmt: skip
+    found = pattern(key[2:] if key.startswith(("-:", "+:")) else key)
+    if found is None:
+        raise BadFileError("a pattern is no regular expression", where="quantization_config.dynamic", found=key)
+    return key.startswith("-:"), found

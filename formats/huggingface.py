@@ -78,7 +78,7 @@ class Checkpoint:
 
     @property
     def method(self) -> str:
-        """`quant_method`, lower case; "" for a float checkpoint; for old files without one, what their settings show."""
+        """`quant_method`, lower case; "" for a float checkpoint; of old files without one, what the settings show."""
         if not self.quantization:
             return ""
         shown = "awq" if "w_bit" in self.quantization else "gptq" if "bits" in self.quantization else "unnamed"
@@ -144,7 +144,7 @@ class Checkpoint:
             raise BadFileError("no weights that can be read" if not names else "several weight files and no index",
                                where=str(self.folder.path), found=", ".join(names) or "no .safetensors file",
                                allowed=f"model.safetensors, or shards with {INDEX}",
-                               todo="Pickled weights (.bin, .pt) are not read: save the model as safetensors.")  # fmt: skip
+                               todo="Pickled weights (.bin, .pt) are not read: save as safetensors.")  # fmt: skip
         return names
 
     @cached_property
@@ -165,7 +165,7 @@ class Checkpoint:
             if name not in found or found[name].file.name != file:
                 where = found[name].file.name if name in found else "no shard"
                 raise BadFileError("the index and the shards disagree", where=f"{INDEX}: {name}", found=where,
-                                   allowed=file, todo="The shards are not of one checkpoint; fetch them again.")  # fmt: skip
+                                   allowed=file, todo="The shards are not of one checkpoint; fetch them.")  # fmt: skip
 
 
 def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes: list[str] | None = None) -> Model:
@@ -188,15 +188,16 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
             continue
         if name.endswith(_QUANTIZED_SUFFIXES):
             raise UnsupportedError("a quantized tensor that this reader does not understand", where=name,
-                                   found=f"{format} checkpoint", todo="Please report the format of this checkpoint.")  # fmt: skip
+                                   found=f"{format} checkpoint", todo="Please report this checkpoint.")  # fmt: skip
         if name in builders:
             raise AmbiguousError("a parameter is stored both quantized and plain", where=name)
         builders[name] = lambda name=name: checkpoint.plain(name, "safetensors")  # type: ignore[misc]
     tensors = LazyTensors(builders)
     origins = tuple(checkpoint.origins.values())
     build = build_graph if checkpoint.config.get("model_type") else None
-    return Model(format, str(checkpoint.folder.path / checkpoint.folder.only), tensors, checkpoint.config, "hf", checkpoint.side_files(),
-                 origins, build, [] if notes is None else notes)  # fmt: skip
+    path = str(checkpoint.folder.path / checkpoint.folder.only)
+    return Model(format, path, tensors, checkpoint.config, "hf", checkpoint.side_files(), origins, build,
+                 [] if notes is None else notes)  # fmt: skip
 
 
 class LazyTensors(Mapping[str, QTensor]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qdeploy.formats import NOT_MINE, Sniff
-
 from qdeploy.ir.model import Model
 from qdeploy.ir.package import MANIFEST, Package
 from qdeploy.store.folder import Folder

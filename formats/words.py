@@ -8,13 +8,14 @@ A linear layer `p`, weight [N, K] in groups of g columns (G = ceil(K / g) groups
     p.g_idx     I32   [K], GPTQ only: the group of each column
     p.bias            a plain tensor
 
-and reads the same in all of them once it is in normal form: codes uint8 [N, ceil(K * bits / 8)] and zero-points uint8
-[N, ceil(G * bits / 8)] as little-endian bit streams, scales [N, G]. The weight is (code - zero) * scale. How words become
-streams is what the formats differ in; each gives it as recodings, which read and write.
+and reads the same in all of them once it is in normal form: codes uint8 [N, ceil(K * bits / 8)] and zero-points
+uint8 [N, ceil(G * bits / 8)] as little-endian bit streams, scales [N, G]. The weight is (code - zero) * scale. How
+words become streams is what the formats differ in; each gives it as recodings, which read and write.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,8 @@ class Settings:
         """A required integer under the first of several names that is there."""
         value = self._first(names)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise BadFileError(
-                "a setting is missing or no integer", where=f"{self.where}.{names[0]}", found=repr(value)
-            )
+            where = f"{self.where}.{names[0]}"
+            raise BadFileError("a setting is missing or no integer", where=where, found=repr(value))
         return value
 
     def text(self, *names: str) -> str:
@@ -91,6 +91,14 @@ class Settings:
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
 
+def pattern(key: str) -> re.Pattern[str] | None:
+    """A regular expression from a configuration; None if it is none."""
+    try:
+        return re.compile(key)
+    except (re.error, OverflowError, RecursionError):
+        return None
+
+
 def layers(checkpoint: Checkpoint) -> list[str]:
     """Names of all layers with packed codes, in file order.
 
@@ -122,7 +130,7 @@ class Layer:
         entry = self.checkpoint.entries.get(name)
         if entry is None:
             raise BadFileError(
-                "a tensor of a quantized layer is missing", where=name, todo="The checkpoint is incomplete."
+                "a tensor of a quantized layer is missing", where=name, todo="Fetch the checkpoint again."
             )
         if entry.dtype not in dtypes:
             raise UnsupportedError("a tensor of this type is not read here", where=name, found=entry.dtype,
@@ -138,10 +146,13 @@ class Layer:
         """BadFileError, naming the setting, if a tensor does not have the shape that the setting implies."""
         found = self.checkpoint.entries[f"{self.name}.{part}"].shape
         if found != shape:
-            raise BadFileError("the configuration contradicts the tensors",
-                               where=f"{self.settings.where}.{field} = {setting}; {self.name}.{part}",
-                               found=list(found), allowed=str(list(shape)),
-                               todo="The configuration belongs to other tensors; fetch the checkpoint again.")  # fmt: skip
+            raise self.contradiction(f"{field} = {setting}; {self.name}.{part}", list(found), str(list(shape)))
+
+    def contradiction(self, field: str, found: object, allowed: str) -> BadFileError:
+        """The error of a setting that the tensors deny."""
+        return BadFileError("the configuration contradicts the tensors", where=f"{self.settings.where}.{field}",
+                            found=found, allowed=allowed,
+                            todo="Configuration and tensors are not of one checkpoint; fetch it again.")  # fmt: skip
 
     def source(self, format: str, writer: str, args: Mapping[str, int | str], parts: tuple[str, ...]) -> Source:
         """What a tensor made of these parts came from."""

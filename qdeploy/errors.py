@@ -1,7 +1,8 @@
 """One family of errors, each of which says what, where, what was found, what is allowed and what to do.
 
 The command line prints them in three lines and exits with 2; `--debug` adds the trace.
-Nothing in the project raises a bare `ValueError` or asserts on input: whatever a file or a user can cause is one of these.
+Nothing in the project raises a bare `ValueError` or asserts on input: whatever a file or a user can cause is one of
+these.
 """
 
 

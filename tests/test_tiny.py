@@ -1,4 +1,4 @@
-"""The promise on one page: a GPTQ checkpoint made from nothing, its numbers, its bytes, its package and its ONNX model."""
+"""The promise on one page: a GPTQ checkpoint made of nothing, its numbers, bytes, package and ONNX model."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Encoders take com.microsoft.MultiHeadAttention, whose mask is per key.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,40 +30,44 @@ from qdeploy.ir.graph import Node
 from qdeploy.ir.tensor import QTensor
 
 
-@dataclass(frozen=True)
 class Lengths:
     """The values that say how long the sequences of a batch are.
 
+    Args:
+        builder: The graph.
+        input_ids: I64 [B, T].
+        mask: I64 [B, S], 1 = a token.
+
     Attributes:
         last: I32 [B]: tokens of each sequence, past and new, minus one.
-        total: I32 scalar: the greatest number of tokens of a sequence.
-        positions: I64 [B, T]: the place of each new token; made only if somebody asks.
+        total: I32 scalar: the extent of the mask.
     """
 
-    last: str
-    total: str
-    positions: str
+    def __init__(self, builder: GraphBuilder, input_ids: str, mask: str) -> None:
+        self._builder, self._input_ids = builder, input_ids
+        self._count = builder.node("ReduceSum", [mask, builder.constant([1], "int64")], keepdims=0)  # I64 [B]
+        last = builder.node("Sub", [self._count, builder.constant([1], "int64")])
+        self.last = builder.node("Cast", [last], to=onnx.TensorProto.INT32)
+        extent = builder.node("Gather", [builder.node("Shape", [mask]), builder.constant(1, "int64")])
+        self.total = builder.node("Cast", [extent], to=onnx.TensorProto.INT32)
+
+    @cached_property
+    def positions(self) -> str:
+        """I64 [B, T]: the place of each new token.
+
+        The first new token of a sequence stands at count - T; where that is below zero (a padded prompt), at 0.
+        """
+        builder = self._builder
+        zero, one = builder.constant(0, "int64"), builder.constant(1, "int64")
+        new = builder.node("Gather", [builder.node("Shape", [self._input_ids]), one])
+        first = builder.node("Max", [builder.node("Sub", [self._count, new]), zero])
+        column = builder.node("Unsqueeze", [first, builder.constant([1], "int64")])
+        return builder.node("Add", [column, builder.node("Range", [zero, new, one])])  # [B, 1] + [T]
 
 
 def padded_head(size: int) -> int:
     """The head size that the kernels take: the next multiple of 8."""
     return -(-size // 8) * 8
-
-
-def lengths(builder: GraphBuilder, input_ids: str, mask: str) -> Lengths:
-    """Derives the lengths from `attention_mask` I64 [B, S] (1 = a token) and `input_ids` I64 [B, T]."""
-    one, zero = builder.constant([1], "int64"), builder.constant(0, "int64")
-    count = builder.node("ReduceSum", [mask, one], keepdims=0)  # I64 [B]
-    last = builder.node("Cast", [builder.node("Sub", [count, one])], to=onnx.TensorProto.INT32)
-    total = builder.node("Cast", [builder.node("Gather", [builder.node("Shape", [mask]), one])],
-                         to=onnx.TensorProto.INT32)  # fmt: skip
-    total = builder.node("Squeeze", [total, builder.constant([0], "int64")])
-    # the first new token of a sequence stands at count - T; in a padded prompt that is below zero, and it stands at 0
-    new = builder.node("Gather", [builder.node("Shape", [input_ids]), builder.constant(1, "int64")])
-    first = builder.node("Max", [builder.node("Sub", [count, new]), zero])
-    steps = builder.node("Range", [zero, new, builder.constant(1, "int64")])
-    column = builder.node("Unsqueeze", [first, one])
-    return Lengths(last, total, builder.node("Add", [column, steps]))  # [B, 1] + [T]
 
 
 def rotary_caches(inv_freq: Array, factor: float, context: int) -> tuple[Array, Array]:
@@ -79,7 +83,7 @@ class DecoderAttention:
     Args:
         builder: The graph.
         constants: The graph's constants, where rope frequencies are.
-        lengths: See `lengths`.
+        lengths: How long the sequences are.
         context: Positions that the caches of cosines and sines cover.
     """
 

@@ -19,27 +19,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 
 from qdeploy.backends.onnx.assemble import MODEL_FILE
-from qdeploy.backends.onnx.external import Array, RowReader
+from qdeploy.backends.onnx.external import Array
 from qdeploy.backends.onnx.options import Lowered
-from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
-from qdeploy.backends.onnx.weights import AffineForm, Form
+from qdeploy.backends.onnx.proto import DATA_FILE
+from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
 from qdeploy.errors import ProofError, UnsupportedError
 from qdeploy.ir.model import Model
-from qdeploy.store.folder import File, Folder
 
-EXACT, EXACT_FULL = 1e-4, 1e-3
-"""Relative L2 error allowed where activations stay float32: of one product, and of all layers together."""
-INT8, INT8_FULL = 3e-2, 0.15
-"""The same where kernels quantize activations to 8 bits per block."""
+EXACT_FULL, INT8_FULL = 1e-3, 0.15
+"""Relative L2 error allowed of all layers together, with float32 activations and with 8-bit ones (see sampling.py)."""
 FULL_BELOW = 256 << 20
 """Models whose data file is smaller run as a whole without being asked to."""
-_SAMPLE = 4  # rows at the start, in the middle and at the end
+_REPORT = "This is a defect of the conversion; please report it with the checkpoint."
 
 Level = Literal["auto", "nodes", "full", "none"]
-Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -59,17 +54,6 @@ class CheckResult:
     limit: float
 
 
-@dataclass(frozen=True)
-class _Case:
-    """A model file, and inputs with the outputs that they must give, run after run."""
-
-    name: str
-    kind: str
-    limit: float
-    model: Path
-    runs: tuple[tuple[Arrays, Arrays], ...]
-
-
 def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -> list[CheckResult]:
     """Runs what was written and compares.
 
@@ -87,122 +71,18 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
         return []
     with tempfile.TemporaryDirectory(prefix="qdeploy-check-") as scratch:
         job = Path(scratch)
-        cases = list(_node_cases(model, target, lowered, job))
+        cases = list(node_cases(model, target, lowered, job))
         small = (target / DATA_FILE).stat().st_size < FULL_BELOW
         if level == "full" or (level == "auto" and small):
             cases.append(_model_case(model, target, lowered))
         results = _run(job, cases)
     for result in results:
         if not result.error <= result.limit:  # NaN fails
-            raise ProofError("ONNX Runtime computes something else than the source means", where=f"{result.name} ({result.kind})",
-                             found=f"relative error {result.error:.2e}", allowed=f"<= {result.limit:.0e}",
-                             todo="This is a defect of the conversion; please report it with the checkpoint.")  # fmt:
-
-
-
-
-
-
-
-
-
-
-
-                             skip
+            raise ProofError(
+                "ONNX Runtime computes something else than the source means", where=f"{result.name} ({result.kind})",
+                found=f"relative error {result.error:.2e}", allowed=f"<= {result.limit:.0e}", todo=_REPORT,
+            )  # fmt: skip
     return results
-
-
-# ---- one node per form -----------------------------------------------------------------------------------------------
-
-
-class SampleBuilder(GraphBuilder):
-    """Builds a graph for some rows of a weight, with the bytes that lie in the data file.
-
-    Args:
-        data: The data file.
-        lowered: Where each range lies.
-        rows: Rows of the whole weight.
-        windows: Those that are taken.
-    """
-
-    def __init__(self, data: File, lowered: Lowered, rows: int, windows: list[tuple[int, int]]) -> None:
-        super().__init__("sample")
-        self._file, self._lowered, self._rows, self._windows = data, lowered, rows, windows
-
-    def extent(self, rows: int) -> int:
-        """Rows of the sample."""
-        return sum(stop - start for start, stop in self._windows)
-
-    def initializer(
-        self, name: str, dtype: int, shape: Any, rows: RowReader, weight: int = 1, range_of: str = "",
-        shared: bool = False,
-    ) -> str:  # fmt: skip
-        """Puts the rows' bytes into the graph itself."""
-        if any(known.name == name for known in self.graph.initializer):
-            return name
-        offset = self._lowered.places[range_of or name].offset
-        size = int(np.prod(shape[1:], dtype=np.int64)) * ITEMSIZE[dtype]
-        windows = [(0, shape[0])] if shared else self._windows
-        raw = b"".join(self._file.read(offset + start * size, (stop - start) * size) for start, stop in windows)
-        count = sum(stop - start for start, stop in windows)
-        self.graph.initializer.add(name=name, data_type=dtype, dims=(count, *shape[1:]), raw_data=raw)
-        return name
-
-
-def _node_cases(model: Model, target: Path, lowered: Lowered, job: Path) -> Iterator[_Case]:
-    data = Folder(target).open(DATA_FILE)
-    seen: set[str] = set()
-    try:
-        for use, name in _uses(model):
-            form = lowered.forms.get(name)
-            if form is None or len(form.shape) != 2 or f"{use}: {form.label}" in seen:
-                continue
-            seen.add(f"{use}: {form.label}")
-            yield _node_case(model, data, lowered, name, form, use, job / f"{len(seen)}.onnx")
-    finally:
-        data.close()
-
-
-def _uses(model: Model) -> Iterator[tuple[str, str]]:
-    """How each matrix is used: ("linear" or "gather", name)."""
-    from qdeploy.ir.expand import expand_graph
-
-    for node in expand_graph(model.graph, keep=("Linear",)).nodes:
-        if node.op == "Linear":
-            yield "linear", node.inputs[1]
-        elif node.op == "Gather":
-            yield "gather", node.inputs[0]
-
-
-def _node_case(
-    model: Model, data: File, lowered: Lowered, name: str, form: Form, use: str, path: Path
-) -> _Case:
-    rows, columns = form.shape
-    windows = _windows(rows)
-    builder = SampleBuilder(data, lowered, rows, windows)
-    weight = np.concatenate([model.tensors[name].decode(slice(*window)) for window in windows])
-    runs: tuple[tuple[Arrays, Arrays], ...]
-    if use == "gather":
-        ids = np.arange(len(weight), dtype=np.int64)[None, ::-1].copy()
-        form.gather(builder, builder.input("ids", onnx.TensorProto.INT64, (1, len(weight))), "y")
-        runs, limit = (({"ids": ids}, {"y": weight[ids]}),), EXACT
-    else:
-        x = np.random.default_rng(0).standard_normal((1, 5, columns)).astype(np.float32)
-        form.linear(builder, builder.input("x", onnx.TensorProto.FLOAT, (1, "tokens", columns)), "y")
-        want = (x.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.float32)
-        runs = (({"x": x}, {"y": want}), ({"x": x[:, :1]}, {"y": want[:, :1]}))
-        limit = INT8 if lowered.int8 and isinstance(form, AffineForm) else EXACT
-    last = columns if use == "gather" else len(weight)
-    builder.output("y", onnx.TensorProto.FLOAT, (1, "tokens", last))
-    path.write_bytes(builder.model().SerializeToString())
-    return _Case(name, f"{use}: {form.label}", limit, path, runs)
-
-
-def _windows(rows: int) -> list[tuple[int, int]]:
-    if rows <= 3 * _SAMPLE:
-        return [(0, rows)]
-    middle = rows // 2
-    return [(0, _SAMPLE), (middle, middle + _SAMPLE), (rows - _SAMPLE, rows)]
 
 
 # ---- the whole model -------------------------------------------------------------------------------------------------
@@ -224,7 +104,7 @@ class _Undecoded(Mapping[str, Array]):
         return len(self._tensors)
 
 
-def _model_case(model: Model, target: Path, lowered: Lowered) -> _Case:
+def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
     from qdeploy.ir.run import run
 
     graph, weights = model.graph, _Undecoded(model)
@@ -235,7 +115,7 @@ def _model_case(model: Model, target: Path, lowered: Lowered) -> _Case:
         given = {value.name for value in graph.inputs}
         outputs, states = run(graph, {k: v for k, v in inputs.items() if k in given}, states, weights)
         runs.append((inputs, outputs))
-    return _Case("model", "model", INT8_FULL if lowered.int8 else EXACT_FULL, target / MODEL_FILE, tuple(runs))
+    return Case("model", "model", INT8_FULL if lowered.int8 else EXACT_FULL, target / MODEL_FILE, tuple(runs))
 
 
 def _ids(model: Model, shape: tuple[int, int]) -> Array:
@@ -262,7 +142,7 @@ def _encoder_inputs(model: Model) -> Arrays:
 # ---- the child -------------------------------------------------------------------------------------------------------
 
 
-def _run(job: Path, cases: list[_Case]) -> list[CheckResult]:
+def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
     listed = []
     for place, case in enumerate(cases):
         arrays = {
@@ -282,6 +162,6 @@ def _run(job: Path, cases: list[_Case]) -> list[CheckResult]:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it was killed"]
         raise ProofError("ONNX Runtime does not run what was written", where=str(cases[0].model.parent), found=last[0],
-                         todo="This is a defect of the conversion; please report it with the checkpoint.")  # fmt: skip
+                         todo=_REPORT)  # fmt: skip
     errors = json.loads(done.stdout)
     return [CheckResult(c.name, c.kind, e, c.limit) for c, e in zip(cases, errors, strict=True)]

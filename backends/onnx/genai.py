@@ -38,7 +38,7 @@ def genai_config(model: Model, graph: Graph) -> Mapping[str, Any]:
         "model": {
             **{key: value for key, value in known.items() if value is not None},
             "context_length": meta["context"],
-            "decoder": _decoder(graph, meta),
+            "decoder": _decoder(graph, _hidden_size(model)),
             "type": MODEL_TYPES.get(str(meta["model_type"]), "decoder"),
             "vocab_size": meta["vocab"],
         },
@@ -61,14 +61,14 @@ def write_side_files(model: Model, target: Path, config: Mapping[str, Any] | Non
     return written
 
 
-def _decoder(graph: Graph, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+def _decoder(graph: Graph, hidden: int) -> Mapping[str, Any]:
     state = graph.states[0]
     attention = next(node for node in graph.nodes if node.op == "Attention")
     return {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": "model.onnx",
         "head_size": padded_head(state.head_dim),
-        "hidden_size": int(attention.attrs["heads"]) * state.head_dim,  # type: ignore[arg-type]
+        "hidden_size": hidden,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
@@ -84,6 +84,12 @@ def _decoder(graph: Graph, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         "num_hidden_layers": len(graph.states),
         "num_key_value_heads": state.heads,
     }
+
+
+def _hidden_size(model: Model) -> int:
+    """Columns of the embedding."""
+    gather = next(node for node in model.graph.nodes if node.op == "Gather")
+    return model.tensors[gather.inputs[0]].shape[1]
 
 
 def _search(generation: Mapping[str, Any], context: int) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_encoder_attention, lengths, padded_head
+from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_encoder_attention, padded_head
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
@@ -98,7 +98,7 @@ class GraphLowering:
         for name in state_names(self.graph, "past_key_values"):
             self._declare_state(self.builder.input, name, "past_sequence_length")
         self._attention = self._decoder_attention
-        self._lengths: Lengths = lengths(self.builder, self.graph.inputs[0].name, mask)
+        self._lengths = Lengths(self.builder, self.graph.inputs[0].name, mask)
 
     def _declare_state(self, declare: Callable[..., str], name: str, length: str) -> None:
         state = self.graph.states[int(name.split(".")[1])]

@@ -65,7 +65,7 @@ def _pooling(model: Model, path: str, hidden: int) -> str:
 
 def _json(model: Model, path: str) -> Any:
     for file in model.files:
-        if file.path == path and file.role == "side":
+        if file.path == path and file.role in ("side", "derived"):
             if file.data.nbytes > JSON_LIMIT:
                 raise BadFileError("a JSON file is too large", where=path, found=file.data.nbytes)
             return parse_json(file.data.read().tobytes(), path)

@@ -20,9 +20,11 @@ class SourceFile:
     Attributes:
         path: Relative to the source folder, with forward slashes.
         data: U8 [size], read by range.
-        role: "side" (config, tokenizer, ...); "head": the bytes of a tensor file before its tensors, given only where
-            whatever else lies between the tensors is zero, so that head and tensors are the whole file; "derived": made
-            by the reader from what the source holds in another form (a tokenizer.json from metadata).
+        role: "side": config, tokenizer, ...
+            "head": the bytes of a tensor file before its tensors, given where whatever else lies between the tensors is
+            zero, so that head and tensors are the whole file.
+            "rest": the same where it is not, followed by what lies between and behind the tensors.
+            "derived": made by the reader from what the source holds in another form (a tokenizer.json from metadata).
         total: For a head: the size of the whole file.
     """
 

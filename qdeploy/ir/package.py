@@ -14,7 +14,7 @@
         files               path -> [role, size, size of the whole file (heads)]: what else the source held
         extra               kept as it is, never interpreted
     shard-00001.safetensors ...   buffer `key` of tensor `name` is the entry "name#key"
-    files/<path>, source/<file>.head   files of role "side" and "derived"; of role "head"
+    files/<path>, source/<file>.head   files of role "side" and "derived"; of role "head" or "rest"
     checksums.json          SHA-256 of every entry of every shard, of every file, and of the manifest
 
 All offsets are planned first, from descriptions alone: the same source gives the same bytes. Shards are then filled in
@@ -72,7 +72,7 @@ _KEYS = {
 
 def place(path: str, role: str) -> str:
     """Where a carried file stands in the package."""
-    return f"source/{path}.head" if role == "head" else f"files/{path}"
+    return f"source/{path}.{role}" if role in ("head", "rest") else f"files/{path}"
 
 
 class Package:

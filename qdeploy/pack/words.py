@@ -1,8 +1,8 @@
 """Matrices of 32-bit words that hold packed codes, turned so that the codes of one weight row lie side by side.
 
-A transpose runs at the speed of memory when the result is filled in strips of whole cache lines, and when the rows of the
-strip that is read do not all fall into the same sets of the cache, as they do where the width is a power of two: each
-strip is first copied to rows that are a little longer. That is two to five times as fast as numpy's own order.
+A transpose runs at the speed of memory when the result is filled in strips of whole cache lines, and when the rows of
+the strip that is read do not all fall into the same sets of the cache, as they do where the width is a power of two:
+each strip is first copied to rows that are a little longer. That is two to five times as fast as numpy's own order.
 
 Codes of four bits that are packed across the rows of the weight (AWQ) also have to be turned inside of the words: eight
 words of eight nibbles are an 8 x 8 matrix, transposed by exchanging its off-diagonal blocks of 4, 2 and 1 nibbles

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,7 @@ from qdeploy.store.output import Staged, write_all
 from qdeploy.store.recode import Recoding, restore
 from qdeploy.store.storage import storage_dtype
 
+_SLAB_BYTES = 8 << 20
 _VERBATIM = Recoding(("data",), lambda raw: (raw,), lambda rows: rows)
 
 
@@ -34,9 +37,9 @@ def restore_files(model: Model, stage: Staged, progress: Progress) -> None:
     for file in package.files():
         if file.role == "side":
             stage.write(file.path, _slabs(file.data))
-        elif file.role == "head":
+        elif file.role in ("head", "rest"):
             heads[file.path] = file
-    opened = {path: _create(stage, head) for path, head in heads.items()}
+    opened = {path: _create(stage, head, _gaps(package, head)) for path, head in heads.items()}
     try:
         for name, tensor in model.tensors.items():
             _restore_tensor(name, tensor, package, opened)
@@ -59,17 +62,30 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
     return made
 
 
-def _create(stage: Staged, head: SourceFile) -> int:
-    """A file of its final size that holds the head; everything else is zero until the tensors come."""
+def _create(stage: Staged, head: SourceFile, gaps: list[tuple[int, int]]) -> int:
+    """A file of its final size that holds what is no tensor; everything else is zero until the tensors come."""
     final = stage.path / head.path
     final.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(final, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
-    at = 0
-    for chunk in _slabs(head.data):
-        write_all(descriptor, memoryview(chunk), at)
-        at += len(chunk)
     os.ftruncate(descriptor, head.total)
+    kept = 0
+    for begin, end in gaps:
+        size = min(end - begin, head.data.nbytes - kept)
+        for start in range(kept, kept + size, _SLAB_BYTES):
+            chunk = head.data.read(start, min(start + _SLAB_BYTES, kept + size))
+            write_all(descriptor, chunk.data, begin + start - kept)
+        kept += size
     return descriptor
+
+
+def _gaps(package: Package, head: SourceFile) -> list[tuple[int, int]]:
+    """Where a file holds no tensor: its head, and what lies between and behind the tensors."""
+    spans = []
+    for file, _, _, shape, _, begin, dtype in package.manifest["stored"]:
+        if file == head.path:
+            spans.append((begin, begin + math.prod(shape) * storage_dtype(dtype).itemsize))
+    edges = [(0, 0), *sorted(spans), (head.total, head.total)]
+    return [(end, begin) for (_, end), (begin, _) in itertools.pairwise(edges) if begin > end]
 
 
 def _restore_tensor(name: str, tensor: QTensor, package: Package, opened: dict[str, int]) -> None:
@@ -118,6 +134,6 @@ def _apply_residue(residue: Buffer, numbers: list[int], package: Package, opened
         os.pwrite(descriptor, bytes([found[0] ^ xor]), begin + offset)
 
 
-def _slabs(buffer: Buffer, step: int = 8 << 20) -> Iterator[Any]:
-    for start in range(0, buffer.shape[0], step):
-        yield np.ascontiguousarray(buffer.read(start, min(start + step, buffer.shape[0])))
+def _slabs(buffer: Buffer) -> Iterator[Any]:
+    for start in range(0, buffer.shape[0], _SLAB_BYTES):
+        yield np.ascontiguousarray(buffer.read(start, min(start + _SLAB_BYTES, buffer.shape[0])))

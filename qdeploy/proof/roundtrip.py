@@ -44,7 +44,7 @@ def levels(model: Model) -> dict[str, dict[str, Any]]:
     origins = [o for o in model.origins if (o.file, o.name) in used]
     read = [o for o in origins if o.proven]
     exact = [o for o in read if not o.values_only]
-    heads = [] if model.losses else [f.path for f in model.files if f.role == "head"]
+    heads = [] if model.losses else [f.path for f in model.files if f.role in ("head", "rest")]
     whole = [path for path in heads if all(o.proven and not o.values_only for o in model.origins if o.file == path)]
     return {
         "values": {"proven": len(read), "of": len(origins)},

@@ -2,8 +2,8 @@
 
 Every file of a checkpoint is opened here and nowhere else. A name that leads outside of the folder (`..`, an absolute
 path, a symbolic link, a hard link to something else, a device or a pipe) is refused before a byte is read, and an open
-file is only ever read by explicit ranges: it is never mapped, so a file that is cut while we read gives an error instead
-of a crash.
+file is only ever read by explicit ranges: it is never mapped, so a file that is cut while we read gives an error
+instead of a crash.
 
 One layout with links is known and safe: the hub cache of Hugging Face, where `snapshots/<revision>/file` is a link to
 `blobs/<hash>` of the same repository folder. There the repository folder is the border.

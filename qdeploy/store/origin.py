@@ -1,8 +1,8 @@
 """The ledger of the proof: a source tensor, and which part of it has been shown to come back byte for byte.
 
 A buffer that is a source tensor's own bytes is proven by being read. A buffer in another order is packed back as it is
-read, and compared: the first pass over the data is at the same time its proof. What does not come back (padding that the
-canonical writer would leave zero, codes that no encoder makes) is kept as residue, byte by byte.
+read, and compared: the first pass over the data is at the same time its proof. What does not come back (padding that
+the canonical writer would leave zero, codes that no encoder makes) is kept as residue, byte by byte.
 """
 
 from __future__ import annotations

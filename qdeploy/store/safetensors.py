@@ -1,7 +1,7 @@
 """safetensors files, read by ranges.
 
     u64 little-endian   length n of the header
-    n bytes             JSON {name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {str: str}}, space-padded
+    n bytes             JSON {name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {str: str}}, padded
     rest                tensor bytes, little-endian, row-major, no holes, no overlaps; offsets count from here
 
 Whether a header is legal is judged by the safetensors library's own audited parser, which opens the file first (holes,

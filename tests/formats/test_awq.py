@@ -33,7 +33,7 @@ def test_library_weights_are_reproduced(testdata: Path) -> None:
             name, expected = key[2:], oracle[key]
             ours = model.tensors[name].decode().astype(expected.dtype)
             if name.replace(".weight", ".bias") in model.tensors:
-                # The library was asked by sending the identity through the layer: its bias was added and taken off again.
+                # The library was asked by sending the identity through the layer; its bias went on and off again.
                 bias = model.tensors[name.replace(".weight", ".bias")].decode().astype(expected.dtype)[:, None]
                 ours = (ours + bias) - bias
             np.testing.assert_array_max_ulp(ours, expected, maxulp=1)
