@@ -2,8 +2,8 @@
 
     python bench/codes.py SOURCE PACKAGE ONNX
 
-The source is decoded with numpy from the layout of GPTQ or AWQ; the ONNX model is read as the inputs of its MatMulNBits
-nodes, the package as safetensors. Some layers of each shape are compared, bit by bit.
+The source is decoded with numpy from the layout of GPTQ or AWQ; the ONNX model is read as the inputs of its
+MatMulNBits nodes, the package as safetensors. Some layers of each shape are compared, bit by bit.
 """
 
 from __future__ import annotations
@@ -96,10 +96,11 @@ def _split(packed: Array) -> Array:
 
 
 def _tensors(folder: Path, wanted: tuple[str, ...]) -> dict[str, Array]:
-    found = {}
+    found: dict[str, Array] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
-            found |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(wanted)}
+            names = [name for name in file.keys() if name.startswith(wanted)]  # noqa: SIM118 (no mapping)
+            found |= {name: file.get_tensor(name) for name in names}
     return found
 
 

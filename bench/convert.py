@@ -4,8 +4,8 @@
     python bench/convert.py --work DIR [--runs 3] [--only gptq awq bf16 memory] [--json FILE]
 
 Everything runs on one thread, in turns, from files in the page cache; our proof, checksums and the check of the nodes
-count, start-up of every program counts. llama.cpp needs two steps (float16 GGUF, then Q4_0) and both count. Memory is that
-of the converting process; `tree` adds the child that runs ONNX Runtime for the check.
+count, start-up of every program counts. llama.cpp needs two steps (float16 GGUF, then Q4_0) and both count. Memory is
+that of the converting process; `tree` adds the child that runs ONNX Runtime for the check.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Bench:
 
     def model(self, kind: str, scale: int = 1) -> Path:
         """The folder of a model; made if it is missing."""
-        command = [sys.executable, Path(__file__).with_name("synthetic.py"), "--work", self.work]
+        command: list[str | Path] = [sys.executable, Path(__file__).with_name("synthetic.py"), "--work", self.work]
         subprocess.run([*command, "--kind", kind, "--scale", str(scale)], check=True, stdout=subprocess.DEVNULL)
         return self.work / f"llama-{kind}-x{scale}"
 
     def ours(self, kind: str, options: Sequence[str], scale: int = 1, keep: str = "") -> Callable[[], Usage]:
-        """qdeploy convert."""
+        """Our conversion."""
         source, target = self.model(kind, scale), self.out / (keep or "ours")
-        command = [*QDEPLOY, "convert", source, target, "--jobs", "1", "--quiet", *options]
+        command: list[str | Path] = [*QDEPLOY, "convert", source, target, "--jobs", "1", "--quiet", *options]
         return lambda: self._fresh(target, bool(keep), command)
 
     def builder(self, kind: str, *extra: str, keep: str = "") -> Callable[[], Usage]:
@@ -63,14 +63,22 @@ class Bench:
             "-c",
             self.work / "cache",
         ]
-        more = ["--extra_options", *extra] if extra else []
+        more: list[str | Path] = ["--extra_options", *extra] if extra else []
         return lambda: self._fresh(target, bool(keep), [*command, *more])
 
     def llama_cpp(self, kind: str) -> Callable[[], Usage]:
         """Two steps: float16 GGUF, then Q4_0."""
         source, middle, target = self.model(kind), self.out / "f16.gguf", self.out / "q4_0.gguf"
-        convert = [self.peers.python, self.peers.converter, source, "--outfile", middle, "--outtype", "f16"]
-        quantize = [self.peers.quantizer, middle, target, "Q4_0", "1"]
+        convert: list[str | Path] = [
+            self.peers.python,
+            self.peers.converter,
+            source,
+            "--outfile",
+            middle,
+            "--outtype",
+            "f16",
+        ]
+        quantize: list[str | Path] = [self.peers.quantizer, middle, target, "Q4_0", "1"]
 
         def job() -> Usage:
             first = self._fresh(middle, True, convert)

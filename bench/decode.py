@@ -2,8 +2,8 @@
 
     python decode.py FOLDER THREADS
 
-Batch 1, key-value cache of 256 tokens, greedy; decode is 64 tokens after a prompt of 16 (the median token counts), prefill
-is a prompt of 128 (the faster of two).
+Batch 1, key-value cache of 256 tokens, greedy; decode is 64 tokens after a prompt of 16 (the median token counts),
+prefill is a prompt of 128 (the faster of two).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def prompt(length: int) -> list[int]:
 def main() -> None:
     folder, threads = sys.argv[1], int(sys.argv[2])
     begin = time.perf_counter()
-    import onnxruntime_genai as og
+    import onnxruntime_genai as og  # type: ignore[import-untyped]
 
     config = og.Config(folder)
     session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}

@@ -1,9 +1,10 @@
 """Programs measured from outside: CPU seconds, wall seconds, peak memory; and the table that is made of it.
 
-CPU seconds are user + system of the process and of every child that it waited for (`wait4`). Memory is polled in /proc
-every 20 ms: `tree` is the largest sum of the resident memory of a process and its descendants, `own` the high-water mark
-of the first process alone (the kernel keeps it, so polling late loses nothing), `anon` the largest sum without mapped
-files. Candidates are run in turns, so that a slow minute of the machine hits all of them; what counts are ratios.
+CPU seconds are user + system of the process and of every child that it waited for (`wait4`). Memory is polled in
+/proc every 20 ms: `tree` is the largest sum of the resident memory of a process and its descendants, `own` the high-
+water mark of the first process alone (the kernel keeps it, so polling late loses nothing), `anon` the largest sum
+without mapped files. Candidates are run in turns, so that a slow minute of the machine hits all of them; what counts
+are ratios.
 
 This module imports nothing large: a child starts as a copy of this process.
 """
@@ -32,7 +33,7 @@ QDEPLOY = [sys.executable, "-m", "qdeploy"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-class Failed(Exception):
+class RunError(Exception):
     """A measured program ended with an error."""
 
 
@@ -58,7 +59,7 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
     """Runs a program to its end.
 
     Raises:
-        Failed: It ended with an error; the message holds the end of what it printed.
+        RunError: It ended with an error; the message holds the end of what it printed.
     """
     os.sync()  # what the last run wrote is not this run's business
     load = os.getloadavg()[0]
@@ -78,7 +79,7 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
         log.seek(0)
         output = log.read().decode(errors="replace")
     if child.returncode:
-        raise Failed(f"{' '.join(map(str, command))}\nended with {child.returncode}:\n{output[-2000:]}")
+        raise RunError(f"{' '.join(map(str, command))}\nended with {child.returncode}:\n{output[-2000:]}")
     return Usage(spent.ru_utime + spent.ru_stime, wall, own, max(tree, own), anon, load, output)
 
 
@@ -96,7 +97,7 @@ def interleave(jobs: Mapping[str, Callable[[], Usage]], rounds: int) -> dict[str
 
 def median(runs: Sequence[Usage], what: str) -> float:
     """The median of one field over some runs."""
-    return statistics.median(getattr(r, what) for r in runs)
+    return float(statistics.median(getattr(r, what) for r in runs))
 
 
 @dataclass

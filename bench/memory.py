@@ -2,8 +2,8 @@
 
     python bench/memory.py --work DIR [--json FILE]
 
-Each case is converted twice: with a tensor of 2 GiB, and with the same kind of tensor 1024 times smaller, which takes the
-same imports and the same way. The difference of the two peaks is what the size costs. Needs about 10 GB of disk.
+Each case is converted twice: with a tensor of 2 GiB, and with the same kind of tensor 1024 times smaller, which takes
+the same imports and the same way. The difference of the two peaks is what the size costs. Needs about 10 GB of disk.
 """
 
 from __future__ import annotations
@@ -109,14 +109,14 @@ def main() -> None:
     options = parser.parse_args()
     results, work = Results("memory.py", options.json), options.work.absolute() / "memory"
     shutil.rmtree(work, ignore_errors=True)
-    rows = []
+    rows: list[tuple[str, float, float, float]] = []
     for case in CASES:
         small, large = peak(work, case, 2 * MIB), peak(work, case, 2048 * MIB)
-        rows.append([case.name, small / MIB, large / MIB, (large - small) / MIB])
+        rows.append((case.name, small / MIB, large / MIB, (large - small) / MIB))
     shutil.rmtree(work)
     results.table("Peak of the converting process", ["case", "2 MiB tensor, MiB", "2 GiB tensor, MiB", "above"], rows)
     for name, _, _, above in rows:
-        results.bar(f"{name}: MiB above the imports", float(above), LIMIT, at_least=False)
+        results.bar(f"{name}: MiB above the imports", above, LIMIT, at_least=False)
 
 
 if __name__ == "__main__":

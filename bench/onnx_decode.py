@@ -3,10 +3,10 @@
     python bench/synthetic.py --work DIR && python bench/peers.py --work DIR
     python bench/onnx_decode.py --work DIR [--runs 6] [--threads 1 2] [--only bf16 gptq] [--json FILE]
 
-Both models of a pair come from the same source and run in the same engine, one after the other, each in a process of its
-own (`decode.py`); every round gives one ratio, and the median of the ratios counts. The builder quantizes the head of a
-GPTQ checkpoint again (int4, blocks of 32), ours stays float16 as it is in the source; so there is a row with the builder's
-head left alone as well.
+Both models of a pair come from the same source and run in the same engine, one after the other, each in a process of
+its own (`decode.py`); every round gives one ratio, and the median of the ratios counts. The builder quantizes the
+head of a GPTQ checkpoint again (int4, blocks of 32), ours stays float16 as it is in the source; so there is a row
+with the builder's head left alone as well.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python bench/peers.py --work DIR [--jobs 2]
 
-Needs pip, cmake and a C++ compiler; about 2.5 GB and, for the compiler, ten minutes of one core. What is there already is
-left alone. llama.cpp is the one inside of the source distribution of llama-cpp-python, because a package index keeps it
-at a fixed version.
+Needs pip, cmake and a C++ compiler; about 2.5 GB and, for the compiler, ten minutes of one core. What is there
+already is left alone. llama.cpp is the one inside of the source distribution of llama-cpp-python, because a package
+index keeps it at a fixed version.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python bench/startup.py [--runs 25] [--json FILE]
 
-Wall milliseconds of whole processes, in turns; the peer runs in the same interpreter and environment as ours. One round is
-run before, unmeasured, so that byte code and files are in place.
+Wall milliseconds of whole processes, in turns; the peer runs in the same interpreter and environment as ours. One
+round is run before, unmeasured, so that byte code and files are in place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from measure import Failed, Results, Usage, arguments, run
+from measure import Results, RunError, Usage, arguments, run
 
 PYTHON = sys.executable
 CLICK = "import click\n@click.command()\ndef hello(): click.echo('hello')\nhello()"
@@ -31,7 +31,7 @@ def commands(work: Path) -> dict[str, list[str]]:
     hello.write_text(CLICK + "\n")
     program = shutil.which("qdeploy", path=str(Path(PYTHON).parent))
     if program is None:
-        raise Failed(f"qdeploy is not installed beside {PYTHON}")
+        raise RunError(f"qdeploy is not installed beside {PYTHON}")
     return {
         "python -c pass": [PYTHON, "-c", "pass"],
         "import numpy": [PYTHON, "-c", "import numpy"],

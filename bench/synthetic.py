@@ -3,9 +3,10 @@
     python bench/synthetic.py --work DIR [--kind bf16 gptq awq] [--scale 1 4]
 
 Hidden size 2048, 16 layers, FFN 5632, 32 heads, 8 of keys and values, vocabulary 32000, head not tied: 852,559,872
-parameters. `--scale 4` has 73 layers, so four times as many. Float weights are N(0, 0.02), codes are uniform, scales such
-that a decoded weight has about the same spread; embedding, head and norms of the quantized kinds are float16. The seed of
-a tensor is its name: the same bytes on every machine. Tensors are made piece by piece; nothing large is ever held.
+parameters. `--scale 4` has 73 layers, so four times as many. Float weights are N(0, 0.02), codes are uniform, scales
+such that a decoded weight has about the same spread; embedding, head and norms of the quantized kinds are float16.
+The seed of a tensor is its name: the same bytes on every machine. Tensors are made piece by piece; nothing large is
+ever held.
 
 Every folder is named `llama-<kind>-x<scale>` and is complete: config, generation config and a tokenizer.
 """
@@ -172,8 +173,10 @@ def _fill(content: str, made: np.random.Generator, start: int, count: int) -> np
         case "sevens":  # version 1 stores the zero-point 8 minus one
             return np.full(count, 0x77777777, np.int32)
         case "zeros":  # asymmetric: 6 to 9
-            fields = made.integers(6, 10, (count, 8), np.int64) << np.arange(0, 32, 4)
-            return fields.sum(axis=1).astype(np.uint32).view(np.int32)
+            words = np.zeros(count, np.uint32)
+            for shift in range(0, 32, 4):
+                words |= made.integers(6, 10, count, np.uint32) << np.uint32(shift)
+            return words.view(np.int32)
         case "scales":  # uniform codes spread over 4.6 steps
             return made.uniform(0.8, 1.2, count) * (SPREAD / 4.6)
         case _:  # "ramp": the group of each column

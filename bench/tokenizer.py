@@ -1,7 +1,8 @@
 """A tokenizer of the wished size in Llama's form: byte-pair encoding with byte fallback.
 
-The vocabulary is made, not trained: three special tokens, 256 bytes, the printable ASCII characters, then pairs and triples
-of them, with the merges that lead there. It encodes and decodes every text; that is all a benchmark asks of it.
+The vocabulary is made, not trained: three special tokens, 256 bytes, the printable ASCII characters, then pairs and
+triples of them, with the merges that lead there. It encodes and decodes every text; that is all a benchmark asks of
+it.
 """
 
 from __future__ import annotations

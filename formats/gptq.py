@@ -181,10 +181,12 @@ def _index_kind(layer: Layer, columns: int, group: int) -> str:
 
 
 def _wraps(layer: Layer, bits: int) -> bool:
-    entry = layer.part("qzeros", "I32")
-    rows = layer.part("scales", *SCALES).shape[1]
-    stored = fields(entry.slab(0, 0, entry.shape[0]), bits)[:, :rows]
-    return bool((stored == (1 << bits) - 1).any())
+    """Whether a stored zero-point has all bits set; a megabyte at a time."""
+    entry, rows = layer.part("qzeros", "I32"), layer.part("scales", *SCALES).shape[1]
+    groups, words = entry.shape
+    step = -(-(1 << 18) // words)
+    slabs = (entry.slab(0, start, min(start + step, groups)) for start in range(0, groups, step))
+    return any((fields(slab, bits)[:, :rows] == (1 << bits) - 1).any() for slab in slabs)
 
 
 class _Overrides:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,8 +149,7 @@ def write_package(
     """
     progress.start("writing the package", sum(e.buffer.nbytes for s in plan.shards for e in s.entries))
     ledger = _Ledger(model)
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        sums = list(pool.map(lambda shard: _fill(ledger, shard, stage, progress), plan.shards))
+    sums = _each(lambda shard: _fill(ledger, shard, stage, progress), plan.shards, jobs)
     checksums: dict[str, Any] = {shard.file: found for shard, found in zip(plan.shards, sums, strict=True)}
     residue = ledger.residue_shard()
     if residue.entries:
@@ -162,6 +161,13 @@ def write_package(
     checksums["manifest"] = hashlib.sha256(json_bytes(manifest)).hexdigest()
     stage.write_json(CHECKSUMS, checksums)
     stage.write_json(MANIFEST, manifest)
+
+
+def _each(work: Callable[[Shard], dict[str, str]], shards: list[Shard], jobs: int) -> list[dict[str, str]]:
+    if jobs == 1:
+        return [work(shard) for shard in shards]
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(work, shards))
 
 
 def _fill(ledger: _Ledger, shard: Shard, stage: Staged, progress: Progress) -> dict[str, str]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -292,6 +292,19 @@ def plain(buffer: Buffer, table: str, source: Source | None = None, dtype: str |
     return QTensor(buffer.shape, dtype or buffer.dtype, (Term(codes),), source=source)
 
 
+_PARTS: dict[type, tuple[str, ...]] = {
+    QTensor: ("terms", "rungs", "scale", "offset", "source"),
+    Source: ("residue",),
+    Term: ("values", "where"),
+    Rung: ("terms",),
+    Codes: ("data", "table", "zero", "scale", "offset"),
+    LowRank: ("u", "vt"),
+    Table: ("values", "select"),
+    Param: ("values", "index"),
+}
+"""The fields of each noun below which there may be buffers."""
+
+
 def buffers(node: object) -> Iterator[Buffer]:
     """Every buffer below a noun, in the order of the fields; a buffer that occurs twice is given twice."""
     if isinstance(node, Buffer):
@@ -299,6 +312,6 @@ def buffers(node: object) -> Iterator[Buffer]:
     elif isinstance(node, tuple):
         for item in node:
             yield from buffers(item)
-    elif is_dataclass(node):
-        for entry in fields(node):
-            yield from buffers(getattr(node, entry.name))
+    elif node is not None:
+        for name in _PARTS.get(type(node), ()):
+            yield from buffers(getattr(node, name))

@@ -96,8 +96,8 @@ def plain_codes(array: np.ndarray, dtype: str, table: str, key: str = "values") 
     return Codes(array.shape, (Buffer.of(key, array, dtype),), PLAIN, table)
 
 
-def packed(codes: np.ndarray, width: int, table: str | Table, **params: Param | None) -> Codes:
-    data = Buffer.of("codes", bits.pack(codes, width), "U8")
+def packed(codes: np.ndarray, width: int, table: str | Table, key: str = "codes", **params: Param | None) -> Codes:
+    data = Buffer.of(key, bits.pack(codes, width), "U8")
     return Codes(codes.shape, (data,), Layout("bits", width), table, **params)
 
 
@@ -125,7 +125,7 @@ def affine_tensor(
     if zero in ("middle", "codes"):
         chosen = rng.integers(0, 1 << width, (rows, groups), dtype=np.uint8)
         chosen = np.full_like(chosen, 1 << width - 1) if zero == "middle" else chosen
-        zeros = Param(packed(chosen, width, f"uint{width}"), (1, group))
+        zeros = Param(packed(chosen, width, f"uint{width}", "zero"), (1, group))
     elif zero == "float":
         chosen = (rng.random((rows, groups)) * ((1 << width) - 1)).astype(np.float32)
         zeros = Param(plain_codes(chosen, "F32", "f32", "zero"), (1, group))
