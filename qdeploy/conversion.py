@@ -17,10 +17,10 @@ from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir import rules
 from qdeploy.ir.model import Model
 from qdeploy.progress import SILENT, Progress
-from qdeploy.store.output import Staged, staged
+from qdeploy.store.output import REPORT, Staged, refuse_existing, staged
+from qdeploy.store.recode import keep_slabs
 from qdeploy.version import VERSION
 
-REPORT = "report.json"
 Report = dict[str, Any]
 Check = Literal["auto", "nodes", "full", "none"]
 
@@ -90,28 +90,38 @@ def convert(
         >>> report["lossless"]["file bytes"]
         {'proven': 1, 'of': 1}
         >>> report["tensors"]["model.layers.0.mlp.up_proj.weight"]["encoding"]
-        'uint4 g128 scale f16'
+        'uint4 g128 scale f16 zero uint4'
     """
     path = Path(target)
     _refuse_nesting(Path(source), path)
-    model = registry.open_model(source, format, trust_links)
-    for name, tensor in model.tensors.items():
-        rules.check(tensor, name)
-        rules.check_values(tensor, name)
+    refuse_existing(path, force)
+    keep_slabs()
     specs = [quantize] if isinstance(quantize, str) else list(quantize)
-    if specs:
-        from qdeploy.quantize import quantize_model
-
-        model = quantize_model(model, specs)
+    model = _open(source, format, trust_links, specs)
     options = {"activations": activations, "quantize": specs, "requantize": requantize, "check": check}
     if to == "ir":
-        return _to_package(model, path, jobs, force, progress)
+        return _to_package(model, path, options, jobs, force, progress)
     if to == "source":
         return _to_source(model, path, force, progress)
     return _to_backend(model, path, to, options, jobs, force, progress)
 
 
-def _to_package(model: Model, path: Path, jobs: int, force: bool, progress: Progress) -> Report:
+def _open(source: str | os.PathLike[str], format: str, trust_links: bool, specs: list[str]) -> Model:
+    """The model, with every index and scale of it checked, and quantized on the way if that is asked for."""
+    model = registry.open_model(source, format, trust_links)
+    for name, tensor in model.tensors.items():
+        rules.check(tensor, name)
+        rules.check_values(tensor, name)
+    if not specs:
+        return model
+    from qdeploy.quantize import quantize_model
+
+    return quantize_model(model, specs)
+
+
+def _to_package(
+    model: Model, path: Path, options: dict[str, Any], jobs: int, force: bool, progress: Progress
+) -> Report:
     from qdeploy.ir.package_write import plan_package, write_package
     from qdeploy.proof.report import make_report
 
@@ -123,7 +133,7 @@ def _to_package(model: Model, path: Path, jobs: int, force: bool, progress: Prog
     plan = plan_package(model.tensors, graph.constants if graph else {})
     with staged(path, _identity(model, "ir", plan.identity()), force) as stage:
         write_package(model, graph, stage, plan, progress, jobs)
-        report = make_report(model, "ir", {}, [], [])
+        report = make_report(model, "ir", {"quantize": options["quantize"]}, [], [])
         _write_report(stage, report)
     return report
 

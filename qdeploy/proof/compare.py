@@ -69,7 +69,7 @@ def verify(
         >>> verify("examples/models/tiny-llama-gptq", "package")["equal"]
         True
     """
-    report = diff(a, b, text=text, progress=progress)
+    report = _compare(_derived(registry.open_model(a), b), b, text, progress)
     report["equal"] = all(row["codes_equal"] for row in report["tensors"]) and not report["only"]
     if "logits" in report:
         report["equal"] = report["equal"] and report["logits"]["relative_l2"] <= report["logits"]["limit"]
@@ -88,6 +88,23 @@ def diff(
         [False]
     """
     model = registry.open_model(a)
+    return _compare(_derived(model, b) if registry.artifact_backend(b) else model, b, text, progress)
+
+
+def _derived(model: Model, path: str | os.PathLike[str]) -> Model:
+    """The source as the conversion that wrote `path` took it: quantized on the way, if its report says so."""
+    if not os.path.isfile(os.path.join(path, "report.json")):
+        return model
+    report = Folder(path).json("report.json")
+    specs = report.get("options", {}).get("quantize") if isinstance(report, dict) else None
+    if not specs:
+        return model
+    from qdeploy.quantize import quantize_model
+
+    return quantize_model(model, specs)
+
+
+def _compare(model: Model, b: str | os.PathLike[str], text: str, progress: Progress) -> Report:
     artifact = registry.artifact_backend(b)
     if artifact is not None:
         return _against_artifact(artifact, model, str(b), text, progress)
@@ -96,7 +113,7 @@ def diff(
     if not shared:
         raise BadArgumentError(
             "the two models share no tensor name",
-            where=f"{a}, {b}",
+            where=f"{model.path}, {b}",
             found=f"{next(iter(model.tensors), '')} | {next(iter(other.tensors), '')}",
         )
     progress.start("comparing", sum(model.tensors[n].nbytes for n in shared))
@@ -152,10 +169,6 @@ def _as_bytes(array: Any) -> Any:
 def _against_artifact(backend: Any, model: Model, path: str, text: str, progress: Progress) -> Report:
     asked = Folder(path).json("report.json")["options"]
     options = backend.Options(activations=asked["activations"], requantize=asked["requantize"])
-    if asked["quantize"]:
-        from qdeploy.quantize import quantize_model
-
-        model = quantize_model(model, asked["quantize"])
     rows = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, options, progress)]
     report: Report = {"a": model.format, "b": backend.NAME, "only": [], "tensors": rows}
     if text:

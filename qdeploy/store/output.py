@@ -21,6 +21,8 @@ from typing import Any
 
 from qdeploy.errors import OutputError
 
+REPORT = "report.json"
+"""What every output holds: the report of its conversion, by which it is known."""
 _PLAN = "plan.sha256"
 
 
@@ -103,8 +105,7 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True) -> I
     Raises:
         OutputError: The output exists, another process is making it, or the system refuses to write.
     """
-    if target.exists() and not force:
-        raise OutputError("the output exists", where=str(target), todo="Choose another name, or pass --force.")
+    refuse_existing(target, force)
     work = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +126,21 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True) -> I
         raise
     finally:
         _unlock(lock, target.with_name(f".{target.name}.lock"))
+
+
+def refuse_existing(target: Path, force: bool) -> None:
+    """Refuses an output that exists; with `force`, one that does not look like an output (it may be a home folder)."""
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise OutputError("the output exists", where=str(target), todo="Choose another name, or pass --force.")
+    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / REPORT).is_file()):
+        raise OutputError(
+            "what exists there was not written by a conversion, so it is not replaced",
+            where=str(target),
+            allowed=f"an empty folder, or one with a {REPORT}",
+            todo="Remove it yourself, or choose another name.",
+        )
 
 
 def _prepare(work: Path, plan: str) -> bool:

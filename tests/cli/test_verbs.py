@@ -114,6 +114,13 @@ def test_verify_follows_a_quantizing_conversion(tmp_path: Path):
     assert run("verify", FLOAT, tmp_path / "out").strip().endswith("equal")
 
 
+def test_verify_derives_a_quantized_package_again_and_diff_shows_its_loss(tmp_path: Path):
+    run("convert", FLOAT, tmp_path / "package", "--to", "ir", "--quantize", "rtn:int4,group=32", "--quiet")
+    assert run("verify", FLOAT, tmp_path / "package").strip().endswith("equal")
+    rows = json.loads(run("diff", FLOAT, tmp_path / "package", "--json"))["tensors"]
+    assert 15 < min(row["snr_db"] for row in rows if row["snr_db"]) < 30
+
+
 def test_diff_measures_the_loss_of_a_quantization(tmp_path: Path):
     found = json.loads(run("diff", FLOAT, GPTQ, "--text", "To be, or not to be", "--json"))
     rows = {row["name"]: row for row in found["tensors"]}

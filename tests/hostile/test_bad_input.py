@@ -262,6 +262,7 @@ def test_an_existing_output_is_refused_without_force(source: Path, tmp_path: Pat
     with pytest.raises(QdeployError, match="exists"):
         qdeploy.convert(source, tmp_path / "out", to="ir")
     assert os.listdir(tmp_path / "out") == ["precious"]
+    (tmp_path / "out/report.json").write_text("{}")
     qdeploy.convert(source, tmp_path / "out", to="ir", force=True)
     assert not (tmp_path / "out/precious").exists()
 

@@ -57,6 +57,7 @@ def test_an_existing_output_is_refused_and_kept(tmp_path: Path):
 def test_force_replaces_only_after_the_new_one_stands(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("x")
+    (tmp_path / "out/report.json").write_text("{}")
     with pytest.raises(RuntimeError), staged(tmp_path / "out", "plan", force=True) as stage:
         stage.write("new", [b"1"])
         raise RuntimeError
@@ -65,6 +66,14 @@ def test_force_replaces_only_after_the_new_one_stands(tmp_path: Path):
         stage.write("new", [b"1"])
     assert os.listdir(tmp_path / "out") == ["new"]
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_force_never_replaces_what_no_conversion_wrote(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/precious").write_text("x")
+    with pytest.raises(OutputError, match="not written by a conversion"), staged(tmp_path / "home", "p", force=True):
+        pass
+    assert (tmp_path / "home/precious").exists()
 
 
 def test_two_writers_do_not_share_a_folder(tmp_path: Path):
