@@ -86,7 +86,7 @@ def test_the_weight_stays_packed_in_the_optimized_model(case, tmp_path, rng):
     onnxruntime.InferenceSession(str(written.path), options, providers=["CPUExecutionProvider"])
     kept = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
     codes = (onnx.TensorProto.UINT8, onnx.TensorProto.UINT16)
-    assert any(t.data_type in codes and np.prod(t.dims) >= 96 for t in kept.graph.initializer)
+    assert any(t.data_type in codes and np.prod(t.dims) >= 84 for t in kept.graph.initializer)
     whole = tensor.shape[0] * tensor.shape[1]
     floats = [t for t in kept.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and np.prod(t.dims) == whole]
     assert not floats
