@@ -94,7 +94,7 @@ def claim(layer: Layer, format: str, zeros: str = "", notes: list[str] | None = 
     zeros = zeros or _zeros_rule(layer.settings)
     columns, group, bits = _measure(layer)
     parts = ("qweight", "qzeros", "scales", *(("g_idx",) if layer.has("g_idx") else ()))
-    args = {"bits": bits, "columns": columns, "group": group, "zeros": zeros}
+    args: dict[str, int | str] = {"bits": bits, "columns": columns, "group": group, "zeros": zeros}
     stored = tuple(f"{layer.name}.{part}" for part in parts)
 
     def build() -> QTensor:

@@ -27,7 +27,7 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
         side = write_side_files(model, target, config)
     except OSError as error:
         raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
-    sizes = builder.owned_bytes()
+    sizes = builder.owned_bytes(lowering.rulings)
     choices = tuple(
         Choice(name, ruling.form.label, ruling.reason, ruling.lossless, sizes.get(name, 0))
         for name, ruling in lowering.rulings.items()

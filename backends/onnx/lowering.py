@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 
 from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_encoder_attention, padded_head
+from qdeploy.backends.onnx.forms import FloatForm, Form
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.backends.onnx.rules import Ruling, float_form, rule
-from qdeploy.backends.onnx.weights import FloatForm, Form
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model

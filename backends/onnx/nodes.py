@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 
 from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.errors import UnsupportedError
@@ -77,7 +78,7 @@ def _emit_plain(scope: Scope, node: Node) -> None:
 def _constant(scope: Scope, node: Node) -> None:
     integer = "value_int" in node.attrs
     value = np.array(node.attrs["value_int" if integer else "value_float"], np.int64 if integer else np.float32)
-    scope.builder.node("Identity", [scope.builder.constant(value)], node.outputs)
+    scope.builder.node("Constant", [], node.outputs, value=onnx.numpy_helper.from_array(value))
 
 
 def _gather(scope: Scope, node: Node) -> None:

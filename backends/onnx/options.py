@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qdeploy.backends.onnx.external import Placed
-from qdeploy.backends.onnx.weights import Form
+from qdeploy.backends.onnx.forms import Form
 
 
 @dataclass(frozen=True)

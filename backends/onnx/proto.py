@@ -6,7 +6,7 @@ the CPU time of a whole conversion, and all that is needed here is to append.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -123,11 +123,13 @@ class GraphBuilder:
         """Where each range of the data file lies, by the name of the initializer that brought it."""
         return self._places
 
-    def owned_bytes(self) -> Mapping[str, int]:
-        """Size of everything in the data file that belongs to a tensor, by tensor."""
+    def owned_bytes(self, tensors: Collection[str]) -> Mapping[str, int]:
+        """Size of everything in the data file that belongs to a tensor (`name`, `name.part`, ...), by tensor."""
         sizes: dict[str, int] = {}
         for name, place in self._places.items():
-            sizes[owner(name)] = sizes.get(owner(name), 0) + place.blob.nbytes
+            while name not in tensors and "." in name:
+                name = name.rpartition(".")[0]
+            sizes[name] = sizes.get(name, 0) + place.blob.nbytes
         return sizes
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
@@ -153,13 +155,3 @@ class GraphBuilder:
             model.opset_import.add(domain=QDEPLOY, version=1)
             model.functions.extend(self.functions.values())
         return model
-
-
-_PARTS = (".codes", ".scale", ".zero", ".offset", ".high", ".low", ".decoded", ".table")
-
-
-def owner(name: str) -> str:
-    """The tensor that an initializer is a part of."""
-    for part in _PARTS:
-        name = name.removesuffix(part)
-    return name

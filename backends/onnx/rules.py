@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 from qdeploy.backends.onnx.affine import Affine, affine
 from qdeploy.backends.onnx.blocks import BLOCKS, BLOCKS_2BIT, blocking
-from qdeploy.backends.onnx.functions import function_form
+from qdeploy.backends.onnx.codebooks import codebook_form
+from qdeploy.backends.onnx.forms import FloatForm, Form
+from qdeploy.backends.onnx.lowrank import sign_lowrank_form
 from qdeploy.backends.onnx.minifloat import minifloat_form
 from qdeploy.backends.onnx.requantize import requantized
-from qdeploy.backends.onnx.weights import AffineForm, FloatForm, Form
+from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Codes, QTensor
 
@@ -56,7 +58,7 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
     if view is not None:
         form, reason = affine_form(name, view, activations)
         return Ruling(form, reason, view.exact)
-    made = minifloat_form(name, tensor) or function_form(name, tensor)
+    made = minifloat_form(name, tensor) or sign_lowrank_form(name, tensor) or codebook_form(name, tensor)
     if made is not None:
         return Ruling(made, f"slow: {made.reason}")
     if requantize and len(tensor.shape) == 2:

@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.external import Array, RowReader
+from qdeploy.backends.onnx.forms import Form
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
-from qdeploy.backends.onnx.weights import AffineForm, Form
+from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
 from qdeploy.store.folder import File, Folder

@@ -1,4 +1,4 @@
-"""The forms that a weight can take in the file, and the nodes that use them.
+"""Integer codes in blocks: how they lie in the file, and the nodes that use them.
 
     MatMulNBits   B uint8 [N, blocks, block * bits / 8], codes little end first; scales float32 [N, blocks];
                   zero points uint8 [N, ceil(blocks * bits / 8)], absent where all are 2 ** (bits - 1)
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx
@@ -28,82 +27,12 @@ import onnx
 from qdeploy.backends.onnx.affine import Affine
 from qdeploy.backends.onnx.blocks import Blocking
 from qdeploy.backends.onnx.external import Array, RowReader
-from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
-from qdeploy.ir.tensor import QTensor
+from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
 from qdeploy.pack import bits as bit_stream
 
 _PART: Mapping[str, Callable[[Array], Array]] = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}
 """Names of the parts of a form, and which bits of a code each holds."""
 FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
-
-
-class Form(Protocol):
-    """How a tensor lies in the file, and how nodes use it.
-
-    Attributes:
-        label: Names the form in the report; forms with equal labels are lowered alike.
-        shape: Of the tensor.
-    """
-
-    @property
-    def label(self) -> str:
-        """See above."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """See above."""
-        ...
-
-    def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
-        """Appends nodes for `output = x @ W.T`, x float32 [B, T, K]."""
-        ...
-
-    def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
-        """Appends nodes for `output = W[ids]` in float32."""
-        ...
-
-
-@dataclass(frozen=True)
-class FloatForm:
-    """A float tensor in its stored type; the graph widens it to float32, which is exact."""
-
-    name: str
-    tensor: QTensor
-    storage: str
-    rows: RowReader
-
-    @property
-    def label(self) -> str:
-        """The storage type."""
-        return self.storage.lower()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
-        return self.tensor.shape
-
-    def value(self, builder: GraphBuilder) -> str:
-        """The whole tensor in float32."""
-        stored = self._stored(builder)
-        return stored if self.storage == "F32" else builder.once("Cast", [stored], to=FLOAT)
-
-    def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
-        """FusedMatMul, which takes the weight as it lies."""
-        builder.node("FusedMatMul", [x, self.value(builder)], output, MICROSOFT, transB=1)
-
-    def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
-        """Rows first, widened afterwards."""
-        stored = self._stored(builder)
-        if self.storage == "F32":
-            builder.node("Gather", [stored, ids], output)
-        else:
-            builder.node("Cast", [builder.node("Gather", [stored, ids])], output, to=FLOAT)
-
-    def _stored(self, builder: GraphBuilder) -> str:
-        shape = self.shape or (1,)
-        name = builder.initializer(self.name, STORAGE_TO_ONNX[self.storage], shape, self.rows)
-        return name if self.shape else builder.once("Squeeze", [name])
 
 
 @dataclass(frozen=True)

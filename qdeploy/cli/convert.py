@@ -29,7 +29,10 @@ from qdeploy.sizes import human
     help="exact: float32 arithmetic. int8: activations rounded per block; several times faster.",
 )
 @click.option(
-    "--quantize", multiple=True, metavar="SPEC", help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX]."
+    "--quantize",
+    multiple=True,
+    metavar="SPEC",
+    help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX][,only=REGEX].",
 )
 @click.option("--requantize", is_flag=True, help="Let the target round what it cannot hold; the loss is reported.")
 @click.option(

@@ -1,8 +1,8 @@
 """The graph: nodes over a table of ops, with the key/value cache as a declared state.
 
-One namespace holds everything that a node can take: graph inputs, outputs of earlier nodes, the model's tensors by their
-source names, and the graph's own constants (rope frequencies, made by `arch/`). Nodes stand in an order in which every
-input is already there. What an op means is its row in `ir/ops.py`; this file only says what a graph is.
+One namespace holds everything that a node can take: graph inputs, outputs of earlier nodes, the model's tensors by
+their source names, and the graph's own constants (rope frequencies, made by `arch/`). Nodes stand in an order in which
+every input is already there. What an op means is its row in `ir/ops.py`; this file only says what a graph is.
 
 Attributes of a node are JSON values. `Attention` carries `heads`, `kv_heads`, `scale`, `causal`, `window` (0: none),
 `state` (a State's name, or absent) and `rope`, a mapping `{inv_freq, rotary_dim, interleaved, factor}` whose `inv_freq`
@@ -73,7 +73,7 @@ class Graph:
     meta: Mapping[str, Attr] = field(default_factory=dict)
 
     def weights(self) -> tuple[str, ...]:
-        """Names that nodes take and nobody in the graph makes: the model's tensors, each once, in order of first use."""
+        """Names that nodes take and nobody in the graph makes: the model's tensors, each once, in order of use."""
         made = {value.name for value in self.inputs} | set(self.constants)
         taken: dict[str, None] = {}
         for node in self.nodes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
@@ -18,7 +17,7 @@ _LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4)}
 
 
 def parse(text: str) -> Rtn:
-    """Parses `rtn:int4,group=128,clip=none,skip=REGEX`.
+    """Parses `rtn:int4,group=128,clip=none,skip=REGEX,only=REGEX`.
 
     Raises:
         BadArgumentError: An unknown method, option or value; the error lists what is allowed.
@@ -36,7 +35,7 @@ def quantize_model(model: Model, specs: Sequence[str]) -> Model:
 
     Args:
         model: A model with float weights.
-        specs: Methods; the first whose `skip` does not match a tensor's name takes it.
+        specs: Methods; the first that takes a tensor's name has it.
 
     Raises:
         UnsupportedError: A weight is quantized already.
@@ -46,7 +45,7 @@ def quantize_model(model: Model, specs: Sequence[str]) -> Model:
     losses: dict[str, float] = {}
     chosen = {}
     for name in linear_weights(model):
-        method = next((m for m in methods if not (m.skip and re.search(m.skip, name))), None)
+        method = next((m for m in methods if m.takes(name)), None)
         if method is None:
             continue
         tensor = model.tensors[name]
@@ -55,7 +54,7 @@ def quantize_model(model: Model, specs: Sequence[str]) -> Model:
                 "the source is quantized already: quantizing again would lose twice",
                 where=name,
                 found=model.format,
-                todo="Leave --quantize out, or start from the float checkpoint.",
+                todo="Name the float tensors with only=REGEX (only=lm_head), or start from the float checkpoint.",
             )
         chosen[name] = method.quantize(name, tensor, losses)
     return dataclasses.replace(model, tensors=_Replaced(model.tensors, chosen), losses=losses)

@@ -11,6 +11,7 @@ half to even), so codes are cut out of the bits of the sum, without a conversion
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,22 +39,24 @@ class Rtn:
         group: Elements that share a scale; -1: a whole row.
         clip: "search" or "none".
         skip: Regular expression of tensor names that stay as they are.
+        only: Regular expression of the tensor names that are quantized; empty: all.
     """
 
     bits: int = 4
     group: int = 128
     clip: str = "search"
     skip: str = ""
+    only: str = ""
 
     @classmethod
     def from_options(cls, given: Mapping[str, str]) -> Rtn:
         """Settings from `{"type": "int4", "group": "128", ...}`; BadArgumentError for what is unknown."""
-        unknown = set(given) - {"type", "group", "clip", "skip"}
+        unknown = set(given) - {"type", "group", "clip", "skip", "only"}
         if unknown:
             raise BadArgumentError(
                 "no such option of rtn",
                 found=", ".join(sorted(unknown)),
-                allowed="int2..int8, group=N, clip=search|none, skip=REGEX",
+                allowed="int2..int8, group=N, clip=search|none, skip=REGEX, only=REGEX",
             )
         kind, group, clip = given.get("type", "int4"), given.get("group", "128"), given.get("clip", "search")
         types = [f"int{b}" for b in range(2, 9)]
@@ -63,7 +66,11 @@ class Rtn:
             raise BadArgumentError("not a group size", found=group, allowed="1..1048576, or -1 for a whole row")
         if clip not in ("search", "none"):
             raise BadArgumentError("no such clipping", found=clip, allowed="search, none")
-        return cls(int(kind[3:]), int(group), clip, given.get("skip", ""))
+        return cls(int(kind[3:]), int(group), clip, _pattern(given, "skip"), _pattern(given, "only"))
+
+    def takes(self, name: str) -> bool:
+        """Whether a tensor is to be quantized."""
+        return not (self.skip and re.search(self.skip, name)) and bool(re.search(self.only, name))
 
     def quantize(self, name: str, tensor: QTensor, losses: dict[str, float]) -> QTensor:
         """Describes the quantized tensor; nothing is computed before its buffers are read.
@@ -95,6 +102,17 @@ class Rtn:
                 ),
             ),
         )
+
+
+def _pattern(given: Mapping[str, str], option: str) -> str:
+    text = given.get(option, "")
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise BadArgumentError(
+            f"{option} does not parse: {error}", found=text, allowed="a regular expression"
+        ) from error
+    return text
 
 
 class _Part:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qdeploy.formats import safetensors
 
+from qdeploy.formats import safetensors
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.store.folder import Folder

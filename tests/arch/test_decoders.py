@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qdeploy.formats import safetensors
 
+from qdeploy.formats import safetensors
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, generate_greedy, run
 from qdeploy.ir.tensor import Buffer, QTensor, plain

@@ -116,7 +116,8 @@ def test_a_weight_that_is_no_number_is_refused(value: float, dtype: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["rtm:int4", "rtn:int9", "rtn:int4,group=0", "rtn:int4,clip=maybe", "rtn:int4,colour=red"]
+    "text",
+    ["rtm:int4", "rtn:int9", "rtn:int4,group=0", "rtn:int4,clip=maybe", "rtn:int4,skip=(", "rtn:int4,colour=red"],
 )
 def test_a_spec_that_does_not_parse_says_what_is_allowed(text: str):
     with pytest.raises(BadArgumentError) as caught:
@@ -127,6 +128,12 @@ def test_a_spec_that_does_not_parse_says_what_is_allowed(text: str):
 def test_quantizing_a_quantized_source_is_refused(tmp_path: Path):
     with pytest.raises(UnsupportedError, match="already"):
         qdeploy.convert(TINY / "tiny-llama-gptq", tmp_path / "out", to="ir", quantize="rtn:int4")
+
+
+def test_the_float_head_of_a_quantized_model_can_be_quantized(tmp_path: Path):
+    source = TINY / "tiny-llama-gptq"
+    report = qdeploy.convert(source, tmp_path / "out", to="ir", quantize="rtn:int4,group=32,only=lm_head")
+    assert [name for name, row in report["tensors"].items() if "snr_db" in row] == ["lm_head.weight"]
 
 
 def test_a_float_model_is_quantized_and_its_loss_reported(tmp_path: Path):

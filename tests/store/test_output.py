@@ -77,8 +77,9 @@ def test_force_never_replaces_what_no_conversion_wrote(tmp_path: Path):
 
 
 def test_two_writers_do_not_share_a_folder(tmp_path: Path):
-    with staged(tmp_path / "out", "plan"), pytest.raises(OutputError, match="another process"):
-        with staged(tmp_path / "out", "plan"):
+    with staged(tmp_path / "out", "plan"):
+        second = staged(tmp_path / "out", "plan")
+        with pytest.raises(OutputError, match="another process"), second:
             pass
 
 

@@ -89,7 +89,7 @@ def error_of(folder: Path, tensor: QTensor, use: str = "linear", activations: st
     return max(relative(written.run(x), want), relative(written.run(x[:, :1]), want[:, :1]))
 
 
-# ---- synthetic tensors -------------------------------------------------------------------------------------------------
+# ---- synthetic tensors ----------------------------------------------------------------------------------------------
 
 
 def plain_codes(array: np.ndarray, dtype: str, table: str, key: str = "values") -> Codes:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, tensor_of, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, tensor_of, write
 
 from qdeploy.backends.onnx.affine import affine
 from qdeploy.backends.onnx.integers import power_of_two_unit
@@ -40,6 +40,8 @@ def test_any_affine_matrix_is_exact_with_float_activations(seed, width, zero, gr
 def test_any_affine_matrix_is_close_with_int8_activations(seed, width, group, zero):
     with tempfile.TemporaryDirectory() as folder:
         assert error_of(Path(folder), affine_tensor(seed, 32, 512, width, group, zero), "linear", "int8") < INT8
+    with tempfile.TemporaryDirectory() as folder:  # a look-up has no activations
+        assert error_of(Path(folder), affine_tensor(seed, 8, 250, width, group, zero), "gather", "int8") < 1e-6
 
 
 @pytest.mark.parametrize(("width", "group"), [*itertools.product(range(1, 9), (16, 64, 24))])

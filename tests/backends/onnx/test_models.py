@@ -22,7 +22,10 @@ HALF = (
     "autoround-gptq-w4g128-tinyllama", "autoround-gptqfmt-w4-asym-tinyqwen2", "autoround-w3-tinyllama",
 )  # fmt: skip
 LLAMA_CPP = ("iq4_nl", "q2_k", "q3_k_s", "q4_k_m", "q5_k_s", "tq2_0")
-GGUF = (*(f"gguf-llamacpp-{n}-tinyllama" for n in LLAMA_CPP), *(f"gguf-{n}-tinyllama" for n in ("q4_0", "q4_1", "q8_0")))
+GGUF = (
+    *(f"gguf-llamacpp-{n}-tinyllama" for n in LLAMA_CPP),
+    *(f"gguf-{n}-tinyllama" for n in ("q4_0", "q4_1", "q8_0")),
+)
 
 
 def converted(path: Path, folder: Path, activations: str = "exact") -> tuple[Model, Lowered]:
@@ -137,7 +140,7 @@ def test_a_sentence_model_gives_its_float_embedding(minilm, tmp_path):
     assert (tmp_path / "tokenizer.json").exists()
 
 
-# ---- the configuration, the report and the check -----------------------------------------------------------------------
+# ---- the configuration, the report and the check --------------------------------------------------------------------
 
 
 def test_genai_config_says_what_the_model_is(testdata, tmp_path):
@@ -204,3 +207,11 @@ def test_converting_loads_no_runtime(testdata, tmp_path):
     path = testdata / "checkpoints" / "gptq4-g128-sym-tinyllama"
     done = subprocess.run([sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_report_accounts_for_every_byte(testdata, tmp_path):
+    """Weights, and the two rotary caches that belong to no weight."""
+    _, lowered = converted(testdata / "checkpoints" / "gptq4-g64-actorder-asym-tinyllama", tmp_path)
+    stored = sum(place.blob.nbytes for place in lowered.places.values())
+    caches = sum(place.blob.nbytes for name, place in lowered.places.items() if name.startswith("rope."))
+    assert sum(choice.bytes for choice in lowered.choices) + caches == stored
