@@ -15,13 +15,13 @@ def print_comparison(report: dict[str, Any], every: bool) -> None:
     if rows:
         screen.print(table("tensors", ["tensor", "codes", "max error", "SNR", "note"], rows, right=(2, 3)))
     equal = sum(t["codes_equal"] for t in report["tensors"])
-    screen.print(f"{equal} of {len(report['tensors'])} tensors hold the same codes and parameters")
+    screen.print(f"{equal} of {len(report["tensors"])} tensors hold the same codes and parameters")
     for name in report["only"][:10]:
         screen.print(f"  only in one of them: {name}", highlight=False)
     if "logits" in report:
         found = report["logits"]
         screen.print(
-            f"logits of {found['tokens']} tokens: relative L2 {found['relative_l2']:.1e} (limit {found['limit']:.0e}), "
+            f"logits of {found['tokens']} tokens: relative L2 {found['relative_l2']:.1e} (limit {found['limit']:.2g}), "
             f"same most likely token at {found['same_top1']:.0%}"
         )
 

@@ -103,7 +103,7 @@ def command(
 def _print(report: dict[str, Any], dst: str) -> None:
     screen = console()
     source, summary = report["source"], report["summary"]
-    rows = _grouped(report["tensors"])
+    rows = _grouped(report)
     screen.print(table("tensors", ["encoding", "held as", "reason", "tensors", "bytes"], rows, right=(3, 4)))
     family = f" {source['model_type']}" if source["model_type"] else ""
     screen.print(
@@ -116,7 +116,7 @@ def _print(report: dict[str, Any], dst: str) -> None:
             screen.print(f"  lossless {level:<13} {mark}  {count['proven']} of {count['of']}")
     for check in report["checks"]:
         screen.print(
-            f"  check {check['kind']:<8} {check['name']}: error {check['error']:.1e} (limit {check['limit']:.0e})"
+            f"  check {check['kind']:<8} {check['name']}: error {check['error']:.1e} (limit {check['limit']:.2g})"
         )
     losses = [t["snr_db"] for t in report["tensors"].values() if "snr_db" in t]
     if losses:
@@ -126,14 +126,12 @@ def _print(report: dict[str, Any], dst: str) -> None:
     screen.print(f"[bold]{dst}[/] ({report['target']}); the report is in {dst}/report.json", highlight=False)
 
 
-def _grouped(tensors: dict[str, Any]) -> list[list[str]]:
+def _grouped(report: dict[str, Any]) -> list[list[str]]:
     """One row per distinct way in which tensors are held."""
+    unheld = "as it is" if report["target"] in ("ir", "source") else "not used"
     found: dict[tuple[str, str, str], list[int]] = {}
-    for row in tensors.values():
-        forms = row.get("forms") or [
-            {"form": "as it is" if "encoding" in row else "", "reason": "", "bytes": row["bytes"]}
-        ]
-        for form in forms:
+    for row in report["tensors"].values():
+        for form in row.get("forms") or [{"form": unheld, "reason": "", "bytes": row["bytes"]}]:
             key = (row.get("encoding", ""), form["form"], form["reason"])
             found.setdefault(key, []).append(form["bytes"])
     return [[*key, str(len(sizes)), human(sum(sizes))] for key, sizes in sorted(found.items())]
