@@ -144,9 +144,9 @@ def compare(
     """Prints the table of one kind of source with the ratios, and its bars."""
     results.usage(f"{kind}: one conversion", taken)
     ratios = {name: median(taken[peer], "cpu") / median(taken[name], "cpu") for name in (*ours, *apart)}
-    walls = {name: median(taken[peer], "wall") / median(taken[name], "wall") for name in ratios}
-    rows = [[name, ratios[name], walls[name]] for name in ratios]
-    results.table(f"{peer}, divided by ours", ("job", "CPU", "wall"), rows)
+    columns = ("cpu", "user", "wall", "own")
+    rows = [[name, *(median(taken[peer], c) / median(taken[name], c) for c in columns)] for name in ratios]
+    results.table(f"{peer}, divided by ours", ("job", "CPU", "user CPU alone", "wall", "memory"), rows)
     for name in ours:
         results.bar(f"{name}: times less CPU", ratios[name], FEWER[kind])
         results.bar(

@@ -41,7 +41,8 @@ class RunError(Exception):
 class Usage:
     """What one run took: seconds and bytes."""
 
-    cpu: float
+    user: float
+    system: float
     wall: float
     own: int
     tree: int
@@ -49,10 +50,16 @@ class Usage:
     load: float
     output: str = field(default="", repr=False)
 
+    @property
+    def cpu(self) -> float:
+        """CPU seconds."""
+        return self.user + self.system
+
     def __add__(self, other: Usage) -> Usage:
         """Two steps of one job: times add up, memory is the larger."""
         peaks = (max(self.own, other.own), max(self.tree, other.tree), max(self.anon, other.anon))
-        return Usage(self.cpu + other.cpu, self.wall + other.wall, *peaks, max(self.load, other.load), other.output)
+        times = (self.user + other.user, self.system + other.system, self.wall + other.wall)
+        return Usage(*times, *peaks, max(self.load, other.load), other.output)
 
 
 def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Usage:
@@ -80,7 +87,7 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
         output = log.read().decode(errors="replace")
     if child.returncode:
         raise RunError(f"{' '.join(map(str, command))}\nended with {child.returncode}:\n{output[-2000:]}")
-    return Usage(spent.ru_utime + spent.ru_stime, wall, own, max(tree, own), anon, load, output)
+    return Usage(spent.ru_utime, spent.ru_stime, wall, own, max(tree, own), anon, load, output)
 
 
 def interleave(jobs: Mapping[str, Callable[[], Usage]], rounds: int) -> dict[str, list[Usage]]:
@@ -140,7 +147,7 @@ class Results:
 
     def usage(self, title: str, taken: Mapping[str, Sequence[Usage]]) -> None:
         """A table of resource use, one row per job."""
-        columns = ("job", "n", "CPU s", "wall s", "own MB", "tree MB", "anon MB", "load")
+        columns = ("job", "n", "CPU s", "of which user", "wall s", "own MB", "tree MB", "anon MB", "load")
         self.table(title, columns, [_usage_row(name, runs) for name, runs in taken.items()])
 
     def bar(self, name: str, value: float, limit: float, at_least: bool = True) -> None:
@@ -182,7 +189,7 @@ def machine() -> dict[str, Any]:
 
 def _usage_row(name: str, runs: Sequence[Usage]) -> list[Any]:
     memory = [round(max(getattr(r, what) for r in runs) / MB) for what in ("own", "tree", "anon")]
-    times = [round(median(runs, what), 3) for what in ("cpu", "wall")]
+    times = [round(median(runs, what), 3) for what in ("cpu", "user", "wall")]
     return [name, len(runs), *times, *memory, round(median(runs, "load"), 1)]
 
 

@@ -22,6 +22,7 @@ BUILT_IN = {
     "awq": "qdeploy.formats.awq",
     "autoround": "qdeploy.formats.autoround",
     "gguf": "qdeploy.formats.gguf",
+    "onnx": "qdeploy.formats.onnx",
     "package": "qdeploy.formats.package",
 }
 """Format name -> module."""

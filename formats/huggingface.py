@@ -79,10 +79,16 @@ class Checkpoint:
     @property
     def method(self) -> str:
         """`quant_method`, lower case; "" for a float checkpoint; of old files without one, what the settings show."""
-        if not self.quantization:
+        if not self.quantization or self._is_network:
             return ""
         shown = "awq" if "w_bit" in self.quantization else "gptq" if "bits" in self.quantization else "unnamed"
         return str(self.quantization.get("quant_method") or self.quantization.get("method") or shown).lower()
+
+    @property
+    def _is_network(self) -> bool:
+        """Whether the weights are in an ONNX file; the configuration beside it is that of the model it was made of."""
+        kinds = {name.rpartition(".")[2] for name in self.folder.names() if "/" not in name}
+        return "onnx" in kinds and "safetensors" not in kinds
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:

@@ -8,11 +8,16 @@ from qdeploy.backends.onnx.genai import genai_config, write_side_files
 from qdeploy.backends.onnx.lowering import GraphLowering
 from qdeploy.backends.onnx.options import Choice, Lowered, Options
 from qdeploy.backends.onnx.proto import DATA_FILE
+from qdeploy.backends.onnx.trial import rounds
 from qdeploy.errors import OutputError
 from qdeploy.ir.model import Model
 from qdeploy.progress import Progress
 
 MODEL_FILE = "model.onnx"
+SATURATION = (
+    "the network quantizes its activations: on x86 processors without VNNI, ONNX Runtime's products of 8-bit codes "
+    "saturate unless the session option session.x64quantprecision is 1"
+)
 
 
 def assemble(model: Model, target: Path, options: Options, progress: Progress) -> Lowered:
@@ -33,6 +38,8 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
         for name, ruling in lowering.rulings.items()
     )
     notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
+    if rounds(lowering.graph):
+        notes += (SATURATION,)
     forms = {name: ruling.form for name, ruling in lowering.rulings.items()}
     return Lowered((MODEL_FILE, DATA_FILE, *side), choices, notes, digests, forms, builder.places(),
                    options.activations == "int8")  # fmt: skip

@@ -9,8 +9,12 @@ from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_enco
 from qdeploy.backends.onnx.forms import FloatForm, Form
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
+from qdeploy.backends.onnx.passthrough import Literal, StoredForm, literal, needs_type, stored_form
 from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.backends.onnx.rules import Ruling, float_form, rule
+from qdeploy.backends.onnx.turned import turned
+from qdeploy.backends.onnx.unsigned import with_unsigned_codes
+from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
@@ -32,29 +36,37 @@ class GraphLowering:
     def __init__(self, model: Model, options: Options) -> None:
         self._model, self._options = model, options
         self.graph: Graph = expand_graph(model.graph, keep=_KEPT)
+        self._network = self.graph.meta.get("kind") == "network"
+        if self._network:
+            self.graph = with_unsigned_codes(self.graph, model.tensors)
         self.builder = GraphBuilder()
         self.rulings: dict[str, Ruling] = {}
         self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
         self._made = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
+        self.builder.reserved = self._made | set(model.tensors)
         self._attention: Callable[[Node], None] = self._encoder_attention
 
     def run(self) -> None:
         """Declares inputs and outputs and lowers every node."""
         for value in self.graph.inputs:
             self.builder.input(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+            needs_type(self.builder, value.dtype)
         if self._states:
             self._open_states()
         for node in self.graph.nodes:
             emit(self, node)
         for value in self.graph.outputs:
             self.builder.output(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+            needs_type(self.builder, value.dtype)
         for name in state_names(self.graph, "present"):
             self._declare_state(self.builder.output, name, "total_sequence_length")
 
     # ---- what nodes ask for
 
     def is_weight(self, name: str) -> bool:
-        """Whether a name is a tensor of the model, and a matrix."""
+        """Whether a name is a tensor of the model, and a matrix whose rows have a form of their own."""
+        if self._network:  # tensors stay as their source stores them
+            return False
         return name not in self._made and name not in self.graph.constants and len(self._model.tensors[name].shape) == 2
 
     def value(self, name: str) -> str:
@@ -66,6 +78,18 @@ class GraphLowering:
     def linear(self, x: str, weight: str, output: str) -> None:
         """X @ weight.T."""
         self._form(weight).linear(self.builder, x, output)
+
+    def product(self, x: str, weight: str, output: str) -> bool:
+        """X @ weight, for weights of a network in blocks along the axis that is summed."""
+        if not self._network or weight in self._made or weight in self.graph.constants:
+            return False
+        transposed = turned(weight, self._model.tensors[weight])
+        if transposed is None or (weight in self.rulings and not isinstance(self.rulings[weight].form, AffineForm)):
+            return False
+        if weight not in self.rulings:
+            self.rulings[weight] = rule(weight, transposed, self._options.activations)
+        self.rulings[weight].form.linear(self.builder, x, output)
+        return True
 
     def gather_rows(self, weight: str, ids: str, output: str) -> None:
         """Rows of a weight."""
@@ -83,13 +107,16 @@ class GraphLowering:
             self.rulings[name] = rule(name, tensor, self._options.activations, self._options.requantize)
         return self.rulings[name].form
 
-    def _whole(self, name: str) -> FloatForm:
+    def _whole(self, name: str) -> FloatForm | StoredForm | Literal:
         """A tensor that a node takes as a whole (a norm, a bias, a constant): floats as they are, others decoded."""
         tensor = self.graph.constants[name] if name in self.graph.constants else self._model.tensors[name]
+        small = literal(name, tensor) if self._network else None
+        if small is not None:
+            return small
         if name not in self.rulings:
-            self.rulings[name] = whole(name, tensor)
+            self.rulings[name] = (as_stored(name, tensor) if self._network else None) or whole(name, tensor)
         form = self.rulings[name].form
-        return form if isinstance(form, FloatForm) else decoded(f"{name}.decoded", tensor)
+        return form if isinstance(form, FloatForm | StoredForm) else decoded(f"{name}.decoded", tensor)
 
     # ---- states
 
@@ -124,6 +151,12 @@ class GraphLowering:
 def state_names(graph: Graph, kind: str) -> list[str]:
     """Names of the cache inputs ("past_key_values") or outputs ("present"), in the order of the states."""
     return [f"{kind}.{place}.{part}" for place in range(len(graph.states)) for part in ("key", "value")]
+
+
+def as_stored(name: str, tensor: QTensor) -> Ruling | None:
+    """The ruling for a tensor that stays as an ONNX source stores it; None for floats."""
+    form = stored_form(name, tensor)
+    return None if form is None else Ruling(form, "stored as in the source")
 
 
 def whole(name: str, tensor: QTensor) -> Ruling:

@@ -13,17 +13,18 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from qdeploy.backends.onnx.passthrough import ROWS, emit_opaque, emit_row
 from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 
 _SAME = frozenset({
-    "Identity", "Gather", "Add", "Sub", "Mul", "Div", "MatMul", "Softmax", "Sigmoid", "Tanh", "Relu", "Erf", "Sqrt",
+    "Identity", "Gather", "Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid", "Tanh", "Relu", "Erf", "Sqrt",
     "Gelu", "LayerNormalization", "LpNormalization", "Transpose", "Concat", "Range",
 })  # fmt: skip
 _CONSTANT_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "Reshape": ("shape",), "Unsqueeze": ("axes",), "Squeeze": ("axes",), "Slice": ("starts", "ends", "axes"),
-    "ReduceSum": ("axes",), "ReduceMean": ("axes",),
+    "Reshape": ("shape",), "Unsqueeze": ("axes",), "Squeeze": ("axes",), "Slice": ("starts", "ends", "axes", "steps"),
+    **{f"Reduce{kind}": ("axes",) for kind in ("Sum", "Mean", "Max", "Min", "Prod")},
 }  # fmt: skip
 
 
@@ -38,6 +39,10 @@ class Scope(Protocol):
 
     def linear(self, x: str, weight: str, output: str) -> None:
         """X @ weight.T in the form that the rules chose for the weight."""
+        ...
+
+    def product(self, x: str, weight: str, output: str) -> bool:
+        """X @ weight, if the weight has a form for that; otherwise nothing is done."""
         ...
 
     def gather_rows(self, weight: str, ids: str, output: str) -> None:
@@ -62,6 +67,8 @@ def emit(scope: Scope, node: Node) -> None:
         _SPECIAL[node.op](scope, node)
     elif node.op in _SAME or node.op in _CONSTANT_INPUTS:
         _emit_plain(scope, node)
+    elif node.op in ROWS:
+        emit_row(scope, node)
     else:
         raise UnsupportedError("this op has no form in ONNX", where=node.name, found=node.op,
                                allowed=", ".join(sorted({*_SAME, *_CONSTANT_INPUTS, *_SPECIAL})))  # fmt: skip
@@ -71,7 +78,9 @@ def _emit_plain(scope: Scope, node: Node) -> None:
     constants = _CONSTANT_INPUTS.get(node.op, ())
     inputs = [scope.value(name) for name in node.inputs]
     attrs: dict[str, Any] = dict(node.attrs)
-    inputs += [scope.builder.constant(attrs.pop(key), "int64") for key in constants]
+    given = max((place for place, key in enumerate(constants, 1) if key in attrs), default=0)
+    small = (attrs.pop(key, None) for key in constants[:given])
+    inputs += ["" if value is None else scope.builder.constant(value, "int64") for value in small]
     scope.builder.node(node.op, inputs, node.outputs, **attrs)
 
 
@@ -86,6 +95,12 @@ def _gather(scope: Scope, node: Node) -> None:
     if scope.is_weight(weight) and node.attrs.get("axis", 0) == 0:
         scope.gather_rows(weight, scope.value(ids), node.outputs[0])
     else:
+        _emit_plain(scope, node)
+
+
+def _mat_mul(scope: Scope, node: Node) -> None:
+    x, weight = node.inputs
+    if not scope.product(scope.value(x), weight, node.outputs[0]):
         _emit_plain(scope, node)
 
 
@@ -133,6 +148,7 @@ def _attention(scope: Scope, node: Node) -> None:
 
 
 _SPECIAL: Mapping[str, Emitter] = {
-    "Constant": _constant, "Gather": _gather, "Cast": _cast, "Clip": _clip, "Shape": _shape, "Linear": _linear,
-    "RMSNormalization": _rms_normalization, "SkipNorm": _skip_norm, "Attention": _attention,
+    "Constant": _constant, "Gather": _gather, "MatMul": _mat_mul, "Cast": _cast, "Clip": _clip, "Shape": _shape,
+    "Linear": _linear, "RMSNormalization": _rms_normalization, "SkipNorm": _skip_norm, "Attention": _attention,
+    "Opaque": emit_opaque,
 }  # fmt: skip

@@ -24,14 +24,15 @@ STORAGE_TO_ONNX: Mapping[str, int] = {
     "F64": onnx.TensorProto.DOUBLE, "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN, "F8_E5M2": onnx.TensorProto.FLOAT8E5M2,
     "U8": onnx.TensorProto.UINT8, "I8": onnx.TensorProto.INT8, "U16": onnx.TensorProto.UINT16,
     "I16": onnx.TensorProto.INT16, "I32": onnx.TensorProto.INT32, "I64": onnx.TensorProto.INT64,
-    "BOOL": onnx.TensorProto.BOOL,
+    "BOOL": onnx.TensorProto.BOOL, "U32": onnx.TensorProto.UINT32, "F8_E8M0": 24, "U4": onnx.TensorProto.UINT4,
+    "I4": onnx.TensorProto.INT4, "F4_E2M1": 23, "U2": 25, "I2": 26,
 }  # fmt: skip
-"""Storage type -> element type of ONNX."""
+"""Element type (qdeploy/ir/element.py) -> element type of ONNX; numbers are of types younger than our oldest onnx."""
 ITEMSIZE: Mapping[int, int] = {
     onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2, onnx.TensorProto.DOUBLE: 8,
     onnx.TensorProto.FLOAT8E4M3FN: 1, onnx.TensorProto.FLOAT8E5M2: 1, onnx.TensorProto.UINT8: 1,
     onnx.TensorProto.INT8: 1, onnx.TensorProto.UINT16: 2, onnx.TensorProto.INT16: 2, onnx.TensorProto.INT32: 4,
-    onnx.TensorProto.INT64: 8, onnx.TensorProto.BOOL: 1,
+    onnx.TensorProto.INT64: 8, onnx.TensorProto.BOOL: 1, onnx.TensorProto.UINT32: 4, 24: 1,
 }  # fmt: skip
 """Element type of ONNX -> bytes."""
 
@@ -48,11 +49,19 @@ class GraphBuilder:
         self._declared: set[str] = set()
         self._counter = 0
         self.memo: dict[tuple[Any, ...], str] = {}
+        self.imports = {"": OPSET, MICROSOFT: 1}
+        self.reserved: Collection[str] = ()
 
     def fresh(self, hint: str) -> str:
         """A value name that nobody has."""
         self._counter += 1
+        while f"{hint}_{self._counter}" in self.reserved:
+            self._counter += 1
         return f"{hint}_{self._counter}"
+
+    def require(self, domain: str, version: int) -> None:
+        """Notes that something of a version of a domain is used."""
+        self.imports[domain] = max(version, self.imports.get(domain, 1))
 
     @overload
     def node(self, op: str, inputs: Sequence[str], outputs: str = "", domain: str = "", **attrs: Any) -> str: ...
@@ -148,9 +157,10 @@ class GraphBuilder:
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
-        model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="qdeploy", graph=self.graph)
-        model.opset_import.add(domain="", version=OPSET)
-        model.opset_import.add(domain=MICROSOFT, version=1)
+        younger = self.imports[""] - OPSET  # each later version of ONNX came with its own version of the container
+        model = onnx.ModelProto(ir_version=IR_VERSION + max(0, younger - 1), producer_name="qdeploy", graph=self.graph)
+        for domain, version in self.imports.items():
+            model.opset_import.add(domain=domain, version=version)
         if self.functions:
             model.opset_import.add(domain=QDEPLOY, version=1)
             model.functions.extend(self.functions.values())

@@ -16,6 +16,7 @@ import onnx
 from qdeploy.backends.onnx.external import Array, RowReader
 from qdeploy.backends.onnx.forms import Form
 from qdeploy.backends.onnx.options import Lowered
+from qdeploy.backends.onnx.passthrough import StoredForm
 from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
@@ -83,7 +84,7 @@ def node_cases(model: Model, target: Path, lowered: Lowered, job: Path) -> Itera
     try:
         for use, name in _uses(model):
             form = lowered.forms.get(name)
-            if form is None or len(form.shape) != 2 or f"{use}: {form.label}" in seen:
+            if form is None or isinstance(form, StoredForm) or len(form.shape) != 2 or f"{use}: {form.label}" in seen:
                 continue
             seen.add(f"{use}: {form.label}")
             yield _node_case(model, data, lowered, name, form, use, job / f"{len(seen)}.onnx")

@@ -15,7 +15,7 @@ def print_comparison(report: dict[str, Any], every: bool) -> None:
     if rows:
         screen.print(table("tensors", ["tensor", "codes", "max error", "SNR", "note"], rows, right=(2, 3)))
     equal = sum(t["codes_equal"] for t in report["tensors"])
-    screen.print(f"{equal} of {len(report["tensors"])} tensors hold the same codes and parameters")
+    screen.print(f"{equal} of {len(report['tensors'])} tensors hold the same codes and parameters")
     for name in report["only"][:10]:
         screen.print(f"  only in one of them: {name}", highlight=False)
     if "logits" in report:

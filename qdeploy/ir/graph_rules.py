@@ -13,6 +13,8 @@ _CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh"),
     "approximate": ("none", "tanh"),
 }
+_LISTS = {"Reshape": ("shape",), "Unsqueeze": ("axes",), "Slice": ("starts", "ends")}
+"""Lists of integers that are attributes, or inputs behind the first one in this order."""
 
 
 def check_graph(graph: Graph, tensors: Collection[str]) -> None:
@@ -40,7 +42,7 @@ def check_signature(node: Node) -> None:
     if not least <= len(node.inputs) <= most or not all(node.inputs[:least]):
         raise BadFileError("a node has the wrong number of inputs", where=_where(node), found=len(node.inputs),
                            allowed=f"{least}..{most}")  # fmt: skip
-    if not node.outputs or not node.outputs[0]:
+    if not any(node.outputs):
         raise BadFileError("a node has no output", where=_where(node))
     for name, allowed in _CHOICES.items():
         if name in node.attrs and node.attrs[name] not in allowed:
@@ -48,6 +50,8 @@ def check_signature(node: Node) -> None:
                                allowed=", ".join(allowed))  # fmt: skip
     unknown = sorted(set(node.attrs) - set(row.attributes))
     missing = sorted(name for name, needed in row.attributes.items() if needed and name not in node.attrs)
+    lists = enumerate(_LISTS.get(node.op, ()), 1)
+    missing += [name for place, name in lists if name not in node.attrs and not any(node.inputs[place : place + 1])]
     if unknown or missing:
         raise BadFileError("a node has the wrong attributes", where=_where(node), found=", ".join(node.attrs) or "none",
                            allowed=", ".join(row.attributes) or "none")  # fmt: skip

@@ -4,6 +4,11 @@ Two kinds of row. A *primitive* is an ONNX operator with ONNX's semantics (opset
 that what ONNX passes as a small constant input (shape, axes, starts, ends, min, max) is an attribute here. A
 *composite* is ours: a backend matches it or takes its expansion into other rows (`ir/expand.py`), and the tests hold
 the two equal. `Attention` keeps a state and has no expansion; `ir/attention.py` is its definition.
+`Opaque` is an operator of a source graph that has no row: it is carried for the one backend that may know it.
+
+The rows of exported networks stand apart, by concept: ops_elementwise.py, ops_shape.py, ops_conv.py and
+ops_quantized.py. Reshape, Unsqueeze, Squeeze and Slice take their constants as inputs too, where the graph computes
+them.
 
 The numpy function takes the node's inputs as positional arguments (None where one is left out) and its attributes as
 keywords; arithmetic is float32, integers are int64. It is interpreter, specification and oracle in one.
@@ -22,9 +27,13 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention
+from qdeploy.ir.element import element_dtype
 from qdeploy.ir.expand import Expansion, gated_mlp, linear, mean_pool, positions, skip_norm
+from qdeploy.ir.ops_conv import CONV_ROWS
+from qdeploy.ir.ops_elementwise import ELEMENTWISE_ROWS, opaque
+from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops_shape import SHAPE_ROWS, bounded, reducer
 from qdeploy.ir.tensor import Array
-from qdeploy.store.storage import storage_dtype
 
 ONNX = "ONNX 21"
 QDEPLOY = "qdeploy"
@@ -54,7 +63,7 @@ class Op:
         """Least and greatest number of inputs."""
         given = [p for p in self._parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if any(p.kind is p.VAR_POSITIONAL for p in self._parameters):
-            return 1, 1 << 30
+            return sum(p.default is p.empty for p in given), 1 << 30
         return sum(p.default is p.empty for p in given), len(given)
 
     @cached_property
@@ -125,34 +134,58 @@ def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Any:
 
 
 def _cast(x: Array, *, to: str) -> Array:
-    return x.astype(storage_dtype(to))
+    return x.astype(element_dtype(to))
 
 
-def _reshape(x: Array, *, shape: Sequence[int]) -> Array:
-    return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)])
+def _ints(given: Array | None, constant: Sequence[int] | None) -> list[int]:
+    """A list of integers that is an input or an attribute."""
+    if given is None and constant is None:
+        raise BadArgumentError("a list of integers is neither an input nor an attribute")
+    return [int(n) for n in (given if given is not None else constant or ())]
 
 
-def _transpose(x: Array, *, perm: Sequence[int]) -> Array:
+def _reshape(x: Array, to: Array | None = None, *, shape: Sequence[int] | None = None, allowzero: int = 0) -> Array:
+    wanted = _ints(to, shape)
+    return x.reshape([x.shape[i] if n == 0 and not allowzero else n for i, n in enumerate(wanted)])
+
+
+def _transpose(x: Array, *, perm: Sequence[int] | None = None) -> Array:
     return x.transpose(perm)
 
 
-def _unsqueeze(x: Array, *, axes: Sequence[int]) -> Array:
-    return np.expand_dims(x, tuple(axes))
+def _unsqueeze(x: Array, at: Array | None = None, *, axes: Sequence[int] | None = None) -> Array:
+    return np.expand_dims(x, tuple(_ints(at, axes)))
 
 
-def _squeeze(x: Array, *, axes: Sequence[int]) -> Array:
-    return np.squeeze(x, tuple(axes))
+def _squeeze(x: Array, at: Array | None = None, *, axes: Sequence[int] | None = None) -> Array:
+    every = at is None and axes is None
+    return np.squeeze(x, None if every else tuple(_ints(at, axes)))
 
 
-def _concat(*parts: Array, axis: int) -> Array:
-    return np.concatenate(parts, axis=axis)
+def _concat(first: Array, *others: Array, axis: int) -> Array:
+    return np.concatenate((first, *others), axis=axis)
 
 
-def _slice(x: Array, *, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int]) -> Array:
+def _slice(x: Array, first: Array | None = None, last: Array | None = None, along: Array | None = None,
+           stride: Array | None = None, *, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None,
+           axes: Sequence[int] | None = None, steps: Sequence[int] | None = None) -> Array:  # fmt: skip
+    begins, stops = _ints(first, starts), _ints(last, ends)
+    every = along is None and axes is None
+    places = list(range(len(begins))) if every else _ints(along, axes)
+    paces = [1] * len(begins) if stride is None and steps is None else _ints(stride, steps)
     window = [slice(None)] * x.ndim
-    for start, end, axis in zip(starts, ends, axes, strict=True):
-        window[axis] = slice(start, end)
+    for begin, stop, axis, pace in zip(begins, stops, places, paces, strict=True):
+        if pace < 0 and stop < -x.shape[axis]:  # ONNX: to the beginning, with the first element
+            window[axis] = slice(begin, None, pace)
+        else:
+            window[axis] = slice(begin, stop, pace)
     return x[tuple(window)]
+
+
+def _divide(a: Array, b: Array) -> Any:
+    if np.result_type(a, b).kind == "f" or a.dtype.kind not in "iu":
+        return a / b
+    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)  # towards zero
 
 
 def _shape(x: Array, *, start: int = 0, end: int | None = None) -> Array:
@@ -160,15 +193,12 @@ def _shape(x: Array, *, start: int = 0, end: int | None = None) -> Array:
 
 
 def _range(start: Array, limit: Array, delta: Array) -> Array:
+    bounded([max(0, math.ceil((limit.item() - start.item()) / delta.item()))])
     return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
-def _reduce_sum(x: Array, *, axes: Sequence[int], keepdims: int = 1) -> Array:
-    return np.asarray(np.sum(x, axis=tuple(axes), keepdims=bool(keepdims)))
-
-
-def _reduce_mean(x: Array, *, axes: Sequence[int], keepdims: int = 1) -> Array:
-    return np.asarray(np.mean(x, axis=tuple(axes), keepdims=bool(keepdims)))
+def _sum(x: Array, **where: Any) -> Any:
+    return np.sum(x, dtype=x.dtype, **where)
 
 
 def _clip(x: Array, *, min: float | None = None, max: float | None = None) -> Array:
@@ -218,7 +248,7 @@ OPS = {row.name: row for row in (
     Op("Add", ONNX, "a + b, broadcast", lambda a, b: a + b),
     Op("Sub", ONNX, "a - b, broadcast", lambda a, b: a - b),
     Op("Mul", ONNX, "a * b, broadcast", lambda a, b: a * b),
-    Op("Div", ONNX, "a / b, broadcast (floats only)", lambda a, b: a / b),
+    Op("Div", ONNX, "a / b, broadcast; integers towards zero", _divide),
     Op("MatMul", ONNX, "a @ b over the last two axes", lambda a, b: a @ b),
     Op("Softmax", ONNX, "exp(x) / sum(exp(x)) along an axis", _softmax),
     Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", _sigmoid),
@@ -239,8 +269,8 @@ OPS = {row.name: row for row in (
     Op("Slice", ONNX, "x[start:end] on each of axes", _slice),
     Op("Shape", ONNX, "I64: the extents of axes start..end", _shape),
     Op("Range", ONNX, "start, start + delta, ... below limit", _range),
-    Op("ReduceSum", ONNX, "the sum over axes", _reduce_sum),
-    Op("ReduceMean", ONNX, "the mean over axes", _reduce_mean),
+    Op("ReduceSum", ONNX, "the sum over axes", reducer(_sum)),
+    Op("ReduceMean", ONNX, "the mean over axes", reducer(np.mean)),
     Op("Clip", ONNX, "x limited to min..max", _clip),
     Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear),
     Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
@@ -248,5 +278,8 @@ OPS = {row.name: row for row in (
     Op("MeanPool", QDEPLOY, "mean of hidden [B, T, H] over the tokens where mask [B, T] is 1", _mean_pool, mean_pool),
     Op("Positions", QDEPLOY, "I64 [T]: 0 .. T - 1 for ids [B, T]", _positions, positions),
     Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
+    Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
+    *(Op(name, ONNX, meaning, function) for name, meaning, function in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS)),
+    *(Op(*row) for row in QUANTIZED_ROWS),
 )}  # fmt: skip
 """Every op by its name."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import BadArgumentError, BadFileError
+from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.ops import op
@@ -19,17 +20,20 @@ from qdeploy.ir.tensor import Array, Float32
 Cache = tuple[Float32, Float32]
 """Keys and values, [B, kv_heads, length, D] each."""
 
+_NUMPY_ERRORS = (ValueError, IndexError, TypeError, ArithmeticError, AttributeError)
+"""What numpy says of shapes and types that do not fit."""
 
-class Weights(Mapping[str, Float32]):
-    """A model's tensors as float32, decoded when first asked for and kept."""
+
+class Weights(Mapping[str, Array]):
+    """A model's tensors as nodes take them (float32; bare integers as such), decoded when first asked for and kept."""
 
     def __init__(self, model: Model) -> None:
         self._tensors = model.tensors
-        self._decoded: dict[str, Float32] = {}
+        self._decoded: dict[str, Array] = {}
 
-    def __getitem__(self, name: str) -> Float32:
+    def __getitem__(self, name: str) -> Array:
         if name not in self._decoded:
-            self._decoded[name] = self._tensors[name].decode()
+            self._decoded[name] = as_value(self._tensors[name])
         return self._decoded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -107,7 +111,7 @@ def _input(value: Value, inputs: Mapping[str, Array]) -> Array:
     if array.ndim != len(value.shape) or fixed != given:
         raise BadArgumentError("an input has another shape", where=value.name, found=array.shape,
                                allowed=str(list(value.shape)))  # fmt: skip
-    return array.astype(np.float32 if value.dtype == "F32" else np.int64)
+    return array.astype(element_dtype(value.dtype))
 
 
 def _last_uses(graph: Graph) -> dict[str, int]:
@@ -125,7 +129,7 @@ def _value(
     if name in values:
         return values[name]
     if name in graph.constants:
-        return graph.constants[name].decode()
+        return as_value(graph.constants[name])
     if name in weights:
         return weights[name]
     raise BadFileError("a node takes a name that nothing defines", where=f"node {node.name or node.op}", found=name)
@@ -135,12 +139,13 @@ def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict
     row = op(node.op)
     try:
         if node.op != "Attention":
-            result = row.numpy(*arguments, **node.attrs)
+            with np.errstate(all="ignore"):  # infinities and NaN are what the numbers mean
+                result = row.numpy(*arguments, **node.attrs)
             return result if isinstance(result, tuple) else (result,)
         state = str(node.attrs.get("state", ""))
         attrs = {**node.attrs, "rope": _rope(node, graph)}
         result, cache = row.numpy(*arguments, **attrs, past=states.get(state))
-    except (ValueError, IndexError, TypeError) as error:  # what numpy says of shapes that do not fit
+    except _NUMPY_ERRORS as error:
         shapes = ", ".join("-" if a is None else str(list(a.shape)) for a in arguments)
         raise BadFileError(f"a node cannot run: {error}", where=f"node {node.name or node.outputs[0]} ({node.op})",
                            found=f"inputs {shapes}") from error  # fmt: skip

@@ -234,12 +234,12 @@ def _encode(raw: npt.NDArray[Any], scale: npt.NDArray[np.float16], group: int, b
     x *= _inverse(scale.astype(np.float32))[..., None]
     zero = 1 << (bits - 1)
     x += np.float32(_MAGIC + zero)
-    word = x.view(np.uint32).reshape(-1)
+    flat = x.view(np.uint32).reshape(-1)
     first = int(np.float32(_MAGIC).view(np.uint32))
     if float(x.min()) < _MAGIC:
-        np.maximum(word, _constant(word.size, first), out=word)
-    np.minimum(word, _constant(word.size, first + 2 * zero - 1), out=word)
-    word = word.reshape(rows, -1)
+        np.maximum(flat, _constant(flat.size, first), out=flat)
+    np.minimum(flat, _constant(flat.size, first + 2 * zero - 1), out=flat)
+    word = flat.reshape(rows, -1)
     if bits == 4 and width % group == 0 and width % 2 == 0:
         return _pack_nibbles(word)
     codes = word[:, :width].astype(np.uint8) & np.uint8(2 * zero - 1)
@@ -249,7 +249,8 @@ def _encode(raw: npt.NDArray[Any], scale: npt.NDArray[np.float16], group: int, b
 @lru_cache(maxsize=4)
 def _constant(size: int, value: int) -> npt.NDArray[np.uint32]:
     """One number, many times: numpy's minimum of two arrays is three times as fast as that of an array and a number."""
-    return np.full(size, value, np.uint32)
+    made: npt.NDArray[np.uint32] = np.full(size, value, np.uint32)
+    return made
 
 
 def _pack_nibbles(word: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:

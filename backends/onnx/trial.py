@@ -1,0 +1,49 @@
+"""Inputs to try a network with of which nothing is known but the types and shapes of its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qdeploy.backends.onnx.external import Array
+from qdeploy.backends.onnx.proto import MICROSOFT
+from qdeploy.ir.element import SMALL_TYPES, element_dtype
+from qdeploy.ir.graph import Graph, Value
+from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
+
+ROUNDS = frozenset(row[0] for row in QUANTIZED_ROWS)
+"""Rows after which a difference in the last bit can become one of a whole step."""
+
+
+def trial_inputs(graph: Graph) -> dict[str, Array]:
+    """One array per input: normal numbers, or small integers; free first axes are 1, other free axes 4."""
+    rng = np.random.default_rng(0)
+    return {value.name: _trial(value, rng) for value in graph.inputs}
+
+
+def _trial(value: Value, rng: np.random.Generator) -> Array:
+    shape = [n if isinstance(n, int) else 4 if place else 1 for place, n in enumerate(value.shape)]
+    dtype = element_dtype(value.dtype)
+    if value.dtype == "BOOL" or dtype.kind in "iu" or value.dtype in SMALL_TYPES:
+        return rng.integers(0, 2, shape).astype(dtype)  # valid as ids, codes, masks and flags
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def can_run(graph: Graph) -> bool:
+    """Whether every node has a numpy meaning."""
+    return all(node.op != "Opaque" for node in graph.nodes)
+
+
+def is_loadable(graph: Graph) -> bool:
+    """Whether every operator is of a domain that ONNX Runtime has."""
+    return {str(node.attrs["domain"]) for node in graph.nodes if node.op == "Opaque"} <= {"", MICROSOFT, "ai.onnx.ml"}
+
+
+def is_half(graph: Graph) -> bool:
+    """Whether something is computed in 16-bit floats."""
+    narrow = ("F16", "BF16")
+    return any(v.dtype in narrow for v in graph.inputs) or any(node.attrs.get("to") in narrow for node in graph.nodes)
+
+
+def rounds(graph: Graph) -> bool:
+    """Whether activations are quantized on the way."""
+    return any(node.op in ROUNDS for node in graph.nodes)
