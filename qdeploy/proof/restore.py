@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.package import Package
 from qdeploy.ir.tensor import Buffer, QTensor, Source, buffers
@@ -58,7 +58,10 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
     module = registry.format_module(source.format)
     if not module.WRITES:
         raise UnsupportedError("this format has no writer", found=source.format)
-    made: tuple[Recoding, ...] = module.recodings(source)
+    try:
+        made: tuple[Recoding, ...] = module.recodings(source)
+    except (KeyError, TypeError, ValueError) as error:  # the arguments come from a manifest, which may lie
+        raise BadFileError("the package does not say how its source is written", found=dict(source.args)) from error
     return made
 
 

@@ -154,6 +154,18 @@ def test_a_manifest_that_lies_is_refused(package: Path, tmp_path: Path, change):
         qdeploy.load(edited).tensors["model.norm.weight"].decode()
 
 
+@pytest.mark.parametrize("args", [{}, {"bits": "x"}, {"bits": 4, "columns": None}])
+def test_a_forged_way_back_is_refused(package: Path, tmp_path: Path, args: dict[str, object]):
+    def forge(manifest: dict) -> None:
+        for row in manifest["sources"].values():
+            row[2] = args if row[1] != "verbatim" else row[2]
+
+    edited = edit_manifest(package, tmp_path / "p", forge)
+    with pytest.raises(QdeployError):
+        qdeploy.convert(edited, tmp_path / "back", to="source")
+    assert not (tmp_path / "back").exists()
+
+
 def test_a_group_map_that_points_outside_is_never_followed(testdata: Path, tmp_path: Path):
     source = testdata / "checkpoints/gptq4-g64-actorder-asym-tinyllama"
     qdeploy.convert(source, tmp_path / "p", to="ir")
