@@ -50,8 +50,8 @@ def matrix(size: int) -> tuple[list[Tensor], dict[str, Any]]:
 
 
 def gptq(size: int) -> tuple[list[Tensor], dict[str, Any]]:
-    """One GPTQ layer with `size` bytes of codes: 4096 outputs, many inputs."""
-    inputs, outputs = size * 2 // 4096, 4096
+    """One GPTQ layer with `size` bytes of codes: 32768 outputs."""
+    inputs, outputs = size * 2 // 32768, 32768
     groups = inputs // GROUP
     stored = [
         Tensor("layer.qweight", "I32", (inputs // 8, outputs), "codes"),
