@@ -1,0 +1,101 @@
+// What a set of kernels offers to the walker. One table per instruction set; all give the same bits.
+//
+// Rules that make that so: integer sums are exact in int32; floats are one lane per row, groups in order, a product and a
+// sum are two roundings (no fused multiply-add); every horizontal sum of floats goes over 16 lanes (lane = index mod 16),
+// then over the lanes in the order ((0+8)+(4+12))+((2+10)+(6+14)) + ... as reduce16() in portable.inl defines it.
+// exp and the like are our own polynomials there.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "../format.h"
+
+namespace qd {
+
+// Activations as kernels take them: mapped to the padded columns of a matrix, for `tokens` tokens.
+// group = gcd(term group, 128); groups = ceil(columns / group). Rows of x and q are `stride` elements apart, a multiple of
+// 128, zero behind `columns`.
+struct Activations {
+  uint32_t tokens, columns, group, groups, stride;
+  const float* x;            // [tokens][stride]
+  const int8_t* q;           // [tokens][stride] rint(x / scale), within -127 .. 127
+  const float* scale;        // [tokens][groups] max|x| / 127 (0 where x is 0)
+  const int32_t* sum;        // [tokens][groups] of q
+  const float* fsum;         // [tokens][groups] of x, reduce16 order
+  const int8_t* tables;      // one token only: [columns / 16][4][16]: entry i of table q of unit u: sum of +-x over columns
+                             // 16 u + 4 q + b, + where bit b of i is set, over table_scale, rounded
+  const float* table_scale;  // [groups]
+};
+
+// A term with what is resident of it.
+struct TermView {
+  const format::Term* term;
+  const uint8_t* base;                      // plane 0: params and codes
+  const uint8_t* codes[format::kMaxPlanes]; // of the resident planes
+  uint32_t planes;                          // how many are resident, at least 1
+  uint32_t row_blocks, columns;             // columns: padded
+  const float* table;                       // kTable*, kVector: resident float values
+  const int8_t* itable;                     // kTable*
+};
+
+enum class Need : uint32_t { kFloats = 0, kInt8 = 1, kTables = 2 };  // which part of Activations a kernel reads besides x
+
+// y[token * y_stride + row] += W x, rows [16 rb0, 16 rb1).
+using MatVec = void (*)(const TermView&, const Activations&, const uint8_t* scratch, float* y, size_t y_stride,
+                        uint32_t rb0, uint32_t rb1);
+// Per term and step, before the rows are shared out; writes `scratch` (tables of a BitStack block, of a codebook).
+using Prepare = void (*)(const TermView&, const Activations&, uint8_t* scratch);
+using ScratchBytes = size_t (*)(const format::Term&, uint32_t columns, uint32_t tokens);
+
+struct Kind {            // one per TermKind
+  Need one_need, many_need;
+  MatVec one;            // tokens == 1
+  MatVec many;           // any number of tokens
+  MatVec exact;          // float32 activations and weights, any number of tokens; portable
+  Prepare prepare;       // nullptr where nothing is to be prepared
+  ScratchBytes scratch;  // nullptr likewise
+};
+
+struct Kernels {
+  const char* name;
+  Kind kinds[format::kTermKinds];
+  // ---- activations. Each takes one token of `columns` (padded; x is zero from there to the next multiple of 128).
+  void (*quantize)(const float* x, uint32_t columns, uint32_t group, int8_t* q, float* scale, int32_t* sum, float* fsum);
+  void (*make_tables)(const float* x, uint32_t columns, uint32_t group, int8_t* tables, float* table_scale, float* fsum);
+  void (*gather)(const float* x, const int32_t* map, uint32_t columns, float* out);  // out[j] = map[j] < 0 ? 0 : x[map[j]]
+  // ---- rows of a matrix term as floats: out[0 .. columns) += row, in the padded columns' order. Exact.
+  void (*decode_row[format::kTermKinds])(const TermView&, uint32_t row, float* out);
+  // ---- vectors
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, uint32_t n, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, uint32_t n, float* out);
+  void (*add)(const float* a, const float* b, uint32_t n, float* out);
+  void (*multiply)(const float* a, const float* b, uint32_t n, float* out);
+  void (*activate)(uint32_t activation, const float* x, uint32_t n, float* out);
+  void (*gate)(uint32_t activation, const float* x, const float* y, uint32_t n, float* out);  // act(x) * y
+  void (*scale_rows)(float* y, const float* scale, const float* bias, uint32_t n);  // y = y * scale + bias, either nullable
+  void (*softmax)(float* x, uint32_t n);                                            // in place
+  float (*l2_norm)(const float* x, uint32_t n);
+  // ---- attention. Keys and values of one head lie [position][head_dim]; int8 ones have a scale per position.
+  void (*rotate)(float* x, const float* cos, const float* sin, uint32_t rotary_dim, int interleaved);  // one head
+  void (*store_f16)(const float* x, uint32_t n, uint16_t* out);
+  void (*store_int8)(const float* x, uint32_t n, int8_t* out, float* scale);
+  void (*scores_f16)(const float* q, const uint16_t* keys, uint32_t head_dim, uint32_t positions, float scale, float* out);
+  void (*scores_int8)(const float* q, const int8_t* keys, const float* key_scale, uint32_t head_dim, uint32_t positions,
+                      float scale, float* out);
+  void (*scores_f32)(const float* q, const float* keys, size_t key_stride, uint32_t head_dim, uint32_t positions,
+                     float scale, float* out);
+  void (*mix_f16)(const float* weights, const uint16_t* values, uint32_t head_dim, uint32_t positions, float* out);
+  void (*mix_int8)(const float* weights, const int8_t* values, const float* value_scale, uint32_t head_dim,
+                   uint32_t positions, float* out);
+  void (*mix_f32)(const float* weights, const float* values, size_t value_stride, uint32_t head_dim, uint32_t positions,
+                  float* out);
+};
+
+// The tables of this build, best first, whether this machine can run them or not; ends with a null pointer.
+extern const Kernels* const kAllKernels[];
+// Whether this machine (and its operating system) can run a table.
+bool runs_here(const Kernels& kernels);
+// The best that runs here, or the one named; null where there is none of that name that runs here.
+const Kernels* select_kernels(const char* name);
+
+}  // namespace qd
