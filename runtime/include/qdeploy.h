@@ -26,7 +26,7 @@
 #define QD_INIT(Type) Type{sizeof(Type)}
 extern "C" {
 #else
-#define QD_INIT(Type) ((Type){sizeof(Type)})
+#define QD_INIT(Type) ((Type){.size = sizeof(Type)})
 #endif
 
 /* [cdef] what stands between these two marks is also read by Python's cffi: no preprocessor lines here */

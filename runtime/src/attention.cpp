@@ -1,0 +1,120 @@
+// Attention: the new keys and values go to the cache (decoders) or stay where they are (encoders), then every head of
+// every new token looks at what it may see.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "session.h"
+#include "walker.h"
+
+namespace qd {
+
+using namespace format;
+
+namespace {
+
+// cos and sin of position * frequency in double, once per step for all layers that share the frequencies.
+void make_angles(Step& s, const Node& n, const Attention& a) {
+  if (a.rotary_dim == 0) return;
+  uint32_t half = a.rotary_dim / 2;
+  const float* frequency = s.model.floats(n.tensors[0]);
+  if (s.angles == n.tensors[0] && s.angles_factor == a.factor) return;
+  s.angles = n.tensors[0];
+  s.angles_factor = a.factor;
+  for (uint32_t t = 0; t < s.tokens; ++t)
+    for (uint32_t i = 0; i < half; ++i) {
+      double angle = static_cast<double>(s.past + t) * frequency[i];
+      s.w.cos[t * s.w.half + i] = static_cast<float>(std::cos(angle)) * a.factor;
+      s.w.sin[t * s.w.half + i] = static_cast<float>(std::sin(angle)) * a.factor;
+    }
+}
+
+void rotate(const Step& s, const Attention& a, uint32_t token, float* x) {
+  if (a.rotary_dim == 0) return;
+  s.model.kernels->rotate(x, s.w.cos + token * s.w.half, s.w.sin + token * s.w.half, a.rotary_dim,
+                          static_cast<int>(a.interleaved));
+}
+
+void store(const Step& s, const Attention& a, const Node& n, uint32_t token, uint32_t head, float* key) {
+  const Kernels& k = *s.model.kernels;
+  uint32_t d = a.head_dim;
+  uint64_t at = s.past + token;
+  CacheView c = cache_of(s.session, n.state, head);
+  std::memcpy(key, value_at(s, n.inputs[1], token) + head * d, d * sizeof(float));
+  rotate(s, a, token, key);
+  const float* value = value_at(s, n.inputs[2], token) + head * d;
+  if (s.model.int8_cache) {
+    k.store_int8(key, d, reinterpret_cast<int8_t*>(c.keys) + at * d, c.key_scales + at);
+    k.store_int8(value, d, reinterpret_cast<int8_t*>(c.values) + at * d, c.value_scales + at);
+  } else {
+    k.store_f16(key, d, reinterpret_cast<uint16_t*>(c.keys) + at * d);
+    k.store_f16(value, d, reinterpret_cast<uint16_t*>(c.values) + at * d);
+  }
+}
+
+void look_at_cache(const Step& s, const Attention& a, const Node& n, uint32_t token, uint32_t head, const float* q,
+                   float* scores) {
+  const Kernels& k = *s.model.kernels;
+  uint32_t d = a.head_dim, end = s.past + token + 1;
+  uint64_t begin = a.window > 0 && a.window < end ? end - a.window : 0;
+  uint32_t positions = static_cast<uint32_t>(end - begin);
+  CacheView c = cache_of(s.session, n.state, head / (a.heads / a.kv_heads));
+  float* out = value_at(s, n.outputs[0], token) + head * d;
+  if (s.model.int8_cache) {
+    const int8_t *keys = reinterpret_cast<int8_t*>(c.keys) + begin * d, *values = reinterpret_cast<int8_t*>(c.values) + begin * d;
+    k.scores_int8(q, keys, c.key_scales + begin, d, positions, a.scale, scores);
+    k.softmax(scores, positions);
+    k.mix_int8(scores, values, c.value_scales + begin, d, positions, out);
+  } else {
+    k.scores_f16(q, reinterpret_cast<uint16_t*>(c.keys) + begin * d, d, positions, a.scale, scores);
+    k.softmax(scores, positions);
+    k.mix_f16(scores, reinterpret_cast<uint16_t*>(c.values) + begin * d, d, positions, out);
+  }
+}
+
+// A window of w means at most w - 1 tokens before, and in both directions where there is no causality.
+void look_at_sequence(const Step& s, const Attention& a, const Node& n, uint32_t token, uint32_t head, const float* q,
+                      float* scores) {
+  const Kernels& k = *s.model.kernels;
+  uint32_t d = a.head_dim, kv = head / (a.heads / a.kv_heads), stride = s.model.file.header.slot_width;
+  uint32_t begin = a.window > 0 && token + 1 > a.window ? token + 1 - a.window : 0, end = a.causal ? token + 1 : s.tokens;
+  if (a.window > 0 && !a.causal) end = static_cast<uint32_t>(std::min<uint64_t>(end, uint64_t{token} + a.window));
+  const int32_t* mask = n.inputs[3] == kNone ? nullptr : s.w.ids[n.inputs[3]];
+  k.scores_f32(q, value_at(s, n.inputs[1], begin) + kv * d, stride, d, end - begin, a.scale, scores);
+  for (uint32_t p = begin; mask && p < end; ++p)
+    if (mask[p] == 0) scores[p - begin] = -3.0e38f;
+  k.softmax(scores, end - begin);
+  k.mix_f32(scores, value_at(s, n.inputs[2], begin) + kv * d, stride, d, end - begin,
+            value_at(s, n.outputs[0], token) + head * d);
+}
+
+}  // namespace
+
+void run_attention(Step& s, const Node& n) {
+  Attention a;
+  std::memcpy(&a, s.model.file.attributes + n.attr, sizeof a);
+  bool cached = n.state != kNone;
+  make_angles(s, n, a);
+  auto keys = [&](uint32_t thread, uint32_t begin, uint32_t end) {
+    for (uint32_t i = begin; i < end; ++i) {
+      uint32_t token = i / a.kv_heads, head = i % a.kv_heads;
+      if (cached) store(s, a, n, token, head, s.w.head + thread * 2 * s.w.head_stride);
+      else rotate(s, a, token, value_at(s, n.inputs[1], token) + head * a.head_dim);
+    }
+  };
+  s.session.model->pool.parallel_for(s.tokens * a.kv_heads, keys);
+  auto heads = [&](uint32_t thread, uint32_t begin, uint32_t end) {
+    float* q = s.w.head + thread * 2 * s.w.head_stride;
+    float* scores = s.session.scores + uint64_t{thread} * s.session.context;
+    for (uint32_t i = begin; i < end; ++i) {
+      uint32_t head = i / s.tokens, token = i % s.tokens;  // heads outside: a thread stays with its keys
+      std::memcpy(q, value_at(s, n.inputs[0], token) + head * a.head_dim, a.head_dim * sizeof(float));
+      rotate(s, a, token, q);
+      if (cached) look_at_cache(s, a, n, token, head, q, scores);
+      else look_at_sequence(s, a, n, token, head, q, scores);
+    }
+  };
+  s.session.model->pool.parallel_for(s.tokens * a.heads, heads);
+}
+
+}  // namespace qd

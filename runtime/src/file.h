@@ -1,0 +1,53 @@
+// The front of a model file as typed tables. validate() has seen every number in it, so whoever reads it afterwards trusts.
+#pragma once
+#include "error.h"
+#include "format.h"
+
+namespace qd {
+
+struct File {
+  format::Header header;
+  const uint8_t* front = nullptr;  // bytes [0, front_end) of the file
+  const format::Matrix* matrices = nullptr;
+  const format::Term* terms = nullptr;
+  const format::Block* blocks = nullptr;
+  const format::RungRecord* rungs = nullptr;
+  const format::Tensor* tensors = nullptr;
+  const format::Value* values = nullptr;
+  const format::Node* nodes = nullptr;
+  const format::State* states = nullptr;
+  const uint32_t* attributes = nullptr;
+  const char* metadata = nullptr;
+  const uint32_t* pages = nullptr;
+  uint32_t* order = nullptr;     // [blocks] ids of the blocks as they lie in the stack; made by validate()
+  uint32_t* position = nullptr;  // [terms][kMaxPlanes] where in that order a plane is; made by validate()
+
+  uint32_t count(format::SectionId id) const { return static_cast<uint32_t>(header.sections[id].count); }
+  const char* name(uint32_t at) const { return metadata + at; }
+};
+
+struct Attention {  // the attributes of kAttention
+  uint32_t heads, kv_heads, head_dim;
+  float scale;
+  uint32_t causal, window, rotary_dim, interleaved;
+  float factor;
+};
+static_assert(sizeof(Attention) == 36, "nine words");
+
+// The header alone: magic, version, CRC, and that all ranges lie within `size` bytes. Before anything is allocated.
+qd_status validate_header(const format::Header& header, uint64_t size, qd_error* err);
+// Everything else; header, front, order and position (room for them) are set, the tables are set here.
+qd_status validate(File* file, qd_error* err);
+// validate_graph.cpp: values, nodes, states.
+qd_status validate_graph(const File& file, qd_error* err);
+
+// What only the bytes of the weights can say: codes that index a table, rows and columns of sparse entries.
+bool block_is_sound(const File& file, uint32_t block, const uint8_t* bytes);
+bool tensors_are_sound(const File& file, const uint8_t* resident);
+
+uint64_t number_bytes(uint8_t kind);
+inline uint32_t code_bytes(const format::Term& term) { return term.levels <= 256 ? 1 : 2; }
+inline uint32_t row_blocks(const format::Matrix& m) { return (m.rows + 15) / 16; }
+bool node_reads_logits_row(const File& file, const format::Node& node);
+
+}  // namespace qd

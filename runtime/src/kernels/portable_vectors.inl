@@ -1,0 +1,213 @@
+// Norms, activations and attention in portable code; see portable.inl. Sums go over 16 lanes, then reduce16.
+
+inline float dot16(const float* a, const float* b, uint32_t n) {
+  float s[16] = {};
+  uint32_t j = 0;
+  for (; j + 16 <= n; j += 16)
+    for (int r = 0; r < 16; r++) s[r] += a[j + r] * b[j + r];
+  for (uint32_t r = 0; j + r < n; r++) s[r] += a[j + r] * b[j + r];
+  return reduce16(s);
+}
+
+inline void rms_norm(const float* x, const float* weight, float epsilon, uint32_t n, float* out) {
+  float s = 1.0f / __builtin_sqrtf(dot16(x, x, n) / static_cast<float>(n) + epsilon);
+  if (weight) {
+    for (uint32_t j = 0; j < n; j++) out[j] = (x[j] * s) * weight[j];
+  } else {
+    for (uint32_t j = 0; j < n; j++) out[j] = x[j] * s;
+  }
+}
+
+inline void layer_norm(const float* x, const float* weight, const float* bias, float epsilon, uint32_t n, float* out) {
+  float s[16] = {}, d[16] = {};
+  for (uint32_t j = 0; j < n; j += 16)
+    for (uint32_t r = 0; r < min_u(16, n - j); r++) s[r] += x[j + r];
+  float mean = reduce16(s) / static_cast<float>(n);
+  for (uint32_t j = 0; j < n; j += 16)
+    for (uint32_t r = 0; r < min_u(16, n - j); r++) d[r] += (x[j + r] - mean) * (x[j + r] - mean);
+  float t = 1.0f / __builtin_sqrtf(reduce16(d) / static_cast<float>(n) + epsilon);
+  for (uint32_t j = 0; j < n; j++) {
+    float y = (x[j] - mean) * t;
+    if (weight) y *= weight[j];
+    out[j] = bias ? y + bias[j] : y;
+  }
+}
+
+inline void add(const float* a, const float* b, uint32_t n, float* out) {
+  for (uint32_t j = 0; j < n; j++) out[j] = a[j] + b[j];
+}
+inline void multiply(const float* a, const float* b, uint32_t n, float* out) {
+  for (uint32_t j = 0; j < n; j++) out[j] = a[j] * b[j];
+}
+
+inline void activate(uint32_t activation, const float* x, uint32_t n, float* out) {
+  switch (activation) {
+    case format::kSilu:
+      for (uint32_t j = 0; j < n; j++) out[j] = x[j] * sigmoid_f(x[j]);
+      break;
+    case format::kGelu:
+      for (uint32_t j = 0; j < n; j++) out[j] = gelu_f(x[j]);
+      break;
+    case format::kGeluTanh:
+      for (uint32_t j = 0; j < n; j++) out[j] = gelu_tanh_f(x[j]);
+      break;
+    case format::kRelu:
+      for (uint32_t j = 0; j < n; j++) out[j] = x[j] < 0.0f ? 0.0f : x[j];
+      break;
+    case format::kTanh:
+      for (uint32_t j = 0; j < n; j++) out[j] = tanh_f(x[j]);
+      break;
+    case format::kSigmoid:
+      for (uint32_t j = 0; j < n; j++) out[j] = sigmoid_f(x[j]);
+      break;
+    default: break;
+  }
+}
+
+// In pieces, so that `out` may be x or y.
+inline void gate(uint32_t activation, const float* x, const float* y, uint32_t n, float* out) {
+  float piece[256];
+  for (uint32_t j = 0; j < n; j += 256) {
+    uint32_t m = min_u(256, n - j);
+    activate(activation, x + j, m, piece);
+    for (uint32_t i = 0; i < m; i++) out[j + i] = piece[i] * y[j + i];
+  }
+}
+
+inline void scale_rows(float* y, const float* scale, const float* bias, uint32_t n) {
+  if (scale)
+    for (uint32_t j = 0; j < n; j++) y[j] *= scale[j];
+  if (bias)
+    for (uint32_t j = 0; j < n; j++) y[j] += bias[j];
+}
+
+inline void softmax(float* x, uint32_t n) {
+  float most = n ? x[0] : 0.0f, s[16] = {};
+  for (uint32_t j = 1; j < n; j++) most = max_f(x[j], most);
+  if (bits_of(most) == 0xff800000u) {  // all masked
+    memset(x, 0, n * sizeof(float));
+    return;
+  }
+  for (uint32_t j = 0; j < n; j++) x[j] = exp_f(x[j] - most);
+  uint32_t j = 0;
+  for (; j + 16 <= n; j += 16)
+    for (int r = 0; r < 16; r++) s[r] += x[j + r];
+  for (uint32_t r = 0; j + r < n; r++) s[r] += x[j + r];
+  float inverse = 1.0f / reduce16(s);
+  for (uint32_t i = 0; i < n; i++) x[i] *= inverse;
+}
+
+inline float l2_norm(const float* x, uint32_t n) { return __builtin_sqrtf(dot16(x, x, n)); }
+
+inline void rotate(float* x, const float* cos, const float* sin, uint32_t rotary_dim, int interleaved) {
+  uint32_t half = rotary_dim / 2;
+  if (interleaved) {
+    for (uint32_t i = 0; i < half; i++) {
+      float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cos[i] - b * sin[i];
+      x[2 * i + 1] = b * cos[i] + a * sin[i];
+    }
+  } else {
+    for (uint32_t i = 0; i < half; i++) {
+      float a = x[i], b = x[half + i];
+      x[i] = a * cos[i] - b * sin[i];
+      x[half + i] = b * cos[i] + a * sin[i];
+    }
+  }
+}
+
+inline void store_f16(const float* x, uint32_t n, uint16_t* out) {
+  uint32_t j = 0;
+  for (; j + 16 <= n; j += 16) to_half16(x + j, out + j);
+  for (; j < n; j++) out[j] = to_f16(x[j]);
+}
+
+inline void store_int8(const float* x, uint32_t n, int8_t* out, float* scale) {
+  float most = 0.0f;
+  for (uint32_t j = 0; j < n; j++) most = max_f(abs_f(x[j]), most);
+  float inverse = most > kTiny ? 127.0f / most : 0.0f;
+  *scale = most > kTiny ? most / 127.0f : 0.0f;
+  for (uint32_t j = 0; j < n; j++) out[j] = static_cast<int8_t>(round_to_int(x[j] * inverse));
+}
+
+// Rows of a cache as floats, 16 at a time; the last piece is filled up with zeros, which change no sum.
+inline void cache16(const uint16_t* p, uint32_t n, float* out) {
+  if (n >= 16) {
+    half16(reinterpret_cast<const uint8_t*>(p), out);
+    return;
+  }
+  for (uint32_t r = 0; r < 16; r++) out[r] = r < n ? from_f16(p[r]) : 0.0f;
+}
+inline void cache16(const int8_t* p, uint32_t n, float* out) {
+  if (n >= 16) {
+    for (uint32_t r = 0; r < 16; r++) out[r] = static_cast<float>(p[r]);
+    return;
+  }
+  for (uint32_t r = 0; r < 16; r++) out[r] = r < n ? static_cast<float>(p[r]) : 0.0f;
+}
+
+template <class T>
+inline float cache_dot(const float* q, const T* key, uint32_t n) {
+  float s[16] = {}, k[16];
+  for (uint32_t j = 0; j < n; j += 16) {
+    uint32_t m = min_u(16, n - j);
+    cache16(key + j, m, k);
+    if (m == 16) {
+      for (int r = 0; r < 16; r++) s[r] += q[j + r] * k[r];
+    } else {
+      for (uint32_t r = 0; r < m; r++) s[r] += q[j + r] * k[r];
+    }
+  }
+  return reduce16(s);
+}
+
+template <class T>
+inline void cache_mix(float weight, const T* value, uint32_t n, float* out) {
+  float v[16];
+  for (uint32_t j = 0; j < n; j += 16) {
+    uint32_t m = min_u(16, n - j);
+    cache16(value + j, m, v);
+    if (m == 16) {
+      for (int r = 0; r < 16; r++) out[j + r] += weight * v[r];
+    } else {
+      for (uint32_t r = 0; r < m; r++) out[j + r] += weight * v[r];
+    }
+  }
+}
+
+inline void scores_f16(const float* q, const uint16_t* keys, uint32_t head_dim, uint32_t positions, float scale,
+                       float* out) {
+  for (uint32_t p = 0; p < positions; p++)
+    out[p] = cache_dot(q, keys + static_cast<size_t>(p) * head_dim, head_dim) * scale;
+}
+
+inline void scores_int8(const float* q, const int8_t* keys, const float* key_scale, uint32_t head_dim,
+                        uint32_t positions, float scale, float* out) {
+  for (uint32_t p = 0; p < positions; p++)
+    out[p] = (cache_dot(q, keys + static_cast<size_t>(p) * head_dim, head_dim) * key_scale[p]) * scale;
+}
+
+inline void scores_f32(const float* q, const float* keys, size_t key_stride, uint32_t head_dim, uint32_t positions,
+                       float scale, float* out) {
+  for (uint32_t p = 0; p < positions; p++) out[p] = dot16(q, keys + p * key_stride, head_dim) * scale;
+}
+
+inline void mix_f16(const float* weights, const uint16_t* values, uint32_t head_dim, uint32_t positions, float* out) {
+  memset(out, 0, head_dim * sizeof(float));
+  for (uint32_t p = 0; p < positions; p++)
+    cache_mix(weights[p], values + static_cast<size_t>(p) * head_dim, head_dim, out);
+}
+
+inline void mix_int8(const float* weights, const int8_t* values, const float* value_scale, uint32_t head_dim,
+                     uint32_t positions, float* out) {
+  memset(out, 0, head_dim * sizeof(float));
+  for (uint32_t p = 0; p < positions; p++)
+    cache_mix(weights[p] * value_scale[p], values + static_cast<size_t>(p) * head_dim, head_dim, out);
+}
+
+inline void mix_f32(const float* weights, const float* values, size_t value_stride, uint32_t head_dim,
+                    uint32_t positions, float* out) {
+  memset(out, 0, head_dim * sizeof(float));
+  for (uint32_t p = 0; p < positions; p++)
+    for (uint32_t d = 0; d < head_dim; d++) out[d] += weights[p] * values[p * value_stride + d];
+}

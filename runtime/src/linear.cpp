@@ -1,0 +1,183 @@
+// Matrices: preparing activations, sharing rows out over the threads, and single rows for embeddings.
+#include <algorithm>
+#include <cstring>
+
+#include "session.h"
+#include "walker.h"
+
+namespace qd {
+
+using namespace format;
+
+uint32_t grouping_of(const Term& t) {
+  for (uint32_t i = 0; i < 3; ++i)
+    if (t.group % (32u << i)) return i;
+  return 3;
+}
+
+uint64_t term_scratch_bytes(const qd_model& m, const Term& t, uint32_t columns) {
+  const Kind& kind = m.kernels->kinds[t.kind];
+  if (kind.scratch == nullptr) return 64;
+  uint64_t most = 0;
+  for (uint32_t tokens : {1u, 2u, kLinearTokens}) most = std::max<uint64_t>(most, kind.scratch(t, columns, tokens));
+  return round_up(most + 64, 64);
+}
+
+namespace {
+
+struct Input {  // some tokens of a value, all for one matrix
+  const Matrix& matrix;
+  uint32_t value, first, tokens;
+};
+
+// x[t][j] in the padded columns' order, zero behind them.
+void map_activations(Step& s, const Input& in, uint32_t stride) {
+  uint32_t columns = in.matrix.padded_columns;
+  const int32_t* map = in.matrix.map_tensor == kNone ? nullptr : s.model.ints(in.matrix.map_tensor);
+  auto body = [&](uint32_t, uint32_t begin, uint32_t end) {
+    for (uint32_t t = begin; t < end; ++t) {
+      const float* x = value_at(s, in.value, in.first + t);
+      float* to = s.w.mapped + uint64_t{t} * stride;
+      uint32_t n = map ? columns : in.matrix.columns;
+      if (map) s.model.kernels->gather(x, map, columns, to);
+      else std::memcpy(to, x, n * sizeof(float));
+      std::memset(to + n, 0, (stride - n) * sizeof(float));
+    }
+  };
+  s.session.model->pool.parallel_for(in.tokens, body);
+}
+
+Activations activations(const Step& s, const Input& in, uint32_t grouping) {
+  uint32_t columns = in.matrix.padded_columns, group = 16u << grouping;
+  const Workspace& w = s.w;
+  return {in.tokens, columns, group, (columns + group - 1) / group, static_cast<uint32_t>(round_up(columns, 128)),
+          w.mapped, w.q[grouping], w.scale[grouping], w.sum[grouping], w.fsum[grouping], w.tables[grouping],
+          w.table_scale[grouping]};
+}
+
+void make_activations(Step& s, const Activations& a, uint32_t grouping, Need need) {
+  uint32_t bit = 1u << (2 * grouping + (need == Need::kTables));
+  if (need == Need::kFloats || (s.made & bit)) return;
+  s.made |= bit;
+  const Kernels& k = *s.model.kernels;
+  if (need == Need::kTables) {
+    k.make_tables(a.x, a.columns, a.group, s.w.tables[grouping], s.w.table_scale[grouping], s.w.fsum[grouping]);
+    return;
+  }
+  auto body = [&](uint32_t, uint32_t begin, uint32_t end) {
+    for (uint64_t t = begin; t < end; ++t)
+      k.quantize(a.x + t * a.stride, a.columns, a.group, s.w.q[grouping] + t * a.stride,
+                 s.w.scale[grouping] + t * a.groups, s.w.sum[grouping] + t * a.groups, s.w.fsum[grouping] + t * a.groups);
+  };
+  s.session.model->pool.parallel_for(a.tokens, body);
+}
+
+// Everything that the resident terms of the matrix read, before rows are shared out.
+void prepare(Step& s, const Input& in) {
+  const Matrix& m = in.matrix;
+  uint64_t key = (uint64_t{in.value} + 1) << 8 | in.tokens;  // tokens: at most 64
+  bool same = s.prepared == key && in.first == 0 && s.prepared_columns == m.padded_columns && s.prepared_map == m.map_tensor;
+  if (!same) {
+    s.prepared = key;
+    s.prepared_columns = m.padded_columns;
+    s.prepared_map = m.map_tensor;
+    s.made = 0;
+    map_activations(s, in, static_cast<uint32_t>(round_up(m.padded_columns, 128)));
+  }
+  uint8_t* scratch = s.w.term_scratch;
+  for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
+    const TermView& view = s.model.views[i];
+    const Kind& kind = s.model.kernels->kinds[view.term->kind];
+    if (view.planes > 0) {
+      uint32_t grouping = grouping_of(*view.term);
+      Activations a = activations(s, in, grouping);
+      if (!s.model.exact) {
+        make_activations(s, a, grouping, in.tokens == 1 ? kind.one_need : kind.many_need);
+        if (kind.prepare) kind.prepare(view, a, scratch);
+      }
+    }
+    scratch += term_scratch_bytes(s.model, *view.term, m.padded_columns);
+  }
+}
+
+void run_range(const Step& s, const Input& in, const float* bias, float* y, size_t stride, uint32_t rb0, uint32_t rb1) {
+  const Matrix& m = in.matrix;
+  for (uint32_t t = 0; t < in.tokens; ++t) std::memset(y + t * stride + 16 * rb0, 0, 64 * (rb1 - rb0));
+  const uint8_t* scratch = s.w.term_scratch;
+  for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
+    const TermView& view = s.model.views[i];
+    const Kind& kind = s.model.kernels->kinds[view.term->kind];
+    MatVec run = s.model.exact ? kind.exact : in.tokens == 1 ? kind.one : kind.many;
+    if (view.planes > 0) run(view, activations(s, in, grouping_of(*view.term)), scratch, y, stride, rb0, rb1);
+    scratch += term_scratch_bytes(s.model, *view.term, m.padded_columns);
+  }
+  const float* scale = s.model.floats(m.scale_tensor);
+  uint32_t from = 16 * rb0, n = std::min(16 * rb1, m.rows) - from;
+  if (scale || bias)
+    for (uint32_t t = 0; t < in.tokens; ++t)
+      s.model.kernels->scale_rows(y + t * stride + from, scale ? scale + from : nullptr, bias ? bias + from : nullptr, n);
+}
+
+void multiply(Step& s, const Input& in, const float* bias, float* y, size_t stride) {
+  prepare(s, in);
+  auto body = [&](uint32_t, uint32_t begin, uint32_t end) { run_range(s, in, bias, y, stride, begin, end); };
+  s.session.model->pool.parallel_for(row_blocks(in.matrix), body);
+}
+
+// A row of a matrix in the order of its columns. `row`: scratch of the padded columns.
+void read_row(const Step& s, const Matrix& m, uint32_t id, float* row, float* out) {
+  std::memset(row, 0, m.padded_columns * sizeof(float));
+  for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
+    const TermView& view = s.model.views[i];
+    if (view.planes > 0) s.model.kernels->decode_row[view.term->kind](view, id, row);
+  }
+  float scale = m.scale_tensor == kNone ? 1.0f : s.model.floats(m.scale_tensor)[id];
+  const int32_t* map = m.map_tensor == kNone ? nullptr : s.model.ints(m.map_tensor);
+  if (!map) {
+    for (uint32_t j = 0; j < m.columns; ++j) out[j] = row[j] * scale;
+    return;
+  }
+  std::memset(out, 0, m.columns * sizeof(float));
+  for (uint32_t j = 0; j < m.padded_columns; ++j)
+    if (map[j] >= 0) out[map[j]] += row[j] * scale;
+}
+
+}  // namespace
+
+void run_linear(Step& s, const Node& n) {
+  const Matrix& m = s.model.file.matrices[n.matrix];
+  const float* bias = s.model.floats(n.tensors[0]);
+  if (s.model.file.header.kind == kDecoder && n.outputs[0] == s.model.file.header.logits_value &&
+      node_reads_logits_row(s.model.file, n)) {
+    if (s.logits == nullptr) return;
+    s.prepared = 0;
+    multiply(s, {m, n.inputs[0], s.tokens - 1, 1}, bias, s.w.y, 0);
+    s.prepared = 0;
+    std::memcpy(s.logits, s.w.y, m.rows * sizeof(float));
+    return;
+  }
+  uint32_t tokens = value_tokens(s, n.inputs[0]), width = s.model.file.header.slot_width;
+  bool ragged = m.rows % 16 != 0;
+  uint32_t rows = static_cast<uint32_t>(round_up(m.rows, 16));
+  for (uint32_t first = 0; first < tokens; first += kLinearTokens) {
+    Input in{m, n.inputs[0], first, std::min(kLinearTokens, tokens - first)};
+    float* to = value_at(s, n.outputs[0], first);
+    multiply(s, in, bias, ragged ? s.w.y : to, ragged ? rows : width);
+    for (uint32_t t = 0; ragged && t < in.tokens; ++t)
+      std::memcpy(to + uint64_t{t} * width, s.w.y + uint64_t{t} * rows, m.rows * sizeof(float));
+  }
+}
+
+void run_rows(Step& s, const Node& n) {
+  const Matrix& m = s.model.file.matrices[n.matrix];
+  const int32_t* ids = n.op == kEmbed ? s.w.ids[n.inputs[0]] : nullptr;
+  uint64_t stride = s.w.row_stride;
+  auto body = [&](uint32_t thread, uint32_t begin, uint32_t end) {
+    for (uint32_t t = begin; t < end; ++t)
+      read_row(s, m, ids ? static_cast<uint32_t>(ids[t]) : s.past + t, s.w.row + thread * stride,
+               value_at(s, n.outputs[0], t));
+  };
+  s.session.model->pool.parallel_for(s.tokens, body);
+}
+
+}  // namespace qd

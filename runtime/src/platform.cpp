@@ -1,0 +1,60 @@
+#include "platform.h"
+
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+namespace qd {
+
+uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+uint8_t* reserve(uint64_t bytes, bool huge) {
+  if (bytes == 0) bytes = 1;
+  if (bytes > (uint64_t{1} << 46)) return nullptr;
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#ifdef MAP_NORESERVE
+  flags |= MAP_NORESERVE;
+#endif
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (at == MAP_FAILED) return nullptr;
+#ifdef MADV_HUGEPAGE
+  // Without the flag no huge pages: with them a range would hold more than was written to, and the count would be wrong.
+  madvise(at, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+  (void)huge;
+#endif
+  return static_cast<uint8_t*>(at);
+}
+
+void release(uint8_t* at, uint64_t bytes) { munmap(at, bytes ? bytes : 1); }
+
+void decommit(uint8_t* at, uint64_t bytes) {
+  if (bytes == 0) return;
+#if defined(__linux__)
+  madvise(at, bytes, MADV_DONTNEED);
+#else
+  mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+#endif
+}
+
+uint32_t core_count() {
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n < 1 ? 1 : n > 256 ? 256 : static_cast<uint32_t>(n);
+}
+
+uint64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<uint64_t>(t.tv_sec) * 1000000000u + static_cast<uint64_t>(t.tv_nsec);
+}
+
+bool start_thread(pthread_t* thread, void* (*body)(void*), void* ctx) {
+  pthread_attr_t attr;
+  if (pthread_attr_init(&attr) != 0) return false;
+  pthread_attr_setstacksize(&attr, kStackBytes);
+  bool ok = pthread_create(thread, &attr, body, ctx) == 0;
+  pthread_attr_destroy(&attr);
+  return ok;
+}
+
+}  // namespace qd

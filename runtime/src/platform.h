@@ -1,0 +1,44 @@
+// What the operating system is asked for: address ranges whose pages come and go, and threads with a known stack.
+#pragma once
+#include <pthread.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qd {
+
+constexpr size_t kStackBytes = 256 * 1024;  // of each thread of ours; counted
+
+// A range of addresses that costs nothing until it is written to, and reads as zeros. Null when there is none.
+uint8_t* reserve(uint64_t bytes, bool huge);
+void release(uint8_t* at, uint64_t bytes);
+// Gives the pages of [at, at + bytes) back at once; `at` is page-aligned. They read as zeros afterwards.
+void decommit(uint8_t* at, uint64_t bytes);
+
+uint64_t round_up(uint64_t n, uint64_t to);
+uint32_t core_count();
+uint64_t now_ns();
+bool start_thread(pthread_t* thread, void* (*body)(void*), void* ctx);
+
+// A range that is released with its owner.
+struct Range {
+  uint8_t* data = nullptr;
+  uint64_t bytes = 0;
+  Range() = default;
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+  ~Range() { reset(); }
+  bool make(uint64_t n, bool huge = false) {
+    reset();
+    data = reserve(n, huge);
+    bytes = data ? n : 0;
+    return data != nullptr;
+  }
+  void reset() {
+    if (data) release(data, bytes);
+    data = nullptr;
+    bytes = 0;
+  }
+};
+
+}  // namespace qd

@@ -1,0 +1,48 @@
+// Threads that share out ranges of rows. One parallel_for at a time; the caller takes part.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+
+#include "platform.h"
+
+namespace qd {
+
+class Pool {
+ public:
+  using Body = void (*)(void* ctx, uint32_t thread, uint32_t begin, uint32_t end);
+  bool start(uint32_t threads);
+  void stop();
+  uint32_t threads() const { return threads_; }
+  void run(uint32_t count, Body body, void* ctx);
+
+  // fn(thread, begin, end): one contiguous range of [0, count) for each thread.
+  template <class F>
+  void parallel_for(uint32_t count, F& fn) {
+    run(count, [](void* ctx, uint32_t thread, uint32_t begin, uint32_t end) { (*static_cast<F*>(ctx))(thread, begin, end); },
+        &fn);
+  }
+
+ private:
+  struct Worker {
+    Pool* pool;
+    uint32_t index;
+    pthread_t thread;
+  };
+  static void* work(void* worker);
+  bool wait_for_work(uint32_t seen);
+  void share(uint32_t thread);
+
+  static constexpr uint32_t kMaxThreads = 64;
+  Worker workers_[kMaxThreads];
+  uint32_t threads_ = 1, started_ = 0;
+  std::atomic<uint32_t> generation_{0}, running_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  uint32_t count_ = 0;
+  Body body_ = nullptr;
+  void* ctx_ = nullptr;
+};
+
+}  // namespace qd

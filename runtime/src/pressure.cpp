@@ -1,0 +1,113 @@
+// Follows what Linux says about memory: the limit of our cgroup less what others in it use, and PSI. A shrink is at once, by
+// what is missing; growth waits until there has been room, an eighth more than now, for ten looks of 200 ms.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+#include "model.h"
+
+namespace qd {
+namespace {
+
+bool read_text(const char* path, char* to, size_t capacity) {
+  FILE* f = std::fopen(path, "re");
+  if (!f) return false;
+  size_t n = std::fread(to, 1, capacity - 1, f);
+  std::fclose(f);
+  to[n] = 0;
+  return n > 0;
+}
+
+uint64_t number(const char* group, const char* name, uint64_t otherwise) {
+  char path[640], text[64];
+  unsigned long long value;
+  std::snprintf(path, sizeof path, "/sys/fs/cgroup%.512s/%s", group, name);
+  return read_text(path, text, sizeof text) && std::sscanf(text, "%llu", &value) == 1 ? value : otherwise;
+}
+
+void own_group(char* to, size_t capacity) {
+  char text[600];
+  *to = 0;
+  if (!read_text("/proc/self/cgroup", text, sizeof text)) return;
+  const char* at = std::strstr(text, "0::");
+  if (at && std::sscanf(at + 3, "%511[^\n]", to) == 1 && std::strcmp(to, "/") == 0) *to = 0;
+  (void)capacity;
+}
+
+float psi_some10() {
+  char text[256];
+  float value = 0;
+  if (read_text("/proc/pressure/memory", text, sizeof text)) std::sscanf(text, "some avg10=%f", &value);
+  return value;
+}
+
+// What may be held: what we hold and what is free in the group, less a sixteenth; less a tenth more when tasks stall.
+uint64_t allowance(const char* group, uint64_t held) {
+  uint64_t most = number(group, "memory.max", UINT64_MAX), used = number(group, "memory.current", 0);
+  uint64_t free = most == UINT64_MAX ? UINT64_MAX / 2 : most > used ? most - used : 0;
+  uint64_t spare = most == UINT64_MAX ? 0 : most / 16;
+  uint64_t all = held + free;
+  all = all > spare ? all - spare : 0;
+  return psi_some10() > 10.0f ? std::min(all, held - held / 10) : all;
+}
+
+void* follow(void* ctx) {
+  qd_model& m = *static_cast<qd_model*>(ctx);
+  char group[512];
+  own_group(group, sizeof group);
+  int room = 0;
+  std::unique_lock<std::mutex> lock(m.state);
+  while (!m.pressure_stop) {
+    uint64_t held = total_locked(m), budget = m.budget;
+    lock.unlock();
+    uint64_t next = std::min(allowance(group, held), m.pressure_most);
+    lock.lock();
+    next = std::max(next, floor_locked(m));
+    room = next > budget && next - budget > budget / 8 ? room + 1 : 0;
+    if (next < budget || room >= 10) {
+      m.budget = next;
+      room = 0;
+      replan_locked(m);
+    }
+    auto until = std::chrono::system_clock::now() + std::chrono::milliseconds(200);
+    while (!m.pressure_stop && m.changed.wait_until(lock, until) != std::cv_status::timeout) {
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void stop_pressure(qd_model& m) {
+  {
+    std::lock_guard<std::mutex> lock(m.state);
+    if (!m.pressure_on) return;
+    m.pressure_stop = true;
+    m.changed.notify_all();
+  }
+  pthread_join(m.pressure, nullptr);
+  std::lock_guard<std::mutex> lock(m.state);
+  m.pressure_on = m.pressure_stop = false;
+}
+
+}  // namespace qd
+
+using namespace qd;
+
+extern "C" qd_status qd_follow_pressure(qd_model* m, int on, qd_error* err) {
+  if (!m) return fail(err, QD_BAD_ARGUMENT, "qd_follow_pressure: no model");
+#if !defined(__linux__)
+  return fail(err, QD_UNSUPPORTED, "qd_follow_pressure: Linux only; move the budget from the system's own callback");
+#endif
+  if (!on) {
+    stop_pressure(*m);
+    return QD_OK;
+  }
+  std::lock_guard<std::mutex> lock(m->state);
+  if (m->pressure_on) return QD_OK;
+  m->pressure_most = m->budget;
+  if (!start_thread(&m->pressure, follow, m)) return fail(err, QD_NO_MEMORY, "qd_follow_pressure: no thread");
+  m->pressure_on = true;
+  return QD_OK;
+}

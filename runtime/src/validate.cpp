@@ -1,0 +1,239 @@
+// Checks of the header, the stack and the matrices. Counts are bounded first (rows and columns below 2^24, books and ranks
+// below 2^9), so that no product below can overflow 64 bits.
+#include <algorithm>
+#include <cstring>
+
+#include "crc32c.h"
+#include "file.h"
+
+namespace qd {
+using namespace format;
+namespace {
+
+constexpr uint64_t kRecordBytes[kSections] = {sizeof(Matrix), sizeof(Term),  sizeof(Block), sizeof(RungRecord),
+                                              sizeof(Tensor), sizeof(Value), sizeof(Node),  sizeof(State),
+                                              4,              1,             4};
+constexpr uint32_t kMaxSide = 1u << 24;
+
+bool within(uint64_t at, uint64_t bytes, uint64_t from, uint64_t to) { return at >= from && at <= to && bytes <= to - at; }
+
+qd_status bad(qd_error* err, const char* what, uint64_t index, const char* why) {
+  return fail(err, QD_BAD_FILE, "%s %llu: %s; the file is damaged or its writer is wrong", what,
+              static_cast<unsigned long long>(index), why);
+}
+
+bool string_ends(const File& f, uint32_t at) {
+  uint64_t n = f.header.sections[kMetadata].count;
+  return at < n && std::memchr(f.metadata + at, 0, n - at) != nullptr;
+}
+
+bool is_tensor(const File& f, uint32_t id, uint32_t kind, uint64_t count) {
+  return id < f.count(kTensors) && f.tensors[id].kind == kind && f.tensors[id].count == count;
+}
+
+qd_status check_metadata(const File& f, qd_error* err) {
+  uint64_t bytes = f.header.sections[kMetadata].count;
+  uint32_t n = 0;
+  if (bytes < 4) return bad(err, "metadata", 0, "shorter than its count");
+  std::memcpy(&n, f.metadata, 4);
+  if (n > (bytes - 4) / sizeof(MetaEntry)) return bad(err, "metadata", n, "more entries than bytes");
+  for (uint32_t i = 0; i < n; ++i) {
+    MetaEntry e;
+    std::memcpy(&e, f.metadata + 4 + i * sizeof e, sizeof e);
+    if (!within(e.key_at, e.key_bytes, 0, bytes) || !within(e.value_at, e.value_bytes, 0, bytes))
+      return bad(err, "metadata entry", i, "lies outside of its section");
+  }
+  return QD_OK;
+}
+
+qd_status check_tensors(const File& f, qd_error* err) {
+  for (uint32_t i = 0; i < f.count(kTensors); ++i) {
+    const Tensor& t = f.tensors[i];
+    uint64_t element = t.kind == 2 ? 1 : 4;
+    if (t.kind > 2 || t.bytes != element * t.count || t.at % 64 || !within(t.at, t.bytes, 0, f.header.resident_bytes))
+      return bad(err, "tensor", i, "kind, bytes or place");
+  }
+  return QD_OK;
+}
+
+qd_status check_stack(const File& f, qd_error* err) {
+  const Header& h = f.header;
+  uint32_t n = f.count(kBlocks);
+  if (f.count(kRungs) != n || h.floor_rung > n || (n > 0 && h.floor_rung == 0))
+    return bad(err, "stack", h.floor_rung, "the rungs do not fit the blocks");
+  for (uint32_t i = 0; i < n; ++i) f.order[i] = i;
+  std::sort(f.order, f.order + n, [&](uint32_t a, uint32_t b) { return f.blocks[a].at < f.blocks[b].at; });
+  for (uint64_t i = 0; i < uint64_t{f.count(kTerms)} * kMaxPlanes; ++i) f.position[i] = kNone;
+  uint64_t end = 0;
+  for (uint32_t i = 0; i < n; ++i) {
+    const Block& b = f.blocks[f.order[i]];
+    if (b.at % 64 || !within(b.at, b.bytes, end, h.stack_bytes) || b.term >= f.count(kTerms) || b.plane >= kMaxPlanes ||
+        b.plane >= f.terms[b.term].planes)
+      return bad(err, "block", f.order[i], "place, overlap, term or plane");
+    uint32_t* position = f.position + uint64_t{b.term} * kMaxPlanes;
+    // A plane says nothing without those above it.
+    if (position[b.plane] != kNone || (b.plane > 0 && position[b.plane - 1] == kNone))
+      return bad(err, "block", f.order[i], "its plane is there twice, or before a higher one");
+    position[b.plane] = i;
+    end = b.at + b.bytes;
+    if (f.rungs[i].bytes != end) return bad(err, "rung", i + 1, "does not end with its block");
+  }
+  return QD_OK;
+}
+
+struct Shape {
+  const Term& t;
+  uint64_t rb, columns, groups, bytes;  // bytes: of plane 0
+};
+
+bool fits(const Shape& s, uint64_t at, uint64_t bytes) { return at % 4 == 0 && within(at, bytes, 0, s.bytes); }
+
+bool param_fits(const Shape& s, const Param& p, bool zero) {
+  if (p.kind == kNo) return p.super_kind == kNo;
+  bool known = zero ? p.kind == kU8 || p.kind == kF16 || p.kind == kF32 : p.kind <= kE5M2;
+  if (!known || !fits(s, p.at, s.rb * s.groups * kRows * number_bytes(p.kind))) return false;
+  if (p.super_kind == kNo) return true;
+  if ((p.super_kind != kF32 && p.super_kind != kF16) || p.super_span == 0) return false;
+  uint64_t supers = (s.groups + p.super_span - 1) / p.super_span;
+  return fits(s, p.super_at, s.rb * supers * kRows * number_bytes(p.super_kind));
+}
+
+// Bytes of the codes, 0 where a field is not allowed.
+uint64_t codes_bytes(const Shape& s) {
+  const Term& t = s.t;
+  switch (t.kind) {
+    case kNibbles: case kTable4: return s.rb * (s.columns / 8) * 64;
+    case kPairs: return s.rb * (s.columns / 16) * 64;
+    case kBytes: return s.rb * (s.columns / 4) * 64;
+    case kPlanes: return s.rb * (s.columns / 32) * 64;
+    case kTable3: return s.rb * (s.columns / 32) * 192;
+    case kFloats:
+      return t.element == kF32 || t.element == kF16 || t.element == kBF16 ? s.rb * s.columns * kRows * number_bytes(t.element)
+                                                                         : 0;
+    case kVector:
+      if (t.width == 0 || t.width > 64 || s.columns % t.width || t.books == 0 || t.books > 256 || t.levels == 0 ||
+          t.levels > 65536)
+        return 0;
+      return s.rb * (s.columns / t.width) * t.books * kRows * code_bytes(t);
+    case kBitstack:
+      if (t.rank == 0 || t.rank % 4 || t.rank > 64) return 0;
+      return s.rb * t.rank * kRows * 2 + uint64_t{t.rank} * s.columns * 2 + s.rb * (s.columns / 32) * 64;
+    case kSparse: return 4 * (s.rb + 1) + 12 * uint64_t{t.entries};
+    default: return 0;
+  }
+}
+
+bool tables_fit(const File& f, const Shape& s) {
+  const Term& t = s.t;
+  if (t.kind == kVector) return is_tensor(f, t.table_tensor, 0, uint64_t{t.books} * t.levels * t.width);
+  if (t.kind != kTable4 && t.kind != kTable3) return true;
+  uint64_t entries = uint64_t{t.tables} * (t.kind == kTable4 ? 16 : 8);
+  if (t.tables == 0 || t.tables > 256 || !is_tensor(f, t.table_tensor, 0, entries)) return false;
+  if (!is_tensor(f, t.itable_tensor, 2, entries)) return false;
+  return t.tables == 1 || fits(s, t.select_at, s.rb * s.groups * kRows);
+}
+
+bool needs_groups(const Term& t) {
+  bool params = t.scale.kind != kNo || t.zero.kind != kNo || t.offset.kind != kNo;
+  return params || !(t.kind == kFloats || t.kind == kVector || t.kind == kBitstack || t.kind == kSparse);
+}
+
+qd_status check_term(const File& f, const Matrix& m, uint32_t id, qd_error* err) {
+  const Term& t = f.terms[id];
+  if (t.planes == 0 || t.planes > kMaxPlanes || (t.kind != kPlanes && t.planes != 1)) return bad(err, "term", id, "planes");
+  const uint32_t* position = f.position + uint64_t{id} * kMaxPlanes;
+  for (uint32_t p = 0; p < t.planes; ++p)
+    if (position[p] == kNone) return bad(err, "term", id, "a plane has no block");
+  Shape s{t, row_blocks(m), m.padded_columns, t.groups, f.blocks[f.order[position[0]]].bytes};
+  bool grouped = t.group > 0 && t.group % 16 == 0 && t.groups == (s.columns + t.group - 1) / t.group;
+  bool without = t.group % 16 == 0 && t.groups <= s.columns;
+  if (needs_groups(t) ? !grouped : !without) return bad(err, "term", id, "group");
+  uint64_t codes = codes_bytes(s);
+  if (codes == 0 || !fits(s, t.codes_at, codes)) return bad(err, "term", id, "codes do not fit the block");
+  if (!param_fits(s, t.scale, false) || !param_fits(s, t.zero, true) || !param_fits(s, t.offset, false))
+    return bad(err, "term", id, "params do not fit the block");
+  if (!tables_fit(f, s)) return bad(err, "term", id, "tables");
+  for (uint32_t p = 1; p < t.planes; ++p)
+    if (f.blocks[f.order[position[p]]].bytes < codes) return bad(err, "term", id, "a plane does not fit its block");
+  return QD_OK;
+}
+
+qd_status check_matrices(const File& f, qd_error* err) {
+  uint32_t next = 0;  // terms belong to one matrix each, in order: nothing is shared and nothing is left out
+  for (uint32_t i = 0; i < f.count(kMatrices); ++i) {
+    const Matrix& m = f.matrices[i];
+    if (m.rows == 0 || m.columns == 0 || m.rows > kMaxSide || m.padded_columns > kMaxSide || m.padded_columns % 32 ||
+        m.padded_columns == 0 || (m.map_tensor == kNone && m.columns > m.padded_columns))
+      return bad(err, "matrix", i, "rows or columns");
+    if (m.first_term != next || m.terms == 0 || m.terms > f.count(kTerms) - next) return bad(err, "matrix", i, "terms");
+    if (m.map_tensor != kNone && !is_tensor(f, m.map_tensor, 1, m.padded_columns)) return bad(err, "matrix", i, "map");
+    if (m.scale_tensor != kNone && !is_tensor(f, m.scale_tensor, 0, m.rows)) return bad(err, "matrix", i, "scale");
+    if (m.name_at != kNone && !string_ends(f, m.name_at)) return bad(err, "matrix", i, "name");
+    for (; next < m.first_term + m.terms; ++next)
+      if (qd_status s = check_term(f, m, next, err)) return s;
+  }
+  return next == f.count(kTerms) ? QD_OK : bad(err, "term", next, "belongs to no matrix");
+}
+
+void set_tables(File* f) {
+  const Section* s = f->header.sections;
+  const uint8_t* p = f->front;
+  f->matrices = reinterpret_cast<const Matrix*>(p + s[kMatrices].at);
+  f->terms = reinterpret_cast<const Term*>(p + s[kTerms].at);
+  f->blocks = reinterpret_cast<const Block*>(p + s[kBlocks].at);
+  f->rungs = reinterpret_cast<const RungRecord*>(p + s[kRungs].at);
+  f->tensors = reinterpret_cast<const Tensor*>(p + s[kTensors].at);
+  f->values = reinterpret_cast<const Value*>(p + s[kValues].at);
+  f->nodes = reinterpret_cast<const Node*>(p + s[kNodes].at);
+  f->states = reinterpret_cast<const State*>(p + s[kStates].at);
+  f->attributes = reinterpret_cast<const uint32_t*>(p + s[kAttributes].at);
+  f->metadata = reinterpret_cast<const char*>(p + s[kMetadata].at);
+  f->pages = reinterpret_cast<const uint32_t*>(p + s[kPages].at);
+}
+
+}  // namespace
+
+uint64_t number_bytes(uint8_t kind) {
+  return kind == kF32 ? 4 : kind == kF16 || kind == kBF16 ? 2 : kind == kNo ? 0 : 1;
+}
+
+qd_status validate_header(const Header& h, uint64_t size, qd_error* err) {
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) return bad(err, "header", 0, "this is not a qdeploy model");
+  if (crc32c(0, &h, 508) != h.header_crc) return fail(err, QD_CHECKSUM, "header: its checksum does not match; fetch it again");
+  if (h.version != kVersion) return fail(err, QD_UNSUPPORTED, "header: found version %u, allowed 1", h.version);
+  if (h.file_bytes != size) return bad(err, "header: file bytes", h.file_bytes, "not the size of this file; is it cut short?");
+  if (h.front_end < sizeof h || h.front_end > h.resident_at || h.front_end > 0x7fffffffu)
+    return bad(err, "header: front end", h.front_end, "out of range");
+  if (h.resident_at % kPage || h.stack_at % kPage || !within(h.resident_at, h.resident_bytes, 0, h.stack_at) ||
+      !within(h.stack_at, h.stack_bytes, 0, size) || h.stack_at + h.stack_bytes != size)
+    return bad(err, "header: stack", h.stack_at, "place or bytes");
+  for (uint32_t i = 0; i < kSections; ++i) {
+    const Section& s = h.sections[i];
+    if (s.count > h.front_end / kRecordBytes[i] || s.at % 64 || !within(s.at, s.count * kRecordBytes[i], 512, h.front_end))
+      return bad(err, "section", i, "lies outside of the front");
+    for (uint32_t j = 0; j < i; ++j) {
+      const Section& o = h.sections[j];
+      if (s.count && o.count && s.at < o.at + o.count * kRecordBytes[j] && o.at < s.at + s.count * kRecordBytes[i])
+        return bad(err, "section", i, "overlaps another");
+    }
+  }
+  if (h.kind > kEncoder || h.context == 0 || h.context > kMaxSide || h.vocab > kMaxSide || h.slot_width > kMaxSide)
+    return bad(err, "header: kind", h.kind, "kind, context, vocabulary or slots out of range");
+  if (h.sections[kPages].count != (size - h.resident_at + kPage - 1) / kPage)
+    return bad(err, "header: checksums", h.sections[kPages].count, "not one for each page");
+  return QD_OK;
+}
+
+qd_status validate(File* f, qd_error* err) {
+  const Header& h = f->header;
+  if (crc32c(0, f->front + sizeof h, h.front_end - sizeof h) != h.front_crc)
+    return fail(err, QD_CHECKSUM, "front: its checksum does not match; fetch the file again");
+  set_tables(f);
+  if (qd_status s = check_metadata(*f, err)) return s;
+  if (qd_status s = check_tensors(*f, err)) return s;
+  if (qd_status s = check_stack(*f, err)) return s;
+  if (qd_status s = check_matrices(*f, err)) return s;
+  return validate_graph(*f, err);
+}
+
+}  // namespace qd

@@ -1,0 +1,54 @@
+"""Builds the runtime's own test programs with a compiler of choice; what is not installed is skipped loudly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
+FLAGS = [
+    "-std=c++17", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra", "-Werror",
+    f"-I{RUNTIME / 'include'}", f"-I{RUNTIME / 'src'}", "-pthread",
+]  # fmt: skip
+
+Build = Callable[..., Path]
+
+
+def need(program: str) -> str:
+    """The path of a program, or a skip; in CI an error."""
+    found = shutil.which(program)
+    if found:
+        return found
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{program} is not installed, and CI must not skip")
+    pytest.skip(f"{program} is not installed")
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """build(program, *flags, compiler=...): compiles runtime/<program>.cpp with all sources of the library."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def compile_program(program: str, *flags: str, compiler: str = "g++") -> Path:
+        key = (compiler, program, *flags)
+        if key not in made:
+            sources = [str(RUNTIME / line) for line in (RUNTIME / "sources.txt").read_text().split()]
+            out = tmp_path_factory.mktemp("build") / Path(program).name
+            main = str(RUNTIME / f"{program}.cpp")
+            subprocess.run([need(compiler), *FLAGS, *flags, main, *sources, "-o", str(out)], check=True)
+            made[key] = out
+        return made[key]
+
+    return compile_program
+
+
+def run(*command: str | Path, seconds: int = 300) -> str:
+    """Output of a program that must end well."""
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout

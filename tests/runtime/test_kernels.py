@@ -1,0 +1,48 @@
+"""All kernels give the same bits, on every machine; none reads or writes where it may not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import RUNTIME, Build, need, run
+
+_PROGRAM = "test/kernels_test"
+
+
+def fingerprint(output: str) -> str:
+    """The hash of all results that the program prints last."""
+    return re.findall(r"hash (\w+)", output)[-1]
+
+
+@pytest.fixture(scope="module")
+def here(build: Build) -> str:
+    return fingerprint(run(build(_PROGRAM, "-O2")))
+
+
+def test_every_kernel_equals_the_scalar_one_bit_for_bit(here: str):
+    assert here
+
+
+def test_no_kernel_leaves_its_memory_or_the_language(build: Build, here: str):
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    assert fingerprint(run(build(_PROGRAM, *flags))) == here
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76", "max"])
+def test_arm_gives_the_same_bits(build: Build, here: str, cpu: str):
+    program = build(_PROGRAM, "-O2", "-static", compiler="aarch64-linux-gnu-g++")
+    assert fingerprint(run(need("qemu-aarch64"), "-cpu", cpu, program, seconds=600)) == here
+
+
+def test_a_machine_without_avx_is_served_and_gives_the_same_bits(build: Build, here: str):
+    program = build(_PROGRAM, "-O2", "-static")
+    assert fingerprint(run(need("qemu-x86_64"), "-cpu", "Westmere", program, seconds=600)) == here
+
+
+def test_sources_are_listed_once_and_all_of_them():
+    listed = (RUNTIME / "sources.txt").read_text().split()
+    found = [str(p.relative_to(RUNTIME)) for p in sorted(Path(RUNTIME / "src").rglob("*.cpp"))]
+    assert sorted(listed) == found and len(set(listed)) == len(listed)
