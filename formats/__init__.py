@@ -21,6 +21,7 @@ BUILT_IN = {
     "gptq": "qdeploy.formats.gptq",
     "awq": "qdeploy.formats.awq",
     "autoround": "qdeploy.formats.autoround",
+    "bitstack": "qdeploy.formats.bitstack",
     "gguf": "qdeploy.formats.gguf",
     "onnx": "qdeploy.formats.onnx",
     "package": "qdeploy.formats.package",

@@ -66,8 +66,9 @@ def convert(
 
     Args:
         source: Checkpoint folder, file or package.
-        target: The output folder; appears when everything is done.
-        to: "onnx", "ir" (a package), "source" (the source files again, from a package), or a plug-in's target.
+        target: The output folder, or file for "native"; appears when everything is done.
+        to: "onnx", "native" (one file), "ir" (a package), "source" (the source files again, from a package), or a
+            plug-in's target.
         activations: "exact" (float32 arithmetic) or "int8" (activations rounded per block where that is faster).
         quantize: For float sources, for example "rtn:int4,group=128".
         requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
@@ -80,7 +81,7 @@ def convert(
         progress: Told of every stage.
 
     Returns:
-        The report, which also stands in `report.json` of the output.
+        The report, which also stands in `report.json` of an output that is a folder.
 
     Raises:
         QdeployError: Bad input, unsupported content, a failed proof or check; nothing stands under `target` then.
@@ -94,7 +95,7 @@ def convert(
     """
     path = Path(target)
     _refuse_nesting(Path(source), path)
-    refuse_existing(path, force)
+    refuse_existing(path, force, to not in ("ir", "source") and bool(_file_of(registry.backend(to))))
     keep_slabs()
     specs = [quantize] if isinstance(quantize, str) else list(quantize)
     model = _open(source, format, trust_links, specs)
@@ -146,13 +147,20 @@ def _to_backend(
 
     target = registry.backend(to)
     settings = target.Options(activations=options["activations"], requantize=options["requantize"], jobs=jobs)
-    with staged(path, _identity(model, to, os.urandom(8).hex()), force, keep=False) as stage:
+    only = _file_of(target)
+    with staged(path, _identity(model, to, os.urandom(8).hex()), force, keep=False, only=only) as stage:
         lowered = target.lower(model, stage.path, settings, progress)
         prove(model, model.tensors, progress)
         checks = target.check(model, stage.path, lowered, options["check"])
         report = make_report(model, to, options, lowered.choices, checks, lowered.notes)
-        _write_report(stage, report)
+        if not only:
+            _write_report(stage, report)
     return report
+
+
+def _file_of(target: Any) -> str:
+    """The one file that a backend writes, which is then the output; empty: the output is a folder."""
+    return str(getattr(target, "FILE", ""))
 
 
 def _to_source(model: Model, path: Path, force: bool, progress: Progress) -> Report:

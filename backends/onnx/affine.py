@@ -41,6 +41,10 @@ class Affine:
         stream: The codes as they lie, where they are already a bit stream along rows.
         index: Group of each column, int [K], where groups are not runs of columns.
         exact: Whether every stored number is carried without rounding.
+        code_top: The greatest code.
+        stored_zero: float32 [rows, groups]: zero points that are no 8-bit integers, as they are stored; with them goes
+            `stored_offset`. None where `zero` has them all.
+        stored_offset: The offsets without what is left of such zero points.
     """
 
     shape: tuple[int, int]
@@ -54,6 +58,9 @@ class Affine:
     stream: Codes | None = None
     index: Array | None = None
     exact: bool = True
+    code_top: int = 255
+    stored_zero: RowReader | None = None
+    stored_offset: RowReader | None = None
 
     @property
     def bits(self) -> int:
@@ -69,6 +76,7 @@ class _Zero:
     rest: RowReader | None
     top: int
     exact: bool = True
+    stored: RowReader | None = None
 
 
 def affine(tensor: QTensor) -> Affine | None:
@@ -117,12 +125,11 @@ def _assemble(grid: Grid, found: Integers, zero: Param | None, scale: Param | No
         index = None if in_order else index
     scales = _scale_reader(scale, grid, group, groups, found.unit)
     zeros = _zeros(zero, grid, group, groups, scales, found)
-    offsets = zeros.rest
-    if offset is not None:
-        offsets = _sum(spread(offset, grid, group, groups), zeros.rest)
+    own = spread(offset, grid, group, groups) if offset is not None else None
+    offsets = _sum(own, zeros.rest) if own is not None else zeros.rest
     return Affine(
         grid.shape, max(1, found.top, zeros.top), group, groups, found.read, scales, zeros.value, offsets, found.stream,
-        index, zeros.exact and not (scale is not None and scale.divide),
+        index, zeros.exact and not (scale is not None and scale.divide), found.top, zeros.stored, own,
     )  # fmt: skip
 
 
@@ -157,4 +164,5 @@ def _zeros(zero: Param | None, grid: Grid, group: int, groups: int, scale: RowRe
     def rest(start: int, stop: int) -> Array:
         return (nearest(start, stop) - base - read(start, stop)) * scale(start, stop)
 
-    return _Zero(lambda start, stop: nearest(start, stop).astype(np.uint8), rest, found.top, exact=False)
+    return _Zero(lambda start, stop: nearest(start, stop).astype(np.uint8), rest, found.top, False,
+                 lambda start, stop: read(start, stop) + base)  # fmt: skip

@@ -20,6 +20,9 @@ VERBS = {
     "inspect": "Show what a checkpoint, package or output is.",
     "verify": "Hold an output against its source; exit 1 if they differ.",
     "diff": "Show how far two models are apart, tensor by tensor.",
+    "run": "Write text with a native model inside a memory budget.",
+    "plan": "Show what a memory budget gives.",
+    "bench": "Measure a native model on this machine.",
     "formats": "List what can be read and written.",
 }
 

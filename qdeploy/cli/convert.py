@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from qdeploy.sizes import human
     default="onnx",
     show_default=True,
     metavar="TARGET",
-    help="onnx, ir (a package), or source (a package's source files again).",
+    help="onnx, native (one file), ir (a package), or source (a package's source files again).",
 )
 @click.option(
     "--activations",
@@ -74,6 +75,7 @@ def command(
       qdeploy convert tiny-llama-gptq out
       qdeploy convert model.Q4_K_M.gguf out --activations int8
       qdeploy convert llama-bf16 out --quantize rtn:int4,group=128
+      qdeploy convert model.Q4_K_M.gguf model.qd --to native
       qdeploy convert tiny-llama-gptq package --to ir --jobs 2
       qdeploy convert package copy --to source
     """
@@ -123,7 +125,8 @@ def _print(report: dict[str, Any], dst: str) -> None:
         screen.print(f"  quantized here: {len(losses)} tensors, SNR {min(losses):.1f} to {max(losses):.1f} dB")
     for note in report["notes"]:
         screen.print(f"  [yellow]note[/] {note}", highlight=False)
-    screen.print(f"[bold]{dst}[/] ({report['target']}); the report is in {dst}/report.json", highlight=False)
+    place = f"; the report is in {dst}/report.json" if os.path.isdir(dst) else ""
+    screen.print(f"[bold]{dst}[/] ({report['target']}){place}", highlight=False)
 
 
 def _grouped(report: dict[str, Any]) -> list[list[str]]:

@@ -67,7 +67,7 @@ class Rtn:
             raise BadArgumentError("not a group size", found=group, allowed="1..1048576, or -1 for a whole row")
         if clip not in ("search", "none"):
             raise BadArgumentError("no such clipping", found=clip, allowed="search, none")
-        return cls(int(kind[3:]), int(group), clip, _pattern(given, "skip"), _pattern(given, "only"))
+        return cls(int(kind[3:]), int(group), clip, name_pattern(given, "skip"), name_pattern(given, "only"))
 
     def takes(self, name: str) -> bool:
         """Whether a tensor is to be quantized."""
@@ -105,7 +105,8 @@ class Rtn:
         )
 
 
-def _pattern(given: Mapping[str, str], option: str) -> str:
+def name_pattern(given: Mapping[str, str], option: str) -> str:
+    """A regular expression of tensor names among the options, "" where it is not; BadArgumentError if it is none."""
     text = given.get(option, "")
     try:
         re.compile(text)

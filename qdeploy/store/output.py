@@ -93,19 +93,20 @@ def write_all(descriptor: int, view: memoryview, at: int | None = None) -> None:
 
 
 @contextmanager
-def staged(target: Path, plan: str, force: bool = False, keep: bool = True) -> Iterator[Staged]:
-    """An output folder that becomes `target` when the block ends well.
+def staged(target: Path, plan: str, force: bool = False, keep: bool = True, only: str = "") -> Iterator[Staged]:
+    """An output folder that becomes `target` when the block ends well, or of which one file does.
 
     Args:
         target: The final path.
         plan: What identifies this piece of work; only a partial folder of the same plan is continued.
         force: Replace an existing output.
         keep: Leave the partial folder after an error, so that the next run can continue.
+        only: The file of the folder that becomes `target`; empty: the folder itself.
 
     Raises:
         OutputError: The output exists, another process is making it, or the system refuses to write.
     """
-    refuse_existing(target, force)
+    refuse_existing(target, force, bool(only))
     work = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True) -> I
     try:
         resumed = _prepare(work, plan)
         yield Staged(target, work, resumed)
-        _commit(work, target)
+        _commit_file(work, target, only) if only else _commit(work, target)
     except OSError as error:
         if not keep:
             shutil.rmtree(work, ignore_errors=True)
@@ -128,17 +129,23 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True) -> I
         _unlock(lock, target.with_name(f".{target.name}.lock"))
 
 
-def refuse_existing(target: Path, force: bool) -> None:
-    """Refuses an output that exists; with `force`, one that does not look like an output (it may be a home folder)."""
+def refuse_existing(target: Path, force: bool, file: bool = False) -> None:
+    """Refuses an output that exists; with `force`, one that does not look like an output (it may be a home folder).
+
+    With `file`, the output is a file, and only a file is replaced.
+    """
     if not os.path.lexists(target):
         return
     if not force:
         raise OutputError("the output exists", where=str(target), todo="Choose another name, or pass --force.")
-    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not (target / REPORT).is_file()):
+    if file and target.is_file() and not target.is_symlink():
+        return
+    made = target.is_dir() and not target.is_symlink() and (not any(target.iterdir()) or (target / REPORT).is_file())
+    if file or not made:
         raise OutputError(
             "what exists there was not written by a conversion, so it is not replaced",
             where=str(target),
-            allowed=f"an empty folder, or one with a {REPORT}",
+            allowed="a file" if file else f"an empty folder, or one with a {REPORT}",
             todo="Remove it yourself, or choose another name.",
         )
 
@@ -169,6 +176,12 @@ def _commit(work: Path, target: Path) -> None:
     _sync_folder(target.parent)
     if aside.exists():
         _remove(aside)
+
+
+def _commit_file(work: Path, target: Path, name: str) -> None:
+    os.replace(work / name, target)  # an existing file is replaced in one step
+    _sync_folder(target.parent)
+    shutil.rmtree(work)
 
 
 def _remove(path: Path) -> None:

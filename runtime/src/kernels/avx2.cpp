@@ -19,7 +19,7 @@
 namespace qd {
 namespace {
 
-#define QD_HALF16
+#define QD_OWN_LANES  // these three in place of the portable ones
 inline void half16(const uint8_t* p, float* out) {
   _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   _mm256_storeu_ps(out + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
@@ -27,6 +27,16 @@ inline void half16(const uint8_t* p, float* out) {
 inline void to_half16(const float* x, uint16_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(_mm256_loadu_ps(x), 0));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm256_cvtps_ph(_mm256_loadu_ps(x + 8), 0));
+}
+inline void tile_product(const float (*w)[16], const float* x, float* out) {
+  __m256 a = _mm256_loadu_ps(out), b = _mm256_loadu_ps(out + 8);
+  for (int j = 0; j < 16; j++) {
+    __m256 t = _mm256_broadcast_ss(x + j);
+    a = _mm256_add_ps(a, _mm256_mul_ps(_mm256_loadu_ps(w[j]), t));
+    b = _mm256_add_ps(b, _mm256_mul_ps(_mm256_loadu_ps(w[j] + 8), t));
+  }
+  _mm256_storeu_ps(out, a);
+  _mm256_storeu_ps(out + 8, b);
 }
 
 #include "portable.inl"

@@ -69,12 +69,20 @@ inline float from_e4m3(uint32_t b) {
 
 inline float from_e8m0(uint32_t b) { return float_of(b == 0 ? 0x00400000u : b == 255 ? 0x7fc00000u : b << 23); }
 
-#ifndef QD_HALF16
+#ifndef QD_OWN_LANES
 inline void half16(const uint8_t* p, float* out) {
   for (int r = 0; r < 16; r++) out[r] = from_f16(load_u16(p + 2 * r));
 }
 inline void to_half16(const float* x, uint16_t* out) {
   for (int r = 0; r < 16; r++) out[r] = to_f16(x[r]);
+}
+// out[row] += sum over 16 columns of w[column][row] * x[column], columns in order.
+inline void tile_product(const float (*w)[16], const float* x, float* out) {
+  float sum[16];
+  memcpy(sum, out, 64);
+  for (int j = 0; j < 16; j++)
+    for (int r = 0; r < 16; r++) sum[r] += w[j][r] * x[j];
+  memcpy(out, sum, 64);
 }
 #endif
 

@@ -107,18 +107,12 @@ inline void plane_product(const TermView& v, const Activations& a, const uint8_t
 template <int K>
 inline void exact_product(const TermView& v, const Activations& a, const uint8_t*, float* y, size_t y_stride,
                           uint32_t rb0, uint32_t rb1) {
-  float w[16][16], sum[16];
+  float w[16][16];
   for (uint32_t rb = rb0; rb < rb1; rb++)
     for (uint32_t u = 0; u < v.columns / 16; u++) {
       weights16<K>(v, rb, u, w);
-      for (uint32_t token = 0; token < a.tokens; token++) {
-        const float* x = a.x + static_cast<size_t>(token) * a.stride + 16 * u;
-        float* out = y + token * y_stride + 16 * rb;
-        memcpy(sum, out, 64);
-        for (int j = 0; j < 16; j++)
-          for (int r = 0; r < 16; r++) sum[r] += w[j][r] * x[j];
-        memcpy(out, sum, 64);
-      }
+      for (uint32_t token = 0; token < a.tokens; token++)
+        tile_product(w, a.x + static_cast<size_t>(token) * a.stride + 16 * u, y + token * y_stride + 16 * rb);
     }
 }
 

@@ -1,0 +1,242 @@
+"""Reading a model file back with numpy, by row blocks: the oracle of the writer and of the runtime.
+
+Only this backend's own output is read here, and only as far as its own checksums go.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdeploy.backends.native import interleave, metadata
+from qdeploy.backends.native.checksum import crc32c, page_checksums
+from qdeploy.backends.native.layout import HEADER, MAGIC, NONE, PAGE, RECORDS, NumberKind, SectionId, TermKind
+from qdeploy.backends.native.numbers import DTYPES
+from qdeploy.backends.native.parts import Array
+from qdeploy.errors import BadFileError
+
+_ENTRY = np.dtype([("column", "<u4"), ("row", "<u4"), ("value", "<f4")])
+
+
+class ModelFile:
+    """A model file, mapped.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BadFileError: It is no model file, or its front is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = np.memmap(path, np.uint8, "r")
+        if len(self.data) < HEADER.itemsize or self.data[:8].tobytes() != MAGIC:
+            raise BadFileError("not a model file of qdeploy", where=str(path))
+        self.header: Any = self.data[: HEADER.itemsize].view(HEADER)[0]
+        front = self.data[HEADER.itemsize : int(self.header["front_end"])]
+        sums = (crc32c(self.data[:508]), crc32c(front), len(self.data))
+        if sums != tuple(int(self.header[name]) for name in ("header_crc", "front_crc", "file_bytes")):
+            raise BadFileError("the front of the model file is damaged", where=str(path))
+
+    def section(self, which: SectionId) -> Any:
+        """The records of a section."""
+        at, count = (int(n) for n in self.header["sections"][which])
+        kind = RECORDS[which]
+        return self.data[at : at + count * kind.itemsize].view(kind)
+
+    @cached_property
+    def metadata(self) -> dict[str, bytes]:
+        """The metadata by key."""
+        return metadata.unpack(self.section(SectionId.METADATA).tobytes())
+
+    def string(self, at: int) -> str:
+        """A name in the metadata."""
+        return self.section(SectionId.METADATA)[at:].tobytes().partition(b"\0")[0].decode()
+
+    def damaged_pages(self) -> list[int]:
+        """Pages whose checksum is not that of their bytes."""
+        start, known = int(self.header["resident_at"]), self.section(SectionId.PAGES)
+        found = []
+        for first in range(0, len(known), 128):
+            part = self.data[start + first * PAGE : start + (first + 128) * PAGE]
+            wrong = page_checksums(np.asarray(part)) != known[first : first + 128]
+            found += [first + int(i) for i in np.nonzero(wrong)[0]]
+        return found
+
+    def tensor(self, index: int) -> Array:
+        """A resident tensor, flat."""
+        record = self.section(SectionId.TENSORS)[index]
+        at = int(self.header["resident_at"]) + int(record["at"])
+        return self.data[at : at + int(record["bytes"])].view(("<f4", "<i4", "i1")[int(record["kind"])])
+
+    def matrices(self) -> dict[str, int]:
+        """Matrices by name."""
+        return {self.string(int(m["name_at"])): i for i, m in enumerate(self.section(SectionId.MATRICES))}
+
+    def rows(self, matrix: int, first: int, last: int, rung: int | None = None) -> Array:
+        """Row blocks [first, last) of a matrix: float32 [rows, columns].
+
+        Args:
+            matrix: Its index.
+            first: First row block.
+            last: One past the last.
+            rung: How many blocks of the stack are there; None: all.
+        """
+        record = self.section(SectionId.MATRICES)[matrix]
+        resident = self._resident(rung)
+        total = np.zeros((16 * (last - first), int(record["padded_columns"])), np.float32)
+        begin = int(record["first_term"])
+        for index in range(begin, begin + int(record["terms"])):
+            if resident[index]:
+                values = _Term(self, index, record, first, last, resident[index]).values()
+                total = values if index == begin else total + values
+        if record["map_tensor"] != NONE:
+            order = self.tensor(int(record["map_tensor"]))
+            out = np.zeros((len(total), int(record["columns"])), np.float32)
+            out[:, order[order >= 0]] = total[:, order >= 0]
+            total = out
+        total = total[: min(last * 16, int(record["rows"])) - first * 16, : int(record["columns"])]
+        if record["scale_tensor"] != NONE:
+            total = total * self.tensor(int(record["scale_tensor"]))[first * 16 : last * 16][: len(total), None]
+        return total
+
+    def _resident(self, rung: int | None) -> dict[int, int]:
+        found: dict[int, int] = dict.fromkeys(range(len(self.section(SectionId.TERMS))), 0)
+        blocks = self.section(SectionId.BLOCKS)
+        for block in blocks[np.argsort(blocks["at"], kind="stable")][:rung]:
+            found[int(block["term"])] += 1
+        return found
+
+    @cached_property
+    def blocks(self) -> dict[tuple[int, int], int]:
+        """Where each block begins in the file, by term and plane."""
+        start = int(self.header["stack_at"])
+        return {(int(b["term"]), int(b["plane"])): start + int(b["at"]) for b in self.section(SectionId.BLOCKS)}
+
+
+class _Term:
+    """Some row blocks of a term."""
+
+    def __init__(self, file: ModelFile, index: int, matrix: Any, first: int, last: int, planes: int) -> None:
+        self.file, self.index, self.first, self.last, self.planes = file, index, first, last, planes
+        self.record = file.section(SectionId.TERMS)[index]
+        self.columns, self.row_blocks = int(matrix["padded_columns"]), -(-int(matrix["rows"]) // 16)
+        self.start = file.blocks[index, 0]
+
+    def values(self) -> Array:
+        """float32 [rows, padded columns]."""
+        kind = TermKind(int(self.record["kind"]))
+        if kind == TermKind.VECTOR:
+            return self._vector()
+        if kind == TermKind.BITSTACK:
+            return self._bitstack()
+        if kind == TermKind.SPARSE:
+            return self._sparse()
+        with np.errstate(all="ignore"):
+            values = self._codes(kind)
+            for name, operation in (("zero", np.subtract), ("scale", np.multiply), ("offset", np.add)):
+                if kind in (TermKind.TABLE3, TermKind.TABLE4, TermKind.FLOATS) and name != "scale":
+                    continue
+                found = self._param(name)
+                if found is not None:
+                    values = operation(values, found)
+                elif name == "zero":
+                    values = values - self.record["zero_for_all"]
+        return values.astype(np.float32, copy=False)
+
+    def _run(self, at: int, shape: tuple[int, ...], kind: Any) -> Array:
+        """Row blocks of something that lies at `at` of the file; shape is that of one row block."""
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        part = self.file.data[at + self.first * size : at + self.last * size]
+        return np.asarray(part).view(kind).reshape(-1, *shape)
+
+    def _codes(self, kind: TermKind) -> Array:
+        at, columns = self.start + int(self.record["codes_at"]), self.columns
+        if kind == TermKind.PLANES:
+            return self._bit_planes(at)
+        if kind == TermKind.FLOATS:
+            element = DTYPES[NumberKind(int(self.record["element"]))]
+            return interleave.from_columns(self._run(at, (columns, 16), element)).astype(np.float32)
+        unpack, shape = {
+            TermKind.NIBBLES: (interleave.from_nibbles, (columns // 8, 64)),
+            TermKind.PAIRS: (interleave.from_pairs, (columns // 16, 64)),
+            TermKind.BYTES: (interleave.from_whole_bytes, (columns // 4, 64)),
+            TermKind.TABLE4: (interleave.from_nibbles, (columns // 8, 64)),
+            TermKind.TABLE3: (interleave.from_triples, (columns // 32, 192)),
+        }[kind]
+        codes = unpack(self._run(at, shape, np.uint8))
+        if kind not in (TermKind.TABLE3, TermKind.TABLE4):
+            return codes.astype(np.float32)
+        tables = int(self.record["tables"])
+        table = self.file.tensor(int(self.record["table_tensor"])).reshape(tables, -1)
+        if tables == 1:
+            return table[0][codes]
+        place = self.start + int(self.record["select_at"])
+        select = interleave.from_columns(self._run(place, (int(self.record["groups"]), 16), np.uint8))
+        return table[self._over_columns(select), codes]
+
+    def _bit_planes(self, at: int) -> Array:
+        count = int(self.record["planes"])
+        starts = [at, *(self.file.blocks[self.index, p] for p in range(1, self.planes))]
+        found = [self._run(place, (self.columns // 32, 64), np.uint8) for place in starts]
+        codes = interleave.from_planes(found, count).astype(np.float32)
+        return codes + np.float32(((1 << (count - self.planes)) - 1) / 2)  # the middle of what is left
+
+    def _param(self, name: str) -> Array | None:
+        record = self.record[name]
+        kind, above = NumberKind(int(record["kind"])), NumberKind(int(record["super_kind"]))
+        if kind == NumberKind.NO:
+            return None
+        groups = int(self.record["groups"])
+        run = self._run(self.start + int(record["at"]), (groups, 16), DTYPES[kind])
+        values = interleave.from_columns(run).astype(np.float32)
+        if above != NumberKind.NO:
+            span = int(record["super_span"])
+            run = self._run(self.start + int(record["super_at"]), (-(-groups // span), 16), DTYPES[above])
+            high = interleave.from_columns(run).astype(np.float32)
+            values = values * np.repeat(high, span, axis=1)[:, :groups]
+        return self._over_columns(values)
+
+    def _over_columns(self, values: Array) -> Array:
+        return np.repeat(values, int(self.record["group"]), axis=1)[:, : self.columns]
+
+    def _vector(self) -> Array:
+        width, books, levels = (int(self.record[name]) for name in ("width", "books", "levels"))
+        kind = "u1" if levels <= 256 else "<u2"
+        at = self.start + int(self.record["codes_at"])
+        codes = interleave.from_entries(self._run(at, (self.columns // width, books, 16), kind))
+        table = self.file.tensor(int(self.record["table_tensor"])).reshape(books, levels, width)
+        total = table[0][codes[0]]
+        for book in range(1, books):
+            total = total + table[book][codes[book]]
+        return total.reshape(len(total), -1)
+
+    def _bitstack(self) -> Array:
+        rank, at = int(self.record["rank"]), self.start + int(self.record["codes_at"])
+        u = interleave.from_columns(self._run(at, (rank, 16), "<f2")).astype(np.float32)
+        at += self.row_blocks * rank * 32
+        v = np.asarray(self.file.data[at : at + rank * self.columns * 2]).view("<f2").reshape(rank, -1)
+        at, signs = at + rank * self.columns * 2, np.zeros((len(u), self.columns), np.float32)
+        for tile in interleave.sign_tiles(self.columns):
+            wide = tile.stop - tile.start
+            signs[:, tile] = interleave.from_planes([self._run(at, (wide // 32, 64), np.uint8)], 1)
+            at += self.row_blocks * wide * 2
+        total = np.zeros_like(signs)
+        for j in range(rank):
+            total = total + u[:, j : j + 1] * v[j].astype(np.float32)
+        return (signs * 2 - 1) * total
+
+    def _sparse(self) -> Array:
+        at = self.start + int(self.record["codes_at"])
+        starts = np.asarray(self.file.data[at : at + 4 * (self.row_blocks + 1)]).view("<u4").astype(np.int64)
+        out = np.zeros((16 * (self.last - self.first), self.columns), np.float32)
+        at += 4 * (self.row_blocks + 1)
+        for place in range(self.first, self.last):
+            part = self.file.data[at + int(starts[place]) * 12 : at + int(starts[place + 1]) * 12]
+            found = np.asarray(part).view(_ENTRY)
+            out[(place - self.first) * 16 + found["row"], found["column"]] = found["value"]
+        return out

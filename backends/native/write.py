@@ -1,0 +1,264 @@
+"""Writing a model file: every offset first, then the bytes by ranges of row blocks, the header last.
+
+Planning reads the params of every matrix (to find the smallest format that holds them) but no codes. A range of row
+blocks goes to all blocks that it has bytes in, so codes are read once whatever number of planes they have. Page
+checksums are taken from what was written. Nothing here depends on the time, the machine or the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qdeploy.backends.native import layout as f
+from qdeploy.backends.native import metadata
+from qdeploy.backends.native.checksum import crc32c, page_checksums
+from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
+from qdeploy.backends.native.options import Choice, Lowered, Options
+from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
+from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
+from qdeploy.backends.native.plan import Plan, plan_graph
+from qdeploy.backends.native.sums import lower_matrix
+from qdeploy.errors import OutputError
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import QTensor
+from qdeploy.progress import Progress
+from qdeploy.store.output import write_all
+
+MODEL_FILE = "model.qd"
+_TENSOR_KINDS = {"<f4": f.TensorKind.FLOAT32, "<i4": f.TensorKind.INT32, "|i1": f.TensorKind.INT8}
+
+
+@dataclass
+class File:
+    """A planned file.
+
+    Attributes:
+        plan: The network.
+        matrices: Of the plan, lowered.
+        stack: The blocks in their order.
+        records: The sections but for the page checksums.
+        header: All fields but the two checksums.
+        block_at: Of each block in the stack, by (term, plane).
+        part_at: Of each part from the start of its block, by term.
+        tensor_at: Of each resident tensor, from the start of the resident part.
+    """
+
+    plan: Plan
+    matrices: list[LoweredMatrix]
+    stack: Stack
+    records: dict[SectionId, Array]
+    header: Array
+    block_at: dict[tuple[int, int], int]
+    part_at: list[dict[str, int]]
+    tensor_at: list[int]
+
+
+def write_model(model: Model, target: Path, options: Options, progress: Progress) -> Lowered:
+    """Writes `model.qd` into a folder.
+
+    Raises:
+        UnsupportedError: The graph has an op that the runtime does not have.
+        OutputError: The file cannot be written.
+    """
+    file = plan_file(model, options)
+    try:
+        with open(target / MODEL_FILE, "w+b", buffering=0) as out:
+            os.ftruncate(out.fileno(), int(file.header["file_bytes"][0]))
+            _write_resident(out.fileno(), file)
+            _write_stack(out.fileno(), file, progress)
+            _write_front(out.fileno(), file)
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
+    sizes = [sum(t.plane_bytes(p) for t in m.terms for p in range(t.planes)) for m in file.matrices]
+    choices = tuple(
+        Choice(m.name, m.form, m.reason, m.lossless, size) for m, size in zip(file.matrices, sizes, strict=True)
+    )
+    notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
+    return Lowered((MODEL_FILE,), choices, notes)
+
+
+def plan_file(model: Model, options: Options) -> File:
+    """Decides where every byte will lie."""
+    plan = plan_graph(model)
+    matrices = [lower_matrix(name, model.tensors[name], options.layout) for name in plan.matrices]
+    terms = [term for matrix in matrices for term in matrix.terms]
+    stack = stack_order(_blocks(model, matrices))
+    block_at, end = {}, 0
+    for block in stack.blocks:
+        block_at[block.term, block.plane] = end
+        end = aligned(end + block.nbytes, LINE)
+    file = File(plan, matrices, stack, {}, np.zeros(1, f.HEADER), block_at, [_laid(t)[0] for t in terms], [])
+    meta = metadata.entries(model)
+    names = [*plan.matrices, *(v.name for v in plan.values if v.role)]
+    packed, places = metadata.pack(meta, names)
+    file.records[SectionId.METADATA] = np.frombuffer(packed, np.uint8)
+    _matrix_records(file, terms, places)
+    _graph_records(file, model, places)
+    _header(file, model)
+    return file
+
+
+def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTensor, list[BlockPlan]]]:
+    found, number = [], 0
+    for matrix in matrices:
+        own = []
+        for term in matrix.terms:
+            sizes = [_laid(term)[1], *(term.plane_bytes(p) for p in range(1, term.planes))]
+            own += [BlockPlan(number, p, size, max(p, term.level)) for p, size in enumerate(sizes)]
+            number += 1
+        found.append((matrix.name, model.tensors[matrix.name], own))
+    return found
+
+
+def _laid(term: LoweredTerm) -> tuple[dict[str, int], int]:
+    """Where each part lies in its block, and the size of plane 0."""
+    found, end = {}, 0
+    for part, size in term.sizes.items():
+        if part.startswith("plane"):
+            found[part] = 0
+            continue
+        found[part] = aligned(end, LINE)
+        end = found[part] + size
+    return found, end
+
+
+def _matrix_records(file: File, terms: list[LoweredTerm], names: Mapping[str, int]) -> None:
+    matrices, records = np.zeros(len(file.matrices), f.MATRIX), np.zeros(len(terms), f.TERM)
+    first = 0
+    for row, matrix in zip(matrices, file.matrices, strict=True):
+        row["rows"], row["columns"] = matrix.shape
+        row["padded_columns"], row["first_term"], row["terms"] = matrix.columns.padded, first, len(matrix.terms)
+        row["map_tensor"] = _resident(file, matrix.columns.order)
+        row["scale_tensor"] = _resident(file, matrix.row_scale)
+        row["name_at"] = names[matrix.name]
+        first += len(matrix.terms)
+    first_block = 0
+    for row, term, at in zip(records, terms, file.part_at, strict=True):
+        row["kind"], row["planes"], row["first_block"] = term.kind, term.planes, first_block
+        row["table_tensor"] = row["itable_tensor"] = NONE
+        row["codes_at"], row["select_at"] = at["codes"], at.get("select", 0)
+        for name, value in term.record.items():
+            row[name] = value
+        for name, tensor in term.tensors.items():
+            row[name] = _resident(file, tensor)
+        for name, form in term.params.items():
+            row[name] = (at[name], at.get(f"{name}.super", 0), form.super_span, form.kind, form.super_kind, 0)
+        first_block += term.planes
+    file.records[SectionId.MATRICES], file.records[SectionId.TERMS] = matrices, records
+    _block_records(file)
+
+
+def _block_records(file: File) -> None:
+    """Blocks by term and plane; rungs as the stack lies."""
+    blocks, rungs = np.zeros(len(file.stack.blocks), f.BLOCK), np.zeros(len(file.stack.blocks), f.RUNG)
+    for rung, block, error in zip(rungs, file.stack.blocks, file.stack.errors, strict=True):
+        rung["bytes"], rung["error"] = file.block_at[block.term, block.plane] + block.nbytes, error
+    for row, block in zip(blocks, sorted(file.stack.blocks, key=lambda b: (b.term, b.plane)), strict=True):
+        at = file.block_at[block.term, block.plane]
+        row["at"], row["bytes"], row["term"], row["plane"] = at, block.nbytes, block.term, block.plane
+    file.records[SectionId.BLOCKS], file.records[SectionId.RUNGS] = blocks, rungs
+
+
+def _resident(file: File, tensor: Array | None) -> int:
+    if tensor is None:
+        return NONE
+    file.plan.tensors.append(np.ascontiguousarray(tensor))
+    return len(file.plan.tensors) - 1
+
+
+def _graph_records(file: File, model: Model, names: Mapping[str, int]) -> None:
+    plan, words = file.plan, list[int]()
+    values, nodes = np.zeros(len(plan.values), f.VALUE), np.zeros(len(plan.nodes), f.NODE)
+    for row, value in zip(values, plan.values, strict=True):
+        row["kind"], row["width"], row["slot"], row["role"] = value.kind, value.width, value.slot, value.role
+        row["name_at"] = names[value.name] if value.role else NONE
+    for row, node in zip(nodes, plan.nodes, strict=True):
+        row["op"], row["matrix"], row["state"] = node.op, node.matrix, node.state
+        for name, given in (("inputs", node.inputs), ("outputs", node.outputs), ("tensors", node.tensors)):
+            row[name] = NONE
+            row[name][: len(given)] = given
+        row["attr"], row["attrs"] = len(words), len(node.attrs)
+        words += node.words()
+    states = np.zeros(len(model.graph.states), f.STATE)
+    for row, state in zip(states, model.graph.states, strict=True):
+        row["heads"], row["head_dim"] = state.heads, state.head_dim
+    tensors, end = np.zeros(len(plan.tensors), f.TENSOR), 0
+    for row, tensor in zip(tensors, plan.tensors, strict=True):
+        row["at"], row["bytes"], row["count"] = end, tensor.nbytes, tensor.size
+        row["kind"] = _TENSOR_KINDS[tensor.dtype.str]
+        file.tensor_at.append(end)
+        end = aligned(end + tensor.nbytes, LINE)
+    file.records |= {SectionId.VALUES: values, SectionId.NODES: nodes, SectionId.STATES: states,
+                     SectionId.TENSORS: tensors, SectionId.ATTRIBUTES: np.array(words, "<u4")}  # fmt: skip
+
+
+def _header(file: File, model: Model) -> None:
+    header, meta, tensors = file.header[0], model.graph.meta, file.plan.tensors
+    resident = file.tensor_at[-1] + tensors[-1].nbytes if tensors else 0
+    stack = int(file.records[SectionId.RUNGS]["bytes"][-1]) if file.stack.blocks else 0
+    following = aligned(resident, PAGE) + stack
+    at = f.HEADER.itemsize
+    sections = {**file.records, SectionId.PAGES: np.zeros(-(-following // PAGE), "<u4")}
+    for section in SectionId:
+        at = aligned(at, LINE)
+        header["sections"][section]["at"], header["sections"][section]["count"] = at, len(sections[section])
+        at += sections[section].nbytes
+    header["magic"], header["version"], header["front_end"] = np.frombuffer(f.MAGIC, np.uint8), f.VERSION, at
+    header["resident_at"], header["resident_bytes"] = aligned(at, PAGE), resident
+    header["stack_at"], header["stack_bytes"] = aligned(at, PAGE) + aligned(resident, PAGE), stack
+    header["file_bytes"] = aligned(at, PAGE) + following
+    header["floor_rung"], header["kind"] = file.stack.floor, int(meta["kind"] == "encoder")
+    header["vocab"], header["context"] = int(meta.get("vocab", 0)), int(meta.get("context", 0))  # type: ignore[arg-type]
+    header["slot_width"] = file.plan.slot_width
+    logits = [i for i, value in enumerate(file.plan.values) if value.name == "logits" and value.role]
+    header["logits_value"] = logits[0] if logits else NONE
+    small = sum(t.size for t in tensors)
+    header["parameters"] = sum(m.shape[0] * m.shape[1] for m in file.matrices) + small
+    header["source_sha256"] = np.frombuffer(metadata.source_digest(model), np.uint8)
+
+
+def _write_resident(out: int, file: File) -> None:
+    start = int(file.header["resident_at"][0])
+    for at, tensor in zip(file.tensor_at, file.plan.tensors, strict=True):
+        _put(out, tensor, start + at)
+
+
+def _write_stack(out: int, file: File, progress: Progress) -> None:
+    start, number = int(file.header["stack_at"][0]), 0
+    progress.start("writing weights", sum(block.nbytes for block in file.stack.blocks))
+    for matrix in file.matrices:
+        for term in matrix.terms:
+            for first, last in row_slabs(matrix.shape[0], matrix.columns.padded):
+                for part, at, data in term.produce(first, last):
+                    plane = int(part[5:]) if part.startswith("plane") else 0
+                    at += start + file.block_at[number, plane] + file.part_at[number][part]
+                    _put(out, data, at)
+                    progress.advance(data.nbytes, matrix.name)
+            number += 1
+
+
+def _write_front(out: int, file: File) -> None:
+    header = file.header[0]
+    at, end = int(header["resident_at"]), int(header["file_bytes"])
+    pages, step = list[Array](), 128 * PAGE
+    for start in range(at, end, step):
+        pages.append(page_checksums(np.frombuffer(os.pread(out, min(step, end - start), start), np.uint8)))
+    file.records[SectionId.PAGES] = np.concatenate(pages) if pages else np.zeros(0, "<u4")
+    front = np.zeros(int(header["front_end"]) - f.HEADER.itemsize, np.uint8)
+    for section, records in file.records.items():
+        place = int(header["sections"][section]["at"]) - f.HEADER.itemsize
+        front[place : place + records.nbytes] = np.frombuffer(records.tobytes(), np.uint8)
+    _put(out, front, f.HEADER.itemsize)
+    header["front_crc"] = crc32c(front)
+    header["header_crc"] = crc32c(file.header.tobytes()[:508])
+    _put(out, file.header, 0)
+
+
+def _put(out: int, data: Array, at: int) -> None:
+    write_all(out, memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)), at)

@@ -1,0 +1,79 @@
+"""`qdeploy bench MODEL.qd`: tokens per second, memory, and how near decoding comes to the speed memory is read at."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qdeploy.cli.screen import console, table
+from qdeploy.sizes import human
+
+if TYPE_CHECKING:
+    from qdeploy.native import Runtime
+
+
+@click.command("bench", short_help="Measure a native model on this machine.")
+@click.argument("model", type=click.Path())
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("-n", "--tokens", type=click.IntRange(1), default=32, show_default=True, help="Decoded per run.")
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("-m", "--memory", metavar="SIZE", help="Budget. Default: everything is loaded.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
+@click.option("--isa", metavar="NAME", help="Force the kernels of an instruction set.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def command(
+    model: str, prompt_tokens: int, tokens: int, runs: int, memory: str | None, threads: int, isa: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure MODEL, a decoder that `qdeploy convert --to native` wrote: medians over the runs.
+
+    \b
+    Examples:
+      qdeploy bench model.qd --threads 1
+      qdeploy bench model.qd --memory 300MB --json
+    """
+    from qdeploy.native import Runtime
+
+    with Runtime(model, memory=memory, threads=threads, isa=isa, context=prompt_tokens + tokens) as runtime:
+        found = _measure(runtime, prompt_tokens, tokens, runs)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    rows = [
+        ["prefill", f"{found['prefill']:.1f} tokens/s"],
+        ["decode", f"{found['decode']:.1f} tokens/s"],
+        ["weights read", f"{found['read_gb_s']:.2f} GB/s, {found['of_bound']:.0%} of what one thread of numpy reads"],
+        ["memory", f"{human(found['total'])}, rung {found['rung']} of {found['rungs']}, {found['isa']}"],
+    ]
+    console().print(table("", ["", found["path"]], rows))
+
+
+def _measure(runtime: Runtime, prompt: int, tokens: int, runs: int) -> dict[str, Any]:
+    ids = [1 + i % max(1, runtime.vocab - 1) for i in range(prompt)]
+    prefill, decode = [], []
+    for _ in range(runs):
+        runtime.reset()
+        prefill.append(prompt / _seconds(lambda: runtime.decode(ids)))
+        decode.append(tokens / _seconds(lambda: [runtime.decode(ids[:1]) for _ in range(tokens)]))
+    stats, speed = runtime.stats, statistics.median(decode)
+    read = stats["weights"] * speed / 1e9
+    return {"path": runtime.path, "prefill": statistics.median(prefill), "decode": speed, "read_gb_s": read,
+            "of_bound": read / _read_speed(), "isa": runtime.isa, **stats}  # fmt: skip
+
+
+def _seconds(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _read_speed(size: int = 1 << 28) -> float:
+    """GB/s at which one thread sums memory that no cache holds."""
+    import numpy as np
+
+    data = np.ones(size // 8, np.int64)
+    return max(size / _seconds(data.max) / 1e9 for _ in range(5))

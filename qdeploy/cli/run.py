@@ -1,0 +1,126 @@
+"""`qdeploy run MODEL.qd --prompt TEXT`: text from the native runtime, in a budget that may move while it is written."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qdeploy.errors import BadArgumentError
+from qdeploy.sizes import human, parse_size
+
+if TYPE_CHECKING:
+    from qdeploy.native import Runtime
+
+
+def parse_trace(text: str) -> list[tuple[float, int]]:
+    """Parses "0s:400MB,2s:250MB" into (seconds, bytes), in order of time; BadArgumentError for anything else."""
+    steps = []
+    for part in filter(None, text.split(",")):
+        when, _, size = part.partition(":")
+        try:
+            seconds = float(when.strip().removesuffix("s"))
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            raise BadArgumentError("not a memory trace", found=part, allowed="SECONDS:SIZE,... as in 0s:400MB,2s:250MB")
+        steps.append((seconds, parse_size(size)))
+    return sorted(steps)
+
+
+@contextmanager
+def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]]:
+    """Moves the model's budget along a trace in a thread of its own; gives what was refused on the way."""
+    stop, refused = threading.Event(), list[str]()
+
+    def follow() -> None:
+        start = time.monotonic()
+        for seconds, size in trace:
+            if stop.wait(max(0.0, start + seconds - time.monotonic())):
+                return
+            try:
+                model.memory = size
+            except BadArgumentError as error:
+                refused.append(f"{seconds:g}s: {error.what} {error.todo}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield refused
+    finally:
+        stop.set()
+        thread.join()
+
+
+@click.command("run", short_help="Write text with a native model inside a memory budget.")
+@click.argument("model", type=click.Path())
+@click.option("-p", "--prompt", required=True, help="What the text begins with; for encoders, the text to embed.")
+@click.option("-n", "--tokens", type=click.IntRange(1), default=128, show_default=True, help="How many at most.")
+@click.option("-m", "--memory", metavar="SIZE", help="All that may be held for the model: 350MB. Default: everything.")
+@click.option("--memory-trace", metavar="TRACE", default="", help="Move the budget: 0s:400MB,2s:250MB,4s:500MB.")
+@click.option("-t", "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(0), default=0, help="0: off.")
+@click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, help="1: off.")
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, help="0: off.")
+@click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, help="1: off.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
+@click.option("--context", type=click.IntRange(0), default=0, help="Tokens that the cache holds; 0: the model's own.")
+@click.option("--isa", metavar="NAME", help="Force the kernels of an instruction set.")
+@click.option("--activations", type=click.Choice(["int8", "exact"]), default="int8", show_default=True)
+@click.option("--kv", type=click.Choice(["f16", "int8"]), default="f16", show_default=True, help="Type of the cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print text and figures as JSON at the end.")
+def command(
+    model: str, prompt: str, tokens: int, memory: str | None, memory_trace: str, threads: int, context: int,
+    isa: str | None, activations: Any, kv: Any, as_json: bool, **sampling: Any,
+) -> None:  # fmt: skip
+    """Continue a text with MODEL, a file that `qdeploy convert --to native` wrote.
+
+    \b
+    Examples:
+      qdeploy run model.qd -p "Once upon a time" --memory 350MB
+      qdeploy run model.qd -p "Once upon a time" --memory-trace 0s:400MB,2s:250MB,4s:500MB
+    """
+    from qdeploy.native import Runtime
+
+    trace = parse_trace(memory_trace)
+    with Runtime(
+        model, memory=memory, threads=threads, context=context, isa=isa, activations=activations, kv=kv
+    ) as runtime:
+        if runtime.encoder:
+            click.echo(json.dumps(runtime.embed([prompt])[0].tolist()))
+            return
+        _write(runtime, prompt, tokens, trace, sampling, as_json)
+
+
+def _write(
+    runtime: Runtime, prompt: str, tokens: int, trace: list[tuple[float, int]], sampling: dict[str, Any], as_json: bool
+) -> None:
+    start, pieces = time.monotonic(), []
+    rungs = []
+    with moving(runtime, trace) as refused:
+        if not as_json:
+            click.echo(prompt, nl=False)
+        for piece in runtime.generate(prompt, tokens, **sampling):
+            pieces.append(piece)
+            rungs.append(runtime.stats["rung"])
+            if not as_json:
+                click.echo(piece, nl=False)
+    seconds, stats = time.monotonic() - start, runtime.stats
+    if as_json:
+        found = {"text": "".join(pieces), "seconds": seconds, "rungs": rungs, "refused": refused, **stats}
+        click.echo(json.dumps(found))
+        return
+    click.echo()
+    for line in refused:
+        click.echo(line, err=True)
+    click.echo(
+        f"{len(pieces)} pieces in {seconds:.2f} s; {human(stats['total'])} now, {human(stats['peak'])} at most; "
+        f"rung {stats['rung']} of {stats['rungs']}; {runtime.isa}",
+        err=True,
+    )

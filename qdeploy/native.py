@@ -1,0 +1,375 @@
+"""The native runtime in Python: a decoder or encoder that lives inside a number of bytes, which may change any time.
+
+    with Runtime("model.qd", memory="350MB") as model:
+        for piece in model.generate("Once upon a time", tokens=100):
+            print(piece, end="")
+        model.memory = "250MB"  # takes effect before the next token
+
+Calls into the library release the interpreter's lock. A Runtime is used by one thread at a time, but for `memory`,
+`stats` and `cancel`, which any thread may use at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qdeploy.errors import BadArgumentError, BadFileError, OutputError, QdeployError, UnsupportedError
+from qdeploy.sizes import human, parse_size
+
+Float32 = npt.NDArray[np.float32]
+
+_HUGE_PAGES = 1
+_ERRORS: dict[str, type[QdeployError]] = {
+    "QD_BAD_FILE": BadFileError, "QD_CHECKSUM": BadFileError, "QD_UNSUPPORTED": UnsupportedError, "QD_IO": OutputError,
+}  # fmt: skip
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        from qdeploy._native import ffi, lib
+    except ImportError as error:
+        raise UnsupportedError(
+            "the native runtime is not built",
+            found=str(error),
+            todo="Install qdeploy with a C++ compiler at hand: pip install qdeploy",
+        ) from None
+    return ffi, lib
+
+
+def isas() -> tuple[str, ...]:
+    """Instruction sets whose kernels run on this machine, best first."""
+    ffi, lib = _library()
+    names = ffi.new("const char *[16]")
+    return tuple(ffi.string(names[i]).decode() for i in range(lib.qd_isas(names, 16)))
+
+
+class Runtime:
+    """A model file in the native runtime, with one session.
+
+    Args:
+        path: What `qdeploy convert --to native` wrote.
+        memory: Everything that may be held for the model, in bytes or as "350MB"; None: all of it is loaded.
+        threads: 0: one per core.
+        context: Tokens that the key/value cache holds; 0: the model's own, at most 4096.
+        isa: Kernels by name (see `isas`); None: the best, or the environment variable QDEPLOY_ISA.
+        activations: "int8", or "exact" for float32 arithmetic.
+        kv: Type of the key/value cache.
+        huge_pages: Ask the system for 2 MiB pages: faster loading, coarser returning of memory.
+
+    Raises:
+        BadFileError: The file is damaged.
+        BadArgumentError: The memory does not suffice; the error names the least that does.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory: int | str | None = None,
+        threads: int = 0,
+        context: int = 0,
+        isa: str | None = None,
+        activations: Literal["int8", "exact"] = "int8",
+        kv: Literal["f16", "int8"] = "f16",
+        huge_pages: bool = False,
+    ) -> None:
+        self._ffi, self._lib = _library()
+        self.path = os.fspath(path)
+        self._model = self._session = None
+        options = self._ffi.new("qd_options *")
+        self._lib.qd_options_init(options)
+        name = self._ffi.new("char[]", isa.encode()) if isa else self._ffi.NULL
+        options.threads, options.isa, options.budget = threads, name, 0 if memory is None else _bytes(memory)
+        options.activations, options.kv_dtype = _choice(activations, "int8", "exact"), _choice(kv, "f16", "int8")
+        options.flags = _HUGE_PAGES if huge_pages else 0
+        self._model = self._make("qd_model *", self._lib.qd_open, os.fsencode(self.path), options)
+        self._info = self._ffi.new("qd_info *", [self._ffi.sizeof("qd_info")])
+        self._lib.qd_model_info(self._model, self._info)
+        try:
+            self._context = context or min(self._info.context or 512, 4096)
+            self._session = self._make("qd_session *", self._lib.qd_session_open, self._model, self._context)
+        except QdeployError:
+            self.close()
+            raise
+
+    # ---- life
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives everything back; the object is of no use afterwards."""
+        if getattr(self, "_session", None) is not None:
+            self._lib.qd_session_close(self._session)
+            self._session = None
+        if getattr(self, "_model", None) is not None:
+            self._lib.qd_close(self._model)
+            self._model = None
+
+    # ---- what it is
+
+    @property
+    def isa(self) -> str:
+        """Name of the kernels in use."""
+        return str(self._ffi.string(self._lib.qd_isa(self._open())).decode())
+
+    @property
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return int(self._info.vocab)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices."""
+        return int(self._info.parameters)
+
+    @property
+    def encoder(self) -> bool:
+        """Whether the model gives embeddings, not text."""
+        return bool(self._info.encoder)
+
+    def metadata(self, key: str) -> bytes | None:
+        """An entry of the file's metadata ("tokenizer.json", "config", ...), or None."""
+        needed = self._ffi.new("size_t *")
+        status = self._lib.qd_metadata(self._open(), key.encode(), self._ffi.NULL, 0, needed)
+        if self._name(status) == "QD_BAD_ARGUMENT":
+            return None
+        to = self._ffi.new("char[]", max(1, needed[0]))
+        self._lib.qd_metadata(self._open(), key.encode(), to, needed[0], needed)
+        return bytes(self._ffi.buffer(to, needed[0] - 1))  # a zero ends it
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What the graph says of itself: kind, context, token ids."""
+        found = self.metadata("meta")
+        return dict(json.loads(found)) if found else {}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the file carries (package tokenizers)."""
+        data = self.metadata("tokenizer.json")
+        if data is None:
+            raise UnsupportedError("the model carries no tokenizer.json", where=self.path, todo="Give token ids.")
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(data.decode())
+
+    # ---- the budget
+
+    @property
+    def memory(self) -> int:
+        """The budget in bytes; 0: no limit. May be set at any time by any thread, as bytes or as "350MB"."""
+        return int(self._memory().budget)
+
+    @memory.setter
+    def memory(self, size: int | str) -> None:
+        self._call(self._lib.qd_set_budget, self._open(), _bytes(size))
+
+    def wait(self, seconds: float = 10.0) -> None:
+        """Waits until the budget has taken effect and what fits is loaded."""
+        self._call(self._lib.qd_wait_budget, self._open(), int(seconds * 1000))
+
+    def set_rung(self, rung: int) -> None:
+        """Pins how many blocks of the stack are in use; for replays and measurements."""
+        self._call(self._lib.qd_set_rung, self._open(), rung)
+
+    def rungs(self) -> list[tuple[int, float]]:
+        """(bytes of the stack, predicted loss) at every rung, from one block to all."""
+        rung, found = self._ffi.new("qd_rung *", [self._ffi.sizeof("qd_rung")]), []
+        for index in range(1, self._memory().rungs + 1):
+            self._lib.qd_rung_at(self._open(), index, rung)
+            found.append((int(rung.bytes), float(rung.error)))
+        return found
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Memory now by pools, rung, floor, ceiling and peak (bytes), and tokens and nanoseconds of the last step."""
+        memory, step = self._memory(), self._ffi.new("qd_step *", [self._ffi.sizeof("qd_step")])
+        self._lib.qd_step_info(self._session, step)
+        names = ("rungs", "rung", "pending", "budget", "total", "weights", "kv", "scratch", "fixed", "floor", "ceiling",
+                 "peak")  # fmt: skip
+        found = {name: int(getattr(memory, name)) for name in names}
+        return {**found, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}
+
+    # ---- running
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return int(self._lib.qd_session_length(self._session))
+
+    def reset(self, keep: int = 0) -> None:
+        """Forgets the tokens from `keep` on."""
+        self._call(self._lib.qd_session_trim, self._session, keep)
+
+    def cancel(self) -> None:
+        """Makes the running call stop; from any thread."""
+        self._lib.qd_cancel(self._session)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> Float32:
+        """Takes tokens into the cache.
+
+        Args:
+            ids: At least one token.
+
+        Returns:
+            Logits of the token after the last, float32 [vocab].
+        """
+        tokens = np.ascontiguousarray(ids, np.int32)
+        logits = np.empty(self.vocab, np.float32)
+        self._call(
+            self._lib.qd_decode, self._session, self._from(tokens, "int32_t[]"), tokens.size,
+            self._from(logits, "float[]"),
+        )  # fmt: skip
+        return logits
+
+    def sample(self, logits: Float32, ids: Sequence[int] = (), **sampling: float) -> int:
+        """Chooses a token.
+
+        Args:
+            logits: float32 [vocab].
+            ids: The tokens so far, for the repetition penalty.
+            sampling: temperature, top_k, top_p, min_p, repetition_penalty, last_n, seed; greedy without.
+        """
+        settings, out = self._ffi.new("qd_sampling *"), self._ffi.new("int32_t *")
+        self._lib.qd_sampling_init(settings)
+        for name, value in sampling.items():
+            setattr(settings, name, value)
+        tokens = np.ascontiguousarray(ids, np.int32)
+        self._call(
+            self._lib.qd_sample, self._session, settings, self._from(np.ascontiguousarray(logits), "float[]"),
+            self._from(tokens, "int32_t[]"), tokens.size, out,
+        )  # fmt: skip
+        return int(out[0])
+
+    def generate_ids(self, ids: Sequence[int], tokens: int = 128, **sampling: float) -> Iterator[int]:
+        """Continues a row of token ids, one at a time; ends early at the model's end-of-text token."""
+        so_far, ends = list(ids), self._ends()
+        fresh = so_far
+        for _ in range(tokens):
+            token = self.sample(self.decode(fresh), so_far, **sampling)
+            if token in ends:
+                return
+            yield token
+            so_far.append(token)
+            fresh = [token]
+
+    def generate(self, prompt: str, tokens: int = 128, **sampling: float) -> Iterator[str]:
+        """Continues a text, piece by piece.
+
+        Args:
+            prompt: Text; the tokenizer adds its special tokens.
+            tokens: How many at most.
+            sampling: As for `sample`.
+
+        Yields:
+            Text, as soon as it is whole characters.
+        """
+        ids = self.tokenizer.encode(prompt).ids
+        if not ids:
+            raise BadArgumentError("the prompt has no tokens", found=repr(prompt))
+        said, made = "", list[int]()
+        base = self.tokenizer.decode(ids)
+        for token in self.generate_ids(ids, tokens, **sampling):
+            made.append(token)
+            text = self.tokenizer.decode([*ids, *made])[len(base) :]
+            if not text.endswith("\ufffd") and len(text) > len(said):
+                yield text[len(said) :]
+                said = text
+
+    def embed(self, texts: Sequence[str]) -> Float32:
+        """Sentence embeddings of an encoder, float32 [texts, hidden]."""
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self._context)
+        return np.stack([self._embed_one(self.tokenizer.encode(text).ids) for text in texts])
+
+    def _embed_one(self, ids: list[int]) -> Float32:
+        size = int(self._io_width("sentence_embedding"))
+        out = np.empty(size, np.float32)
+        arrays = {
+            "input_ids": np.array(ids, np.int32),
+            "attention_mask": np.ones(len(ids), np.int32),
+            "token_type_ids": np.zeros(len(ids), np.int32),
+        }
+        names = [self._ffi.new("char[]", name.encode()) for name in (*arrays, "sentence_embedding")]
+        given = self._ffi.new("qd_tensor[]", len(arrays))
+        for tensor, name, array in zip(given, names, arrays.values(), strict=False):
+            tensor.name, tensor.dtype, tensor.rank = name, self._lib.QD_I32, 1
+            tensor.shape[0], tensor.data, tensor.bytes = array.size, self._from(array, "char[]"), array.nbytes
+        wanted = self._ffi.new("qd_tensor *")
+        wanted.name, wanted.dtype, wanted.rank, wanted.bytes = names[-1], self._lib.QD_F32, 1, out.nbytes
+        wanted.shape[0], wanted.data = size, self._from(out, "char[]")
+        self._call(self._lib.qd_run, self._session, given, len(arrays), wanted, 1)
+        return out
+
+    def _io_width(self, name: str) -> int:
+        tensor = self._ffi.new("qd_tensor *")
+        for index in range(self._info.outputs):
+            self._lib.qd_io(self._open(), 1, index, tensor)
+            if self._ffi.string(tensor.name).decode() == name:
+                return int(tensor.shape[tensor.rank - 1])
+        raise UnsupportedError("the model has no such output", where=self.path, found=name)
+
+    # ---- the C side
+
+    def _ends(self) -> set[int]:
+        found = self.meta.get("eos_token_id")
+        return set(found) if isinstance(found, list) else set() if found is None else {int(found)}
+
+    def _memory(self) -> Any:
+        memory = self._ffi.new("qd_memory *", [self._ffi.sizeof("qd_memory")])
+        self._lib.qd_memory_now(self._open(), memory)
+        return memory
+
+    def _open(self) -> Any:
+        if self._model is None:
+            raise BadArgumentError("the runtime is closed", where=self.path)
+        return self._model
+
+    def _from(self, array: npt.NDArray[Any], kind: str) -> Any:
+        return self._ffi.from_buffer(kind, array) if array.size else self._ffi.NULL
+
+    def _name(self, status: int) -> str:
+        return str(self._ffi.typeof("qd_status").elements[status])
+
+    def _make(self, kind: str, function: Any, *arguments: Any) -> Any:
+        out = self._ffi.new(f"{kind}*")
+        self._call(function, *arguments, out)
+        return out[0]
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        error = self._ffi.new("qd_error *", [self._ffi.sizeof("qd_error")])
+        status = self._name(function(*arguments, error))
+        if status in ("QD_OK", "QD_PENDING"):
+            return
+        text = self._ffi.string(error.text).decode(errors="replace") or status
+        todo = ""
+        if status == "QD_BUDGET_UNDER_FLOOR":
+            todo = f"Give at least {error.floor_bytes} bytes ({human(error.floor_bytes)})."
+        raise _ERRORS.get(status, BadArgumentError)(text, where=self.path, todo=todo)
+
+
+def _bytes(size: int | str) -> int:
+    return parse_size(size) if isinstance(size, str) else int(size)
+
+
+def _choice(value: str, *names: str) -> int:
+    if value not in names:
+        raise BadArgumentError("no such choice", found=value, allowed=", ".join(names))
+    return names.index(value)

