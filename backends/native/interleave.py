@@ -80,8 +80,8 @@ def from_planes(packed: list[Bytes], count: int) -> Bytes:
 
 def triples(codes: Bytes) -> Bytes:
     """uint8 below 8 -> [rb, columns / 32, 192]: low bits of columns 0..15 and 16..31 as `pairs`, then the top bits."""
-    low = pairs(codes & 3)
-    top = (codes >> 2).reshape(-1, ROWS, codes.shape[1] // 32, 8, 4)  # [rb, row, unit, f, j]
+    low = pairs(codes & np.uint8(3))
+    top = (codes >> np.uint8(2)).reshape(-1, ROWS, codes.shape[1] // 32, 8, 4)  # [rb, row, unit, f, j]
     top = np.packbits(top, axis=3, bitorder="little")[:, :, :, 0].transpose(0, 2, 1, 3)  # [rb, unit, row, j]
     shape = (len(low), codes.shape[1] // 32)
     return np.concatenate((low.reshape(*shape, 128), top.reshape(*shape, 64)), axis=2)
@@ -92,7 +92,8 @@ def from_triples(packed: Bytes) -> Bytes:
     low = from_pairs(np.ascontiguousarray(packed[..., :128]).reshape(len(packed), -1, 64))
     top = packed[..., 128:].reshape(len(packed), -1, ROWS, 4).transpose(0, 2, 1, 3)  # [rb, row, unit, j]
     bits = np.stack([top >> f & 1 for f in range(8)], axis=3).reshape(low.shape)
-    return low | bits << 2
+    whole: Bytes = low | bits << np.uint8(2)
+    return whole
 
 
 def by_columns(numbers: Array) -> Array:

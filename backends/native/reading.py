@@ -55,7 +55,8 @@ class ModelFile:
 
     def string(self, at: int) -> str:
         """A name in the metadata."""
-        return self.section(SectionId.METADATA)[at:].tobytes().partition(b"\0")[0].decode()
+        found: str = self.section(SectionId.METADATA)[at:].tobytes().partition(b"\0")[0].decode()
+        return found
 
     def damaged_pages(self) -> list[int]:
         """Pages whose checksum is not that of their bytes."""
@@ -152,7 +153,8 @@ class _Term:
         """Row blocks of something that lies at `at` of the file; shape is that of one row block."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         part = self.file.data[at + self.first * size : at + self.last * size]
-        return np.asarray(part).view(kind).reshape(-1, *shape)
+        found: Array = np.asarray(part).view(kind).reshape(-1, *shape)
+        return found
 
     def _codes(self, kind: TermKind) -> Array:
         at, columns = self.start + int(self.record["codes_at"]), self.columns
@@ -174,10 +176,12 @@ class _Term:
         tables = int(self.record["tables"])
         table = self.file.tensor(int(self.record["table_tensor"])).reshape(tables, -1)
         if tables == 1:
-            return table[0][codes]
+            single: Array = table[0][codes]
+            return single
         place = self.start + int(self.record["select_at"])
         select = interleave.from_columns(self._run(place, (int(self.record["groups"]), 16), np.uint8))
-        return table[self._over_columns(select), codes]
+        found: Array = table[self._over_columns(select), codes]
+        return found
 
     def _bit_planes(self, at: int) -> Array:
         count = int(self.record["planes"])
@@ -213,7 +217,8 @@ class _Term:
         total = table[0][codes[0]]
         for book in range(1, books):
             total = total + table[book][codes[book]]
-        return total.reshape(len(total), -1)
+        found: Array = total.reshape(len(total), -1)
+        return found
 
     def _bitstack(self) -> Array:
         rank, at = int(self.record["rank"]), self.start + int(self.record["codes_at"])

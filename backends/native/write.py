@@ -261,4 +261,4 @@ def _write_front(out: int, file: File) -> None:
 
 
 def _put(out: int, data: Array, at: int) -> None:
-    write_all(out, memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)), at)
+    write_all(out, memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)), at)  # type: ignore[arg-type]

@@ -23,7 +23,13 @@
 #endif
 
 #ifdef __cplusplus
-#define QD_INIT(Type) Type{sizeof(Type)}
+template <class Type>
+inline Type qd_sized() {
+  Type made{};
+  made.size = sizeof(Type);
+  return made;
+}
+#define QD_INIT(Type) qd_sized<Type>()
 extern "C" {
 #else
 #define QD_INIT(Type) ((Type){.size = sizeof(Type)})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qdeploy import registry
-from qdeploy.backends.native import Options, check, compare, lower
+from qdeploy.backends.native import Options, check, compare, logits, lower
 from qdeploy.backends.native.checking import relative
 from qdeploy.backends.native.layout import NODE, NONE, Op, Role, SectionId, ValueKind
 from qdeploy.backends.native.options import Choice, Lowered
@@ -18,6 +18,7 @@ from qdeploy.conversion import convert
 from qdeploy.errors import BadFileError, OutputError, ProofError, QdeployError
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
+from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
 
 CHECKPOINTS = (
@@ -267,3 +268,15 @@ def test_a_choice_stands_for_every_matrix(tmp_path):
     lowered = lower(one_matrix(integers(4, 32)), tmp_path, Options())
     assert isinstance(lowered, Lowered)
     assert [type(c) for c in lowered.choices] == [Choice]
+
+
+@pytest.mark.parametrize("layout", ["elastic", "whole"])
+@pytest.mark.parametrize("name", [CHECKPOINTS[1], CHECKPOINTS[2], CHECKPOINTS[5], CHECKPOINTS[8]])
+def test_the_runtime_gives_the_interpreters_logits(name, layout, testdata, tmp_path):
+    pytest.importorskip("qdeploy._native", reason="the native runtime is not built", exc_type=ImportError)
+    model = registry.open_model(testdata / "checkpoints" / name, "", False)
+    lower(model, tmp_path, Options(layout=layout))
+    ids = np.array([[1, 5, 9, 200, 3, 77, 45]])
+    want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"][0]
+    found = logits(str(tmp_path), ids)
+    assert np.linalg.norm(found - want) < 2e-3 * np.linalg.norm(want)  # the cache holds float16

@@ -1,0 +1,61 @@
+"""The library as C and C++ programs see it: no races, no leaks, no damaged file that crashes it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import qdeploy
+from tests.runtime.conftest import RUNTIME, Build, need, run
+
+ROOT = RUNTIME.parent
+TINY = ROOT / "examples" / "models" / "tiny-llama-gptq"
+
+
+def test_damaged_files_are_refused_or_run_and_nothing_leaks(build: Build):
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    assert "ok" in run(build("test/api_test", *flags), "3")
+
+
+def test_a_budget_that_moves_while_tokens_flow_is_no_race(build: Build):
+    assert "ok" in run(build("test/api_test", "-O1", "-g", "-fsanitize=thread"), "97")
+
+
+def test_the_fuzzer_finds_nothing_in_a_moment(build: Build, tmp_path: Path):
+    program = build("fuzz/open_fuzz", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", compiler="clang++-14")
+    run(program, "-max_total_time=20", f"-artifact_prefix={tmp_path}/", "-rss_limit_mb=1500")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library, built and installed by CMake."""
+    work = tmp_path_factory.mktemp("cmake")
+    cmake = need("cmake")
+    run(
+        cmake,
+        "-S",
+        RUNTIME,
+        "-B",
+        work / "build",
+        f"-DCMAKE_INSTALL_PREFIX={work / 'prefix'}",
+        "-DCMAKE_BUILD_TYPE=Release",
+    )
+    run(cmake, "--build", work / "build", "-j", "2", seconds=900)
+    run(cmake, "--install", work / "build")
+    return work / "prefix"
+
+
+def test_a_c_program_finds_the_library_and_halves_its_budget_on_the_way(installed: Path, tmp_path: Path):
+    qdeploy.convert(TINY, tmp_path / "tiny.qd", to="native")
+    cmake = need("cmake")
+    source = ROOT / "examples" / "embed"
+    run(cmake, "-S", source, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={installed}")
+    run(cmake, "--build", tmp_path / "b")
+    said = run(tmp_path / "b" / "generate", tmp_path / "tiny.qd", "0", "20", "1", "2", "3")
+    assert len(said.split()) == 20
+    low = subprocess.run(
+        [tmp_path / "b" / "generate", tmp_path / "tiny.qd", "1000", "5", "1"], capture_output=True, text=True
+    )
+    assert low.returncode == 2 and "budget" in low.stderr.lower()
