@@ -31,13 +31,15 @@ def need(program: str) -> str:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """build(program, *flags, compiler=...): compiles runtime/<program>.cpp with all sources of the library."""
+    """build(program, *flags, compiler=..., under=...): compiles runtime/<program>.cpp with the library's sources."""
     made: dict[tuple[str, ...], Path] = {}
 
-    def compile_program(program: str, *flags: str, compiler: str = "g++") -> Path:
+    def compile_program(program: str, *flags: str, compiler: str = "g++", under: str = "src") -> Path:
         key = (compiler, program, *flags)
         if key not in made:
-            sources = [str(RUNTIME / line) for line in (RUNTIME / "sources.txt").read_text().split()]
+            sources = [
+                str(RUNTIME / line) for line in (RUNTIME / "sources.txt").read_text().split() if line.startswith(under)
+            ]
             out = tmp_path_factory.mktemp("build") / Path(program).name
             main = str(RUNTIME / f"{program}.cpp")
             subprocess.run([need(compiler), *FLAGS, *flags, main, *sources, "-o", str(out)], check=True)

@@ -19,7 +19,7 @@ def fingerprint(output: str) -> str:
 
 @pytest.fixture(scope="module")
 def here(build: Build) -> str:
-    return fingerprint(run(build(_PROGRAM, "-O2")))
+    return fingerprint(run(build(_PROGRAM, "-O2", under="src/kernels")))
 
 
 def test_every_kernel_equals_the_scalar_one_bit_for_bit(here: str):
@@ -28,17 +28,17 @@ def test_every_kernel_equals_the_scalar_one_bit_for_bit(here: str):
 
 def test_no_kernel_leaves_its_memory_or_the_language(build: Build, here: str):
     flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    assert fingerprint(run(build(_PROGRAM, *flags))) == here
+    assert fingerprint(run(build(_PROGRAM, *flags, under="src/kernels"))) == here
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76", "max"])
 def test_arm_gives_the_same_bits(build: Build, here: str, cpu: str):
-    program = build(_PROGRAM, "-O2", "-static", compiler="aarch64-linux-gnu-g++")
+    program = build(_PROGRAM, "-O2", "-static", compiler="aarch64-linux-gnu-g++", under="src/kernels")
     assert fingerprint(run(need("qemu-aarch64"), "-cpu", cpu, program, seconds=600)) == here
 
 
 def test_a_machine_without_avx_is_served_and_gives_the_same_bits(build: Build, here: str):
-    program = build(_PROGRAM, "-O2", "-static")
+    program = build(_PROGRAM, "-O2", "-static", under="src/kernels")
     assert fingerprint(run(need("qemu-x86_64"), "-cpu", "Westmere", program, seconds=600)) == here
 
 
