@@ -33,7 +33,8 @@ from qdeploy.sizes import human
     "--quantize",
     multiple=True,
     metavar="SPEC",
-    help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX][,only=REGEX].",
+    help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX][,only=REGEX], "
+    "bitstack:blocks=8,rank=16[,calibrate=FILE].",
 )
 @click.option("--requantize", is_flag=True, help="Let the target round what it cannot hold; the loss is reported.")
 @click.option(

@@ -113,7 +113,7 @@ struct Term {            // 192 bytes
   uint16_t kind;         // TermKind
   uint8_t planes;        // P of kPlanes, otherwise 1
   uint8_t element;       // NumberKind of kFloats
-  uint32_t first_block;  // blocks of plane p: blocks[first_block + p], not neighbours in the stack
+  uint32_t first_block;  // records of plane p: blocks[first_block + p]; in the stack they are not neighbours
   uint32_t group, groups;
   float zero_for_all;    // where zero.kind is kNo
   uint32_t rank;         // kBitstack
@@ -141,7 +141,7 @@ struct Matrix {          // 64 bytes
 };
 static_assert(sizeof(Matrix) == 64, "a matrix is 64 bytes");
 
-struct Block {         // 32 bytes, in stack order
+struct Block {         // 32 bytes, in the order of terms and planes; their order in the stack is that of `at`
   uint64_t at, bytes;  // in the stack
   uint32_t term, plane;
   uint32_t reserved[2];
