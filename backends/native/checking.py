@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qdeploy.backends.native import FILE
 from qdeploy.backends.native.options import CheckResult, Lowered
 from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.reading import ModelFile
-from qdeploy.backends.native.write import MODEL_FILE
 from qdeploy.errors import ProofError
 from qdeploy.ir.model import Model
 
@@ -22,12 +22,12 @@ def check(model: Model, target: Path, lowered: Lowered, level: str) -> list[Chec
     """See `qdeploy.backends.native.check`."""
     if level == "none":
         return []
-    file = ModelFile(target / MODEL_FILE)
+    file = ModelFile(target / FILE)
     damaged = file.damaged_pages()
     if damaged:
         raise ProofError("pages of the model file are not what was written", found=damaged[:8])
     results: dict[str, CheckResult] = {}
-    for choice, matrix in zip(lowered.choices, range(len(lowered.choices)), strict=True):
+    for matrix, choice in enumerate(lowered.choices):
         worst = max(differences(file, model, choice.tensor, matrix, level == "full"))
         result = CheckResult(choice.tensor, choice.form, worst, ROUNDED)
         if not worst <= ROUNDED:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from qdeploy.backends.native import FILE
 from qdeploy.backends.native.checking import ROUNDED, differences
 from qdeploy.backends.native.reading import ModelFile
-from qdeploy.backends.native.write import MODEL_FILE
 from qdeploy.ir.model import Model
 from qdeploy.progress import Progress
 
@@ -43,4 +43,4 @@ def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
 def located(path: str) -> Path:
     """The model file: the path itself, or the one in the folder."""
-    return Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)

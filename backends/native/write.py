@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qdeploy.backends.native import FILE, metadata
 from qdeploy.backends.native import layout as f
-from qdeploy.backends.native import metadata
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
 from qdeploy.backends.native.options import Choice, Lowered, Options
@@ -29,7 +29,6 @@ from qdeploy.ir.tensor import QTensor
 from qdeploy.progress import Progress
 from qdeploy.store.output import write_all
 
-MODEL_FILE = "model.qd"
 _TENSOR_KINDS = {"<f4": f.TensorKind.FLOAT32, "<i4": f.TensorKind.INT32, "|i1": f.TensorKind.INT8}
 
 
@@ -67,7 +66,7 @@ def write_model(model: Model, target: Path, options: Options, progress: Progress
     """
     file = plan_file(model, options)
     try:
-        with open(target / MODEL_FILE, "w+b", buffering=0) as out:
+        with open(target / FILE, "w+b", buffering=0) as out:
             os.ftruncate(out.fileno(), int(file.header["file_bytes"][0]))
             _write_resident(out.fileno(), file)
             _write_stack(out.fileno(), file, progress)
@@ -80,7 +79,7 @@ def write_model(model: Model, target: Path, options: Options, progress: Progress
         Choice(m.name, m.form, m.reason, m.lossless, size) for m, size in zip(file.matrices, sizes, strict=True)
     )
     notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
-    return Lowered((MODEL_FILE,), choices, notes)
+    return Lowered((FILE,), choices, notes)
 
 
 def plan_file(model: Model, options: Options) -> File:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import OutputError
+from qdeploy.store.output import write_all
 
 
 class Spill:
@@ -38,10 +39,8 @@ class Spill:
                 self._descriptor = _anonymous()
                 weakref.finalize(self, os.close, self._descriptor)
             begin, self._size = self._size, self._size + data.nbytes
-        view, done = data.reshape(-1).view(np.uint8).data, 0
         try:
-            while done < len(view):
-                done += os.pwrite(self._descriptor, view[done:], begin + done)
+            write_all(self._descriptor, data.reshape(-1).view(np.uint8).data, begin)
         except OSError as error:
             raise OutputError(f"cannot keep a temporary result: {error.strerror}", where=tempfile.gettempdir(),
                               todo="Free some space, or name another folder in TMPDIR.") from error  # fmt: skip
