@@ -112,7 +112,7 @@ typedef struct {
   uint32_t outputs, encoder;
   uint32_t matrices, rungs;
   uint64_t parameters, file_bytes, stack_bytes;
-  uint8_t source_sha256[32];
+  uint8_t content_sha256[32]; /* names what the file holds */
 } qd_info;
 
 typedef struct { /* an input or output of qd_run */

@@ -80,7 +80,7 @@ struct Header {
   uint32_t slot_width; // floats per token of the activations' arena
   uint32_t logits_value;
   uint64_t parameters;
-  uint8_t source_sha256[32];
+  uint8_t content_sha256[32];  // of the front, which holds the checksums of all that follows
   Section sections[kSections];
   uint8_t reserved[200];
   uint32_t reserved2;

@@ -66,8 +66,8 @@ void make_activations(Step& s, const Activations& a, uint32_t grouping, Need nee
   }
   auto body = [&](uint32_t, uint32_t begin, uint32_t end) {
     for (uint64_t t = begin; t < end; ++t)
-      k.quantize(a.x + t * a.stride, a.columns, a.group, s.w.q[grouping] + t * a.stride,
-                 s.w.scale[grouping] + t * a.groups, s.w.sum[grouping] + t * a.groups, s.w.fsum[grouping] + t * a.groups);
+      k.quantize(a.x + t * a.stride, a.columns, a.group, a.tokens, s.w.q[grouping] + t * a.group,
+                 s.w.scale[grouping] + t, s.w.sum[grouping] + t, s.w.fsum[grouping] + t);
   };
   s.session.model->pool.parallel_for(a.tokens, body);
 }

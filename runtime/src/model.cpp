@@ -218,7 +218,7 @@ extern "C" qd_status qd_model_info(const qd_model* m, qd_info* out) {
   for (uint32_t i = 0; i < m->file.count(kNodes); ++i) layers += m->file.nodes[i].op == kAttention;
   *out = {out->size, h.vocab, h.context, layers, outputs, h.kind == kEncoder, m->file.count(kMatrices),
           m->file.count(kRungs), h.parameters, h.file_bytes, h.stack_bytes, {}};
-  std::memcpy(out->source_sha256, h.source_sha256, sizeof out->source_sha256);
+  std::memcpy(out->content_sha256, h.content_sha256, sizeof out->content_sha256);
   return QD_OK;
 }
 

@@ -308,8 +308,8 @@ void prepare_input(const Kernels& k, Input& in, uint32_t tokens, uint32_t column
   in.scale.resize(tokens * a.groups), in.fsum.resize(tokens * a.groups), in.sum.resize(tokens * a.groups);
   in.table_scale.resize(a.groups), in.table_fsum.resize(a.groups), in.tables.resize(columns * 4);
   for (uint32_t t = 0; t < tokens; t++)
-    k.quantize(&in.x[static_cast<size_t>(t) * a.stride], columns, a.group, &in.q[static_cast<size_t>(t) * a.stride],
-               &in.scale[t * a.groups], &in.sum[t * a.groups], &in.fsum[t * a.groups]);
+    k.quantize(&in.x[static_cast<size_t>(t) * a.stride], columns, a.group, tokens, &in.q[static_cast<size_t>(t) * a.group],
+               &in.scale[t], &in.sum[t], &in.fsum[t]);
   k.make_tables(in.x.data(), columns, a.group, in.tables.data(), in.table_scale.data(), in.table_fsum.data());
   a.x = in.x.data(), a.q = in.q.data(), a.scale = in.scale.data(), a.sum = in.sum.data(), a.fsum = in.fsum.data();
   a.tables = in.tables.data(), a.table_scale = in.table_scale.data();
@@ -364,7 +364,8 @@ void run_case(const Case& c) {
       check(same(row, other), c.name, "decode_row differs");
     }
   }
-  for (uint32_t tokens : {1u, 7u}) {
+  for (uint32_t tokens : {1u, 7u, 66u}) {
+    if (tokens > 64 && (n != 160 || c.term.group != 32)) continue;  // more than share one reading of the codes: once
     Input in;
     uint32_t stride = (c.view.columns + 127) / 128 * 128;
     in.x.assign(static_cast<size_t>(tokens) * stride, 0.0f);

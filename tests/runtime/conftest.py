@@ -29,6 +29,15 @@ def need(program: str) -> str:
     pytest.skip(f"{program} is not installed")
 
 
+def need_header(name: str) -> None:
+    """Skips where the system has no such header; in CI an error."""
+    if (Path("/usr/include") / name).exists():
+        return
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{name} is not installed, and CI must not skip")
+    pytest.skip(f"{name} is not installed")
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """build(program, *flags, compiler=..., under=...): compiles runtime/<program>.cpp with the library's sources."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import RUNTIME, Build, need, run
+from tests.runtime.conftest import RUNTIME, Build, need, need_header, run
 
 _PROGRAM = "test/kernels_test"
 
@@ -40,6 +40,14 @@ def test_arm_gives_the_same_bits(build: Build, here: str, cpu: str):
 def test_a_machine_without_avx_is_served_and_gives_the_same_bits(build: Build, here: str):
     program = build(_PROGRAM, "-O2", "-static", under="src/kernels")
     assert fingerprint(run(need("qemu-x86_64"), "-cpu", "Westmere", program, seconds=600)) == here
+
+
+def test_avx512_gives_the_same_bits_where_no_machine_has_it(build: Build, here: str):
+    need_header("simde/x86/avx512.h")
+    flags = ("-O2", "-mavx2", "-mf16c", "-DQD_SIMDE", "-DSIMDE_ENABLE_NATIVE_ALIASES", "-Wno-psabi")
+    output = run(build(_PROGRAM, *flags, under="src/kernels"), seconds=600)
+    assert fingerprint(output) == here
+    assert "avx512vnni\n" in output  # and not "(not here)"
 
 
 def test_sources_are_listed_once_and_all_of_them():

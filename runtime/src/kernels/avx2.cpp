@@ -1,5 +1,9 @@
 // x86 with AVX2 and F16C. The portable code is compiled for it as it is; the sums of integers and lookups are written
 // out. FMA is left out of the target on purpose: a fused product would change the bits.
+//
+// A register holds 8 rows by 4 columns of bytes, half a step of a row block. Products of bytes go through vpmaddubsw, whose
+// sums of two saturate at 16 bits: a byte of at most 15 makes 3810 at most, so that 8 of them can be added before they are
+// widened; larger bytes go as two nibbles.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,32 +23,29 @@
 namespace qd {
 namespace {
 
-#define QD_OWN_LANES  // these three in place of the portable ones
-inline void half16(const uint8_t* p, float* out) {
-  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  _mm256_storeu_ps(out + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
+#define QD_VECTOR_BYTES 32
+#include "lanes.inl"
+
+#define QD_OWN_HALVES  // these two in place of the portable ones
+inline Lanes from_half16(const uint8_t* p) {
+  Lanes r;
+  r.p[0] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  r.p[1] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
+  return r;
 }
 inline void to_half16(const float* x, uint16_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(_mm256_loadu_ps(x), 0));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm256_cvtps_ph(_mm256_loadu_ps(x + 8), 0));
 }
-inline void tile_product(const float (*w)[16], const float* x, float* out) {
-  __m256 a = _mm256_loadu_ps(out), b = _mm256_loadu_ps(out + 8);
-  for (int j = 0; j < 16; j++) {
-    __m256 t = _mm256_broadcast_ss(x + j);
-    a = _mm256_add_ps(a, _mm256_mul_ps(_mm256_loadu_ps(w[j]), t));
-    b = _mm256_add_ps(b, _mm256_mul_ps(_mm256_loadu_ps(w[j] + 8), t));
-  }
-  _mm256_storeu_ps(out, a);
-  _mm256_storeu_ps(out + 8, b);
-}
 
 #include "portable.inl"
 #include "portable_tiles.inl"
 #include "portable_vectors.inl"
+#include "portable_integers.inl"
 #include "portable_terms.inl"
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void store256(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 inline __m256i twice(const void* p) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
@@ -54,138 +55,184 @@ inline __m256i four(const int8_t* q) {
   return _mm256_set1_epi32(v);
 }
 inline __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
-
-// Codes of 8 rows (half h of a row block) by 4 columns, from column 4 s on: byte 4 r + j.
-template <int K>
-inline __m256i codes(const TermView& v, uint32_t rb, uint32_t s, int h) {
-  size_t columns = v.columns;
-  if constexpr (K == format::kBytes) {
-    return load256(v.codes[0] + (rb * (columns / 4) + s) * 64 + 32 * h);
-  } else if constexpr (K == format::kPairs) {
-    __m256i b = load256(v.codes[0] + (rb * (columns / 16) + s / 4) * 64 + 32 * h);
-    return _mm256_and_si256(_mm256_srl_epi16(b, _mm_cvtsi32_si128(static_cast<int>(2 * (s & 3)))),
-                            _mm256_set1_epi8(3));
-  } else if constexpr (K == format::kTable3) {
-    const uint8_t* p = v.codes[0] + (rb * (columns / 32) + s / 8) * 192 + 32 * h;
-    __m256i low = load256(p + 64 * (s / 4 & 1)), high = load256(p + 128);
-    low = _mm256_srl_epi16(low, _mm_cvtsi32_si128(static_cast<int>(2 * (s & 3))));
-    high = _mm256_srl_epi16(high, _mm_cvtsi32_si128(static_cast<int>(s & 7)));
-    high = _mm256_slli_epi16(_mm256_and_si256(high, _mm256_set1_epi8(1)), 2);
-    return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(3)), high);
-  } else {
-    static_assert(K == format::kPlanes, "a kind of four columns a step");
-    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6,
-                                            6, 6, 6, 7, 7, 7, 7);
-    __m256i mask = _mm256_set1_epi32(static_cast<int>(s & 4 ? 0x80402010u : 0x08040201u));
-    __m256i c = _mm256_setzero_si256();
-    size_t at = (rb * (columns / 32) + s / 8) * 64 + 16 * (s & 3) + 8 * static_cast<size_t>(h);
-    for (uint32_t plane = 0; plane < v.planes; plane++) {
-      int64_t eight;
-      memcpy(&eight, v.codes[plane] + at, 8);
-      __m256i b = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi64x(eight), spread), mask);
-      c = _mm256_sub_epi8(_mm256_add_epi8(c, c), _mm256_cmpeq_epi8(b, mask));
-    }
-    return c;
-  }
+inline __m256i low_nibbles(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+inline __m256i high_nibbles(__m256i x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+template <int kShift, int kMask>
+inline __m256i field(__m256i x) {
+  return _mm256_and_si256(_mm256_srli_epi16(x, kShift), _mm256_set1_epi8(kMask));
+}
+inline Ints ints_of(__m256i first, __m256i second) {
+  Ints r;
+  r.p[0] = reinterpret_cast<IntPart>(first), r.p[1] = reinterpret_cast<IntPart>(second);
+  return r;
 }
 
-// A pair of products of a nibble reaches 3810: 8 of them fit into 16 bits.
-template <int N>
-inline void nibble_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* const* q,
-                        int32_t (*out)[16]) {
-  const __m256i low = _mm256_set1_epi8(15);
-  const uint8_t* p = v.codes[0] + static_cast<size_t>(rb) * (v.columns / 8) * 64;
-  for (int h = 0; h < 2; h++) {
-    __m256i wide[N];
-    for (int n = 0; n < N; n++) wide[n] = _mm256_setzero_si256();
-    for (uint32_t s = 2 * u0; s < 2 * u1;) {
-      __m256i sum[N];
-      for (int n = 0; n < N; n++) sum[n] = _mm256_setzero_si256();
-      for (uint32_t end = min_u(s + 4, 2 * u1); s < end; s++) {
-        __m256i b = load256(p + static_cast<size_t>(s) * 64 + 32 * h);
-        __m256i lo = _mm256_and_si256(b, low), hi = _mm256_and_si256(_mm256_srli_epi16(b, 4), low);
-        for (int n = 0; n < N; n++) {
-          __m256i a = _mm256_maddubs_epi16(lo, four(q[n] + 8 * s)), c = _mm256_maddubs_epi16(hi, four(q[n] + 8 * s + 4));
-          sum[n] = _mm256_add_epi16(sum[n], _mm256_add_epi16(a, c));
-        }
-      }
-      for (int n = 0; n < N; n++) wide[n] = _mm256_add_epi32(wide[n], widen(sum[n]));
-    }
-    for (int n = 0; n < N; n++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[n] + 8 * h), wide[n]);
-  }
+// Sums of a row block: rows 0..7 and 8..15. GCC makes implicit constructors for the base target: zeros are put by hand.
+struct Sums {
+  __m256i a, b;
+  void clear() { a = b = _mm256_setzero_si256(); }
+  void add16(__m256i x, __m256i y) { a = _mm256_add_epi16(a, x), b = _mm256_add_epi16(b, y); }
+  void add_products(__m256i w, __m256i u, __m256i x) { add16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(u, x)); }
+  void add_wide(const Sums& s) { a = _mm256_add_epi32(a, widen(s.a)), b = _mm256_add_epi32(b, widen(s.b)); }
+  Ints ints() const { return ints_of(a, b); }
+};
+
+// ---- one token, straight from the codes
+inline void nibble_step(const uint8_t* p, const int8_t* q, Sums& sum) {
+  __m256i w = load256(p), u = load256(p + 32);
+  sum.add_products(low_nibbles(w), low_nibbles(u), four(q));
+  sum.add_products(high_nibbles(w), high_nibbles(u), four(q + 4));
 }
 
-// Codes of at most 15 directly, larger ones as two nibbles. A group has at most 32 steps.
-template <int K, int N, bool kSmall>
-inline void byte_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* const* q,
-                      int32_t (*out)[16]) {
-  const __m256i low = _mm256_set1_epi8(15);
-  for (int h = 0; h < 2; h++) {
-    __m256i wide[N];
-    for (int n = 0; n < N; n++) wide[n] = _mm256_setzero_si256();
-    for (uint32_t s = 4 * u0; s < 4 * u1;) {
-      __m256i sum[N], top[N];
-      for (int n = 0; n < N; n++) sum[n] = top[n] = _mm256_setzero_si256();
-      for (uint32_t end = min_u(s + 8, 4 * u1); s < end; s++) {
-        __m256i b = codes<K>(v, rb, s, h), lo = b, hi = b;
-        if (!kSmall) lo = _mm256_and_si256(b, low), hi = _mm256_and_si256(_mm256_srli_epi16(b, 4), low);
-        for (int n = 0; n < N; n++) {
-          __m256i x = four(q[n] + 4 * s);
-          sum[n] = _mm256_add_epi16(sum[n], _mm256_maddubs_epi16(lo, x));
-          if (!kSmall) top[n] = _mm256_add_epi16(top[n], _mm256_maddubs_epi16(hi, x));
-        }
-      }
-      for (int n = 0; n < N; n++) {
-        wide[n] = _mm256_add_epi32(wide[n], widen(sum[n]));
-        if (!kSmall) wide[n] = _mm256_add_epi32(wide[n], _mm256_slli_epi32(widen(top[n]), 4));
-      }
-    }
-    for (int n = 0; n < N; n++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[n] + 8 * h), wide[n]);
+inline Ints one_nibbles(const uint8_t* p, uint32_t steps, const int8_t* q) {
+  Sums wide, sum;
+  wide.clear();
+  for (; steps >= 4; steps -= 4, p += 256, q += 32) {
+    sum.clear();
+    for (int i = 0; i < 4; i++) nibble_step(p + 64 * i, q + 8 * i, sum);
+    wide.add_wide(sum);
   }
+  sum.clear();
+  for (; steps > 0; steps--, p += 64, q += 8) nibble_step(p, q, sum);
+  wide.add_wide(sum);
+  return wide.ints();
+}
+
+// A unit adds 4 * 762: a group of 8 units fits into 16 bits.
+inline Ints one_pairs(const uint8_t* p, uint32_t units, const int8_t* q) {
+  Sums sum, wide;
+  sum.clear(), wide.clear();
+  for (; units > 0; units--, p += 64, q += 16) {
+    __m256i w = load256(p), u = load256(p + 32);
+    sum.add_products(field<0, 3>(w), field<0, 3>(u), four(q));
+    sum.add_products(field<2, 3>(w), field<2, 3>(u), four(q + 4));
+    sum.add_products(field<4, 3>(w), field<4, 3>(u), four(q + 8));
+    sum.add_products(field<6, 3>(w), field<6, 3>(u), four(q + 12));
+  }
+  wide.add_wide(sum);
+  return wide.ints();
+}
+
+// Even and odd bytes as 16 bits, exactly, for any byte.
+struct Split {
+  __m256i even, odd;
+  explicit Split(__m256i w) : even(_mm256_and_si256(w, _mm256_set1_epi16(255))), odd(_mm256_srli_epi16(w, 8)) {}
+};
+
+inline Ints one_bytes(const uint8_t* p, uint32_t steps, const int8_t* q) {
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+  for (; steps > 0; steps--, p += 64, q += 4) {
+    __m256i x = four(q), even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), odd = _mm256_srai_epi16(x, 8);
+    Split w(load256(p)), u(load256(p + 32));
+    a = _mm256_add_epi32(a, _mm256_madd_epi16(w.even, even));
+    b = _mm256_add_epi32(b, _mm256_madd_epi16(w.odd, odd));
+    c = _mm256_add_epi32(c, _mm256_madd_epi16(u.even, even));
+    d = _mm256_add_epi32(d, _mm256_madd_epi16(u.odd, odd));
+  }
+  return ints_of(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+}
+
+// ---- tables: which of them a row takes, as a mask of its four bytes in each half
+constexpr uint32_t kTablesInRegisters = 8;
+
+inline __m256i spread_rows(int64_t eight) {
+  const __m256i rows = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7,
+                                        7, 7, 7);
+  return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), rows);
+}
+
+struct Tables {
+  uint32_t count;
+  __m256i entries[kTablesInRegisters], first[kTablesInRegisters], second[kTablesInRegisters];
+
+  template <int K>
+  void go(const TermView& v, uint32_t rb, uint32_t u) {
+    constexpr uint32_t levels = K == format::kTable4 ? 16 : 8;
+    count = v.term->tables ? v.term->tables : 1;
+    const uint8_t* select = selects(v, rb, group_of(v, u));
+    for (uint32_t t = 0; t < count; t++) {
+      int8_t both[16];
+      memcpy(both, v.itable + t * levels, levels);
+      memcpy(both + 16 - levels, v.itable + t * levels, levels);
+      entries[t] = twice(both);
+      if (!select) continue;
+      int64_t low, high;
+      memcpy(&low, select, 8), memcpy(&high, select + 8, 8);
+      first[t] = mask(spread_rows(low), t), second[t] = mask(spread_rows(high), t);
+    }
+  }
+  // Rows that select no table take the first.
+  __m256i mask(__m256i rows, uint32_t t) const {
+    __m256i beyond = _mm256_cmpeq_epi8(_mm256_max_epu8(rows, _mm256_set1_epi8(static_cast<char>(count))), rows);
+    return _mm256_cmpeq_epi8(_mm256_andnot_si256(beyond, rows), _mm256_set1_epi8(static_cast<char>(t)));
+  }
+  __m256i look_up(__m256i codes, const __m256i* masks) const {
+    if (count == 1) return _mm256_shuffle_epi8(entries[0], codes);
+    __m256i r = _mm256_setzero_si256();
+    for (uint32_t t = 0; t < count; t++)
+      r = _mm256_or_si256(r, _mm256_and_si256(_mm256_shuffle_epi8(entries[t], codes), masks[t]));
+    return r;
+  }
+};
+
+// Codes of the four columns f of a unit of 32 of kTable3 (f: 0 .. 7). Bit 3 may be set: the tables stand twice.
+template <int F>
+inline __m256i three_bits(const uint8_t* p) {
+  __m256i low = load256(p + 64 * (F / 4)), high = load256(p + 128);
+  high = F < 2 ? _mm256_slli_epi16(high, F < 2 ? 2 - F : 0) : _mm256_srli_epi16(high, F > 2 ? F - 2 : 0);
+  return _mm256_or_si256(field<2 * (F % 4), 3>(low), _mm256_and_si256(high, _mm256_set1_epi8(4)));
 }
 
 // |w| x with the sign of w on x: a pair reaches 128 * 127 * 2 = 32512, which just fits, so every pair is widened.
-template <int N>
-inline void signed_step(__m256i w, const int8_t* const* q, uint32_t column, __m256i* wide) {
-  __m256i a = _mm256_abs_epi8(w);
-  for (int n = 0; n < N; n++) {
-    __m256i x = _mm256_sign_epi8(four(q[n] + column), w);
-    wide[n] = _mm256_add_epi32(wide[n], widen(_mm256_maddubs_epi16(a, x)));
-  }
+inline __m256i signed_products(__m256i w, __m256i x) {
+  return widen(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
 }
 
-template <int K, int N>
-inline void table_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* const* q,
-                       int32_t (*out)[16]) {
-  const __m256i low = _mm256_set1_epi8(15);
-  int8_t entries[16];
-  memcpy(entries, v.itable, K == format::kTable4 ? 16 : 8);
-  if (K == format::kTable3) memcpy(entries + 8, v.itable, 8);
-  __m256i table = twice(entries);
-  for (int h = 0; h < 2; h++) {
-    __m256i wide[N];
-    for (int n = 0; n < N; n++) wide[n] = _mm256_setzero_si256();
-    if constexpr (K == format::kTable4) {
-      const uint8_t* p = v.codes[0] + static_cast<size_t>(rb) * (v.columns / 8) * 64 + 32 * h;
-      for (uint32_t s = 2 * u0; s < 2 * u1; s++) {
-        __m256i b = load256(p + static_cast<size_t>(s) * 64);
-        signed_step<N>(_mm256_shuffle_epi8(table, _mm256_and_si256(b, low)), q, 8 * s, wide);
-        b = _mm256_and_si256(_mm256_srli_epi16(b, 4), low);
-        signed_step<N>(_mm256_shuffle_epi8(table, b), q, 8 * s + 4, wide);
-      }
-    } else {
-      for (uint32_t s = 4 * u0; s < 4 * u1; s++)
-        signed_step<N>(_mm256_shuffle_epi8(table, codes<K>(v, rb, s, h)), q, 4 * s, wide);
-    }
-    for (int n = 0; n < N; n++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[n] + 8 * h), wide[n]);
+struct TableSums {
+  const Tables& t;
+  __m256i a, b;
+  explicit TableSums(const Tables& tables) : t(tables) { a = b = _mm256_setzero_si256(); }
+  void step(__m256i first, __m256i second, const int8_t* q) {
+    __m256i x = four(q);
+    a = _mm256_add_epi32(a, signed_products(t.look_up(first, t.first), x));
+    b = _mm256_add_epi32(b, signed_products(t.look_up(second, t.second), x));
   }
+  template <int F>
+  void step3(const uint8_t* p, const int8_t* q) {
+    step(three_bits<F>(p), three_bits<F>(p + 32), q + 4 * F);
+  }
+};
+
+inline Ints one_table4(const Tables& t, const uint8_t* p, uint32_t steps, const int8_t* q) {
+  TableSums sum(t);
+  for (; steps > 0; steps--, p += 64, q += 8) {
+    __m256i w = load256(p), u = load256(p + 32);
+    sum.step(low_nibbles(w), low_nibbles(u), q);
+    sum.step(high_nibbles(w), high_nibbles(u), q + 4);
+  }
+  return ints_of(sum.a, sum.b);
 }
 
-// Bytes a and b of a row, summed; rows 0..7 and 8..15 of both halves of the registers.
-inline void add_rows(__m256i a, __m256i b, __m256i* first, __m256i* second) {
+inline Ints one_table3(const Tables& t, const uint8_t* p, uint32_t units, const int8_t* q) {
+  TableSums sum(t);
+  for (; units > 0; units--, p += 192, q += 32) {
+    sum.step3<0>(p, q), sum.step3<1>(p, q), sum.step3<2>(p, q), sum.step3<3>(p, q);
+    sum.step3<4>(p, q), sum.step3<5>(p, q), sum.step3<6>(p, q), sum.step3<7>(p, q);
+  }
+  return ints_of(sum.a, sum.b);
+}
+
+// ---- lookups of planes. Bytes a and b of a row, summed; rows 0..7 and 8..15 of both halves of the registers.
+inline void add_rows(__m256i a, __m256i b, Sums& sum) {
   const __m256i one = _mm256_set1_epi8(1);
-  *first = _mm256_add_epi16(*first, _mm256_maddubs_epi16(one, _mm256_unpacklo_epi8(a, b)));
-  *second = _mm256_add_epi16(*second, _mm256_maddubs_epi16(one, _mm256_unpackhi_epi8(a, b)));
+  sum.add16(_mm256_maddubs_epi16(one, _mm256_unpacklo_epi8(a, b)), _mm256_maddubs_epi16(one, _mm256_unpackhi_epi8(a, b)));
+}
+
+// Unit of 32 columns of signs against its 8 tables.
+inline void look_up_unit(__m256i a, __m256i b, const int8_t* t, Sums& sum) {
+  add_rows(_mm256_shuffle_epi8(load256(t), low_nibbles(a)), _mm256_shuffle_epi8(load256(t + 32), low_nibbles(b)), sum);
+  add_rows(_mm256_shuffle_epi8(load256(t + 64), high_nibbles(a)), _mm256_shuffle_epi8(load256(t + 96), high_nibbles(b)),
+           sum);
 }
 
 // The two halves of a register of 16-bit sums, added into 8 sums of 32 bits.
@@ -195,89 +242,168 @@ inline __m256i fold(__m256i x) {
 }
 
 // Lookups of planes p0 .. p1, at most 4: in 128 columns a half register's sum reaches 16 * 127 * 15 = 30480.
-inline void plane_sums(const TermView& v, size_t at, uint32_t units, const int8_t* tables, uint32_t p0, uint32_t p1,
-                       __m256i* first, __m256i* second) {
-  const __m256i low = _mm256_set1_epi8(15);
-  *first = *second = _mm256_setzero_si256();
+inline Ints plane_sums(const TermView& v, size_t at, uint32_t units, const int8_t* tables, uint32_t p0, uint32_t p1) {
+  Sums sum;
+  sum.clear();
   for (uint32_t plane = p0; plane < p1; plane++) {
     const uint8_t* p = v.codes[plane] + at;
-    *first = _mm256_add_epi16(*first, *first);
-    *second = _mm256_add_epi16(*second, *second);
-    for (uint32_t u = 0; u < units; u++) {
-      const int8_t* t = tables + 128 * u;
-      __m256i a = load256(p + 64 * u), b = load256(p + 64 * u + 32);
-      add_rows(_mm256_shuffle_epi8(load256(t), _mm256_and_si256(a, low)),
-               _mm256_shuffle_epi8(load256(t + 32), _mm256_and_si256(b, low)), first, second);
-      a = _mm256_and_si256(_mm256_srli_epi16(a, 4), low);
-      b = _mm256_and_si256(_mm256_srli_epi16(b, 4), low);
-      add_rows(_mm256_shuffle_epi8(load256(t + 64), a), _mm256_shuffle_epi8(load256(t + 96), b), first, second);
+    sum.add16(sum.a, sum.b);
+    for (uint32_t u = 0; u < units; u++) look_up_unit(load256(p + 64 * u), load256(p + 64 * u + 32), tables + 128 * u, sum);
+  }
+  return ints_of(fold(sum.a), fold(sum.b));
+}
+
+// ---- several tokens, from bytes
+template <int N, bool kHigh>
+inline void nibble_products(const uint8_t* t, uint32_t steps, const int8_t* const* q, uint32_t at, Sums* wide) {
+  Sums sum[N];
+  for (int n = 0; n < N; n++) sum[n].clear();
+  for (uint32_t s = 0; s < steps; s++, t += 64, at += 4) {
+    __m256i w = load256(t), u = load256(t + 32);
+    w = kHigh ? high_nibbles(w) : low_nibbles(w);
+    u = kHigh ? high_nibbles(u) : low_nibbles(u);
+    for (int n = 0; n < N; n++) sum[n].add_products(w, u, four(q[n] + at));
+  }
+  for (int n = 0; n < N; n++) {
+    __m256i a = widen(sum[n].a), b = widen(sum[n].b);
+    if (kHigh) a = _mm256_slli_epi32(a, 4), b = _mm256_slli_epi32(b, 4);
+    wide[n].a = _mm256_add_epi32(wide[n].a, a), wide[n].b = _mm256_add_epi32(wide[n].b, b);
+  }
+}
+
+// ---- codes as bytes
+inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* out) {
+  for (uint32_t s = 0; s < steps; s++) {
+    __m256i bit = _mm256_set1_epi32(static_cast<int>(s & 4 ? 0x80402010u : 0x08040201u));
+    for (size_t half = 0; half < 2; half++) {
+      __m256i c = _mm256_setzero_si256();
+      for (uint32_t plane = 0; plane < v.planes; plane++) {
+        int64_t eight;
+        memcpy(&eight, v.codes[plane] + at + s / 8 * 64 + 16 * (s & 3) + 8 * half, 8);
+        __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread_rows(eight), bit), bit);
+        c = _mm256_sub_epi8(_mm256_add_epi8(c, c), set);
+      }
+      store256(out + 64 * s + 32 * half, c);
     }
   }
 }
 
+struct Biased {  // what a table says, + 128
+  const Tables& t;
+  uint8_t* out;
+  void put(__m256i first, __m256i second) {
+    const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
+    store256(out, _mm256_xor_si256(t.look_up(first, t.first), top));
+    store256(out + 32, _mm256_xor_si256(t.look_up(second, t.second), top));
+    out += 64;
+  }
+  template <int F>
+  void put3(const uint8_t* p) {
+    put(three_bits<F>(p), three_bits<F>(p + 32));
+  }
+};
+
 struct Avx2 {
-  template <int K, int N>
-  static void sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* const* q,
-                   int32_t (*out)[16]) {
-    if constexpr (K == format::kNibbles) {
-      nibble_sums<N>(v, rb, u0, u1, q, out);
-    } else if constexpr (is_table(K)) {
-      if (v.term->tables > 1)
-        Portable::sums<K, N>(v, rb, u0, u1, q, out);
-      else
-        table_sums<K, N>(v, rb, u0, u1, q, out);
-    } else if constexpr (K == format::kPairs) {
-      byte_sums<K, N, true>(v, rb, u0, u1, q, out);
-    } else {
-      if (K == format::kPlanes && v.planes <= 4)
-        byte_sums<K, N, true>(v, rb, u0, u1, q, out);
-      else
-        byte_sums<K, N, false>(v, rb, u0, u1, q, out);
-    }
+  template <int K>
+  static constexpr size_t unit_bytes() {  // of 16 columns
+    return K == format::kPairs ? 64 : K == format::kBytes ? 256 : K == format::kTable3 ? 96 : 128;
+  }
+  // Odd units of kinds that store 32 columns together, and many tables, are left to the portable code.
+  template <int K>
+  static bool portable(const TermView& v, uint32_t u0, uint32_t u1) {
+    return (is_table(K) && v.term->tables > kTablesInRegisters) ||
+           ((K == format::kTable3 || K == format::kPlanes) && ((u0 | u1) & 1));
+  }
+  template <int K>
+  static const uint8_t* codes(const TermView& v, uint32_t rb, uint32_t u0) {
+    return v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 16) + u0) * unit_bytes<K>();
   }
 
-  static void lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, int32_t* out) {
-    if ((u0 | u1) & 1) {  // half a unit of planes
-      Portable::lookups(v, rb, u0, u1, tables, out);
-      return;
+  template <int K>
+  static const uint8_t* tile(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
+    if (portable<K>(v, u0, u1)) return Portable::tile<K>(v, rb, u0, u1, out);
+    if constexpr (K == format::kPlanes) {
+      plane_bytes(v, (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64, 4 * (u1 - u0), out);
+      return out;
     }
+    const uint8_t* p = codes<K>(v, rb, u0);
+    if constexpr (K == format::kBytes) return p;
+    Tables t;
+    if constexpr (is_table(K)) t.go<K>(v, rb, u0);
+    Biased biased = {t, out};
+    uint8_t* to = out;
+    for (const uint8_t* end = codes<K>(v, rb, u1); p < end;) {
+      if constexpr (K == format::kTable3) {
+        biased.put3<0>(p), biased.put3<1>(p), biased.put3<2>(p), biased.put3<3>(p);
+        biased.put3<4>(p), biased.put3<5>(p), biased.put3<6>(p), biased.put3<7>(p);
+        p += 192;
+        continue;
+      }
+      __m256i w = load256(p), u = load256(p + 32);
+      p += 64;
+      if constexpr (K == format::kTable4) {
+        biased.put(low_nibbles(w), low_nibbles(u));
+        biased.put(high_nibbles(w), high_nibbles(u));
+      } else if constexpr (K == format::kNibbles) {
+        store256(to, low_nibbles(w)), store256(to + 32, low_nibbles(u));
+        store256(to + 64, high_nibbles(w)), store256(to + 96, high_nibbles(u));
+        to += 128;
+      } else if constexpr (K == format::kPairs) {
+        store256(to, field<0, 3>(w)), store256(to + 32, field<0, 3>(u));
+        store256(to + 64, field<2, 3>(w)), store256(to + 96, field<2, 3>(u));
+        store256(to + 128, field<4, 3>(w)), store256(to + 160, field<4, 3>(u));
+        store256(to + 192, field<6, 3>(w)), store256(to + 224, field<6, 3>(u));
+        to += 256;
+      }
+    }
+    return out;
+  }
+
+  template <int N>
+  static void tile_sums(const uint8_t* t, uint32_t steps, bool small, const int8_t* const* q, Ints* out) {
+    Sums wide[N];
+    for (int n = 0; n < N; n++) wide[n].clear();
+    for (uint32_t s = 0; s < steps; s += 8) {
+      uint32_t n = min_u(8, steps - s);
+      nibble_products<N, false>(t + 64 * s, n, q, 4 * s, wide);
+      if (!small) nibble_products<N, true>(t + 64 * s, n, q, 4 * s, wide);
+    }
+    for (int n = 0; n < N; n++) out[n] = wide[n].ints();
+  }
+
+  template <int K>
+  static Ints one(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* q, int32_t total) {
+    if (K == format::kPlanes || portable<K>(v, u0, u1)) return Portable::one<K>(v, rb, u0, u1, q, total);
+    const uint8_t* p = codes<K>(v, rb, u0);
+    uint32_t units = u1 - u0;
+    if constexpr (K == format::kNibbles) return one_nibbles(p, 2 * units, q);
+    if constexpr (K == format::kPairs) return one_pairs(p, units, q);
+    if constexpr (K == format::kBytes) return one_bytes(p, 4 * units, q);
+    Tables t;
+    if constexpr (is_table(K)) t.go<K>(v, rb, u0);
+    return K == format::kTable4 ? one_table4(t, p, 2 * units, q) : one_table3(t, p, units / 2, q);
+  }
+
+  static Ints lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables) {
+    if ((u0 | u1) & 1) return Portable::lookups(v, rb, u0, u1, tables);  // half a unit of planes
     size_t at = (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64;
     uint32_t units = (u1 - u0) / 2, head = min_u(v.planes, 4);
-    __m256i first, second;
-    plane_sums(v, at, units, tables + u0 * 64, 0, head, &first, &second);
-    __m256i a = fold(first), b = fold(second);
-    if (v.planes > head) {
-      plane_sums(v, at, units, tables + u0 * 64, head, v.planes, &first, &second);
-      __m128i more = _mm_cvtsi32_si128(static_cast<int>(v.planes - head));
-      a = _mm256_add_epi32(_mm256_sll_epi32(a, more), fold(first));
-      b = _mm256_add_epi32(_mm256_sll_epi32(b, more), fold(second));
-    }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), a);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), b);
+    Ints sum = plane_sums(v, at, units, tables + u0 * 64, 0, head);
+    if (v.planes == head) return sum;
+    return (sum << (v.planes - head)) + plane_sums(v, at, units, tables + u0 * 64, head, v.planes);
   }
 
   // Four ranks at a time, in 16 bits: a tile has 128 lookups, 64 of them in each half of a register.
-  static void signs(const uint8_t* p, const int8_t* tables, uint32_t units, uint32_t rank, int32_t (*out)[16]) {
-    const __m256i low = _mm256_set1_epi8(15);
+  static void signs(const uint8_t* p, const int8_t* tables, uint32_t units, uint32_t rank, Ints* out) {
     for (uint32_t k = 0; k < rank; k += 4) {
-      __m256i first[4], second[4];
-      for (int i = 0; i < 4; i++) first[i] = second[i] = _mm256_setzero_si256();
+      Sums sum[4];
+      for (int i = 0; i < 4; i++) sum[i].clear();
       for (uint32_t u = 0; u < units; u++) {
         __m256i a = load256(p + 64 * u), b = load256(p + 64 * u + 32);
-        __m256i a1 = _mm256_and_si256(_mm256_srli_epi16(a, 4), low), b1 = _mm256_and_si256(_mm256_srli_epi16(b, 4), low);
-        a = _mm256_and_si256(a, low);
-        b = _mm256_and_si256(b, low);
         const int8_t* t = tables + (static_cast<size_t>(u) * rank + k) * 128;
-        for (int i = 0; i < 4; i++, t += 128) {
-          add_rows(_mm256_shuffle_epi8(load256(t), a), _mm256_shuffle_epi8(load256(t + 32), b), &first[i], &second[i]);
-          add_rows(_mm256_shuffle_epi8(load256(t + 64), a1), _mm256_shuffle_epi8(load256(t + 96), b1), &first[i],
-                   &second[i]);
-        }
+        for (int i = 0; i < 4; i++) look_up_unit(a, b, t + 128 * i, sum[i]);
       }
-      for (int i = 0; i < 4; i++) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[k + i]), fold(first[i]));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[k + i] + 8), fold(second[i]));
-      }
+      for (int i = 0; i < 4; i++) out[k + static_cast<uint32_t>(i)] = ints_of(fold(sum[i].a), fold(sum[i].b));
     }
   }
 };

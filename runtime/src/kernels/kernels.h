@@ -13,15 +13,15 @@
 namespace qd {
 
 // Activations as kernels take them: mapped to the padded columns of a matrix, for `tokens` tokens.
-// group = gcd(term group, 128); groups = ceil(columns / group). Rows of x and q are `stride` elements apart, a multiple of
+// group = gcd(term group, 128); groups = ceil(columns / group). Rows of x are `stride` elements apart, a multiple of
 // 128, zero behind `columns`.
 struct Activations {
   uint32_t tokens, columns, group, groups, stride;
   const float* x;            // [tokens][stride]
-  const int8_t* q;           // [tokens][stride] rint(x / scale), within -127 .. 127
-  const float* scale;        // [tokens][groups] max|x| / 127 (0 where x is 0)
-  const int32_t* sum;        // [tokens][groups] of q
-  const float* fsum;         // [tokens][groups] of x, reduce16 order
+  const int8_t* q;           // [groups][tokens][group] rint(x / scale), within -127 .. 127
+  const float* scale;        // [groups][tokens] max|x| / 127 (0 where x is 0)
+  const int32_t* sum;        // [groups][tokens] of q
+  const float* fsum;         // [groups][tokens] of x, reduce16 order
   const int8_t* tables;      // one token only: [columns / 16][4][16]: entry i of table q of unit u: sum of +-x over columns
                              // 16 u + 4 q + b, + where bit b of i is set, over table_scale, rounded
   const float* table_scale;  // [groups]
@@ -60,7 +60,9 @@ struct Kernels {
   const char* name;
   Kind kinds[format::kTermKinds];
   // ---- activations. Each takes one token of `columns` (padded; x is zero from there to the next multiple of 128).
-  void (*quantize)(const float* x, uint32_t columns, uint32_t group, int8_t* q, float* scale, int32_t* sum, float* fsum);
+  // `quantize` writes one of `tokens` tokens: the pointers are those of its first group.
+  void (*quantize)(const float* x, uint32_t columns, uint32_t group, uint32_t tokens, int8_t* q, float* scale,
+                   int32_t* sum, float* fsum);
   void (*make_tables)(const float* x, uint32_t columns, uint32_t group, int8_t* tables, float* table_scale, float* fsum);
   void (*gather)(const float* x, const int32_t* map, uint32_t columns, float* out);  // out[j] = map[j] < 0 ? 0 : x[map[j]]
   // ---- rows of a matrix term as floats: out[0 .. columns) += row, in the padded columns' order. Exact.

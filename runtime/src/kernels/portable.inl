@@ -69,28 +69,23 @@ inline float from_e4m3(uint32_t b) {
 
 inline float from_e8m0(uint32_t b) { return float_of(b == 0 ? 0x00400000u : b == 255 ? 0x7fc00000u : b << 23); }
 
-#ifndef QD_OWN_LANES
-inline void half16(const uint8_t* p, float* out) {
+#ifndef QD_OWN_HALVES
+inline Lanes from_half16(const uint8_t* p) {
+  float out[16];
   for (int r = 0; r < 16; r++) out[r] = from_f16(load_u16(p + 2 * r));
+  return lanes_at(out);
 }
 inline void to_half16(const float* x, uint16_t* out) {
   for (int r = 0; r < 16; r++) out[r] = to_f16(x[r]);
 }
-// out[row] += sum over 16 columns of w[column][row] * x[column], columns in order.
-inline void tile_product(const float (*w)[16], const float* x, float* out) {
-  float sum[16];
-  memcpy(sum, out, 64);
-  for (int j = 0; j < 16; j++)
-    for (int r = 0; r < 16; r++) sum[r] += w[j][r] * x[j];
-  memcpy(out, sum, 64);
-}
 #endif
 
 // 16 numbers of a kind, `index` elements from p.
-inline void load16(uint32_t kind, const uint8_t* p, size_t index, float* out) {
+__attribute__((noinline)) inline Lanes numbers16(uint32_t kind, const uint8_t* p, size_t index) {
+  float out[16] = {};
   switch (kind) {
     case format::kF32: memcpy(out, p + 4 * index, 64); break;
-    case format::kF16: half16(p + 2 * index, out); break;
+    case format::kF16: return from_half16(p + 2 * index);
     case format::kBF16:
       for (int r = 0; r < 16; r++) out[r] = float_of(static_cast<uint32_t>(load_u16(p + 2 * (index + r))) << 16);
       break;
@@ -109,23 +104,23 @@ inline void load16(uint32_t kind, const uint8_t* p, size_t index, float* out) {
     case format::kE5M2:
       for (int r = 0; r < 16; r++) out[r] = from_f16(static_cast<uint32_t>(p[index + r]) << 8);
       break;
-    default:
-      for (int r = 0; r < 16; r++) out[r] = 0.0f;
+    default: break;
   }
+  return lanes_at(out);
 }
 
-inline void load_param(const TermView& v, const Param& p, uint32_t rb, uint32_t g, float otherwise, float* out) {
-  if (p.kind == format::kNo) {
-    for (int r = 0; r < 16; r++) out[r] = otherwise;
-    return;
-  }
+// The common kind in place, the others by a call.
+inline Lanes load16(uint32_t kind, const uint8_t* p, size_t index) {
+  return kind == format::kF16 ? from_half16(p + 2 * index) : numbers16(kind, p, index);
+}
+
+inline Lanes load_param(const TermView& v, const Param& p, uint32_t rb, uint32_t g, float otherwise) {
+  if (p.kind == format::kNo) return all(otherwise);
   uint32_t groups = v.term->groups;
-  load16(p.kind, v.base + p.at, (static_cast<size_t>(rb) * groups + g) * 16, out);
-  if (p.super_kind == format::kNo || p.super_span == 0) return;
+  Lanes x = load16(p.kind, v.base + p.at, (static_cast<size_t>(rb) * groups + g) * 16);
+  if (p.super_kind == format::kNo || p.super_span == 0) return x;
   uint32_t supers = (groups + p.super_span - 1) / p.super_span;
-  float super[16];
-  load16(p.super_kind, v.base + p.super_at, (static_cast<size_t>(rb) * supers + g / p.super_span) * 16, super);
-  for (int r = 0; r < 16; r++) out[r] *= super[r];
+  return x * load16(p.super_kind, v.base + p.super_at, (static_cast<size_t>(rb) * supers + g / p.super_span) * 16);
 }
 
 // ---- functions
@@ -207,25 +202,25 @@ inline float sum_lanes(const float* x, uint32_t n) {
 // Below this a reciprocal would not be finite; such a group counts as zero.
 constexpr float kTiny = 1e-35f;
 
-inline void quantize(const float* x, uint32_t columns, uint32_t group, int8_t* q, float* scale, int32_t* sum,
-                     float* fsum) {
+// One token of several: group g goes to q + g * tokens * group, its numbers to index g * tokens.
+inline void quantize(const float* x, uint32_t columns, uint32_t group, uint32_t tokens, int8_t* q, float* scale,
+                     int32_t* sum, float* fsum) {
   uint32_t done = 0;
-  for (uint32_t g = 0; done < columns; g++, done += group) {
+  for (size_t g = 0; done < columns; g += tokens, done += group) {
     float most = max_abs(x + done, group);
     float inverse = most > kTiny ? 127.0f / most : 0.0f;
+    int8_t* out = q + g * group;
     int32_t total = 0;
-    for (uint32_t j = done; j < done + group; j += 16)
+    for (uint32_t j = 0; j < group; j += 16)
       for (int r = 0; r < 16; r++) {
-        int32_t v = round_to_int(x[j + r] * inverse);
-        q[j + r] = static_cast<int8_t>(v);
+        int32_t v = round_to_int(x[done + j + r] * inverse);
+        out[j + r] = static_cast<int8_t>(v);
         total += static_cast<int8_t>(v);
       }
     scale[g] = most > kTiny ? most / 127.0f : 0.0f;
     sum[g] = total;
     fsum[g] = sum_lanes(x + done, group);
   }
-  uint32_t end = (columns + 127) / 128 * 128;
-  if (done < end) memset(q + done, 0, end - done);
 }
 
 constexpr float kSigns[4][16] = {{-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1},

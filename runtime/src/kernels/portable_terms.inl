@@ -1,119 +1,42 @@
-// Products of terms with activations. What an instruction set does in its own way is a policy P; `Portable` is the
-// plain one. Sums of integers are exact, so that any order of them will do; what follows a sum is here, once.
+// Products of terms with floats: the exact ones of every kind, and those of the kinds that are not integers.
 
-struct Portable {
-  // out[n][row] = sum over units u0 .. u1 of ints * q[n], n < N.
-  template <int K, int N>
-  static void sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* const* q,
-                   int32_t (*out)[16]) {
-    int16_t c[16][16];
-    memset(out, 0, N * 64);
-    for (uint32_t u = u0; u < u1; u++) {
-      ints16<K>(v, rb, u, c);
-      for (int n = 0; n < N; n++)
-        for (int j = 0; j < 16; j++) {
-          int16_t x = q[n][16 * u + j];
-          for (int r = 0; r < 16; r++) out[n][r] += c[j][r] * x;
-        }
-    }
+// acc[n] += sum over `columns` columns of w[column][row] * x[n][column], columns in order.
+template <int N>
+inline void float_tile(const float (*w)[16], uint32_t columns, const float* const* x, float (*acc)[16]) {
+  Lanes sum[N];
+  for (int n = 0; n < N; n++) sum[n] = lanes_at(acc[n]);
+  for (uint32_t j = 0; j < columns; j++) {
+    Lanes c = lanes_at(w[j]);
+    for (int n = 0; n < N; n++) sum[n] = sum[n] + c * x[n][j];
   }
-
-  // out[row] = sum over the resident planes i of 2^(p-1-i) times the entries that the plane's nibbles look up.
-  static void lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, int32_t* out) {
-    memset(out, 0, 64);
-    for (uint32_t plane = 0; plane < v.planes; plane++) {
-      const uint8_t* p = v.codes[plane] + static_cast<size_t>(rb) * (v.columns / 32) * 64;
-      for (int r = 0; r < 16; r++) out[r] += out[r];
-      for (uint32_t u = u0; u < u1; u++)
-        for (int q = 0; q < 4; q++)
-          for (int r = 0; r < 16; r++)
-            out[r] += tables[u * 64 + 16 * q + ((p[u / 2 * 64 + 16 * q + r] >> (4 * (u & 1))) & 15)];
-    }
-  }
-
-  // out[k][row] over `units` units of 32 columns; tables [unit][rank][8][16].
-  static void signs(const uint8_t* p, const int8_t* tables, uint32_t units, uint32_t rank, int32_t (*out)[16]) {
-    memset(out, 0, rank * 64);
-    for (uint32_t u = 0; u < units; u++, p += 64)
-      for (uint32_t k = 0; k < rank; k++, tables += 128)
-        for (int q = 0; q < 4; q++)
-          for (int r = 0; r < 16; r++)
-            out[k][r] += tables[16 * q + (p[16 * q + r] & 15)] + tables[64 + 16 * q + (p[16 * q + r] >> 4)];
-  }
-};
-
-// y += W x for N tokens and one group of activations, from the sums of integers.
-template <class P, int K, int N>
-inline void group_product(const TermView& v, const Activations& a, const Params& p, uint32_t rb, uint32_t ag,
-                          uint32_t token, float* y, size_t y_stride) {
-  const int8_t* q[N];
-  int32_t sums[N][16];
-  for (int n = 0; n < N; n++) q[n] = a.q + static_cast<size_t>(token + n) * a.stride;
-  P::template sums<K, N>(v, rb, ag * a.group / 16, min_u((ag + 1) * a.group, v.columns) / 16, q, sums);
-  for (int n = 0; n < N; n++) {
-    size_t at = static_cast<size_t>(token + n) * a.groups + ag;
-    float sx = a.scale[at], total = static_cast<float>(a.sum[at]);
-    float* out = y + (token + n) * y_stride + 16 * rb;
-    if constexpr (is_table(K)) {
-      float unit = sx * v.term->table_unit;
-      for (int r = 0; r < 16; r++) out[r] += (static_cast<float>(sums[n][r]) * unit) * p.scale[r];
-    } else {
-      float step = K == format::kPlanes ? plane_step(v) : 1.0f, middle = 0.5f * (step - 1.0f);
-      for (int r = 0; r < 16; r++) {
-        float t = (static_cast<float>(sums[n][r]) * step - (p.zero[r] - middle) * total) * sx;
-        out[r] += t * p.scale[r] + p.offset[r] * (total * sx);
-      }
-    }
-  }
+  for (int n = 0; n < N; n++) store(sum[n], acc[n]);
 }
 
-template <class P, int K>
-inline void int_product(const TermView& v, const Activations& a, const uint8_t*, float* y, size_t y_stride,
-                        uint32_t rb0, uint32_t rb1) {
-  for (uint32_t rb = rb0; rb < rb1; rb++) {
-    Params p;
-    uint32_t last = format::kNone;
-    for (uint32_t ag = 0; ag < a.groups; ag++) {
-      uint32_t g = group_of(v, ag * a.group / 16);
-      if (g != last) load_params<K>(v, rb, last = g, &p);
-      uint32_t token = 0;
-      for (; token + 4 <= a.tokens; token += 4) group_product<P, K, 4>(v, a, p, rb, ag, token, y, y_stride);
-      for (; token < a.tokens; token++) group_product<P, K, 1>(v, a, p, rb, ag, token, y, y_stride);
-    }
-  }
-}
+constexpr uint32_t kFloatColumns = 128;  // of a tile of floats: 8 KB
 
-template <class P>
-inline void plane_product(const TermView& v, const Activations& a, const uint8_t*, float* y, size_t, uint32_t rb0,
-                          uint32_t rb1) {
-  float step = 0.5f * plane_step(v), middle = 0.5f * static_cast<float>((1u << v.term->planes) - 1u);
-  for (uint32_t rb = rb0; rb < rb1; rb++) {
-    Params p;
-    uint32_t last = format::kNone;
-    for (uint32_t ag = 0; ag < a.groups; ag++) {
-      uint32_t u0 = ag * a.group / 16, u1 = min_u((ag + 1) * a.group, v.columns) / 16, g = group_of(v, u0);
-      if (g != last) load_params<format::kPlanes>(v, rb, last = g, &p);
-      int32_t sums[16];
-      P::lookups(v, rb, u0, u1, a.tables, sums);
-      float ts = a.table_scale[ag] * step, fsum = a.fsum[ag], *out = y + 16 * rb;
-      for (int r = 0; r < 16; r++) {
-        float t = static_cast<float>(sums[r]) * ts + (middle - p.zero[r]) * fsum;
-        out[r] += t * p.scale[r] + p.offset[r] * fsum;
-      }
+template <int K>
+inline void float_rows(const TermView& v, const Activations& a, float* y, size_t y_stride, uint32_t rb, uint32_t first) {
+  alignas(64) float w[kFloatColumns][16], acc[kMostTokens][16];
+  uint32_t tokens = min_u(kMostTokens, a.tokens - first);
+  for (uint32_t t = 0; t < tokens; t++) memcpy(acc[t], y + (first + t) * y_stride + 16 * rb, 64);
+  for (uint32_t j = 0; j < v.columns; j += kFloatColumns) {
+    uint32_t columns = min_u(kFloatColumns, v.columns - j);
+    for (uint32_t i = 0; i < columns; i += 16) weights16<K>(v, rb, (j + i) / 16, w + i);
+    for (uint32_t t = 0; t < tokens;) {
+      const float* x[4];
+      for (uint32_t n = 0; n < 4; n++) x[n] = a.x + static_cast<size_t>(first + min_u(t + n, tokens - 1)) * a.stride + j;
+      if (t + 4 <= tokens) float_tile<4>(w, columns, x, acc + t), t += 4;
+      else float_tile<1>(w, columns, x, acc + t), t++;
     }
   }
+  for (uint32_t t = 0; t < tokens; t++) memcpy(y + (first + t) * y_stride + 16 * rb, acc[t], 64);
 }
 
 template <int K>
 inline void exact_product(const TermView& v, const Activations& a, const uint8_t*, float* y, size_t y_stride,
                           uint32_t rb0, uint32_t rb1) {
-  float w[16][16];
-  for (uint32_t rb = rb0; rb < rb1; rb++)
-    for (uint32_t u = 0; u < v.columns / 16; u++) {
-      weights16<K>(v, rb, u, w);
-      for (uint32_t token = 0; token < a.tokens; token++)
-        tile_product(w, a.x + static_cast<size_t>(token) * a.stride + 16 * u, y + token * y_stride + 16 * rb);
-    }
+  for (uint32_t first = 0; first < a.tokens; first += kMostTokens)
+    for (uint32_t rb = rb0; rb < rb1; rb++) float_rows<K>(v, a, y, y_stride, rb, first);
 }
 
 template <int K>
@@ -156,7 +79,7 @@ inline void vector_product(const TermView& v, const Activations& a, const uint8_
   const float* table = reinterpret_cast<const float*>(scratch);
   for (uint32_t rb = rb0; rb < rb1; rb++)
     for (uint32_t first = 0, g = 0; first < v.columns; first += group, g++) {
-      float sum[16] = {};
+      alignas(64) float sum[16] = {};
       Params p;
       load_params<format::kVector>(v, rb, g, &p);
       for (uint32_t i = first / t.width; i < min_u(first + group, v.columns) / t.width; i++)
@@ -164,7 +87,7 @@ inline void vector_product(const TermView& v, const Activations& a, const uint8_
           const float* entries = table + (static_cast<size_t>(i) * t.books + b) * t.levels;
           for (uint32_t r = 0; r < 16; r++) sum[r] += entries[vector_code(v, rb, i, b, r)];
         }
-      for (int r = 0; r < 16; r++) y[16 * rb + r] += sum[r] * p.scale[r];
+      store(lanes_at(y + 16 * rb) + lanes_at(sum) * p.scale, y + 16 * rb);
     }
 }
 
@@ -189,8 +112,7 @@ inline void bitstack_prepare(const TermView& v, const Activations& a, uint8_t* s
       float xv[format::kTile];
       uint32_t width = min_u(format::kTile, v.columns - first);
       for (uint32_t j = 0; j < width; j += 16) {
-        half16(b.v + (static_cast<size_t>(k) * v.columns + first + j) * 2, xv + j);
-        for (int r = 0; r < 16; r++) xv[j + r] *= a.x[first + j + r];
+        store(from_half16(b.v + (static_cast<size_t>(k) * v.columns + first + j) * 2) * lanes_at(a.x + first + j), xv + j);
       }
       float most = most_of_fours(xv, width), inverse = most > kTiny ? 127.0f / most : 0.0f;
       *scales++ = most > kTiny ? most / 127.0f : 0.0f;
@@ -212,14 +134,13 @@ inline void bitstack_product(const TermView& v, const Activations& a, const uint
   Bitstack b(v);
   for (uint32_t first = 0; first < v.columns; first += format::kTile, scales += rank)
     for (uint32_t rb = rb0; rb < rb1; rb++) {
-      int32_t sums[kMaxRank][16];
+      Ints sums[kMaxRank];
       P::signs(b.at(v, rb, first / format::kTile), tables + static_cast<size_t>(first / 32) * rank * 128,
                min_u(format::kTile, v.columns - first) / 32, rank, sums);
-      for (uint32_t k = 0; k < rank; k++) {
-        float left[16], *out = y + 16 * rb;
-        half16(b.u + (static_cast<size_t>(rb) * rank + k) * 32, left);
-        for (int r = 0; r < 16; r++) out[r] += static_cast<float>(sums[k][r]) * (left[r] * scales[k]);
-      }
+      Lanes acc = lanes_at(y + 16 * rb);
+      for (uint32_t k = 0; k < rank; k++)
+        acc = acc + as_floats(sums[k]) * (from_half16(b.u + (static_cast<size_t>(rb) * rank + k) * 32) * scales[k]);
+      store(acc, y + 16 * rb);
     }
 }
 
@@ -254,7 +175,7 @@ inline void sparse_row(const TermView& v, uint32_t row, float* out) {
 // ---- the table of a policy
 template <class P, int K>
 constexpr void fill_ints(Kernels& k) {
-  k.kinds[K] = {Need::kInt8, Need::kInt8, int_product<P, K>, int_product<P, K>, exact_product<K>, nullptr, nullptr};
+  k.kinds[K] = {Need::kInt8, Need::kInt8, one_int_product<P, K>, int_product<P, K>, exact_product<K>, nullptr, nullptr};
   k.decode_row[K] = decode_row<K>;
 }
 

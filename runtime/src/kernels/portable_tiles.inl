@@ -73,7 +73,7 @@ inline void ints16(const TermView& v, uint32_t rb, uint32_t u, int16_t (*c)[16])
 }
 
 struct Params {
-  float scale[16], zero[16], offset[16];
+  Lanes scale, zero, offset;
 };
 
 // `zero` as the sums need it: for planes with p of P resident, code = 2^(P-p) u + (2^(P-p) - 1) / 2 with u the resident
@@ -82,10 +82,10 @@ inline float plane_step(const TermView& v) { return static_cast<float>(1u << (v.
 
 template <int K>
 inline void load_params(const TermView& v, uint32_t rb, uint32_t g, Params* p) {
-  load_param(v, v.term->scale, rb, g, 1.0f, p->scale);
+  p->scale = load_param(v, v.term->scale, rb, g, 1.0f);
   if constexpr (is_integer(K)) {
-    load_param(v, v.term->zero, rb, g, v.term->zero_for_all, p->zero);
-    load_param(v, v.term->offset, rb, g, 0.0f, p->offset);
+    p->zero = load_param(v, v.term->zero, rb, g, v.term->zero_for_all);
+    p->offset = load_param(v, v.term->offset, rb, g, 0.0f);
   }
 }
 
@@ -110,20 +110,23 @@ struct Bitstack {
 
 inline void bitstack16(const TermView& t, uint32_t rb, uint32_t u, float (*w)[16]) {
   Bitstack b(t);
-  memset(w, 0, 1024);
-  for (uint32_t k = 0; k < t.term->rank; k++) {
-    float left[16], right[16];
-    half16(b.u + (static_cast<size_t>(rb) * t.term->rank + k) * 32, left);
-    half16(b.v + (static_cast<size_t>(k) * t.columns + 16 * u) * 2, right);
-    for (int j = 0; j < 16; j++)
-      for (int r = 0; r < 16; r++) w[j][r] += left[r] * right[j];
+  uint32_t rank = t.term->rank;
+  Lanes sum[16];
+  for (Lanes& x : sum) x = all(0.0f);
+  for (uint32_t k = 0; k < rank; k++) {
+    float right[16];
+    Lanes left = from_half16(b.u + (static_cast<size_t>(rb) * rank + k) * 32);
+    store(from_half16(b.v + (static_cast<size_t>(k) * t.columns + 16 * u) * 2), right);
+    for (int j = 0; j < 16; j++) sum[j] = sum[j] + left * right[j];
   }
   uint32_t tile = u / (format::kTile / 16), inner = u % (format::kTile / 16);
   const uint8_t* p = b.at(t, rb, tile) + inner / 2 * 64;
   int shift = 4 * (inner & 1);
-  for (int j = 0; j < 16; j++)
+  for (int j = 0; j < 16; j++) {
+    store(sum[j], w[j]);
     for (int r = 0; r < 16; r++)
       w[j][r] = (p[16 * (j / 4) + r] >> (shift + (j & 3))) & 1 ? w[j][r] : -w[j][r];
+  }
 }
 
 // Weights as they are, in float32.
@@ -135,10 +138,12 @@ inline void weights16(const TermView& v, uint32_t rb, uint32_t u, float (*w)[16]
   if constexpr (is_integer(K)) {
     int16_t c[16][16];
     codes16<K>(v, rb, u, c);
-    float step = K == format::kPlanes ? plane_step(v) : 1.0f, middle = 0.5f * (step - 1.0f);
-    for (int j = 0; j < 16; j++)
-      for (int r = 0; r < 16; r++)
-        w[j][r] = ((static_cast<float>(c[j][r]) * step + middle) - p.zero[r]) * p.scale[r] + p.offset[r];
+    float step = K == format::kPlanes ? plane_step(v) : 1.0f;
+    Lanes middle = all(0.5f * (step - 1.0f));
+    for (int j = 0; j < 16; j++) {
+      for (int r = 0; r < 16; r++) w[j][r] = static_cast<float>(c[j][r]);
+      store((((lanes_at(w[j]) * step + middle) - p.zero) * p.scale) + p.offset, w[j]);
+    }
   } else if constexpr (is_table(K)) {
     int16_t c[16][16];
     codes16<K>(v, rb, u, c);
@@ -146,12 +151,13 @@ inline void weights16(const TermView& v, uint32_t rb, uint32_t u, float (*w)[16]
     const uint8_t* select = selects(v, rb, g);
     for (int r = 0; r < 16; r++) {
       const float* table = v.table + (select && select[r] < v.term->tables ? select[r] : 0) * levels;
-      for (int j = 0; j < 16; j++) w[j][r] = table[c[j][r]] * p.scale[r];
+      for (int j = 0; j < 16; j++) w[j][r] = table[c[j][r]];
     }
+    for (int j = 0; j < 16; j++) store(lanes_at(w[j]) * p.scale, w[j]);
   } else if constexpr (K == format::kFloats) {
     for (uint32_t j = 0; j < 16; j++) {
-      load16(v.term->element, v.codes[0], (rb * static_cast<size_t>(v.columns) + 16 * u + j) * 16, w[j]);
-      for (int r = 0; r < 16; r++) w[j][r] *= p.scale[r];
+      size_t at = (rb * static_cast<size_t>(v.columns) + 16 * u + j) * 16;
+      store(load16(v.term->element, v.codes[0], at) * p.scale, w[j]);
     }
   } else {
     static_assert(K == format::kVector, "a kind of tiles");
@@ -162,7 +168,7 @@ inline void weights16(const TermView& v, uint32_t rb, uint32_t u, float (*w)[16]
       for (uint32_t b = 0; b < v.term->books; b++)
         for (uint32_t r = 0; r < 16; r++)
           w[j][r] += v.table[(static_cast<size_t>(b) * v.term->levels + vector_code(v, rb, position, b, r)) * width + e];
-      for (int r = 0; r < 16; r++) w[j][r] *= p.scale[r];
+      store(lanes_at(w[j]) * p.scale, w[j]);
     }
   }
 }

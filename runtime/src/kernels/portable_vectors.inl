@@ -133,7 +133,7 @@ inline void store_int8(const float* x, uint32_t n, int8_t* out, float* scale) {
 // Rows of a cache as floats, 16 at a time; the last piece is filled up with zeros, which change no sum.
 inline void cache16(const uint16_t* p, uint32_t n, float* out) {
   if (n >= 16) {
-    half16(reinterpret_cast<const uint8_t*>(p), out);
+    store(from_half16(reinterpret_cast<const uint8_t*>(p)), out);
     return;
   }
   for (uint32_t r = 0; r < 16; r++) out[r] = r < n ? from_f16(p[r]) : 0.0f;

@@ -7,9 +7,11 @@
 
 namespace qd {
 namespace {
+#include "lanes.inl"
 #include "portable.inl"
 #include "portable_tiles.inl"
 #include "portable_vectors.inl"
+#include "portable_integers.inl"
 #include "portable_terms.inl"
 }  // namespace
 
