@@ -24,7 +24,7 @@ _OLDEST = 7
 """Before, broadcasting was an attribute."""
 _SINCE = {"Softmax": 13, "LogSoftmax": 13, "BatchNormalization": 9, "Round": 11, "Cast": 9}
 """The version from which an operator means what its row says, where it existed before."""
-_MICROSOFT_ROWS = frozenset({"QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool"})
+_MICROSOFT_ROWS = frozenset({"QGemm", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool"})
 _SAME_IN_MICROSOFT = frozenset({"QuantizeLinear", "DequantizeLinear", "Gelu"})
 _SEVERAL = frozenset({"Split", "DynamicQuantizeLinear", "SkipNorm"})
 """Rows with more than one output."""

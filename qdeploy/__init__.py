@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from qdeploy.errors import QdeployError
     from qdeploy.ir.model import Model
     from qdeploy.ir.tensor import QTensor
+    from qdeploy.native import Runtime
+    from qdeploy.planning import plan
     from qdeploy.proof.compare import diff, verify
 
 __version__ = version.VERSION
@@ -30,12 +32,14 @@ _WHERE = {
     "load": "qdeploy.conversion",
     "verify": "qdeploy.proof.compare",
     "diff": "qdeploy.proof.compare",
+    "plan": "qdeploy.planning",
+    "Runtime": "qdeploy.native",
     "Model": "qdeploy.ir.model",
     "QTensor": "qdeploy.ir.tensor",
     "QdeployError": "qdeploy.errors",
 }
 
-__all__ = ["Model", "QTensor", "QdeployError", "__version__", "convert", "diff", "load", "verify"]
+__all__ = ["Model", "QTensor", "QdeployError", "Runtime", "__version__", "convert", "diff", "load", "plan", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qdeploy import registry
+from qdeploy.derive import derived, option_names, target_options
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir import rules
 from qdeploy.ir.model import Model
@@ -61,24 +62,26 @@ def convert(
     format: str = "",
     trust_links: bool = False,
     progress: Progress = SILENT,
+    lower: str = "",
+    **more: Any,
 ) -> Report:
     """Converts a checkpoint.
 
     Args:
         source: Checkpoint folder, file or package.
         target: The output folder, or file for "native"; appears when everything is done.
-        to: "onnx", "native" (one file), "ir" (a package), "source" (the source files again, from a package), or a
-            plug-in's target.
+        to: "onnx", "native" (one file), "ir" (a package), "source" (a package's source files), or a plug-in's target.
         activations: "exact" (float32 arithmetic) or "int8" (activations rounded per block where that is faster).
         quantize: For float sources, for example "rtn:int4,group=128".
         requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
         jobs: Shards that are written at the same time.
-        check: How much of the artifact runs against the numpy semantics: "nodes" (one per distinct lowering), "full"
-            (also the whole model), "auto" (full under 256 MB), "none".
+        check: What runs against numpy: "nodes" (each form once), "full" (also the model), "auto" (by size), "none".
         force: Replace an existing output.
         format: The reader's name, where sniffing is not wanted.
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
+        lower: Another form, for BitStack's tensors: "sign-planes:group=128"; the loss is reported.
+        more: Options that only this target has: layout, order and sensitivities for "native".
 
     Returns:
         The report, which also stands in `report.json` of an output that is a folder.
@@ -88,8 +91,6 @@ def convert(
 
     Example:
         >>> report = convert("examples/models/tiny-llama-gptq", "out", to="onnx")
-        >>> report["lossless"]["file bytes"]
-        {'proven': 1, 'of': 1}
         >>> report["tensors"]["model.layers.0.mlp.up_proj.weight"]["encoding"]
         'uint4 g128 scale f16 zero uint4'
     """
@@ -98,26 +99,36 @@ def convert(
     refuse_existing(path, force, to not in ("ir", "source") and bool(_file_of(registry.backend(to))))
     keep_slabs()
     specs = [quantize] if isinstance(quantize, str) else list(quantize)
-    model = _open(source, format, trust_links, specs)
     options = {"activations": activations, "quantize": specs, "requantize": requantize, "check": check}
+    options |= {"lower": lower} if lower else {}
+    settings = _settings(to, {**options, "jobs": jobs}, more)
+    model, options = _open(source, format, trust_links, specs, lower), {**options, **more}
     if to == "ir":
         return _to_package(model, path, options, jobs, force, progress)
     if to == "source":
         return _to_source(model, path, force, progress)
-    return _to_backend(model, path, to, options, jobs, force, progress)
+    return _to_backend(model, path, to, options, settings, force, progress)
 
 
-def _open(source: str | os.PathLike[str], format: str, trust_links: bool, specs: list[str]) -> Model:
-    """The model, with every index and scale of it checked, and quantized on the way if that is asked for."""
+def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> Any:
+    """The target's Options; BadArgumentError names an option that it does not have."""
+    target = None if to in ("ir", "source") else registry.backend(to)
+    own = [name for name in (option_names(target) if target else ()) if name not in ("conversion", *options)]
+    unknown = [name for name in more if name not in own]
+    if unknown:
+        raise BadArgumentError(f"the target {to} has no such option", found=", ".join(unknown),
+                               allowed=", ".join(own) or "none of its own")  # fmt: skip
+    asked = {"quantize": options["quantize"], "lower": options.get("lower", "")}
+    return target_options(target, {**options, **more, "conversion": asked}) if target else None
+
+
+def _open(source: str | os.PathLike[str], format: str, trust_links: bool, specs: list[str], lower: str) -> Model:
+    """The model, with every index and scale of it checked, and quantized and lowered on the way if asked."""
     model = registry.open_model(source, format, trust_links)
     for name, tensor in model.tensors.items():
         rules.check(tensor, name)
         rules.check_values(tensor, name)
-    if not specs:
-        return model
-    from qdeploy.quantize import quantize_model
-
-    return quantize_model(model, specs)
+    return derived(model, specs, lower)
 
 
 def _to_package(
@@ -134,19 +145,19 @@ def _to_package(
     plan = plan_package(model.tensors, graph.constants if graph else {})
     with staged(path, _identity(model, "ir", plan.identity()), force) as stage:
         write_package(model, graph, stage, plan, progress, jobs)
-        report = make_report(model, "ir", {"quantize": options["quantize"]}, [], [])
+        kept = {name: value for name, value in options.items() if name in ("quantize", "lower")}
+        report = make_report(model, "ir", kept, [], [])
         _write_report(stage, report)
     return report
 
 
 def _to_backend(
-    model: Model, path: Path, to: str, options: dict[str, Any], jobs: int, force: bool, progress: Progress
+    model: Model, path: Path, to: str, options: dict[str, Any], settings: Any, force: bool, progress: Progress
 ) -> Report:
     from qdeploy.proof.report import make_report
     from qdeploy.proof.roundtrip import prove
 
     target = registry.backend(to)
-    settings = target.Options(activations=options["activations"], requantize=options["requantize"], jobs=jobs)
     only = _file_of(target)
     with staged(path, _identity(model, to, os.urandom(8).hex()), force, keep=False, only=only) as stage:
         lowered = target.lower(model, stage.path, settings, progress)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, BadFileError, OutputError, QdeployError, UnsupportedError
 from qdeploy.sizes import human, parse_size
+from qdeploy.streaming import TextStream
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,11 +45,31 @@ def _library() -> tuple[Any, Any]:
     return ffi, lib
 
 
+class UnderFloorError(BadArgumentError):
+    """A budget is below the least that works, which is `floor` bytes."""
+
+    floor = 0
+
+
 def isas() -> tuple[str, ...]:
     """Instruction sets whose kernels run on this machine, best first."""
     ffi, lib = _library()
     names = ffi.new("const char *[16]")
     return tuple(ffi.string(names[i]).decode() for i in range(lib.qd_isas(names, 16)))
+
+
+def least_memory(path: str | os.PathLike[str], **options: Any) -> int:
+    """The least budget that a model file works with, before a session is opened; none of its weights are read for it.
+
+    Args:
+        path: A model file, or only its head: its stack may be a hole.
+        options: As for `Runtime`.
+    """
+    try:
+        Runtime(path, **{**options, "memory": 1}).close()
+    except UnderFloorError as error:
+        return error.floor
+    return 0
 
 
 class Runtime:
@@ -284,14 +305,12 @@ class Runtime:
         ids = self.tokenizer.encode(prompt).ids
         if not ids:
             raise BadArgumentError("the prompt has no tokens", found=repr(prompt))
-        said, made = "", list[int]()
-        base = self.tokenizer.decode(ids)
+        stream = TextStream(self.tokenizer, ids)
         for token in self.generate_ids(ids, tokens, **sampling):
-            made.append(token)
-            text = self.tokenizer.decode([*ids, *made])[len(base) :]
-            if not text.endswith("\ufffd") and len(text) > len(said):
-                yield text[len(said) :]
-                said = text
+            if piece := stream.add(token):
+                yield piece
+        if piece := stream.end():
+            yield piece
 
     def embed(self, texts: Sequence[str]) -> Float32:
         """Sentence embeddings of an encoder, float32 [texts, hidden]."""
@@ -359,10 +378,12 @@ class Runtime:
         if status in ("QD_OK", "QD_PENDING"):
             return
         text = self._ffi.string(error.text).decode(errors="replace") or status
-        todo = ""
         if status == "QD_BUDGET_UNDER_FLOOR":
             todo = f"Give at least {error.floor_bytes} bytes ({human(error.floor_bytes)})."
-        raise _ERRORS.get(status, BadArgumentError)(text, where=self.path, todo=todo)
+            refused = UnderFloorError(text, where=self.path, todo=todo)
+            refused.floor = int(error.floor_bytes)
+            raise refused
+        raise _ERRORS.get(status, BadArgumentError)(text, where=self.path)
 
 
 def _bytes(size: int | str) -> int:

@@ -67,13 +67,33 @@ def backend(name: str) -> Any:
 
 
 def artifact_backend(path: str | os.PathLike[str]) -> Any:
-    """The backend whose output this folder is (its report names the target), or None."""
+    """The backend whose output this is, or None: a folder's report names it, a file begins with its `MAGIC`."""
+    if os.path.isfile(path):
+        return _by_magic(path)
     if not os.path.isfile(os.path.join(path, "report.json")):
         return None
     report = Folder(path).json("report.json")
     name = report.get("target", "") if isinstance(report, dict) else ""
     found = registered("backends")
     return found[name].load() if name in found else None
+
+
+def _by_magic(path: str | os.PathLike[str]) -> Any:
+    folder = Folder(path, trust_links=True)
+    file = folder.open(folder.only)
+    try:
+        head = file.read(0, min(file.size, 64))
+    finally:
+        file.close()
+    for entry in registered("backends").values():
+        try:
+            module = entry.load()
+        except UnsupportedError:  # a plug-in that cannot be loaded has written nothing here
+            continue
+        magic = getattr(module, "MAGIC", b"")
+        if magic and head.startswith(magic):
+            return module
+    return None
 
 
 def format_module(name: str) -> Any:
@@ -99,6 +119,7 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
     scores = {name: module.sniff(folder) for name, module in loaded.items()}
     ranked = sorted((s.score, name) for name, s in scores.items() if s.score > 0)
     if not ranked:
+        _refuse_output(path)
         raise UnsupportedError(
             "no reader knows this checkpoint",
             where=str(path),
@@ -116,6 +137,13 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
         )
     model = loaded[best[0]].read(folder)
     return model
+
+
+def _refuse_output(path: str | os.PathLike[str]) -> None:
+    made = artifact_backend(path)
+    if made is not None:
+        raise UnsupportedError("this is an output, not a source", where=str(path), found=made.TITLE,
+                               todo="Give the checkpoint or package that it was made from.")  # fmt: skip
 
 
 def _describe(folder: Folder) -> str:

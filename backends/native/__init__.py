@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.progress import SILENT, Progress
 
@@ -17,17 +17,22 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qdeploy.backends.native.options import CheckResult, Choice, Lowered, Options
-    from qdeploy.backends.native.verify import Row
+    from qdeploy.backends.native.options import Lowered, Options
+    from qdeploy.backends.native.outlining import Outline
+    from qdeploy.backends.native.reading import ModelFile
+    from qdeploy.backends.results import CheckResult, Choice, Row
     from qdeploy.ir.model import Model
 
 NAME = "native"
 TITLE = "one file for the native runtime (elastic: any prefix of its weights runs)"
 FILE = "model.qd"
 """The one file that `lower` writes; it becomes the output itself."""
+MAGIC = b"qdeploy\n"
+"""What it begins with, by which it is known."""
 
-__all__ = ["FILE", "NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "compare", "logits",
-           "logits_limit", "lower"]  # fmt: skip
+__all__ = ["FILE", "MAGIC", "NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "compare",
+           "conversion", "damaged_pages", "describe", "logits", "logits_limit", "lower", "opened", "outline",
+           "session_bytes", "sketch"]  # fmt: skip
 
 
 def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
@@ -61,10 +66,10 @@ def check(model: Model, target: Path, lowered: Lowered, level: str = "auto") -> 
 
 
 def compare(model: Model, path: str, options: Options, progress: Progress = SILENT) -> Iterator[Row]:
-    """Holds a model file against its source, every row of it."""
+    """Holds a model file against its source: every row of it, its graph, and its small tensors."""
     from qdeploy.backends.native import verify
 
-    return verify.compare(model, path, progress)
+    return verify.compare(model, path, options, progress)
 
 
 def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -75,13 +80,72 @@ def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
 
 def logits_limit(options: Options) -> float:
-    """The relative L2 distance from the numpy reference that activations in 8 bits may leave."""
-    return 0.15
+    """The relative L2 distance from the numpy reference that float32 activations and a float16 cache may leave."""
+    return 0.005
+
+
+def opened(path: str) -> ModelFile:
+    """A model file, of which the front has been read and checked.
+
+    Raises:
+        BadFileError: It is none, or its front is damaged.
+        UnsupportedError: It is of another version.
+    """
+    from qdeploy.backends.native.reading import ModelFile
+
+    return ModelFile(Path(path))
+
+
+def conversion(path: str) -> dict[str, Any]:
+    """What the conversion that wrote a model file was asked for; raises as `opened`."""
+    from qdeploy.backends.native import describing
+
+    return describing.document(opened(path), "conversion")
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What a model file is and holds, without its weights; raises as `opened`."""
+    from qdeploy.backends.native import describing
+
+    return describing.describe(opened(path))
+
+
+def damaged_pages(path: str) -> tuple[int, list[int]]:
+    """How many pages have a checksum, and which of them are not what was written; raises as `opened`."""
+    from qdeploy.backends.native.layout import SectionId
+
+    file = opened(path)
+    return len(file.section(SectionId.PAGES)), file.damaged_pages()
+
+
+def outline(path: str) -> Outline:
+    """The stack of a model file as pieces, from its directory; raises as `opened`."""
+    from qdeploy.backends.native import outlining
+
+    return outlining.outline(opened(path))
+
+
+def session_bytes(path: str, context: int, threads: int, int8: bool) -> int:
+    """What a session of a decoder holds (see outlining.py); raises as `opened`."""
+    from qdeploy.backends.native import outlining
+
+    return outlining.session_bytes(opened(path), context, threads, int8)
+
+
+def sketch(model: Model, target: Path, options: Options) -> Path:
+    """Writes the model file without its weights into an existing folder, for its directory; raises as `lower`."""
+    from qdeploy.backends.native.write import write_head
+
+    return write_head(model, target, options)
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Options", "Choice", "Lowered", "CheckResult"):
+    if name in ("Options", "Lowered"):
         from qdeploy.backends.native import options
 
         return getattr(options, name)
+    if name in ("CheckResult", "Choice"):
+        from qdeploy.backends import results
+
+        return getattr(results, name)
     raise AttributeError(name)

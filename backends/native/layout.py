@@ -16,7 +16,6 @@ from enum import IntEnum
 
 import numpy as np
 
-MAGIC = b"qdeploy\n"
 VERSION = 1
 PAGE, LINE = 65536, 64
 ROWS = 16
@@ -132,7 +131,7 @@ HEADER = np.dtype([
     ("magic", "u1", 8), ("version", "<u4"), ("front_crc", "<u4"), ("front_end", "<u8"),
     ("resident_at", "<u8"), ("resident_bytes", "<u8"), ("stack_at", "<u8"), ("stack_bytes", "<u8"),
     ("file_bytes", "<u8"), ("floor_rung", "<u4"), ("kind", "<u4"), ("vocab", "<u4"), ("context", "<u4"),
-    ("slot_width", "<u4"), ("logits_value", "<u4"), ("parameters", "<u8"), ("source_sha256", "u1", 32),
+    ("slot_width", "<u4"), ("logits_value", "<u4"), ("parameters", "<u8"), ("content_sha256", "u1", 32),
     ("sections", SECTION, len(SectionId)), ("reserved", "u1", 200), ("reserved2", "<u4"), ("header_crc", "<u4"),
 ])  # fmt: skip
 PARAM = np.dtype([

@@ -1,4 +1,10 @@
-"""What a file holds besides numbers: names, the tokenizer's files, the configuration. Keys are sorted.
+"""What a file holds besides numbers: names, the tokenizer's files, configurations. Keys are sorted.
+
+    meta             what the graph says of itself: kind, context, token ids
+    config           the architecture's configuration, as in config.json
+    source           format of the checkpoint, and how each matrix was encoded there
+    conversion       what the conversion was asked for, so that the source can be derived again
+    tokenizer.json   and other files of the source, under their names
 
 uint32 n, n entries {uint32 key_at, key_bytes, uint64 value_at, value_bytes}, then the bytes; positions are from the
 start of the section. Names of matrices and values are strings that end with 0.
@@ -6,13 +12,13 @@ start of the section. Names of matrices and values are strings that end with 0.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from qdeploy.backends.native.layout import META_ENTRY
+from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
 
 FILES = (
@@ -22,23 +28,14 @@ FILES = (
 """Files of the source that are carried under their names."""
 
 
-def entries(model: Model) -> dict[str, bytes]:
+def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
     """The metadata of a model by key."""
-    found = {"meta": _json(dict(model.graph.meta)), "config": _json(dict(model.config)), "losses": _json(model.losses)}
+    found = {"meta": _json(dict(model.graph.meta)), "config": _json(dict(model.config)),
+             "source": _json({"format": model.format}), "conversion": _json(dict(conversion))}  # fmt: skip
     for file in model.files:
         if file.path in FILES and file.role in ("side", "derived"):
             found[file.path] = file.data.read().tobytes()
     return found
-
-
-def source_digest(model: Model) -> bytes:
-    """SHA-256 over the configuration and every source tensor's file, name, type and shape."""
-    digest = hashlib.sha256(_json(dict(model.config)))
-    for origin in model.origins:
-        digest.update(_json([origin.file, origin.name, origin.kind, list(origin.shape), origin.begin]))
-    for file in model.files:
-        digest.update(_json([file.path, file.role, file.data.nbytes]))
-    return digest.digest()
 
 
 def pack(found: Mapping[str, bytes], names: Iterable[str]) -> tuple[bytes, dict[str, int]]:
@@ -59,12 +56,26 @@ def pack(found: Mapping[str, bytes], names: Iterable[str]) -> tuple[bytes, dict[
 
 
 def unpack(section: bytes) -> dict[str, bytes]:
-    """The inverse of `pack`, without the names."""
-    table = np.frombuffer(section, META_ENTRY, int.from_bytes(section[:4], "little"), 4)
+    """The inverse of `pack`, without the names.
+
+    Raises:
+        BadFileError: An entry lies outside of the section.
+    """
+    count = int.from_bytes(section[:4], "little")
+    if len(section) < 4 or (len(section) - 4) // META_ENTRY.itemsize < count:
+        raise BadFileError("the metadata is cut short", found=f"{count} entries in {len(section)} bytes")
+    rows = np.frombuffer(section, META_ENTRY, count, 4).tolist()
     return {
-        section[r["key_at"] :][: r["key_bytes"]].decode(): section[int(r["value_at"]) :][: int(r["value_bytes"])]
-        for r in table
+        _range(section, key_at, key_bytes).decode(errors="replace"): _range(section, value_at, value_bytes)
+        for key_at, key_bytes, value_at, value_bytes in rows
     }
+
+
+def _range(section: bytes, at: int, size: int) -> bytes:
+    if at + size > len(section):
+        raise BadFileError("an entry of the metadata lies outside of it", found=f"bytes {at}..{at + size}",
+                           allowed=f"0..{len(section)}")  # fmt: skip
+    return section[at : at + size]
 
 
 def _json(content: object) -> bytes:

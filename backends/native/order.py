@@ -6,11 +6,11 @@ of the graph. What follows is ordered by qdeploy.elastic, which measures what ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qdeploy.elastic.pieces import Piece, pieces_of
-from qdeploy.elastic.plan import order
+from qdeploy.elastic.pieces import Piece, pieces_of, weigh
+from qdeploy.elastic.plan import Kind, order
 from qdeploy.ir.tensor import QTensor
 
 
@@ -33,15 +33,31 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class Stack:
-    """The blocks as they lie, how many of them are the floor, and the error that is left after each."""
+    """The blocks as they lie, how many of them are the floor, the error that is left after each, and the weights."""
 
     blocks: list[BlockPlan]
     floor: int
     errors: list[float]
+    sensitivities: Mapping[str, float]
 
 
-def stack_order(matrices: Sequence[tuple[str, QTensor, list[BlockPlan]]]) -> Stack:
-    """Orders the blocks of all matrices; matrices stand in the order of the graph."""
+def stack_order(
+    matrices: Sequence[tuple[str, QTensor, list[BlockPlan]]],
+    kind: Kind = "gain",
+    reference: Sequence[tuple[str, int]] = (),
+    sensitivities: Callable[[list[Piece]], Mapping[str, float]] = lambda pieces: {},
+) -> Stack:
+    """Orders the blocks of all matrices.
+
+    Args:
+        matrices: In the order of the graph.
+        kind: As for `qdeploy.elastic.plan.order`.
+        reference: The same.
+        sensitivities: What an error of each tensor costs, given all pieces; tensors without count once.
+
+    Raises:
+        BadFileError: The reference does not fit the tensors.
+    """
     levels: dict[tuple[str, int], list[BlockPlan]] = {}
     pieces: list[Piece] = []
     for name, tensor, blocks in matrices:
@@ -49,15 +65,17 @@ def stack_order(matrices: Sequence[tuple[str, QTensor, list[BlockPlan]]]) -> Sta
             levels.setdefault((name, block.level), []).append(block)
         count = 1 + max(block.level for block in blocks)
         pieces += _pieces(name, tensor, [sum(b.nbytes for b in levels[name, level]) for level in range(count)])
-    stack, seen = Stack([], 0, []), dict[str, int]()
+    weights = sensitivities(pieces)
+    pieces = weigh(pieces, weights)
+    stack, seen = Stack([], 0, [], weights), dict[str, int]()
     left = sum(p.error_before for p in pieces if (p.term, p.plane) == (0, 0))
-    for piece in order(pieces):
+    for piece in order(pieces, kind, reference):
         level = seen[piece.tensor] = seen.get(piece.tensor, -1) + 1
         left -= piece.gain
         found = levels[piece.tensor, level]
         stack.blocks.extend(found)
         stack.errors.extend([max(left, 0.0)] * len(found))
-    return Stack(stack.blocks, sum(b.level == 0 for b in stack.blocks), stack.errors)
+    return Stack(stack.blocks, sum(b.level == 0 for b in stack.blocks), stack.errors, weights)
 
 
 def _pieces(name: str, tensor: QTensor, sizes: list[int]) -> list[Piece]:

@@ -1,6 +1,6 @@
 """Reading a model file back with numpy, by row blocks: the oracle of the writer and of the runtime.
 
-Only this backend's own output is read here, and only as far as its own checksums go.
+Opening reads the front alone: however large the file is, its directory, rungs and metadata are a few megabytes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native import interleave, metadata
+from qdeploy.backends.native import MAGIC, interleave, metadata
 from qdeploy.backends.native.checksum import crc32c, page_checksums
-from qdeploy.backends.native.layout import HEADER, MAGIC, NONE, PAGE, RECORDS, NumberKind, SectionId, TermKind
+from qdeploy.backends.native.layout import (
+    HEADER,
+    NONE,
+    PAGE,
+    RECORDS,
+    VERSION,
+    NumberKind,
+    SectionId,
+    TermKind,
+)
 from qdeploy.backends.native.numbers import DTYPES
 from qdeploy.backends.native.parts import Array
-from qdeploy.errors import BadFileError
+from qdeploy.backends.native.soundness import check_directory, check_header
+from qdeploy.errors import BadFileError, UnsupportedError
 
 _ENTRY = np.dtype([("column", "<u4"), ("row", "<u4"), ("value", "<f4")])
 
@@ -29,18 +39,28 @@ class ModelFile:
 
     Raises:
         BadFileError: It is no model file, or its front is damaged.
+        UnsupportedError: It is of another version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = np.memmap(path, np.uint8, "r")
+        try:
+            self.data = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+            raise BadFileError("a model file cannot be opened", where=str(path), found=error) from error
         if len(self.data) < HEADER.itemsize or self.data[:8].tobytes() != MAGIC:
-            raise BadFileError("not a model file of qdeploy", where=str(path))
+            raise BadFileError("not a model file of qdeploy", where=str(path), found=f"{len(self.data)} bytes")
         self.header: Any = self.data[: HEADER.itemsize].view(HEADER)[0]
+        if self.header["version"] != VERSION:
+            raise UnsupportedError("a model file of another version", where=str(path), found=self.header["version"],
+                                   allowed=str(VERSION), todo="Convert the model again.")  # fmt: skip
+        check_header(self.header, len(self.data), str(path))
         front = self.data[HEADER.itemsize : int(self.header["front_end"])]
-        sums = (crc32c(self.data[:508]), crc32c(front), len(self.data))
-        if sums != tuple(int(self.header[name]) for name in ("header_crc", "front_crc", "file_bytes")):
-            raise BadFileError("the front of the model file is damaged", where=str(path))
+        sums = (crc32c(self.data[:508]), crc32c(front))
+        if sums != (int(self.header["header_crc"]), int(self.header["front_crc"])):
+            raise BadFileError("the front of the model file is damaged", where=str(path), found="other checksums",
+                               todo="Fetch or convert it again.")  # fmt: skip
+        check_directory({which: self.section(which) for which in SectionId}, self.header, str(path))
 
     def section(self, which: SectionId) -> Any:
         """The records of a section."""
@@ -55,8 +75,12 @@ class ModelFile:
 
     def string(self, at: int) -> str:
         """A name in the metadata."""
-        found: str = self.section(SectionId.METADATA)[at:].tobytes().partition(b"\0")[0].decode()
+        found: str = self._names[at : self._names.find(b"\0", at)].decode(errors="replace")
         return found
+
+    @cached_property
+    def _names(self) -> bytes:
+        return bytes(self.section(SectionId.METADATA)) + b"\0"
 
     def damaged_pages(self) -> list[int]:
         """Pages whose checksum is not that of their bytes."""
@@ -86,7 +110,16 @@ class ModelFile:
             first: First row block.
             last: One past the last.
             rung: How many blocks of the stack are there; None: all.
+
+        Raises:
+            BadFileError: Its terms do not hold what their records say.
         """
+        try:
+            return self._rows(matrix, first, last, rung)
+        except (ValueError, IndexError) as error:
+            raise BadFileError("a matrix of the file cannot be read", where=str(self.path), found=error) from error
+
+    def _rows(self, matrix: int, first: int, last: int, rung: int | None) -> Array:
         record = self.section(SectionId.MATRICES)[matrix]
         resident = self._resident(rung)
         total = np.zeros((16 * (last - first), int(record["padded_columns"])), np.float32)

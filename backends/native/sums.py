@@ -18,8 +18,8 @@ from qdeploy.backends.native.terms import (
     table_matrix,
     vector_matrix,
 )
-from qdeploy.backends.onnx.integers import is_integer_table
 from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.lower.integers import is_integer_table
 
 _DENSE = 16
 """More than one outlier in so many elements is not sparse."""
@@ -57,9 +57,19 @@ def _sum(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
     if any(p is None or p.columns.order is not None for p in parts):
         return None
     known = [p for p in parts if p is not None]
-    terms = tuple(term for part in known for term in part.terms)
-    return replace(known[0], terms=terms, form=" + ".join(p.form for p in known), reason="a sum of terms as they are",
+    step = int(layout == "elastic" and _is_residual(tensor))
+    terms = tuple(replace(term, level=step * i) for i, part in enumerate(known) for term in part.terms)
+    return replace(known[0], terms=terms, form=_together([p.form for p in known]), reason="a sum of terms as they are",
                    lossless=all(p.lossless for p in known))  # fmt: skip
+
+
+def _together(forms: list[str]) -> str:
+    return f"{len(forms)} x {forms[0]}" if len(set(forms)) == 1 else " + ".join(forms)
+
+
+def _is_residual(tensor: QTensor) -> bool:
+    """Whether every term is signs, which correct what the terms before left: then a prefix of them is a weight, too."""
+    return all(isinstance(term.values, Codes) and term.values.table == "sign" for term in tensor.terms)
 
 
 def _alone(tensor: QTensor, place: int) -> QTensor:
@@ -75,29 +85,44 @@ def _with_outliers(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | N
     under = _one_term(name, base, layout) if len(rest) == 1 else _sum(name, base, layout)
     if under is None or under.columns.order is not None:
         return None
-    sparse = _sparse_term(tensor, base, under.columns)
-    if sparse is None:
+    found = _sparse_term(tensor, base, under.columns)
+    if found is None:
         return None
+    sparse, rounded = found
     entries = int(sparse.record["entries"])
     reason = "outliers are stored as what they add to the rest"
-    return replace(under, terms=(*under.terms, sparse), form=f"{under.form} + {entries} outliers", reason=reason)
+    if rounded:
+        reason += f"; {rounded} of them in float32 that rounds"
+    return replace(under, terms=(*under.terms, sparse), form=f"{under.form} + {entries} outliers", reason=reason,
+                   lossless=under.lossless and not rounded)  # fmt: skip
 
 
-def _changes(tensor: QTensor, base: QTensor, start: int, stop: int) -> tuple[Array, Array, Array]:
-    """Rows, columns and differences of the elements that the outliers change."""
+def _changes(tensor: QTensor, base: QTensor, start: int, stop: int) -> tuple[Array, Array, Array, int]:
+    """Rows, columns and addends of the elements that the outliers change, and how many addends do not give them back.
+
+    The float32 nearest to the difference gives the element back when it is added, but where the element is far smaller
+    than what lies under it, so that its last bits are below those of any sum; or the neighbour does, at a tie.
+    """
     whole, plain = tensor.decode(slice(start, stop)), base.decode(slice(start, stop))
+    rows, columns = np.nonzero(whole != plain)
+    want, under = whole[rows, columns], plain[rows, columns]
     with np.errstate(all="ignore"):
-        difference = whole - plain
-    rows, columns = np.nonzero(difference)
-    return rows, columns, difference[rows, columns]
+        found = want - under
+        for way in (np.float32(-np.inf), np.float32(np.inf)):
+            near = np.nextafter(found, way)
+            found = np.where((under + found != want) & (under + near == want), near, found)
+        rounded = int(np.count_nonzero((under + found != want) & ~np.isnan(want)))
+    return rows, columns, found, rounded
 
 
-def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> LoweredTerm | None:
-    rows, count = tensor.shape
+def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> tuple[LoweredTerm, int] | None:
+    """The term, and how many of its entries do not give their elements back exactly."""
+    (rows, count), rounded = tensor.shape, 0
     starts = np.zeros(-(-rows // 16) + 1, np.int64)
     for first, last in row_slabs(rows, count):
-        found = _changes(tensor, base, *row_range(first, last, rows))[0]
+        found, _, _, wrong = _changes(tensor, base, *row_range(first, last, rows))
         starts[first + 1 : last + 1] = np.bincount(found // 16, minlength=last - first)
+        rounded += wrong
     starts = np.cumsum(starts)
     if starts[-1] > rows * count // _DENSE or starts[-1] >= 1 << 32:
         return None
@@ -106,7 +131,7 @@ def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> LoweredTer
     def produce(first: int, last: int) -> Iterator[Piece]:
         if first == 0:
             yield "codes", 0, starts.astype("<u4")
-        row, column, value = _changes(tensor, base, *row_range(first, last, rows))
+        row, column, value, _ = _changes(tensor, base, *row_range(first, last, rows))
         order = np.lexsort((row, column, row // 16))
         made = np.empty(len(row), _ENTRY)
         made["column"], made["row"], made["value"] = column[order], row[order] % 16, value[order]
@@ -114,4 +139,4 @@ def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> LoweredTer
 
     sizes = {"codes": head + int(starts[-1]) * _ENTRY.itemsize}
     fields = {"group": columns.padded, "groups": 1, "entries": int(starts[-1])}
-    return LoweredTerm(TermKind.SPARSE, sizes, produce, 1, fields)
+    return LoweredTerm(TermKind.SPARSE, sizes, produce, 1, fields), rounded

@@ -23,13 +23,13 @@ from qdeploy.backends.native.parts import (
     row_slabs,
     two_level,
 )
-from qdeploy.backends.onnx.affine import Affine, affine
-from qdeploy.backends.onnx.integers import power_of_two_unit
-from qdeploy.backends.onnx.params import Grid, common_group, is_blockwise, spread
 from qdeploy.ir import match
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Param, QTensor
+from qdeploy.lower.affine import Affine, affine
+from qdeploy.lower.integers import power_of_two_unit
+from qdeploy.lower.params import Grid, common_group, is_blockwise, spread
 
 _WHOLE = {4: TermKind.NIBBLES, 2: TermKind.PAIRS, 8: TermKind.BYTES}
 _FLOATS = {"F16": NumberKind.F16, "BF16": NumberKind.BF16, "F32": NumberKind.F32}
@@ -40,10 +40,12 @@ def _shape(tensor: QTensor) -> tuple[int, int]:
 
 
 def integer_matrix(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
-    """Codes of at most 8 bits: bit planes, or packed; ternary codes in pairs."""
+    """Codes of at most 8 bits: bit planes, or packed; ternary codes in pairs; signs in one plane."""
     view = affine(tensor)
     if view is None:
         return None
+    if view.code_top == 2 and _is_signs(tensor):
+        return _sign_matrix(name, tensor, view)
     (rows, count), bits = view.shape, max(1, view.code_top.bit_length())
     columns = choose_columns(count, view.group, view.groups, view.index)
     kind = TermKind.PAIRS if match.ternary(tensor) else _WHOLE.get(bits, TermKind.PLANES)
@@ -72,6 +74,30 @@ def integer_matrix(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | N
     label = f"{shape} in planes" if kind == TermKind.PLANES else shape
     reason = "integer codes as they are" if exact else "integer codes as they are; the source divides by its scale"
     return LoweredMatrix(name, view.shape, columns, (term,), label, reason, exact)
+
+
+def _is_signs(tensor: QTensor) -> bool:
+    codes = tensor.terms[0].values
+    return isinstance(codes, Codes) and codes.table == "sign" and codes.zero is None and codes.offset is None
+
+
+def _sign_matrix(name: str, tensor: QTensor, view: Affine) -> LoweredMatrix | None:
+    """Signs as one plane: sign * scale is (bit - 1/2) * (2 scale), exactly."""
+    rows, count = view.shape
+    columns = choose_columns(count, view.group, view.groups, view.index)
+    size = columns.padded * 16 // 8
+
+    def produce(first: int, last: int) -> Iterator[Piece]:
+        codes = columns.place(view.codes(*row_range(first, last, rows)) >> np.uint8(1))  # 0 and 2: the sign is bit 1
+        yield "codes", first * size, interleave.planes(codes, 1)[0]
+
+    def twice(start: int, stop: int) -> Array:
+        return view.scale(start, stop) * np.float32(2)
+
+    scale = param("scale", twice, rows, columns, numbers.SCALES)
+    term = grouped_term(TermKind.PLANES, rows, columns, {"codes": size}, produce, [scale], 1, {"zero_for_all": 0.5})
+    return LoweredMatrix(name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are",
+                         not _divides(tensor))  # fmt: skip
 
 
 def _divides(tensor: QTensor) -> bool:

@@ -7,6 +7,7 @@ checksums are taken from what was written. Nothing here depends on the time, the
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.backends.native import FILE, metadata
+from qdeploy.backends.native import FILE, MAGIC, metadata
 from qdeploy.backends.native import layout as f
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
-from qdeploy.backends.native.options import Choice, Lowered, Options
+from qdeploy.backends.native.options import Lowered, Options
 from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
 from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
 from qdeploy.backends.native.plan import Plan, plan_graph
 from qdeploy.backends.native.sums import lower_matrix
+from qdeploy.backends.results import Choice
+from qdeploy.elastic import published
+from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
@@ -70,7 +74,7 @@ def write_model(model: Model, target: Path, options: Options, progress: Progress
             os.ftruncate(out.fileno(), int(file.header["file_bytes"][0]))
             _write_resident(out.fileno(), file)
             _write_stack(out.fileno(), file, progress)
-            _write_front(out.fileno(), file)
+            _write_front(out.fileno(), file, int(file.header["file_bytes"][0]))
             os.fsync(out.fileno())
     except OSError as error:
         raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
@@ -82,18 +86,38 @@ def write_model(model: Model, target: Path, options: Options, progress: Progress
     return Lowered((FILE,), choices, notes)
 
 
+def write_head(model: Model, target: Path, options: Options) -> Path:
+    """Writes the file that `write_model` would, but for its stack, which is a hole: what it holds can be read, not run.
+
+    Raises:
+        UnsupportedError: The graph has an op that the runtime does not have.
+        OutputError: The file cannot be written.
+    """
+    file = plan_file(model, options)
+    try:
+        with open(target / FILE, "w+b", buffering=0) as out:
+            os.ftruncate(out.fileno(), int(file.header["file_bytes"][0]))
+            _write_resident(out.fileno(), file)
+            _write_front(out.fileno(), file, int(file.header["stack_at"][0]))
+    except OSError as error:
+        raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
+    return target / FILE
+
+
 def plan_file(model: Model, options: Options) -> File:
     """Decides where every byte will lie."""
     plan = plan_graph(model)
     matrices = [lower_matrix(name, model.tensors[name], options.layout) for name in plan.matrices]
     terms = [term for matrix in matrices for term in matrix.terms]
-    stack = stack_order(_blocks(model, matrices))
+    stack = _stack(model, matrices, options)
     block_at, end = {}, 0
     for block in stack.blocks:
         block_at[block.term, block.plane] = end
         end = aligned(end + block.nbytes, LINE)
     file = File(plan, matrices, stack, {}, np.zeros(1, f.HEADER), block_at, [_laid(t)[0] for t in terms], [])
-    meta = metadata.entries(model)
+    conversion = {**options.conversion, "layout": options.layout, "order": options.order,
+                  "sensitivities": dict(stack.sensitivities)}  # fmt: skip
+    meta = metadata.entries(model, conversion)
     names = [*plan.matrices, *(v.name for v in plan.values if v.role)]
     packed, places = metadata.pack(meta, names)
     file.records[SectionId.METADATA] = np.frombuffer(packed, np.uint8)
@@ -101,6 +125,17 @@ def plan_file(model: Model, options: Options) -> File:
     _graph_records(file, model, places)
     _header(file, model)
     return file
+
+
+def _stack(model: Model, matrices: list[LoweredMatrix], options: Options) -> Stack:
+    def weights(pieces: list[Piece]) -> Mapping[str, float]:
+        given = options.sensitivities
+        if isinstance(given, str):
+            return published.sensitivities(model, pieces, given) if given else {}
+        return given
+
+    steps = published.reference_steps(model) if options.order == "reference" else ()
+    return stack_order(_blocks(model, matrices), options.order, steps, weights)
 
 
 def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTensor, list[BlockPlan]]]:
@@ -203,12 +238,12 @@ def _header(file: File, model: Model) -> None:
     stack = int(file.records[SectionId.RUNGS]["bytes"][-1]) if file.stack.blocks else 0
     following = aligned(resident, PAGE) + stack
     at = f.HEADER.itemsize
-    sections = {**file.records, SectionId.PAGES: np.zeros(-(-following // PAGE), "<u4")}
+    file.records[SectionId.PAGES] = np.zeros(-(-following // PAGE), "<u4")
     for section in SectionId:
-        at = aligned(at, LINE)
-        header["sections"][section]["at"], header["sections"][section]["count"] = at, len(sections[section])
-        at += sections[section].nbytes
-    header["magic"], header["version"], header["front_end"] = np.frombuffer(f.MAGIC, np.uint8), f.VERSION, at
+        at, records = aligned(at, LINE), file.records[section]
+        header["sections"][section]["at"], header["sections"][section]["count"] = at, len(records)
+        at += records.nbytes
+    header["magic"], header["version"], header["front_end"] = np.frombuffer(MAGIC, np.uint8), f.VERSION, at
     header["resident_at"], header["resident_bytes"] = aligned(at, PAGE), resident
     header["stack_at"], header["stack_bytes"] = aligned(at, PAGE) + aligned(resident, PAGE), stack
     header["file_bytes"] = aligned(at, PAGE) + following
@@ -219,7 +254,6 @@ def _header(file: File, model: Model) -> None:
     header["logits_value"] = logits[0] if logits else NONE
     small = sum(t.size for t in tensors)
     header["parameters"] = sum(m.shape[0] * m.shape[1] for m in file.matrices) + small
-    header["source_sha256"] = np.frombuffer(metadata.source_digest(model), np.uint8)
 
 
 def _write_resident(out: int, file: File) -> None:
@@ -242,18 +276,19 @@ def _write_stack(out: int, file: File, progress: Progress) -> None:
             number += 1
 
 
-def _write_front(out: int, file: File) -> None:
-    header = file.header[0]
-    at, end = int(header["resident_at"]), int(header["file_bytes"])
-    pages, step = list[Array](), 128 * PAGE
+def _write_front(out: int, file: File, end: int) -> None:
+    """The header and the front; pages up to `end` have been written, and get their checksums."""
+    header, step = file.header[0], 128 * PAGE
+    at, pages = int(header["resident_at"]), file.records[SectionId.PAGES]
     for start in range(at, end, step):
-        pages.append(page_checksums(np.frombuffer(os.pread(out, min(step, end - start), start), np.uint8)))
-    file.records[SectionId.PAGES] = np.concatenate(pages) if pages else np.zeros(0, "<u4")
+        found = page_checksums(np.frombuffer(os.pread(out, min(step, end - start), start), np.uint8))
+        pages[(start - at) // PAGE :][: len(found)] = found
     front = np.zeros(int(header["front_end"]) - f.HEADER.itemsize, np.uint8)
     for section, records in file.records.items():
         place = int(header["sections"][section]["at"]) - f.HEADER.itemsize
         front[place : place + records.nbytes] = np.frombuffer(records.tobytes(), np.uint8)
     _put(out, front, f.HEADER.itemsize)
+    header["content_sha256"] = np.frombuffer(hashlib.sha256(front.tobytes()).digest(), np.uint8)
     header["front_crc"] = crc32c(front)
     header["header_crc"] = crc32c(file.header.tobytes()[:508])
     _put(out, file.header, 0)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qdeploy.backends.onnx.checking import CheckResult, Level
-    from qdeploy.backends.onnx.options import Choice, Lowered, Options
-    from qdeploy.backends.onnx.verify import Row
+    from qdeploy.backends.onnx.checking import Level
+    from qdeploy.backends.onnx.options import Lowered, Options
+    from qdeploy.backends.results import CheckResult, Choice, Row
     from qdeploy.ir.model import Model
 
 NAME = "onnx"
@@ -103,12 +103,12 @@ def logits_limit(options: Options) -> float:
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Options", "Choice", "Lowered"):
+    if name in ("Options", "Lowered"):
         from qdeploy.backends.onnx import options
 
         return getattr(options, name)
-    if name == "CheckResult":
-        from qdeploy.backends.onnx.checking import CheckResult
+    if name in ("CheckResult", "Choice"):
+        from qdeploy.backends import results
 
-        return CheckResult
+        return getattr(results, name)
     raise AttributeError(name)

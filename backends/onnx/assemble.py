@@ -6,14 +6,14 @@ from pathlib import Path
 
 from qdeploy.backends.onnx.genai import genai_config, write_side_files
 from qdeploy.backends.onnx.lowering import GraphLowering
-from qdeploy.backends.onnx.options import Choice, Lowered, Options
-from qdeploy.backends.onnx.proto import DATA_FILE
+from qdeploy.backends.onnx.options import Lowered, Options
+from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.trial import rounds
+from qdeploy.backends.results import Choice
 from qdeploy.errors import OutputError
 from qdeploy.ir.model import Model
 from qdeploy.progress import Progress
 
-MODEL_FILE = "model.onnx"
 SATURATION = (
     "the network quantizes its activations: on x86 processors without VNNI, ONNX Runtime's products of 8-bit codes "
     "saturate unless the session option session.x64quantprecision is 1"

@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.external import Array
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
-from qdeploy.ir.tensor import QTensor
+from qdeploy.ir.tensor import Array, QTensor
 
 
 class Lengths:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdeploy.backends.onnx.affine import Affine
-from qdeploy.backends.onnx.external import Array
+from qdeploy.ir.tensor import Array
+from qdeploy.lower.affine import Affine
 
 BLOCKS = (16, 32, 64, 128, 256)
 """What MatMulNBits takes."""

@@ -14,21 +14,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qdeploy.backends.onnx.assemble import MODEL_FILE
-from qdeploy.backends.onnx.external import Array
 from qdeploy.backends.onnx.options import Lowered
-from qdeploy.backends.onnx.proto import DATA_FILE
+from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
 from qdeploy.backends.onnx.trial import can_run, is_half, is_loadable, rounds, trial_inputs
+from qdeploy.backends.results import CheckResult
 from qdeploy.errors import ProofError, UnsupportedError
 from qdeploy.ir.element import as_value
 from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Array
 
 EXACT_FULL, INT8_FULL = 1e-3, 0.15
 """Relative L2 error allowed of all layers together, with float32 activations and with 8-bit ones (see sampling.py)."""
@@ -40,23 +39,6 @@ FULL_BELOW = 256 << 20
 _REPORT = "This is a defect of the conversion; please report it with the checkpoint."
 
 Level = Literal["auto", "nodes", "full", "none"]
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What one check found.
-
-    Attributes:
-        name: The weight, or "model".
-        kind: The form that was run ("linear: int4 block 128"), or "model".
-        error: Greatest relative L2 error of its runs.
-        limit: What is allowed.
-    """
-
-    name: str
-    kind: str
-    error: float
-    limit: float
 
 
 def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -> list[CheckResult]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.external import Array, RowReader
 from qdeploy.backends.onnx.functions import REASON, add_all, function
-from qdeploy.backends.onnx.params import Grid, is_blockwise, spread
 from qdeploy.backends.onnx.proto import QDEPLOY, GraphBuilder
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.match import TableGrouped, Vector, table_grouped, vector
-from qdeploy.ir.tensor import Codes, Param, QTensor
+from qdeploy.ir.tensor import Array, Codes, Param, QTensor
+from qdeploy.lower.params import Grid, RowReader, is_blockwise, spread
 from qdeploy.pack import bits as bit_stream
 
 FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32

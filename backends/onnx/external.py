@@ -13,20 +13,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qdeploy.errors import OutputError, ProofError
+from qdeploy.lower.params import RowReader
 from qdeploy.progress import Progress
-
-Array = npt.NDArray[Any]
-RowReader = Callable[[int, int], Array]
 
 SLAB = 8 << 20
 """Bytes that are asked from a source at a time."""

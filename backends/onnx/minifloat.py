@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdeploy.backends.onnx.external import RowReader
-from qdeploy.backends.onnx.params import Grid, is_blockwise, spread
 from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.match import minifloat_block
 from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.lower.params import Grid, RowReader, is_blockwise, spread
 
 _STORAGE = {"e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}
 

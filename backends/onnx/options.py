@@ -8,6 +8,7 @@ from typing import Literal
 
 from qdeploy.backends.onnx.external import Placed
 from qdeploy.backends.onnx.forms import Form
+from qdeploy.backends.results import Choice
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,6 @@ class Options:
     activations: Literal["exact", "int8"] = "exact"
     requantize: bool = False
     jobs: int = 1
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What became of a weight.
-
-    Attributes:
-        tensor: Its name.
-        form: Short name of the form ("int4 block 128 + zeros").
-        reason: Why this form, in a sentence; says "slow" where no fast kernel exists.
-        lossless: Whether every stored number is carried unrounded.
-        bytes: Its size in the data file.
-    """
-
-    tensor: str
-    form: str
-    reason: str
-    lossless: bool
-    bytes: int
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.external import Array, RowReader
 from qdeploy.backends.onnx.proto import MICROSOFT, OPSET, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.codes import read_codes
@@ -32,7 +31,8 @@ from qdeploy.ir.ops_conv import CONV_ROWS
 from qdeploy.ir.ops_elementwise import ELEMENTWISE_ROWS
 from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops_shape import SHAPE_ROWS
-from qdeploy.ir.tensor import Codes, Param, QTensor
+from qdeploy.ir.tensor import Array, Codes, Param, QTensor
+from qdeploy.lower.params import RowReader
 from qdeploy.pack import bits as bit_stream
 
 if TYPE_CHECKING:

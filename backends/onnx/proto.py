@@ -12,12 +12,14 @@ from typing import Any, overload
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.external import Array, Blob, ExternalData, Placed, RowReader
+from qdeploy.backends.onnx.external import Blob, ExternalData, Placed
+from qdeploy.ir.tensor import Array
+from qdeploy.lower.params import RowReader
 
 OPSET, IR_VERSION = 21, 10
 """The lowest that has everything we emit: ONNX Runtime 1.20 reads it."""
 MICROSOFT, QDEPLOY = "com.microsoft", "qdeploy"
-DATA_FILE = "model.onnx.data"
+MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 
 STORAGE_TO_ONNX: Mapping[str, int] = {
     "F32": onnx.TensorProto.FLOAT, "F16": onnx.TensorProto.FLOAT16, "BF16": onnx.TensorProto.BFLOAT16,

@@ -11,10 +11,9 @@ import math
 
 import numpy as np
 
-from qdeploy.backends.onnx.affine import Affine
-from qdeploy.backends.onnx.external import Array
 from qdeploy.ir.decode import slabs
-from qdeploy.ir.tensor import QTensor
+from qdeploy.ir.tensor import Array, QTensor
+from qdeploy.lower.affine import Affine
 
 _GROUP = 32
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdeploy.backends.onnx.affine import Affine, affine
 from qdeploy.backends.onnx.blocks import BLOCKS, BLOCKS_2BIT, blocking
 from qdeploy.backends.onnx.codebooks import codebook_form
 from qdeploy.backends.onnx.forms import FloatForm, Form
@@ -25,6 +24,7 @@ from qdeploy.backends.onnx.requantize import requantized
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.lower.affine import Affine, affine
 
 FLOAT_TABLES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64"}
 """Number formats that stay as they are."""

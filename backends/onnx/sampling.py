@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.external import Array, RowReader
 from qdeploy.backends.onnx.forms import Form
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.passthrough import StoredForm
@@ -21,6 +20,8 @@ from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Array
+from qdeploy.lower.params import RowReader
 from qdeploy.store.folder import File, Folder
 
 EXACT = 1e-4

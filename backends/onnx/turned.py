@@ -11,10 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from qdeploy.backends.onnx.external import Array
 from qdeploy.backends.onnx.passthrough import stored_form
 from qdeploy.ir.codes import read_codes
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Param, QTensor
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor
 from qdeploy.store.storage import storage_dtype
 
 _STRIP = 24 << 20

@@ -16,13 +16,11 @@ import numpy.typing as npt
 from qdeploy.backends.onnx.external import SLAB, Placed
 from qdeploy.backends.onnx.lowering import GraphLowering
 from qdeploy.backends.onnx.options import Options
-from qdeploy.backends.onnx.proto import DATA_FILE
+from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
+from qdeploy.backends.results import Row
 from qdeploy.ir.model import Model
 from qdeploy.progress import Progress
 from qdeploy.store.folder import File, Folder
-
-MODEL_FILE = "model.onnx"
-Row = tuple[str, bool, float, float | None, str]
 
 
 def compare(model: Model, path: str, options: Options, progress: Progress) -> Iterator[Row]:

@@ -28,10 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.affine import Affine
 from qdeploy.backends.onnx.blocks import Blocking
-from qdeploy.backends.onnx.external import Array, RowReader
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
+from qdeploy.ir.tensor import Array
+from qdeploy.lower.affine import Affine
+from qdeploy.lower.params import RowReader
 from qdeploy.pack import bits as bit_stream
 
 _PART: Mapping[str, Callable[[Array], Array]] = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}

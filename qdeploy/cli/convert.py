@@ -36,6 +36,12 @@ from qdeploy.sizes import human
     help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX][,only=REGEX], "
     "bitstack:blocks=8,rank=16[,calibrate=FILE].",
 )
+@click.option(
+    "--lower",
+    default="",
+    metavar="FORM",
+    help="sign-planes[:group=128]: BitStack's blocks as residual sign planes; the loss is reported.",
+)
 @click.option("--requantize", is_flag=True, help="Let the target round what it cannot hold; the loss is reported.")
 @click.option(
     "--check",
@@ -43,6 +49,19 @@ from qdeploy.sizes import human
     default="auto",
     show_default=True,
     help="How much of the output runs against numpy: one node per form, or the whole model.",
+)
+@click.option(
+    "--layout", metavar="NAME", help="native: elastic (the default; any prefix runs) or whole (codes packed, one rung)."
+)
+@click.option(
+    "--order",
+    metavar="NAME",
+    help="native: what more memory adds next: gain (per byte, the default), uniform, or reference (BitStack's own).",
+)
+@click.option(
+    "--sensitivities",
+    metavar="FILE",
+    help="native: weigh the gains by measured perplexities, in the form of BitStack's reduced_ppl_average.json.",
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Shards written at a time.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -56,8 +75,12 @@ def command(
     to: str,
     activations: str,
     quantize: tuple[str, ...],
+    lower: str,
     requantize: bool,
     check: Any,
+    layout: str | None,
+    order: str | None,
+    sensitivities: str | None,
     jobs: int,
     force: bool,
     format_: str,
@@ -77,11 +100,13 @@ def command(
       qdeploy convert model.Q4_K_M.gguf out --activations int8
       qdeploy convert llama-bf16 out --quantize rtn:int4,group=128
       qdeploy convert model.Q4_K_M.gguf model.qd --to native
+      qdeploy convert bitstack-llama model.qd --to native --lower sign-planes --order reference
       qdeploy convert tiny-llama-gptq package --to ir --jobs 2
       qdeploy convert package copy --to source
     """
     from qdeploy.conversion import convert
 
+    native = {"layout": layout, "order": order, "sensitivities": sensitivities}
     with Bar(hidden=quiet or as_json) as bar:
         report = convert(
             src,
@@ -89,6 +114,7 @@ def command(
             to=to,
             activations=activations,
             quantize=quantize,
+            lower=lower,
             requantize=requantize,
             jobs=jobs,
             check=check,
@@ -96,6 +122,7 @@ def command(
             format=format_,
             trust_links=trust_links,
             progress=bar,
+            **{name: value for name, value in native.items() if value is not None},
         )
     if as_json:
         click.echo(json.dumps(report, indent=1))

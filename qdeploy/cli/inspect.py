@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdeploy.cli.screen import console, table
 from qdeploy.sizes import human
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 @click.command("inspect", short_help="Show what a checkpoint, package or output is.")
 @click.argument("path", type=click.Path())
 @click.option("--tensors", is_flag=True, help="One row per tensor instead of one per encoding.")
 @click.option("--histogram", is_flag=True, help="How often each code occurs (reads all the codes).")
-@click.option("--verify-checksums", "checksums", is_flag=True, help="For a package: recompute every SHA-256.")
+@click.option("--verify-checksums", "checksums", is_flag=True, help="For packages and native files: recompute all.")
 @click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
 @click.option("--trust-links", is_flag=True, help="Follow links that lead outside of PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -24,12 +27,15 @@ def command(
 ) -> None:
     """Show the format, the architecture and how every tensor is encoded. Only headers are read, unless asked for more.
 
+    A file of the native runtime also shows its stack, its plan and its metadata.
+
     \b
     Examples:
       qdeploy inspect tiny-llama-gptq
       qdeploy inspect model.Q4_K_M.gguf --tensors
       qdeploy inspect tiny-llama-gptq --histogram
       qdeploy inspect package --verify-checksums --json
+      qdeploy inspect model.qd --tensors
     """
     from qdeploy.proof.survey import survey
 
@@ -55,12 +61,42 @@ def _print(found: dict[str, Any], each: bool) -> None:
         f"{found['parameters']:,} parameters, {found['bits']:.2f} bits per weight, {human(found['bytes'])}"
         + (f", graph: {found['graph']}" if found["graph"] else "")
     )
+    if "rungs" in found:
+        _print_file(screen, found)
     for name, counts in found.get("histogram", {}).items():
         screen.print(f"{name}: {_bars(counts)}", highlight=False)
     if "checksums" in found:
         screen.print(f"checksums: {found['checksums']} right")
     for note in found["notes"]:
         screen.print(f"[yellow]note[/] {note}", highlight=False)
+
+
+def _print_file(screen: Console, found: dict[str, Any]) -> None:
+    """What a file of the native runtime holds besides its tensors."""
+    file, plan, floor, ceiling = found["file"], found["plan"], found["floor"], found["ceiling"]
+    ops = ", ".join(f"{count} {op}" for op, count in plan["ops"].items())
+    rows = [
+        ["file", f"version {file['version']}, {human(file['bytes'])}, content {file['content_sha256'][:16]}"],
+        ["resident", f"{human(file['resident'])} in {file['resident_tensors']} small tensors"],
+        ["stack", f"{human(file['stack'])} in {ceiling['rung']} blocks"],
+        ["floor", f"rung {floor['rung']}, {human(floor['bytes'])} of weights"],
+        ["ceiling", f"rung {ceiling['rung']}, {human(ceiling['bytes'])} of weights (qdeploy plan says what fits)"],
+        ["plan", f"{plan['nodes']} nodes: {ops}"],
+        ["activations", f"{plan['values']} values in {plan['floats_per_token']:,} floats per token"],
+        ["metadata", ", ".join(f"{key} {human(size)}" for key, size in found["metadata"].items())],
+        ["conversion", ", ".join(f"{key}={value}" for key, value in found["conversion"].items() if value)],
+    ]
+    screen.print(table("file", ["part", "what"], rows))
+    shown = _some(found["rungs"], floor["rung"])
+    lines = [[str(r["rung"]), human(file["resident"] + r["bytes"]), f"{r['error']:.4g}"] for r in shown]
+    screen.print(table("rungs", ["rung", "weights", "predicted loss"], lines, right=(0, 1, 2)))
+
+
+def _some(rungs: list[dict[str, Any]], floor: int, count: int = 5) -> list[dict[str, Any]]:
+    """A few rungs from the floor to everything."""
+    able = rungs[max(0, floor - 1) :]
+    places = sorted({i * (len(able) - 1) // (count - 1) for i in range(count)}) if able else []
+    return [able[i] for i in places]
 
 
 def _row(name: str, tensor: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`qdeploy plan MODEL.qd`: what every budget gives: bytes against predicted loss, floor and ceiling."""
+"""`qdeploy plan PATH`: what every budget gives: bytes against predicted loss, floor and ceiling, bits per layer."""
 
 from __future__ import annotations
 
@@ -24,55 +24,73 @@ def curve(losses: list[float], width: int = 72) -> str:
 
 
 @click.command("plan", short_help="Show what a memory budget gives.")
-@click.argument("model", type=click.Path())
+@click.argument("path", type=click.Path())
 @click.option("--budget", metavar="SIZE", help="What would this much give? 300MB")
+@click.option("--context", type=click.IntRange(0), default=0, help="Tokens that the cache holds; 0: the model's own.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
+@click.option("--kv", type=click.Choice(["f16", "int8"]), default="f16", show_default=True, help="Type of the cache.")
+@click.option("--quantize", multiple=True, metavar="SPEC", help="For checkpoints: as for convert.")
+@click.option("--lower", default="", metavar="FORM", help="For checkpoints: as for convert.")
+@click.option("--layout", metavar="NAME", help="For checkpoints: as for convert.")
+@click.option("--order", metavar="NAME", help="For checkpoints: as for convert.")
+@click.option("--sensitivities", metavar="FILE", help="For checkpoints: as for convert.")
+@click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
+@click.option("--trust-links", is_flag=True, help="Follow links that lead outside of PATH.")
 @click.option("--rows", type=click.IntRange(2, 1000), default=12, show_default=True, help="Rungs in the table.")
-@click.option("--json", "as_json", is_flag=True, help="Print every rung as JSON.")
-def command(model: str, budget: str | None, rows: int, as_json: bool) -> None:
-    """Show the rungs of MODEL, a file that `qdeploy convert --to native` wrote: memory against predicted loss.
+@click.option("--tensors", is_flag=True, help="Bits of every tensor instead of every layer.")
+@click.option("--plot", metavar="FILE", default="", help="Draw the curve: FILE.png or FILE.svg (qdeploy[plot]).")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def command(
+    path: str, budget: str | None, context: int, threads: int, kv: Any, quantize: tuple[str, ...], lower: str,
+    format_: str, trust_links: bool, rows: int, tensors: bool, plot: str, as_json: bool, **native: str | None,
+) -> None:  # fmt: skip
+    """Show what memory budgets give: for a native file from its directory, for anything else as it would be converted.
+
+    Nothing is written, and no weights of a native file are read. Everything that the runtime holds is counted.
 
     \b
     Examples:
       qdeploy plan model.qd
       qdeploy plan model.qd --budget 300MB --json
+      qdeploy plan tiny-llama-gptq --budget 2MB --plot curve.svg
     """
-    found = _plan(model, None if budget is None else parse_size(budget))
+    from qdeploy.planning import plan
+
+    if plot:
+        from qdeploy.cli.plot import check, draw
+
+        check(plot)
+    found = plan(
+        path, budget=None if budget is None else parse_size(budget), context=context, threads=threads, kv=kv,
+        quantize=quantize, lower=lower, format=format_, trust_links=trust_links,
+        **{name: value for name, value in native.items() if value is not None},
+    )  # fmt: skip
+    if plot:
+        draw(found, plot)
     if as_json:
         click.echo(json.dumps(found))
-        return
+    else:
+        _print(found, rows, tensors)
+
+
+def _print(found: dict[str, Any], rows: int, each: bool) -> None:
     rungs = found["rungs"]
     step = max(1, (len(rungs) - 1) // (rows - 1)) if len(rungs) > 1 else 1
     shown = [r for i, r in enumerate(rungs) if i % step == 0 or r is rungs[-1] or r["rung"] == found["fits"]]
     lines = [
-        [
-            str(r["rung"]),
-            human(r["total"]),
-            f"{r['bits']:.2f}",
-            f"{r['error']:.4g}",
-            "fits" if r["rung"] == found["fits"] else "",
-        ]
+        [str(r["rung"]), human(r["total"]), f"{r['bits']:.2f}", f"{r['error']:.4g}",
+         "fits" if r["rung"] == found["fits"] else ""]
         for r in shown
-    ]
-    console().print(table("", ["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
+    ]  # fmt: skip
+    screen = console()
+    screen.print(table("", ["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
+    members = found["tensors"] if each else found["layers"]
+    kind = "tensor" if each else "layer"
+    parts = [[name, f"{m['parameters']:,}", f"{m['bits']:.2f}", human(m["bytes"])] for name, m in members.items()]
+    screen.print(table("", [f"{kind} at rung {found['rung']}", "parameters", "bits", "bytes"], parts, right=(1, 2, 3)))
     drawn = curve([r["error"] for r in rungs])
     if drawn:
         click.echo(f"loss  {drawn}")
     click.echo(f"floor {human(found['floor'])}, ceiling {human(found['ceiling'])}")
-
-
-def _plan(path: str, budget: int | None) -> dict[str, Any]:
-    from qdeploy.native import Runtime
-
-    with Runtime(path) as runtime:
-        stats, parameters = runtime.stats, max(1, runtime.parameters)
-        rungs = runtime.rungs()
-    above = stats["ceiling"] - rungs[-1][0] if rungs else 0  # what does not depend on the rung
-    least = stats["floor"] - above
-    found = [
-        {"rung": i, "stack": size, "total": above + size, "bits": 8 * size / parameters, "error": error}
-        for i, (size, error) in enumerate(rungs, 1)
-        if size >= least
-    ]
-    fits = [r["rung"] for r in found if budget is not None and r["total"] <= budget]
-    return {"floor": stats["floor"], "ceiling": stats["ceiling"], "budget": budget,
-            "fits": fits[-1] if fits else None, "rungs": found}  # fmt: skip
+    for note in found["notes"]:
+        click.echo(f"note  {note}")

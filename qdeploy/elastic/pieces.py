@@ -28,6 +28,7 @@ from qdeploy.errors import BadArgumentError
 from qdeploy.ir.decode import decode_codes, decode_param, read_codes
 from qdeploy.ir.match import AffineGrouped, affine_grouped, sign_lowrank
 from qdeploy.ir.tensor import Codes, Float32, QTensor
+from qdeploy.measure import energy
 
 Float64 = npt.NDArray[np.float64]
 
@@ -154,8 +155,8 @@ def _planes(name: str, tensor: QTensor, affine: AffineGrouped) -> _Cut:
         """Squared errors at 0 to `bits` planes."""
         found = _offset_binary(codes, rows, bits if affine.signed else 0)
         scale = _scale(codes, rows)
-        missing = [_energy((_middle(found, bits - p) - found) * scale) for p in range(1, bits)]
-        return np.array([_energy(decode_codes(codes, rows)), *missing, 0.0])
+        missing = [energy((_middle(found, bits - p) - found) * scale) for p in range(1, bits)]
+        return np.array([energy(decode_codes(codes, rows)), *missing, 0.0])
 
     total = _sampled(codes.decoded_shape, name, measure)
     errors = _relative(list(total), float(total[0]))
@@ -191,12 +192,7 @@ def _scale(codes: Codes, rows: slice) -> Float32:
 
 
 def _scale_energy(codes: Codes, rows: slice) -> float:
-    return _energy(np.broadcast_to(_scale(codes, rows), (rows.stop - rows.start, *codes.decoded_shape[1:])))
-
-
-def _energy(values: Float32) -> float:
-    flat = values.astype(np.float64).reshape(-1)
-    return float(flat @ flat)
+    return energy(np.broadcast_to(_scale(codes, rows), (rows.stop - rows.start, *codes.decoded_shape[1:])))
 
 
 def _sampled(shape: tuple[int, ...], name: str, measure: Callable[[slice], Any]) -> Any:
@@ -209,8 +205,8 @@ def _sampled(shape: tuple[int, ...], name: str, measure: Callable[[slice], Any])
     return sum(measure(slice(int(i) * length, (int(i) + 1) * length)) for i in np.sort(chosen))
 
 
-def _relative(errors: list[float], energy: float) -> list[float]:
-    """Errors divided by the energy; all zero where there is none, or where it is no number."""
-    if not math.isfinite(energy) or energy <= 0:
+def _relative(errors: list[float], total: float) -> list[float]:
+    """Errors divided by the total energy; all zero where there is none, or where it is no number."""
+    if not math.isfinite(total) or total <= 0:
         return [0.0] * len(errors)
-    return [float(e) / energy if math.isfinite(e) else 1.0 for e in errors]
+    return [float(e) / total if math.isfinite(e) else 1.0 for e in errors]

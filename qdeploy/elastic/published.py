@@ -19,7 +19,7 @@ from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Buffer
-from qdeploy.store.folder import JSON_LIMIT, parse_json
+from qdeploy.store.folder import JSON_LIMIT, Folder, parse_json
 
 ORDER, PERPLEXITIES = "compression_config.json", "reduced_ppl_average.json"
 _CHUNK = 4 << 20
@@ -56,18 +56,23 @@ def reference_steps(model: Model) -> list[tuple[str, int]]:
     return steps if rising else steps[::-1]
 
 
-def sensitivities(model: Model, pieces: Iterable[Piece]) -> dict[str, float]:
+def sensitivities(model: Model, pieces: Iterable[Piece], path: str = "") -> dict[str, float]:
     """What a relative squared error of each layer costs, from the perplexities that its authors measured.
 
     A layer's sensitivity is how much log perplexity its added blocks took away, over how much relative error they did.
     The perplexity without the added block is not in the file: the highest of a row, of the layer that mattered least,
     stands for it. The result is scaled to a mean of 1, so that tensors without a measurement keep their weight.
 
+    Args:
+        model: Its tensors are named; without a path, the measurements come with it.
+        pieces: Of all tensors; what was measured are those after the first of each.
+        path: A file of such measurements.
+
     Raises:
         UnsupportedError: The checkpoint has no such measurements.
         BadFileError: They name layers that are not there, or are no positive numbers.
     """
-    tree = parse_json(_text(_side_file(model, PERPLEXITIES)), PERPLEXITIES)
+    tree = parse_json(_text(_file(path) if path else _side_file(model, PERPLEXITIES)), path or PERPLEXITIES)
     gains: dict[str, float] = {}
     for row in _rows(tree):
         highest = math.log(max(row.values()))
@@ -76,7 +81,7 @@ def sensitivities(model: Model, pieces: Iterable[Piece]) -> dict[str, float]:
             gains[name] = gains.get(name, 0.0) + highest - math.log(perplexity)
     errors: dict[str, float] = {}
     for piece in pieces:
-        if piece.term > 0:
+        if (piece.term, piece.plane) > (0, 0):
             errors[piece.tensor] = errors.get(piece.tensor, 0.0) + piece.gain
     found = {name: gain / errors[name] for name, gain in gains.items() if errors.get(name, 0.0) > 0}
     least = _LEAST * sum(found.values()) / max(1, len(found))
@@ -151,6 +156,13 @@ def _side_file(model: Model, name: str) -> Buffer:
         if file.path == name:
             return file.data
     raise UnsupportedError("the checkpoint does not say this", where=model.path, found=f"no {name}")
+
+
+def _file(path: str) -> Buffer:
+    folder = Folder(path, trust_links=True)
+    if not folder.only:
+        raise BadFileError("the file of perplexities is a folder", where=path, allowed=PERPLEXITIES)
+    return Buffer(folder.only, "U8", (folder.size(folder.only),), folder.rows(folder.only))
 
 
 def _text(file: Buffer) -> bytes:

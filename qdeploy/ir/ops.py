@@ -7,8 +7,8 @@ the two equal. `Attention` keeps a state and has no expansion; `ir/attention.py`
 `Opaque` is an operator of a source graph that has no row: it is carried for the one backend that may know it.
 
 The rows of exported networks stand apart, by concept: ops_elementwise.py, ops_shape.py, ops_conv.py and
-ops_quantized.py. Reshape, Unsqueeze, Squeeze and Slice take their constants as inputs too, where the graph computes
-them.
+ops_quantized.py; and so do those of integer networks, in ops_integer.py. Reshape, Unsqueeze, Squeeze and Slice take
+their constants as inputs too, where the graph computes them.
 
 The numpy function takes the node's inputs as positional arguments (None where one is left out) and its attributes as
 keywords; arithmetic is float32, integers are int64. It is interpreter, specification and oracle in one.
@@ -31,6 +31,7 @@ from qdeploy.ir.element import element_dtype
 from qdeploy.ir.expand import Expansion, gated_mlp, linear, mean_pool, positions, skip_norm
 from qdeploy.ir.ops_conv import CONV_ROWS
 from qdeploy.ir.ops_elementwise import ELEMENTWISE_ROWS, opaque
+from qdeploy.ir.ops_integer import INTEGER_ROWS
 from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops_shape import SHAPE_ROWS, bounded, reducer
 from qdeploy.ir.tensor import Array
@@ -280,6 +281,6 @@ OPS = {row.name: row for row in (
     Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
     Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
     *(Op(name, ONNX, meaning, function) for name, meaning, function in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS)),
-    *(Op(*row) for row in QUANTIZED_ROWS),
+    *(Op(*row) for row in (*QUANTIZED_ROWS, *INTEGER_ROWS)),
 )}  # fmt: skip
 """Every op by its name."""

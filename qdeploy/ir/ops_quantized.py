@@ -129,6 +129,21 @@ def q_linear_mat_mul(a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale:
     return requantized(integer_product(a, b, a_zero, b_zero), factor, y_zero)
 
 
+def q_gemm(a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale: Array, b_zero: Array, c: Array | None = None,
+           y_scale: Array | None = None, y_zero: Array | None = None, *, alpha: float = 1.0, transA: int = 0,  # noqa: N803
+           transB: int = 0) -> Array:  # noqa: N803  # fmt: skip
+    """Alpha A B + C of quantized matrices, C int32 at the scale of the product; quantized where y_scale is given."""
+    if transB and b_zero.ndim:
+        b_zero = b_zero.reshape(-1, 1)
+    left, right = _wide(a) - _wide(a_zero), _wide(b) - _wide(b_zero)
+    total = integer_product(left.T if transA else left, right.T if transB else right, None, None)
+    total = total if c is None else total + c
+    factor = (np.float32(alpha) * a_scale * b_scale).astype(np.float32)
+    if y_scale is None or y_zero is None:
+        return np.asarray(total.astype(np.float32) * factor)
+    return requantized(total, factor / y_scale, y_zero)
+
+
 def _like_conv(function: Any) -> Any:
     """Gives a function with **attrs the attributes of a convolution as keywords of its own."""
 
@@ -188,6 +203,7 @@ QUANTIZED_ROWS: tuple[tuple[str, str, str, Any], ...] = (
     ("ConvInteger", "ONNX 21", "I32: the convolution of codes without their zeros", _like_conv(conv_integer)),
     ("QLinearMatMul", "ONNX 21", "the product of quantized matrices, quantized", q_linear_mat_mul),
     ("QLinearConv", "ONNX 21", "the convolution of a quantized image, quantized", _like_conv(q_linear_conv)),
+    ("QGemm", MICROSOFT, "alpha A B + C of quantized matrices", q_gemm),
     ("QLinearAdd", MICROSOFT, "the sum of quantized values, quantized", q_linear_add),
     ("QLinearMul", MICROSOFT, "the product of quantized values, quantized", q_linear_mul),
     ("QLinearGlobalAveragePool", MICROSOFT, "the mean over space, quantized", q_linear_global_average_pool),

@@ -5,7 +5,7 @@ It is pure: states go in and new states come out. Slow and plain on purpose, sin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ def run(
     inputs: Mapping[str, Array],
     states: Mapping[str, Cache] | None = None,
     weights: Mapping[str, Array] | None = None,
+    watch: Callable[[str, Array], None] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Cache]]:
     """Runs a graph once.
 
@@ -56,6 +57,7 @@ def run(
         inputs: An array for each input of the graph; integers become int64, floats float32.
         states: Caches by state name; a missing one is empty.
         weights: Float32 arrays by tensor name: `Weights(model)`, or any mapping.
+        watch: Is shown every input and every result by its name, in the order in which they are there.
 
     Returns:
         The graph's outputs by name, and the caches after this run.
@@ -67,10 +69,15 @@ def run(
     values: dict[str, Array] = {value.name: _input(value, inputs) for value in graph.inputs}
     after: dict[str, Cache] = dict(states or {})
     last = _last_uses(graph)
+    if watch is not None:
+        _show(values, watch)
     for place, node in enumerate(graph.nodes):
         arguments = [_value(name, values, graph, weights or {}, node) for name in node.inputs]
         results = _apply(node, arguments, graph, after)
-        values.update((name, result) for name, result in zip(node.outputs, results, strict=False) if name)
+        made = {name: result for name, result in zip(node.outputs, results, strict=False) if name}
+        if watch is not None:
+            _show(made, watch)
+        values.update(made)
         for name in node.inputs:
             if last.get(name) == place:
                 values.pop(name, None)
@@ -100,6 +107,11 @@ def generate_greedy(
         step = [int(np.argmax(outputs["logits"][0, -1]))]
         made += step
     return made
+
+
+def _show(made: Mapping[str, Array], watch: Callable[[str, Array], None]) -> None:
+    for name, value in made.items():
+        watch(name, value)
 
 
 def _input(value: Value, inputs: Mapping[str, Array]) -> Array:

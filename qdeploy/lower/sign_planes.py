@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.match import sign_lowrank
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, Param, QTensor, Rows, Rung, Term
+from qdeploy.measure import decibels, energy, together
 from qdeploy.store.spill import Spill
 
 GROUP = 128
@@ -38,7 +38,8 @@ def sign_planes(
     Args:
         name: Under which its loss is noted.
         tensor: A sum of sign codes times low-rank products, [N, K].
-        losses: Where the signal-to-noise ratio against `tensor` (dB, all rows) is put once it is known.
+        losses: Where the signal-to-noise ratio against `tensor` (dB, all rows) is put once it is known; a loss that
+            stands there (of a decomposition) is counted in.
         group: Columns that share a scale.
         spill: Where the planes are kept; the same one may serve many tensors.
 
@@ -102,13 +103,13 @@ class _Work:
         steps, signal, noise = list[list[Rows]](), 0.0, 0.0
         for start in range(0, self.tensor.shape[0], self.step):
             left = decode_tensor(self.tensor, slice(start, start + self.step))
-            signal += _energy(left)
+            signal += energy(left)
             parts: list[Rows] = []
             for _ in self.tensor.terms:
                 parts += [self._spill.keep(array) for array in peel(left, self._group)]
             steps.append(parts)
-            noise += _energy(left)
-        self._losses[self._name] = 10 * math.log10(signal / noise) if signal and noise else math.inf
+            noise += energy(left)
+        self._losses[self._name] = together(self._losses.get(self._name, math.inf), decibels(signal, noise))
         return steps
 
 
@@ -130,7 +131,3 @@ def peel(left: Float32, group: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
     spread = np.repeat(scale.astype(np.float32), sizes, axis=1)  # [rows, K]
     left -= np.where(positive, spread, -spread)
     return np.packbits(positive, axis=1, bitorder="little"), scale
-
-
-def _energy(values: Any) -> float:
-    return float(np.einsum("nk,nk->", values, values, dtype=np.float64))

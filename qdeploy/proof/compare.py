@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.errors import BadArgumentError
+from qdeploy.derive import derived, target_options
+from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.decode import slabs
 from qdeploy.ir.encoding import tensor_to_json
 from qdeploy.ir.model import Model
@@ -92,16 +93,27 @@ def diff(
 
 
 def _derived(model: Model, path: str | os.PathLike[str]) -> Model:
-    """The source as the conversion that wrote `path` took it: quantized on the way, if its report says so."""
-    if not os.path.isfile(os.path.join(path, "report.json")):
-        return model
-    report = Folder(path).json("report.json")
-    specs = report.get("options", {}).get("quantize") if isinstance(report, dict) else None
-    if not specs:
-        return model
-    from qdeploy.quantize import quantize_model
+    """The source as the conversion that wrote `path` took it: quantized and lowered on the way, if it was."""
+    asked = _asked(path)
+    specs, lower = asked.get("quantize") or [], asked.get("lower") or ""
+    if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in (*specs, lower)):
+        raise BadFileError("an output does not say what it was asked for", where=str(path), found=f"{specs}, {lower}")
+    return derived(model, specs, lower)
 
-    return quantize_model(model, specs)
+
+def _asked(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the conversion that wrote an output was asked for: its report says so, or the output itself."""
+    artifact = registry.artifact_backend(path)
+    if artifact is not None and hasattr(artifact, "conversion"):
+        found = artifact.conversion(str(path))
+    elif os.path.isfile(os.path.join(path, "report.json")):
+        report = Folder(path).json("report.json")
+        found = report.get("options") if isinstance(report, dict) else None
+    else:
+        found = {}
+    if not isinstance(found, dict):
+        raise BadFileError("an output does not say what it was asked for", where=str(path), found=type(found).__name__)
+    return found
 
 
 def _compare(model: Model, b: str | os.PathLike[str], text: str, progress: Progress) -> Report:
@@ -167,8 +179,7 @@ def _as_bytes(array: Any) -> Any:
 
 
 def _against_artifact(backend: Any, model: Model, path: str, text: str, progress: Progress) -> Report:
-    asked = Folder(path).json("report.json")["options"]
-    options = backend.Options(activations=asked["activations"], requantize=asked["requantize"])
+    options = target_options(backend, _asked(path))
     rows = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, options, progress)]
     report: Report = {"a": model.format, "b": backend.NAME, "only": [], "tensors": rows}
     if text:

@@ -37,7 +37,8 @@ def make_report(
     """
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
     for name, snr in model.losses.items():
-        tensors[name]["snr_db"] = round(snr, 2)
+        if math.isfinite(snr):  # there is no such number in JSON
+            tensors[name]["snr_db"] = round(snr, 2)
     for choice in choices:
         row = tensors.setdefault(choice.tensor, {})
         forms = row.setdefault("forms", [])

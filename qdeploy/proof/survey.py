@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.errors import BadArgumentError, QdeployError
+from qdeploy.errors import BadArgumentError, BadFileError, QdeployError
 from qdeploy.ir.datatype import DATATYPES
 from qdeploy.ir.decode import read_codes
 from qdeploy.ir.describe import bits_per_weight, encoding
@@ -43,7 +43,10 @@ def survey(
     """
     made = None if format else registry.artifact_backend(path)
     if made is not None:
-        return _from_report(made, path)
+        if histogram or (checksums and not hasattr(made, "damaged_pages")):
+            raise BadArgumentError("an output has no codes to count, and no checksums of a package", where=str(path),
+                                   found=made.NAME, todo="Give the checkpoint or package.")  # fmt: skip
+        return _from_file(made, path, checksums) if hasattr(made, "describe") else _from_report(made, path)
     model = registry.open_model(path, format, trust_links)
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
     size, count = (sum(t[key] for t in tensors.values()) for key in ("bytes", "parameters"))
@@ -65,6 +68,20 @@ def survey(
     if checksums:
         found["checksums"] = _verify(model, path, trust_links)
     return found
+
+
+def _from_file(backend: Any, path: str | os.PathLike[str], checksums: bool) -> dict[str, Any]:
+    """An output that is one file describes itself."""
+    found: dict[str, Any] = backend.describe(str(path))
+    source = found.get("source")
+    title = f"{backend.TITLE}; converted from {source}" if source else backend.TITLE
+    if checksums:
+        pages, damaged = backend.damaged_pages(str(path))
+        if damaged:
+            raise BadFileError("pages of the model file are damaged", where=str(path), found=damaged[:8],
+                               todo="Fetch or convert it again.")  # fmt: skip
+        found["checksums"] = pages
+    return {"path": str(path), "title": title, **found}
 
 
 def _from_report(backend: Any, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -17,12 +17,10 @@ fuse into are scaled, too.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +28,7 @@ import numpy.typing as npt
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, LowRank, Param, QTensor, Rows, Rung, Term
+from qdeploy.measure import decibels, energy
 from qdeploy.quantize.activations import activation_scales
 from qdeploy.quantize.rtn import name_pattern
 from qdeploy.store.spill import Spill
@@ -231,7 +230,7 @@ class _Work:
             raise BadFileError("a weight is infinite or not a number", where=self._name,
                                todo="Leave it out with skip=REGEX.")  # fmt: skip
         scale = self._settings.scales.get(self._name)
-        signal = _energy(left)
+        signal = energy(left)
         if scale is not None:
             left *= scale
         parts: list[Rows] = []
@@ -240,10 +239,6 @@ class _Work:
             parts += [self._settings.spill.keep(array) for array in (block.signs, block.u, block.vt)]
         if scale is not None:
             left /= scale
-        noise = _energy(left)
-        self._losses[self._name] = 10 * math.log10(signal / noise) if signal and noise else math.inf
+        noise = energy(left)
+        self._losses[self._name] = decibels(signal, noise)
         return parts
-
-
-def _energy(values: Any) -> float:
-    return float(np.einsum("nk,nk->", values, values, dtype=np.float64))

@@ -12,13 +12,16 @@ import pytest
 
 import qdeploy
 import qdeploy.conversion
+import qdeploy.planning
 import qdeploy.proof.compare
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples/models/tiny-llama-gptq"
 
 
-@pytest.mark.parametrize("module", [qdeploy.conversion, qdeploy.proof.compare], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [qdeploy.conversion, qdeploy.planning, qdeploy.proof.compare], ids=lambda m: m.__name__
+)
 def test_the_examples_in_docstrings_are_true(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)

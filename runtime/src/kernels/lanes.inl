@@ -6,6 +6,8 @@
 #define QD_VECTOR_BYTES 16
 #endif
 
+#define QD_INLINE inline __attribute__((always_inline))
+
 constexpr int kParts = 64 / QD_VECTOR_BYTES;
 typedef float FloatPart __attribute__((vector_size(QD_VECTOR_BYTES)));
 typedef int32_t IntPart __attribute__((vector_size(QD_VECTOR_BYTES)));
@@ -45,14 +47,15 @@ inline Lanes all(float x) {
   for (int i = 0; i < kParts; i++) r.p[i] = x - FloatPart{};
   return r;
 }
+// Part by part: a copy of the whole goes through memory in pieces of another size, and waits there.
 inline Lanes lanes_at(const float* p) {
   Lanes r;
-  memcpy(&r, p, 64);
+  for (int i = 0; i < kParts; i++) memcpy(&r.p[i], p + i * (QD_VECTOR_BYTES / 4), QD_VECTOR_BYTES);
   return r;
 }
 inline Ints ints_at(const int32_t* p) {
   Ints r;
-  memcpy(&r, p, 64);
+  for (int i = 0; i < kParts; i++) memcpy(&r.p[i], p + i * (QD_VECTOR_BYTES / 4), QD_VECTOR_BYTES);
   return r;
 }
 inline Ints same_ints(int32_t x) {
@@ -60,8 +63,9 @@ inline Ints same_ints(int32_t x) {
   for (int i = 0; i < kParts; i++) r.p[i] = x + IntPart{};
   return r;
 }
-inline void store(const Lanes& x, float* p) { memcpy(p, &x, 64); }
-inline void store(const Ints& x, int32_t* p) { memcpy(p, &x, 64); }
+inline void store(const Lanes& x, float* p) {
+  for (int i = 0; i < kParts; i++) memcpy(p + i * (QD_VECTOR_BYTES / 4), &x.p[i], QD_VECTOR_BYTES);
+}
 inline Lanes as_floats(const Ints& x) {
   Lanes r;
   for (int i = 0; i < kParts; i++) r.p[i] = __builtin_convertvector(x.p[i], FloatPart);

@@ -110,11 +110,11 @@ __attribute__((noinline)) inline Lanes numbers16(uint32_t kind, const uint8_t* p
 }
 
 // The common kind in place, the others by a call.
-inline Lanes load16(uint32_t kind, const uint8_t* p, size_t index) {
+QD_INLINE Lanes load16(uint32_t kind, const uint8_t* p, size_t index) {
   return kind == format::kF16 ? from_half16(p + 2 * index) : numbers16(kind, p, index);
 }
 
-inline Lanes load_param(const TermView& v, const Param& p, uint32_t rb, uint32_t g, float otherwise) {
+QD_INLINE Lanes load_param(const TermView& v, const Param& p, uint32_t rb, uint32_t g, float otherwise) {
   if (p.kind == format::kNo) return all(otherwise);
   uint32_t groups = v.term->groups;
   Lanes x = load16(p.kind, v.base + p.at, (static_cast<size_t>(rb) * groups + g) * 16);

@@ -72,17 +72,19 @@ struct Portable {
   }
 };
 
-// The group of activations `ag` of a row block: where it lies, and its params.
+// The groups of activations of a row block, one after the other: where each lies, and its params. A group of the term
+// covers one or more of them; a term without groups is one of all columns.
 struct GroupOf {
-  uint32_t u0, u1, last;
+  uint32_t u0, u1, next, end;  // next: group of the term after the one whose params these are; end: its first column
   Params p;
 
   template <int K>
-  void go(const TermView& v, const Activations& a, uint32_t rb, uint32_t ag) {
-    u0 = ag * a.group / 16, u1 = min_u((ag + 1) * a.group, v.columns) / 16;
-    uint32_t g = group_of(v, u0);
-    if (g == last) return;
-    load_params<K>(v, rb, last = g, &p);
+  QD_INLINE void go(const TermView& v, const Activations& a, uint32_t rb, uint32_t ag) {
+    uint32_t first = ag * a.group;
+    u0 = first / 16, u1 = min_u(first + a.group, v.columns) / 16;
+    if (first < end) return;
+    load_params<K>(v, rb, next++, &p);
+    end = v.term->group ? end + v.term->group : v.columns;
   }
 };
 
@@ -104,7 +106,7 @@ template <class P, int K>
 inline void one_int_product(const TermView& v, const Activations& a, const uint8_t*, float* y, size_t, uint32_t rb0,
                             uint32_t rb1) {
   for (uint32_t rb = rb0; rb < rb1; rb++) {
-    GroupOf g = {0, 0, format::kNone, {}};
+    GroupOf g = {};
     Lanes acc = lanes_at(y + 16 * rb);
     for (uint32_t ag = 0; ag < a.groups; ag++) {
       g.template go<K>(v, a, rb, ag);
@@ -138,7 +140,7 @@ inline void int_rows(const TermView& v, const Activations& a, float* y, size_t y
   alignas(64) float acc[kMostTokens][16];
   uint32_t tokens = min_u(kMostTokens, a.tokens - first);
   for (uint32_t t = 0; t < tokens; t++) memcpy(acc[t], y + (first + t) * y_stride + 16 * rb, 64);
-  GroupOf g = {0, 0, format::kNone, {}};
+  GroupOf g = {};
   for (uint32_t ag = 0; ag < a.groups; ag++) {
     g.template go<K>(v, a, rb, ag);
     const uint8_t* bytes = P::template tile<K>(v, rb, g.u0, g.u1, buffer);
@@ -163,7 +165,7 @@ inline void plane_product(const TermView& v, const Activations& a, const uint8_t
   Lanes middle = all(0.5f * static_cast<float>((1u << v.term->planes) - 1u));
   bool offset = v.term->offset.kind != format::kNo;
   for (uint32_t rb = rb0; rb < rb1; rb++) {
-    GroupOf g = {0, 0, format::kNone, {}};
+    GroupOf g = {};
     Lanes acc = lanes_at(y + 16 * rb);
     for (uint32_t ag = 0; ag < a.groups; ag++) {
       g.template go<format::kPlanes>(v, a, rb, ag);

@@ -81,7 +81,7 @@ struct Params {
 inline float plane_step(const TermView& v) { return static_cast<float>(1u << (v.term->planes - v.planes)); }
 
 template <int K>
-inline void load_params(const TermView& v, uint32_t rb, uint32_t g, Params* p) {
+QD_INLINE void load_params(const TermView& v, uint32_t rb, uint32_t g, Params* p) {
   p->scale = load_param(v, v.term->scale, rb, g, 1.0f);
   if constexpr (is_integer(K)) {
     p->zero = load_param(v, v.term->zero, rb, g, v.term->zero_for_all);

@@ -12,14 +12,18 @@ from qdeploy import registry
 from qdeploy.backends.native import Options, check, compare, logits, lower
 from qdeploy.backends.native.checking import relative
 from qdeploy.backends.native.layout import NODE, NONE, Op, Role, SectionId, ValueKind
-from qdeploy.backends.native.options import Choice, Lowered
+from qdeploy.backends.native.options import Lowered
 from qdeploy.backends.native.reading import ModelFile
+from qdeploy.backends.native.sums import lower_matrix
+from qdeploy.backends.results import Choice
 from qdeploy.conversion import convert
 from qdeploy.errors import BadFileError, OutputError, ProofError, QdeployError
+from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
+from qdeploy.lower.sign_planes import sign_planes
 
 CHECKPOINTS = (
     "base-tinyllama", "base-tinyqwen2", "gptq4-g64-actorder-asym-tinyllama", "gptq8-gneg1-actorder-tinyqwen2",
@@ -202,6 +206,16 @@ def outliers():
     return tensor(integers(4, 32).terms[0].values, Term(run, where, "add"))
 
 
+def outliers_set(exponent):
+    """Outliers that replace what lies under them; float32, from far smaller than that to as large."""
+    made = outliers()
+    mask = made.terms[1].where
+    count = int(mask.data[0].read().sum())
+    values = (RANDOM.standard_normal(count) * 2.0**exponent).astype(np.float32)
+    run = Codes((37, 96), (Buffer.of("values", values, "F32"),), PLAIN, "f32")
+    return tensor(made.terms[0].values, Term(run, mask, "set"))
+
+
 def minifloat(kind):
     width = 256 if kind[:2] == "e4" or kind[:2] == "e5" else 1 << int(kind[1]) + int(kind[3]) + 1
     codes = RANDOM.integers(0, width, (48, 96)).astype(np.uint8)
@@ -216,7 +230,8 @@ MADE = {
     "group of 24": lambda: integers(4, 24), "group of 192": lambda: integers(4, 192, columns=384),
     "odd width": lambda: integers(3, 77, columns=77), "cut group": lambda: integers(5, 64, columns=80),
     "fraction of a zero": fractional, "tables": table, "table of 8": small_table, "vector": vector,
-    "bit stack": bit_stack, "outliers": outliers,
+    "bit stack": bit_stack, "outliers": outliers, "outliers set": lambda: outliers_set(8),
+    "sign planes": lambda: sign_planes("w", bit_stack(), {}, group=64),
     **{kind: (lambda k=kind: minifloat(k)) for kind in ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")},
     "f64": lambda: plain(Buffer.of("data", RANDOM.standard_normal((37, 96)), "F64"), "f64"),
 }  # fmt: skip
@@ -238,10 +253,34 @@ def test_a_made_tensor_reads_back(name, layout, tmp_path):
     check(model, tmp_path, lowered, "full")
     file = ModelFile(tmp_path / "model.qd")
     found, want = file.rows(0, 0, -(-model.tensors["w"].shape[0] // 16)), model.tensors["w"].decode()
-    if name not in ("outliers", "bit stack"):
+    if name != "bit stack" and lowered.choices[0].lossless:
         assert np.array_equal(found, want)
     assert relative(found, want) < 2.0**-21
     assert lowered.choices[0].reason.startswith("slow") == (name == "f64")
+
+
+@pytest.mark.parametrize("exponent", [-3, -12, -40])
+def test_outliers_that_no_sum_gives_back_are_not_called_lossless(exponent):
+    made = outliers_set(exponent)
+    model = one_matrix(made)
+    matrix = lower_matrix("w", made)
+    mask, under = made.terms[1].where.data[0].read() == 1, tensor(made.terms[0].values).decode()[: len(made.decode())]
+    want, below = made.decode()[mask], under[mask]
+    reachable = below + (want - below) == want
+    assert matrix.lossless == bool(reachable.all()) == ("rounds" not in matrix.reason)
+    assert exponent > -40 or not matrix.lossless
+    assert model.tensors["w"] is made
+
+
+def test_sign_planes_become_resident_one_by_one(tmp_path):
+    source = bit_stack()
+    model = one_matrix(sign_planes("w", source, {}, group=64))
+    lowered = lower(model, tmp_path, Options())
+    assert lowered.choices[0].form == "3 x signs group 64"
+    file = ModelFile(tmp_path / "model.qd")
+    assert int(file.header["floor_rung"]) == 1 and len(file.section(SectionId.RUNGS)) == 3
+    for rung in (1, 2, 3):
+        assert np.array_equal(file.rows(0, 0, 3, rung), decode_tensor(model.tensors["w"], rung=rung - 1))
 
 
 def test_columns_of_uneven_groups_are_sorted(tmp_path):

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, tensor_of, write
 
-from qdeploy.backends.onnx.affine import affine
-from qdeploy.backends.onnx.integers import power_of_two_unit
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Buffer, Layout, LowRank, Param, QTensor, Table
+from qdeploy.lower.affine import affine
+from qdeploy.lower.integers import power_of_two_unit
 
 EXACT, INT8 = 5e-6, 2e-2
 

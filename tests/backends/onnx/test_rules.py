@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_forms import affine_tensor, packed, scales, tensor_of
 
-from qdeploy.backends.onnx.affine import affine
 from qdeploy.backends.onnx.blocks import BLOCKS, blocking
 from qdeploy.backends.onnx.proto import GraphBuilder
 from qdeploy.backends.onnx.rules import rule
+from qdeploy.lower.affine import affine
 
 FAST = {
     0: {4: {16, 32, 64, 128, 256}},
