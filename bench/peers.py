@@ -67,6 +67,11 @@ class Peers:
         return self.root / "build" / "bin" / "llama-quantize"
 
     @property
+    def bench(self) -> Path:
+        """The program llama-bench."""
+        return self.root / "build" / "bin" / "llama-bench"
+
+    @property
     def converter(self) -> Path:
         """The script convert_hf_to_gguf.py."""
         return self.llama_cpp / "convert_hf_to_gguf.py"
@@ -103,10 +108,10 @@ def set_up(peers: Peers, jobs: int) -> None:
     _pip(peers, "install", *FIRST, *PACKAGES)
     if not peers.converter.exists():
         _unpack(peers)
-    if not peers.quantizer.exists():
+    if not (peers.quantizer.exists() and peers.bench.exists()):
         build = peers.root / "build"
         subprocess.run(["cmake", "-S", peers.llama_cpp, "-B", build, *CMAKE], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "llama-quantize", "-j", str(jobs)], check=True)
+        subprocess.run(["cmake", "--build", build, "--target", "llama-quantize", "llama-bench", "-j", str(jobs)], check=True)
 
 
 def _unpack(peers: Peers) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import qdeploy
 from tests.runtime.conftest import RUNTIME, Build, need, run
+from tests.runtime.random_llama import write_random_llama
 
 ROOT = RUNTIME.parent
 TINY = ROOT / "examples" / "models" / "tiny-llama-gptq"
@@ -45,6 +46,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(cmake, "--build", work / "build", "-j", "2", seconds=900)
     run(cmake, "--install", work / "build")
     return work / "prefix"
+
+
+def test_ten_thousand_budgets_from_two_threads_and_a_replay(installed: Path, tmp_path: Path):
+    source, model = write_random_llama(tmp_path / "llama"), tmp_path / "llama.qd"
+    qdeploy.convert(source, model, to="native", quantize="rtn:int8,group=64")
+    libraries = [next(installed.rglob("libqdeploy.a")), "-lstdc++", "-pthread"]
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{installed / 'include'}"]
+    run(need("gcc"), *flags, RUNTIME / "test" / "stress.c", *libraries, "-o", tmp_path / "stress")
+    assert run(tmp_path / "stress", model, "10000").endswith("ok\n")
 
 
 def test_a_c_program_finds_the_library_and_halves_its_budget_on_the_way(installed: Path, tmp_path: Path):
