@@ -119,6 +119,10 @@ def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> Any:
         raise BadArgumentError(f"the target {to} has no such option", found=", ".join(unknown),
                                allowed=", ".join(own) or "none of its own")  # fmt: skip
     asked = {"quantize": options["quantize"], "lower": options.get("lower", "")}
+    if to == "source" and any(asked.values()):
+        raise BadArgumentError(
+            "source files are written as they were", found=", ".join(k for k, v in asked.items() if v)
+        )
     return target_options(target, {**options, **more, "conversion": asked}) if target else None
 
 

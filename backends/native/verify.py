@@ -6,6 +6,7 @@ the stack is not compared; it rests on sums of floats, and any order is a right 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from qdeploy.backends.native.parts import row_range, row_slabs
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.native.write import File, plan_file
 from qdeploy.backends.results import Row
+from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.measure import decibels, energy
@@ -55,6 +57,12 @@ def _asked(file: ModelFile, options: Options) -> Options:
     """The options that the file was written with; it says so itself."""
     asked = document(file, "conversion")
     own = {name: asked.pop(name) for name in ("layout", "order", "sensitivities") if name in asked}
+    weights = own.get("sensitivities", {})
+    numbers = isinstance(weights, dict) and all(isinstance(w, (int, float)) for w in weights.values())
+    if not numbers or not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise BadFileError(
+            "the file's sensitivities are no numbers", where=str(file.path), found=type(weights).__name__
+        )
     return replace(options, **own, conversion=asked)
 
 

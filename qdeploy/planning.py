@@ -1,0 +1,135 @@
+"""What a memory budget gives: floor, ceiling, every rung between them, and the bits that each layer has.
+
+A file of the native runtime is planned from its directory. Anything else is planned as the file that it would become:
+that is written to a temporary folder without its weights, which takes as long as measuring what each piece is worth.
+What is held besides the stack, the runtime says itself, which opens the file and is refused before it reads any weight.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from qdeploy import registry
+from qdeploy.derive import derived, target_options
+from qdeploy.elastic.curve import Curve
+from qdeploy.errors import UnsupportedError
+
+Plan = dict[str, Any]
+
+
+def plan(
+    path: str | os.PathLike[str],
+    *,
+    budget: int | None = None,
+    context: int = 0,
+    threads: int = 0,
+    kv: Literal["f16", "int8"] = "f16",
+    quantize: str | Sequence[str] = (),
+    lower: str = "",
+    format: str = "",
+    trust_links: bool = False,
+    **more: Any,
+) -> Plan:
+    """Says what a memory budget gives, and reads no weights of a native file for it.
+
+    Args:
+        path: A file of the native runtime, or any readable checkpoint or package.
+        budget: Bytes; None: as much as there is.
+        context: Tokens that the key/value cache holds; 0: the model's own, at most 4096.
+        threads: Of the runtime; 0: one per core.
+        kv: Type of the key/value cache.
+        quantize: As for `convert`; like all that follows, not for a native file.
+        lower: As for `convert`.
+        format: The reader's name, where sniffing is not wanted.
+        trust_links: Follow links that lead outside of the source folder.
+        more: Options of the native backend: layout, order, sensitivities.
+
+    Returns:
+        {"floor", "ceiling": bytes, "budget", "fits": the rung that the budget gives, "rung": the one that `tensors` and
+        `layers` speak of, "rungs": [{"rung", "stack", "total", "bits", "error"}], "tensors": {name: {"bits", "bytes",
+        "parameters", "pieces", "of"}}, "layers": {name: {"bits", "bytes", "parameters"}}, "notes"}.
+
+    Raises:
+        BadArgumentError: The budget is too small; the error names the floor.
+        QdeployError: The path cannot be read, or the runtime cannot run it.
+
+    Example:
+        >>> found = plan("examples/models/tiny-llama-gptq", budget=1_800_000, threads=1)
+        >>> found["floor"] <= 1_800_000 < found["ceiling"]
+        True
+    """
+    backend = registry.backend("native")
+    made = None if format else registry.artifact_backend(path)
+    if made is backend:
+        return _planned(backend, str(path), budget, context, threads, kv)
+    if made is not None:
+        raise UnsupportedError("only the native runtime has budgets", where=str(path), found=made.NAME,
+                               todo="Give the checkpoint, or a native file.")  # fmt: skip
+    specs = [quantize] if isinstance(quantize, str) else list(quantize)
+    options = target_options(backend, more)
+    model = derived(registry.open_model(path, format, trust_links), specs, lower)
+    with tempfile.TemporaryDirectory(prefix="qdeploy-plan-") as folder:
+        file = backend.sketch(model, Path(folder), options)
+        return {**_planned(backend, str(file), budget, context, threads, kv), "path": str(path)}
+
+
+def _planned(backend: Any, path: str, budget: int | None, context: int, threads: int, kv: str) -> Plan:
+    from qdeploy.native import least_memory
+
+    stack = backend.outline(path)
+    threads = threads or os.cpu_count() or 1
+    session = backend.session_bytes(path, context or min(stack.context or 512, 4096), threads, kv == "int8")
+    fixed = least_memory(path, threads=threads, kv=kv) - stack.floor_bytes + session
+    curve = Curve.of(stack.order, fixed)
+    chosen = curve.points[-1] if budget is None else curve.at(budget)
+    ends = [0]
+    for size in stack.stored:
+        ends.append(ends[-1] + size)
+    weights = sum(stack.weights.values())
+    return {
+        "path": path,
+        "floor": curve.points[0].nbytes,
+        "ceiling": curve.points[-1].nbytes,
+        "budget": budget,
+        "fits": None if budget is None else stack.rung(chosen.count),
+        "rung": stack.rung(chosen.count),
+        "rungs": [
+            {"rung": stack.rung(p.count), "stack": ends[p.count], "total": p.nbytes,
+             "bits": 8 * ends[p.count] / max(1, weights), "error": p.loss}
+            for p in curve.points
+        ],
+        **_shares(stack, chosen.count),
+        "notes": ["the activations of an encoder come on top; they grow with the text"] if stack.encoder else [],
+    }  # fmt: skip
+
+
+def _shares(stack: Any, count: int) -> dict[str, Any]:
+    """What each tensor and each layer has of a prefix of the stack."""
+    tensors = {
+        name: {"parameters": n, "bytes": 0, "bits": 0.0, "pieces": 0, "of": 0} for name, n in stack.weights.items()
+    }
+    for place, (piece, size) in enumerate(zip(stack.order, stack.stored, strict=True)):
+        row = tensors[piece.tensor]
+        row["of"] += 1
+        if place < count:
+            row["pieces"] += 1
+            row["bytes"] += size
+    layers: dict[str, dict[str, Any]] = {}
+    for name, row in tensors.items():
+        layer = layers.setdefault(layer_of(name), {"parameters": 0, "bytes": 0, "bits": 0.0})
+        layer["parameters"] += row["parameters"]
+        layer["bytes"] += row["bytes"]
+    for row in (*tensors.values(), *layers.values()):
+        row["bits"] = 8 * row["bytes"] / max(1, row["parameters"])
+    return {"tensors": tensors, "layers": layers}
+
+
+def layer_of(name: str) -> str:
+    """The layer of a tensor: its name up to the first number, or all of it ("model.layers.3", "lm_head.weight")."""
+    parts = name.split(".")
+    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return name if numbered is None else ".".join(parts[: numbered + 1])
