@@ -51,7 +51,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ten_thousand_budgets_from_two_threads_and_a_replay(installed: Path, tmp_path: Path):
     source, model = write_random_llama(tmp_path / "llama"), tmp_path / "llama.qd"
     qdeploy.convert(source, model, to="native", quantize="rtn:int8,group=64")
-    libraries = [next(installed.rglob("libqdeploy.a")), "-lstdc++", "-pthread"]
+    libraries = [next(installed.rglob("libqdeploy.a")), "-lstdc++", "-lm", "-pthread"]
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{installed / 'include'}"]
     run(need("gcc"), *flags, RUNTIME / "test" / "stress.c", *libraries, "-o", tmp_path / "stress")
     assert run(tmp_path / "stress", model, "10000").endswith("ok\n")
