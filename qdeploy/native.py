@@ -99,7 +99,7 @@ class Runtime:
         context: int = 0,
         isa: str | None = None,
         activations: Literal["int8", "exact"] = "int8",
-        kv: Literal["f16", "int8"] = "f16",
+        kv: Literal["f16", "int8", "f32"] = "f16",
         huge_pages: bool = False,
     ) -> None:
         self._ffi, self._lib = _library()
@@ -109,7 +109,7 @@ class Runtime:
         self._lib.qd_options_init(options)
         name = self._ffi.new("char[]", isa.encode()) if isa else self._ffi.NULL
         options.threads, options.isa, options.budget = threads, name, 0 if memory is None else _bytes(memory)
-        options.activations, options.kv_dtype = _choice(activations, "int8", "exact"), _choice(kv, "f16", "int8")
+        options.activations, options.kv_dtype = _choice(activations, "int8", "exact"), _choice(kv, "f16", "int8", "f32")
         options.flags = _HUGE_PAGES if huge_pages else 0
         self._model = self._make("qd_model *", self._lib.qd_open, os.fsencode(self.path), options)
         self._info = self._ffi.new("qd_info *", [self._ffi.sizeof("qd_info")])

@@ -27,7 +27,7 @@ def plan(
     budget: int | None = None,
     context: int = 0,
     threads: int = 0,
-    kv: Literal["f16", "int8"] = "f16",
+    kv: Literal["f16", "int8", "f32"] = "f16",
     quantize: str | Sequence[str] = (),
     lower: str = "",
     format: str = "",

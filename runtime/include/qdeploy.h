@@ -55,7 +55,7 @@ typedef enum {
 } qd_status;
 
 typedef enum { QD_ACTIVATIONS_INT8 = 0, QD_ACTIVATIONS_EXACT = 1 } qd_activations; /* exact: float32, for verification */
-typedef enum { QD_KV_F16 = 0, QD_KV_INT8 = 1 } qd_kv_dtype;                        /* int8: one scale per head and token */
+typedef enum { QD_KV_F16 = 0, QD_KV_INT8 = 1, QD_KV_F32 = 2 } qd_kv_dtype; /* int8: one scale per head and token */
 typedef enum { QD_F32 = 0, QD_I32 = 1, QD_I64 = 2 } qd_dtype;
 
 typedef struct {

@@ -43,9 +43,12 @@ void store(const Step& s, const Attention& a, const Node& n, uint32_t token, uin
   std::memcpy(key, value_at(s, n.inputs[1], token) + head * d, d * sizeof(float));
   rotate(s, a, token, key);
   const float* value = value_at(s, n.inputs[2], token) + head * d;
-  if (s.model.int8_cache) {
+  if (s.model.cache == QD_KV_INT8) {
     k.store_int8(key, d, reinterpret_cast<int8_t*>(c.keys) + at * d, c.key_scales + at);
     k.store_int8(value, d, reinterpret_cast<int8_t*>(c.values) + at * d, c.value_scales + at);
+  } else if (s.model.cache == QD_KV_F32) {
+    std::memcpy(c.keys + at * d * sizeof(float), key, d * sizeof(float));
+    std::memcpy(c.values + at * d * sizeof(float), value, d * sizeof(float));
   } else {
     k.store_f16(key, d, reinterpret_cast<uint16_t*>(c.keys) + at * d);
     k.store_f16(value, d, reinterpret_cast<uint16_t*>(c.values) + at * d);
@@ -60,11 +63,15 @@ void look_at_cache(const Step& s, const Attention& a, const Node& n, uint32_t to
   uint32_t positions = static_cast<uint32_t>(end - begin);
   CacheView c = cache_of(s.session, n.state, head / (a.heads / a.kv_heads));
   float* out = value_at(s, n.outputs[0], token) + head * d;
-  if (s.model.int8_cache) {
+  if (s.model.cache == QD_KV_INT8) {
     const int8_t *keys = reinterpret_cast<int8_t*>(c.keys) + begin * d, *values = reinterpret_cast<int8_t*>(c.values) + begin * d;
     k.scores_int8(q, keys, c.key_scales + begin, d, positions, a.scale, scores);
     k.softmax(scores, positions);
     k.mix_int8(scores, values, c.value_scales + begin, d, positions, out);
+  } else if (s.model.cache == QD_KV_F32) {
+    k.scores_f32(q, reinterpret_cast<float*>(c.keys) + begin * d, d, d, positions, a.scale, scores);
+    k.softmax(scores, positions);
+    k.mix_f32(scores, reinterpret_cast<float*>(c.values) + begin * d, d, d, positions, out);
   } else {
     k.scores_f16(q, reinterpret_cast<uint16_t*>(c.keys) + begin * d, d, positions, a.scale, scores);
     k.softmax(scores, positions);

@@ -86,7 +86,9 @@ qd_status open_model(qd_model& m, const qd_options& o, qd_error* err) {
   m.verify = !(o.flags & QD_NO_VERIFY);
   m.grow = !(o.flags & QD_NO_GROW);
   m.exact = o.activations == QD_ACTIVATIONS_EXACT;
-  m.int8_cache = o.kv_dtype == QD_KV_INT8;
+  m.cache = o.kv_dtype;
+  if (m.cache != QD_KV_F16 && m.cache != QD_KV_INT8 && m.cache != QD_KV_F32)
+    return fail(err, QD_BAD_ARGUMENT, "kv_dtype: found %d, allowed 0 to 2", static_cast<int>(o.kv_dtype));
   m.max_chunk = o.max_chunk == 0 ? 64 : std::min(o.max_chunk, 4096u);
   m.kernels = select_kernels(o.isa);
   if (m.kernels == nullptr) return fail(err, QD_UNSUPPORTED, "isa: %.64s is not here", o.isa ? o.isa : "(none)");

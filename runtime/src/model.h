@@ -17,7 +17,8 @@ struct qd_model {
   qd_source source{};
   qd::File file;
   const qd::Kernels* kernels = nullptr;
-  bool exact = false, int8_cache = false, verify = true, grow = true;
+  qd_kv_dtype cache = QD_KV_F16;
+  bool exact = false, verify = true, grow = true;
   uint32_t max_chunk = 64;
 
   qd::Range front, resident, stack, view_memory;

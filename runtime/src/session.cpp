@@ -15,7 +15,8 @@ namespace {
 
 uint64_t half_bytes(const qd_model& m, uint32_t state, uint64_t context) {  // keys or values of one head, with scales
   uint64_t d = m.file.states[state].head_dim;
-  return m.int8_cache ? round_up(context * d, 64) + round_up(context * 4, 64) : round_up(context * d * 2, 64);
+  if (m.cache == QD_KV_INT8) return round_up(context * d, 64) + round_up(context * 4, 64);
+  return round_up(context * d * (m.cache == QD_KV_F32 ? 4 : 2), 64);
 }
 
 uint64_t cache_bytes(const qd_model& m, uint32_t states, uint64_t context) {
@@ -105,7 +106,7 @@ CacheView cache_of(const qd_session& s, uint32_t state, uint32_t head) {
   uint64_t half = half_bytes(m, state, s.context);
   uint8_t* keys = s.cache + s.state_at[state] + 2 * head * half;
   uint64_t scales = round_up(uint64_t{s.context} * m.file.states[state].head_dim, 64);
-  if (!m.int8_cache) scales = 0;
+  if (m.cache != QD_KV_INT8) scales = 0;
   return {keys, keys + half, reinterpret_cast<float*>(keys + scales), reinterpret_cast<float*>(keys + half + scales)};
 }
 
