@@ -13,5 +13,5 @@ asked for by name). Where its output is one file rather than a folder, it also h
 It is listed here by name; other people's register under the entry point group `qdeploy.backends`.
 """
 
-BUILT_IN = {"onnx": "qdeploy.backends.onnx", "native": "qdeploy.backends.native"}
+BUILT_IN = {"onnx": "qdeploy.backends.onnx", "native": "qdeploy.backends.native", "tvm": "qdeploy.backends.tvm"}
 """Target name -> module."""

@@ -32,6 +32,7 @@ ARROWS = {
     "lower": {"errors", "ir", "measure", "pack", "names", "store"},
     "elastic": {"errors", "ir", "measure", "pack", "store"},
     "registry": {"errors", "ir", "store"},
+    "calibrate": {"errors", "ir", "lower", "progress"},
     "derive": {"ir", "lower", "quantize"},
     "proof": {"derive", "errors", "ir", "store", "registry", "progress", "version"},
     "conversion": {"derive", "errors", "ir", "store", "registry", "progress", "proof", "version"},

@@ -34,6 +34,7 @@ from qdeploy.ir.ops_elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops_integer import INTEGER_ROWS
 from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops_shape import SHAPE_ROWS, bounded, reducer
+from qdeploy.ir.ops_tflite import TFLITE_ROWS
 from qdeploy.ir.tensor import Array
 
 ONNX = "ONNX 21"
@@ -281,6 +282,6 @@ OPS = {row.name: row for row in (
     Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
     Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
     *(Op(name, ONNX, meaning, function) for name, meaning, function in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS)),
-    *(Op(*row) for row in (*QUANTIZED_ROWS, *INTEGER_ROWS)),
+    *(Op(*row) for row in (*QUANTIZED_ROWS, *INTEGER_ROWS, *TFLITE_ROWS)),
 )}  # fmt: skip
 """Every op by its name."""

@@ -1,0 +1,1 @@
+"""Ranges of activations, from data that is run through a float network."""

@@ -1,0 +1,104 @@
+"""Runs data through a network and says between which numbers each of its values lies."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qdeploy.calibrate.histogram import Histogram
+from qdeploy.calibrate.methods import METHODS
+from qdeploy.errors import BadArgumentError
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.model import Model
+from qdeploy.ir.run import Weights, run
+from qdeploy.ir.tensor import Array
+from qdeploy.lower.fold import fold
+from qdeploy.progress import SILENT, Progress
+
+PERCENTILE = 99.99
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What was found.
+
+    Attributes:
+        values: (least, greatest) of every float value of the folded graph (`lower.fold`) by its name, clipped as the
+            method says.
+        method: Its name.
+        samples: How many entries of the batch axis were run.
+    """
+
+    values: Mapping[str, tuple[float, float]]
+    method: str
+    samples: int
+
+
+def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *, bits: int = 8, batch: int = 32,
+              percentile: float = PERCENTILE, progress: Progress = SILENT) -> Ranges:  # fmt: skip
+    """Finds the range of every float value of a model's graph, folded.
+
+    Args:
+        model: A network without states.
+        data: An array for each input, with the same number of entries along the first axis; one array of any name
+            where there is one input.
+        method: minmax | percentile | entropy | mse.
+        bits: Of the codes that the ranges are for (entropy, mse).
+        batch: Entries that are run at a time.
+        percentile: Share of the numbers that is kept (percentile).
+        progress: Is told of the entries that are done.
+
+    Raises:
+        BadArgumentError: An unknown method, data that does not fit the inputs, or values that are not finite.
+    """
+    if method not in METHODS:
+        raise BadArgumentError("unknown calibration method", found=method, allowed=", ".join(METHODS))
+    if not 2 <= bits <= 16 or not 50 < percentile <= 100 or batch < 1:
+        raise BadArgumentError("a setting of the calibration is out of range", found=f"{bits}, {percentile}, {batch}",
+                               allowed="2..16 bits, a percentile of 50..100, a batch of 1 or more")  # fmt: skip
+    graph = fold(model.graph, model.tensors)
+    given, count = fitted(graph, data)
+    seen: dict[str, Histogram] = {}
+
+    def watch(name: str, x: Array) -> None:
+        if x.dtype.kind == "f":
+            seen.setdefault(name, Histogram()).add(x)
+
+    weights = Weights(model)
+    progress.start("calibrating", count)
+    for start in range(0, count, batch):
+        part = {name: array[start : start + batch] for name, array in given.items()}
+        run(graph, part, {}, weights, watch)
+        progress.advance(min(batch, count - start))
+    values = {name: METHODS[method](found, bits, percentile) for name, found in seen.items() if found.counts.any()}
+    return Ranges(values, method, count)
+
+
+def read_data(path: str) -> dict[str, Array]:
+    """Returns the arrays of an .npz file; BadArgumentError where it is none, or holds objects."""
+    try:
+        with np.load(Path(path), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+        raise BadArgumentError(f"calibration data cannot be read: {error}", where=path, allowed="an .npz file with an "
+                               "array for each input of the network") from error  # fmt: skip
+
+
+def fitted(graph: Graph, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
+    """The data by the names of the inputs, and how many entries it has; BadArgumentError where it does not fit."""
+    names = [value.name for value in graph.inputs]
+    given = dict(data)
+    if len(names) == len(given) == 1:
+        given = {names[0]: next(iter(given.values()))}
+    missing = [name for name in names if name not in given]
+    if missing or graph.states:
+        raise BadArgumentError("the calibration data does not fit the network", found=", ".join(data) or "nothing",
+                               allowed=", ".join(names))  # fmt: skip
+    counts = {len(given[name]) if given[name].ndim else 0 for name in names}
+    if len(counts) != 1 or 0 in counts:
+        raise BadArgumentError("calibration data with another number of entries for each input", found=sorted(counts))
+    return {name: given[name] for name in names}, counts.pop()
