@@ -17,7 +17,7 @@ import peers as peer_programs
 from convert import Bench
 from measure import Results, arguments, run
 
-PAGES = {"ordinary pages": 0, "huge pages": 1}
+PAGES = {"huge pages (the default)": 0, "ordinary pages": 8}
 
 
 def main() -> None:

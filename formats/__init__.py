@@ -24,6 +24,7 @@ BUILT_IN = {
     "bitstack": "qdeploy.formats.bitstack",
     "gguf": "qdeploy.formats.gguf",
     "onnx": "qdeploy.formats.onnx",
+    "tflite": "qdeploy.formats.tflite",
     "package": "qdeploy.formats.package",
 }
 """Format name -> module."""

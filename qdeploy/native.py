@@ -27,7 +27,7 @@ from qdeploy.streaming import TextStream
 
 Float32 = npt.NDArray[np.float32]
 
-_HUGE_PAGES = 1
+_HUGE_PAGES, _SMALL_PAGES = 1, 8
 _ERRORS: dict[str, type[QdeployError]] = {
     "QD_BAD_FILE": BadFileError, "QD_CHECKSUM": BadFileError, "QD_UNSUPPORTED": UnsupportedError, "QD_IO": OutputError,
 }  # fmt: skip
@@ -83,7 +83,8 @@ class Runtime:
         isa: Kernels by name (see `isas`); None: the best, or the environment variable QDEPLOY_ISA.
         activations: "int8", or "exact" for float32 arithmetic.
         kv: Type of the key/value cache.
-        huge_pages: Ask the system for 2 MiB pages: faster loading, coarser returning of memory.
+        huge_pages: Whether weights lie in pages of 2 MiB, which load and go back faster; None: where there are 64 MiB of
+            them.
 
     Raises:
         BadFileError: The file is damaged.
@@ -100,7 +101,7 @@ class Runtime:
         isa: str | None = None,
         activations: Literal["int8", "exact"] = "int8",
         kv: Literal["f16", "int8", "f32"] = "f16",
-        huge_pages: bool = False,
+        huge_pages: bool | None = None,
     ) -> None:
         self._ffi, self._lib = _library()
         self.path = os.fspath(path)
@@ -110,7 +111,7 @@ class Runtime:
         name = self._ffi.new("char[]", isa.encode()) if isa else self._ffi.NULL
         options.threads, options.isa, options.budget = threads, name, 0 if memory is None else _bytes(memory)
         options.activations, options.kv_dtype = _choice(activations, "int8", "exact"), _choice(kv, "f16", "int8", "f32")
-        options.flags = _HUGE_PAGES if huge_pages else 0
+        options.flags = 0 if huge_pages is None else _HUGE_PAGES if huge_pages else _SMALL_PAGES
         self._model = self._make("qd_model *", self._lib.qd_open, os.fsencode(self.path), options)
         self._info = self._ffi.new("qd_info *", [self._ffi.sizeof("qd_info")])
         self._lib.qd_model_info(self._model, self._info)

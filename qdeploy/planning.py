@@ -82,7 +82,7 @@ def _planned(backend: Any, path: str, budget: int | None, context: int, threads:
 
     stack = backend.outline(path)
     threads = threads or os.cpu_count() or 1
-    session = backend.session_bytes(path, context or min(stack.context or 512, 4096), threads, kv == "int8")
+    session = backend.session_bytes(path, context or min(stack.context or 512, 4096), threads, kv)
     fixed = least_memory(path, threads=threads, kv=kv) - stack.floor_bytes + session
     curve = Curve.of(stack.order, fixed)
     chosen = curve.points[-1] if budget is None else curve.at(budget)

@@ -125,11 +125,11 @@ def outline(path: str) -> Outline:
     return outlining.outline(opened(path))
 
 
-def session_bytes(path: str, context: int, threads: int, int8: bool) -> int:
+def session_bytes(path: str, context: int, threads: int, kv: str) -> int:
     """What a session of a decoder holds (see outlining.py); raises as `opened`."""
     from qdeploy.backends.native import outlining
 
-    return outlining.session_bytes(opened(path), context, threads, int8)
+    return outlining.session_bytes(opened(path), context, threads, kv)
 
 
 def sketch(model: Model, target: Path, options: Options) -> Path:

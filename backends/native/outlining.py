@@ -16,7 +16,10 @@ from qdeploy.backends.native.layout import LINE, PAGE, SectionId, aligned
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.elastic.pieces import Piece
 
-_SYSTEM_PAGE = 4096
+_SYSTEM_PAGE, _HUGE_PAGE = 4096, 2 << 20
+_HUGE_FROM = 64 << 20  # stacks of at least so many bytes lie in huge pages (runtime/src/model.cpp)
+
+_CACHE_BYTES = {"int8": 1, "f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def outline(file: ModelFile) -> Outline:
 def _held(file: ModelFile, rungs: Any) -> list[int]:
     """What each block adds to what the runtime commits for a prefix of the stack."""
     stack = int(file.header["stack_bytes"])
-    ends = [aligned(min(aligned(end, PAGE), stack), _SYSTEM_PAGE) for end in rungs["bytes"].tolist()]
+    page, most = _HUGE_PAGE if stack >= _HUGE_FROM else _SYSTEM_PAGE, aligned(stack, _SYSTEM_PAGE)
+    ends = [min(aligned(min(aligned(end, PAGE), stack), page), most) for end in rungs["bytes"].tolist()]
     return [end - before for end, before in zip(ends, [0, *ends], strict=False)]
 
 
@@ -91,20 +95,19 @@ def _chained(names: Sequence[str], sizes: Sequence[int], gains: Sequence[float])
     return tuple(reversed(found))
 
 
-def session_bytes(file: ModelFile, context: int, threads: int, int8: bool) -> int:
+def session_bytes(file: ModelFile, context: int, threads: int, kv: str) -> int:
     """What a session of a decoder holds: the key/value cache and its scratch, as runtime/src/session.cpp lays them out.
 
     Args:
         file: The model.
         context: Tokens that the cache holds.
         threads: Of the pool.
-        int8: The cache holds 8-bit integers and a scale per token, not float16.
+        kv: Type of the cache: f16, f32, or int8, which has a scale per token.
     """
     states, cache = file.section(SectionId.STATES), 0
     for heads, width in zip(states["heads"].tolist(), states["head_dim"].tolist(), strict=True):
-        half = (
-            aligned(context * width, LINE) + aligned(context * 4, LINE) if int8 else aligned(context * width * 2, LINE)
-        )
+        scales = aligned(context * 4, LINE) if kv == "int8" else 0
+        half = aligned(context * width * _CACHE_BYTES[kv], LINE) + scales
         cache += 2 * heads * half
     parts = (8 * len(states), 4 * threads * context, 0, 8 * int(file.header["vocab"]))
     return aligned(aligned(cache, _SYSTEM_PAGE) + sum(aligned(part + LINE, LINE) for part in parts), _SYSTEM_PAGE)

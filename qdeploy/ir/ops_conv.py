@@ -58,6 +58,9 @@ def conv(x: Array, weight: Array, bias: Array | None = None, *, kernel_shape: In
     found = windows(np.pad(x, [(0, 0), (0, 0), *border]), kernel, strides, dilations)
     places, (n, channels), filters = found.shape[2 : 2 + rank], found.shape[:2], weight.shape[0]
     width = channels // group
+    if width == 1 and channels > 1:
+        out = _depthwise(found, weight)
+        return out if bias is None else out + bias.reshape(-1, *[1] * rank)
     out = np.empty((n, filters, *places), np.result_type(x, weight))
     for g in range(group):
         part = np.moveaxis(found[:, g * width : (g + 1) * width], 1, 1 + rank)  # [N, *places, C / group, *kernel]
@@ -66,6 +69,17 @@ def conv(x: Array, weight: Array, bias: Array | None = None, *, kernel_shape: In
         product = rows @ weight[chosen].reshape(filters // group, -1).T  # [N, places, M / group]
         out[:, chosen] = product.transpose(0, 2, 1).reshape(n, -1, *places)
     return out if bias is None else out + bias.reshape(-1, *[1] * rank)
+
+
+def _depthwise(found: Array, weight: Array) -> Array:
+    """Each channel with filters of its own, one place of the kernel after the other: no products with zeros."""
+    (n, channels), kernel = found.shape[:2], weight.shape[2:]
+    places, filters = found.shape[2 : 2 + len(kernel)], weight.reshape(channels, -1, *kernel)  # [C, M / C, *kernel]
+    out = np.zeros((n, *filters.shape[:2], *places), np.result_type(found, weight))
+    for place in np.ndindex(*kernel):
+        factor = filters[(slice(None), slice(None), *place)].reshape(*filters.shape[:2], *[1] * len(kernel))
+        out += found[(..., *place)][:, :, None] * factor
+    return out.reshape(n, -1, *places)  # [N, C, M / C, *places] -> [N, M, *places]
 
 
 def integer_conv(x: Array, weight: Array, **attrs: Any) -> Array:

@@ -248,6 +248,6 @@ RULES: dict[str, Callable[[_Analysis, Node], Interval]] = {
     "IntegerRMSNorm": _norm, "MaxPool": _same, "Relu": _clip, "Clip": _clip, "Pad": _pad,
     "Concat": lambda work, node: _joined(*(work.interval(name) for name in node.inputs)),
     **dict.fromkeys(("Reshape", "Transpose", "Flatten", "Slice", "Squeeze", "Unsqueeze", "Identity", "Gather"), _same),
-    "Positions": lambda work, node: (0, INT64 - 1),
+    "Positions": lambda work, node: (0, INT64 - 1), "TfliteSoftmax": lambda work, node: (-128, 127),
 }  # fmt: skip
 """The rule of every row that an integer graph may hold."""

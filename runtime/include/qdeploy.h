@@ -69,7 +69,7 @@ typedef struct {
   uint32_t size;
   uint32_t threads;   /* 0: one per core */
   uint32_t max_chunk; /* tokens per step of a prompt; 0: 64. A shrink waits for one step at most */
-  uint32_t flags;     /* QD_HUGE_PAGES | QD_NO_VERIFY | QD_NO_GROW */
+  uint32_t flags;     /* QD_HUGE_PAGES, QD_SMALL_PAGES, QD_NO_VERIFY, QD_NO_GROW */
   uint64_t budget;    /* bytes; 0: everything fits */
   const char *isa;    /* NULL: the best that the machine has, or the environment variable QDEPLOY_ISA */
   qd_activations activations;
@@ -183,7 +183,9 @@ qd_status qd_run(qd_session *session, const qd_tensor *in, size_t n_in, qd_tenso
 qd_status qd_io(const qd_model *model, int output, uint32_t index, qd_tensor *out); /* names and shapes [any] */
 /* [cdef] */
 
-enum { QD_HUGE_PAGES = 1, QD_NO_VERIFY = 2, QD_NO_GROW = 4 };
+/* Pages of the weights: of 2 MiB from a stack of 64 MiB on, where the system gives them. They load and go back several times
+   faster, and memory is counted in them. */
+enum { QD_HUGE_PAGES = 1, QD_NO_VERIFY = 2, QD_NO_GROW = 4, QD_SMALL_PAGES = 8 };
 
 #ifdef __cplusplus
 }

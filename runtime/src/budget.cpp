@@ -12,6 +12,12 @@ constexpr uint64_t kReadBytes = 16 * kPage;  // a shrink never waits longer for 
 
 uint32_t goal(const qd_model& m) { return std::min(m.want, m.broken); }
 
+// Whole pages of the system within the stack's bytes [from, to); what comes behind `to` is not there.
+void give_back(qd_model& m, uint64_t from, uint64_t to) {
+  uint64_t first = held(m, from), end = held(m, to);
+  if (first < end) decommit(m.stack.data + first, end - first);
+}
+
 // The pages above `cost` go back. What the loader is reading into lies above m.loaded and is its own to give back.
 void shrink_locked(qd_model& m) {
   uint32_t rung = goal(m);
@@ -19,7 +25,7 @@ void shrink_locked(qd_model& m) {
   if (m.running || (rung >= m.have && m.loaded <= cost)) return;
   if (rung > m.have) return;  // growing: the pages above are on their way to a block
   if (m.loaded > cost) {
-    decommit(m.stack.data + cost, m.loaded - cost);
+    give_back(m, cost, m.loaded);
     m.loaded = cost;
   }
   m.have = rung;
@@ -54,7 +60,7 @@ void load_some(qd_model& m, std::unique_lock<std::mutex>& lock) {
   m.loading = false;
   m.in_flight = 0;
   if (status != QD_OK || stale) {
-    decommit(m.stack.data + from, to - from);
+    give_back(m, from, to);
     if (status != QD_OK) {
       m.broken = m.have;
       m.broken_status = status;
@@ -75,13 +81,17 @@ uint64_t stack_cost(const File& f, uint32_t rung) {
   return std::min(round_up(bytes, kPage), f.header.stack_bytes);
 }
 
+uint64_t held(const qd_model& m, uint64_t stack_bytes) {
+  return std::min(round_up(stack_bytes, m.granule), round_up(m.file.header.stack_bytes, kSmallPage));
+}
+
 uint64_t fixed_bytes(const qd_model& m) {
   return m.front.bytes + m.resident.bytes + m.view_memory.bytes + sizeof m + m.pool.threads() * kStackBytes;
 }
 
 uint64_t base_locked(const qd_model& m) { return fixed_bytes(m) + m.workspace.memory.bytes + m.session_scratch + m.kv; }
-uint64_t floor_locked(const qd_model& m) { return base_locked(m) + round_up(stack_cost(m.file, m.file.header.floor_rung), 4096); }
-uint64_t total_locked(const qd_model& m) { return base_locked(m) + round_up(m.loaded + m.in_flight, 4096); }
+uint64_t floor_locked(const qd_model& m) { return base_locked(m) + held(m, stack_cost(m.file, m.file.header.floor_rung)); }
+uint64_t total_locked(const qd_model& m) { return base_locked(m) + held(m, m.loaded + m.in_flight); }
 
 bool pending_locked(const qd_model& m) { return m.loading || (m.have != goal(m) && (m.grow || m.have > goal(m))); }
 
@@ -89,7 +99,7 @@ uint32_t affordable(const qd_model& m, uint64_t base, uint64_t budget) {
   uint32_t low = m.file.header.floor_rung, high = m.file.count(format::kRungs);
   while (low < high) {  // costs rise with the rung
     uint32_t middle = low + (high - low + 1) / 2;
-    if (base + round_up(stack_cost(m.file, middle), 4096) <= budget) low = middle;
+    if (base + held(m, stack_cost(m.file, middle)) <= budget) low = middle;
     else high = middle - 1;
   }
   return low;
@@ -175,7 +185,7 @@ extern "C" qd_status qd_set_rung(qd_model* m, uint32_t rung, qd_error* err) {
     uint32_t low = m->file.header.floor_rung, high = m->file.count(format::kRungs);
     if (rung != 0 && (rung < low || rung > high))
       return fail(err, QD_BAD_ARGUMENT, "rung: found %u, allowed %u to %u, or 0 to let go", rung, low, high);
-    uint64_t cost = base_locked(*m) + round_up(stack_cost(m->file, rung), 4096);
+    uint64_t cost = base_locked(*m) + held(*m, stack_cost(m->file, rung));
     if (rung != 0 && cost > m->budget) return fail_floor(err, m->budget, cost);
     m->pinned = rung;
     replan_locked(*m);
@@ -192,12 +202,12 @@ extern "C" qd_status qd_memory_now(const qd_model* m, qd_memory* out) {
   out->pending = pending_locked(*m);
   out->budget = m->budget;
   out->total = total_locked(*m);
-  out->weights = round_up(m->loaded + m->in_flight, 4096);
+  out->weights = held(*m, m->loaded + m->in_flight);
   out->kv = m->kv;
   out->scratch = m->workspace.memory.bytes + m->session_scratch;
   out->fixed = fixed_bytes(*m);
   out->floor = floor_locked(*m);
-  out->ceiling = base_locked(*m) + round_up(stack_cost(m->file, out->rungs), 4096);
+  out->ceiling = base_locked(*m) + held(*m, stack_cost(m->file, out->rungs));
   out->peak = m->peak;
   return QD_OK;
 }

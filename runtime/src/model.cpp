@@ -24,6 +24,8 @@ qd_status read_pages(const qd_model& m, uint64_t at, uint8_t* to, uint64_t n, qd
 
 namespace {
 
+constexpr uint64_t kHugeFrom = 64u << 20;  // stacks that are at least so large lie in huge pages (outlining.py knows, too)
+
 qd_status no_memory(qd_error* err, const char* what) {
   return fail(err, QD_NO_MEMORY, "%s: the system gives no memory for it", what);
 }
@@ -96,7 +98,9 @@ qd_status open_model(qd_model& m, const qd_options& o, qd_error* err) {
   if (qd_status s = check_kernels(m, err)) return s;
   if (qd_status s = read_resident(m, err)) return s;
   if (!m.pool.start(o.threads ? o.threads : core_count())) return no_memory(err, "threads");
-  if (!m.stack.make(m.file.header.stack_bytes, o.flags & QD_HUGE_PAGES)) return no_memory(err, "stack");
+  bool huge = o.flags & QD_HUGE_PAGES || (m.file.header.stack_bytes >= kHugeFrom && !(o.flags & QD_SMALL_PAGES));
+  if (huge) m.granule = kHugePage;
+  if (!m.stack.make(m.file.header.stack_bytes, huge)) return no_memory(err, "stack");
   make_views(m);
   m.max_chunk = std::min(m.max_chunk, m.file.header.context);
   if (m.file.header.kind == kDecoder && !make_workspace(m, m.max_chunk, &m.workspace)) return no_memory(err, "scratch");

@@ -18,6 +18,7 @@ struct qd_model {
   qd::File file;
   const qd::Kernels* kernels = nullptr;
   qd_kv_dtype cache = QD_KV_F16;
+  uint64_t granule = qd::kSmallPage;  // of the stack's memory: a page of the system
   bool exact = false, verify = true, grow = true;
   uint32_t max_chunk = 64;
 
@@ -51,7 +52,8 @@ namespace qd {
 
 // Reads, and unless told not to, checks the pages of [at, at + n) of the file; `at` is on a page.
 qd_status read_pages(const qd_model& m, uint64_t at, uint8_t* to, uint64_t n, qd_error* err);
-uint64_t stack_cost(const File& file, uint32_t rung);  // bytes that a rung holds: whole pages
+uint64_t stack_cost(const File& file, uint32_t rung);  // bytes of a rung: whole pages of the file
+uint64_t held(const qd_model& m, uint64_t stack_bytes);  // what so many bytes of the stack take: whole pages of the system
 
 // ---- budget.cpp; those with `_locked` want m.state held
 uint64_t fixed_bytes(const qd_model& m);

@@ -15,15 +15,24 @@ uint8_t* reserve(uint64_t bytes, bool huge) {
 #ifdef MAP_NORESERVE
   flags |= MAP_NORESERVE;
 #endif
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (at == MAP_FAILED) return nullptr;
+  uint64_t wanted = huge ? bytes + kHugePage : bytes;
+  void* found = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (found == MAP_FAILED) return nullptr;
+  uint8_t* at = static_cast<uint8_t*>(found);
+  if (huge) {  // what lies before and behind an aligned range goes back
+    uint64_t before = (kHugePage - reinterpret_cast<uintptr_t>(at) % kHugePage) % kHugePage;
+    if (before) munmap(at, before);
+    at += before;
+    uint64_t used = round_up(bytes, kSmallPage);
+    if (wanted - before > used) munmap(at + used, wanted - before - used);
+  }
 #ifdef MADV_HUGEPAGE
   // Without the flag no huge pages: with them a range would hold more than was written to, and the count would be wrong.
   madvise(at, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #else
   (void)huge;
 #endif
-  return static_cast<uint8_t*>(at);
+  return at;
 }
 
 void release(uint8_t* at, uint64_t bytes) { munmap(at, bytes ? bytes : 1); }

@@ -10,6 +10,8 @@ namespace qd {
 constexpr size_t kStackBytes = 256 * 1024;  // of each thread of ours; counted
 
 // A range of addresses that costs nothing until it is written to, and reads as zeros. Null when there is none.
+// `huge`: in pages of kHugePage where the system has them; its start is then a multiple of one.
+constexpr uint64_t kSmallPage = 4096, kHugePage = 2u << 20;
 uint8_t* reserve(uint64_t bytes, bool huge);
 void release(uint8_t* at, uint64_t bytes);
 // Gives the pages of [at, at + bytes) back at once; `at` is page-aligned. They read as zeros afterwards.

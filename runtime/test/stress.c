@@ -3,7 +3,7 @@
    stress MODEL.qd CHANGES [SEED]
 
    - after every step the process holds at most the budget in force and 4 MB;
-   - at every rung qd_memory_now says what the process holds, within 2 MB and 1 %;
+   - at every rung qd_memory_now says what the process holds, within 2 MB and 1 % (after a prompt, which touches it all);
    - a replay of the recorded rungs gives the same logits, bit for bit;
    - what was held is given back at the end.
    Prints one line of figures and "ok". */
@@ -183,6 +183,9 @@ int main(int argc, char **argv) {
   qd_memory memory = QD_INIT(qd_memory);
   qd_memory_now(model, &memory);
   most_allowed = last_allowed = memory.ceiling;
+  int32_t prompt[CONTEXT];
+  for (int i = 0; i < CONTEXT; i++) prompt[i] = i % (int32_t)info.vocab;
+  ok(qd_decode(session, prompt, CONTEXT, NULL, &error), &error, "qd_decode"); /* touches all that was counted */
   uint32_t changes = (uint32_t)strtoul(argv[2], NULL, 10), seed = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 1;
   Mover movers[2];
   pthread_t threads[2];
