@@ -1,0 +1,115 @@
+"""Planning of what accumulates: convolutions, linear layers and products of activations."""
+
+from __future__ import annotations
+
+import math
+
+from qdeploy.backends.tvm.packing import QUAD, as_int8, fold, is_small, pack, pack_depthwise, padded
+from qdeploy.backends.tvm.planner import Open, Place, Planner, Shape, blocks_of, integer, integers
+from qdeploy.backends.tvm.targets import LANES, PORTABLE, Kernel
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.graph import Node
+from qdeploy.ir.ops_conv import borders
+from qdeploy.ir.tensor import Array
+
+_READ = 0.4
+EIGHT_BITS = ("uint8", "int8")
+
+
+def plan_conv(planner: Planner, node: Node) -> None:
+    """IntegerConv, grouped and depthwise too."""
+    last = node.attrs.get("layout", "NCHW") == "NCHW"
+    weight, bias = _parameters(planner, node)
+    if weight.ndim != 4:
+        raise UnsupportedError("the TVM backend takes convolutions over two axes", where=node.name,
+                               found=f"{weight.ndim - 2} axes")  # fmt: skip
+    filters = weight.transpose(0, 2, 3, 1) if last else weight  # [O, kh, kw, I]
+    x = planner.channels_last(node.inputs[0]) if last else planner.place(node.inputs[0])
+    shape = planner.shapes[node.outputs[0]]
+    place = Place("", shape, last)
+    n, height, width, o = place.stored
+    space, kernel = x.stored[1:3], filters.shape[1:3]
+    strides, dilations = (integers(node, name) or [1, 1] for name in ("strides", "dilations"))
+    border = borders(space, kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
+                     node.attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
+    attrs = {
+        "kernel": list(kernel), "strides": strides, "dilations": dilations, "before": [b for b, _ in border],
+        "positions": [height, width], "groups": integer(node, "group", 1),
+    }  # fmt: skip
+    step = _opened(planner, x.buffer, filters, bias, integer(node, "x_zero"), attrs, (n, height, width, blocks_of(o)))
+    step.place, step.final = place, step.shape
+    planner.set(node.outputs[0], step)
+
+
+def plan_linear(planner: Planner, node: Node) -> None:
+    """IntegerLinear, as a convolution of one row of positions."""
+    weight, bias = _parameters(planner, node)
+    x = planner.place(node.inputs[0])
+    x = planner.plain(node.inputs[0]) if x.last else x
+    *outer, stored = planner.operand(x).shape
+    rows = math.prod(outer)
+    flat = planner.view(x.buffer, (1, 1, rows, stored))
+    attrs = {"kernel": [1, 1], "strides": [1, 1], "dilations": [1, 1], "before": [0, 0], "positions": [1, rows],
+             "groups": 1}  # fmt: skip
+    out = blocks_of(len(weight))
+    step = _opened(planner, flat, weight[:, None, None], bias, integer(node, "x_zero"), attrs, (1, 1, rows, out))
+    step.place, step.final = Place("", planner.shapes[node.outputs[0]]), (*outer, out)
+    planner.set(node.outputs[0], step)
+
+
+def plan_mat_mul(planner: Planner, node: Node) -> None:
+    """IntegerMatMul of two values: [..., M, K] and [..., K, N], or [..., N, K] with transpose_b."""
+    a, b = (planner.plain(name) for name in node.inputs)
+    shape = planner.shapes[node.outputs[0]]
+    attrs = {name: integer(node, name) for name in ("a_zero", "b_zero", "transpose_b")}
+    place = Place("", shape)
+    planner.set(node.outputs[0], Open("mat_mul", [a.buffer, b.buffer], attrs, shape, place, shape, "int32"))
+
+
+def _parameters(planner: Planner, node: Node) -> tuple[Array, Array | None]:
+    weight = planner.constant(node.inputs[1])
+    if weight is None:
+        raise UnsupportedError("weights that the network computes", where=node.name or node.outputs[0],
+                               todo="A product of two activations is IntegerMatMul.")  # fmt: skip
+    return weight, planner.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+
+
+def _opened(planner: Planner, x: str, filters: Array, bias: Array | None, zero: int, attrs: dict[str, object],
+            shape: Shape) -> Open:  # fmt: skip
+    """The open step of a convolution in the form that its groups allow."""
+    groups, inner = int(attrs["groups"]), filters.shape[3]  # type: ignore[call-overload]
+    held = planner.program.operand(x)
+    per_group = len(filters) // groups
+    quad = 2 * QUAD if is_small(filters) else QUAD
+    blocked = groups == 1 or (per_group % LANES == 0 and inner % quad == 0)
+    kernel = _kernel(planner.kernel, held.dtype, zero) if blocked else PORTABLE
+    offset = kernel.offset[held.dtype == "int8"] if kernel.feed in EIGHT_BITS else -zero
+    fill = zero + offset
+    kind = "conv" if blocked else "depthwise" if inner == 1 else "grouped"
+    if blocked:
+        weight = pack(filters, held.shape[3] if groups == 1 else 0)
+    else:
+        weight = pack_depthwise(filters, padded(len(filters), LANES))
+    inputs = [x, planner.data(weight), planner.data(fold(bias, as_int8(filters), fill))]
+    attrs |= {"offset": offset, "fill": fill, "feed": kernel.feed, "group": kernel.group,
+              "intrinsic": kernel.intrinsic, **_tiles(kernel, shape), "small": blocked and is_small(filters),
+              "filters": len(filters),
+              "width": inner * groups}  # fmt: skip
+    return Open(kind, inputs, attrs, shape, Place("", ()), (), "int32")
+
+
+def _tiles(kernel: Kernel, shape: Shape) -> dict[str, int]:
+    """Output positions of a tile, their row padded to whole tiles, and blocks of channels of a tile.
+
+    A tile reads every weight once, which costs as much as _READ of a position.
+    """
+    width, blocks = shape[2], shape[3] // LANES
+    tile = min(range(1, kernel.positions + 1), key=lambda n: padded(width, n) * (1 + _READ / n))
+    return {"tile": tile, "row": padded(width, tile), "blocks": kernel.blocks if blocks % kernel.blocks == 0 else 1}
+
+
+def _kernel(kernel: Kernel, dtype: str, zero: int) -> Kernel:
+    """The target's inner product, where it takes these activations; else one of wider numbers."""
+    if dtype in EIGHT_BITS or (dtype == "int16" and zero == 0 and kernel.feed == "int16"):
+        return kernel
+    return Kernel("", "int16" if dtype == "int16" and zero == 0 else "int32", 1, PORTABLE.positions)

@@ -1,0 +1,97 @@
+"""The check: the library runs against the numpy int64 interpreter, equal to the last byte."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdeploy.backends.tvm import process
+from qdeploy.backends.tvm.options import CheckResult, Lowered
+from qdeploy.backends.tvm.targets import missing, target
+from qdeploy.backends.tvm.writing import LIBRARY
+from qdeploy.errors import ProofError
+from qdeploy.ir.element import element_dtype
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.model import Model
+from qdeploy.ir.run import Weights, run
+from qdeploy.ir.tensor import Array
+
+TRIALS = 2
+
+
+def check(folder: Path, lowered: Lowered, level: str) -> list[CheckResult]:
+    """See `qdeploy.backends.tvm.check`."""
+    if level == "none" or LIBRARY not in lowered.files or missing(target(lowered.target)):
+        return []
+    model = lowered.graph
+    weights = Weights(model)
+    for trial in range(1 if level == "nodes" else TRIALS):
+        inputs = trial_inputs(model.graph, dict(lowered.axes), trial)
+        wanted, _ = run(model.graph, inputs, weights=weights)
+        found = run_library(folder / LIBRARY, [inputs[value.name] for value in model.graph.inputs])
+        for value, array in zip(model.graph.outputs, found, strict=True):
+            want = wanted[value.name]
+            if array.dtype != want.dtype or array.shape != want.shape or array.tobytes() != want.tobytes():
+                where = int(np.count_nonzero(array != want)) if array.shape == want.shape else "all"
+                raise ProofError("the compiled network computes something else than the graph means",
+                                 where=value.name, found=f"{where} of {want.size} numbers differ",
+                                 allowed="every byte equal")  # fmt: skip
+    return [CheckResult("model", "integer-only, equal byte for byte", 0.0, 0.0)]
+
+
+def trial_inputs(graph: Graph, axes: dict[str, int], seed: int) -> dict[str, Array]:
+    """Random codes of every input; what indexes a table or masks stays 0 or 1."""
+    rng = np.random.default_rng(seed)
+    indices = {node.inputs[1] for node in graph.nodes if node.op == "Gather"}
+    made: dict[str, Array] = {}
+    for value in graph.inputs:
+        dtype = element_dtype(value.dtype)
+        shape = [n if isinstance(n, int) else axes[n] for n in value.shape]
+        narrow = dtype.itemsize > 2 or value.name in indices
+        limits = (0, 1) if narrow else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        made[value.name] = rng.integers(*limits, shape, endpoint=True).astype(dtype)
+    return made
+
+
+def run_library(library: Path, inputs: list[Array], threads: int = 0, repeat: int = 0) -> Any:
+    """Runs model.so in a child process.
+
+    Args:
+        library: The file.
+        inputs: In the graph's order.
+        threads: See `process.run`.
+        repeat: Runs to time; 0: none.
+
+    Returns:
+        The outputs in the graph's order; with `repeat`, the seconds of every run instead.
+    """
+    import json
+
+    with tempfile.TemporaryDirectory() as held:
+        job = Path(held)
+        np.savez(job / "inputs.npz", **{str(i): a for i, a in enumerate(inputs)})  # type: ignore[arg-type]
+        process.run(job, {"action": "time" if repeat else "run", "library": str(library.resolve()), "repeat": repeat},
+                    threads)  # fmt: skip
+        if repeat:
+            return json.loads((job / "times.json").read_text())
+        with np.load(job / "outputs.npz") as arrays:
+            return [arrays[str(i)] for i in range(len(arrays.files))]
+
+
+def compare(model: Model, folder: Path) -> Any:
+    """Yields one row: the artifact against the source's integer graph."""
+    import json
+
+    from qdeploy.backends.tvm.writing import MANIFEST, integer_model
+
+    manifest = json.loads((folder / MANIFEST).read_text())
+    lowered = Lowered((LIBRARY,), (), (), manifest["target"], {}, integer_model(model), manifest["axes"])
+    try:
+        ran = check(folder, lowered, "auto") if (folder / LIBRARY).is_file() else []
+    except ProofError as error:
+        yield "(network)", False, float("inf"), None, str(error)
+        return
+    yield "(network)", bool(ran), 0.0 if ran else float("nan"), None, "" if ran else "this machine cannot run it"

@@ -1,0 +1,110 @@
+"""The process that runs TVM: `python -m qdeploy.backends.tvm.child FOLDER`.
+
+The folder holds job.json, {"action": "compile" | "run" | "time", ...}, and what the action needs:
+
+    compile   a program (program.py); writes model.so, kernels.o and kernels.json, proof.json into `out`
+    run       inputs.npz; loads `library`, writes outputs.npz
+    time      the same, and the least seconds of `repeat` runs in times.json
+
+An error of the family goes to error.json with exit code 3; whatever LLVM does to the process is its exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import QdeployError
+
+
+def main(folder: Path) -> int:
+    """Does a job."""
+    job = json.loads((folder / "job.json").read_text())
+    try:
+        from qdeploy.backends.tvm.engine import check_versions
+
+        check_versions()
+        {"compile": _compile, "run": _run, "time": _run}[job["action"]](folder, job)
+    except QdeployError as error:
+        facts = {name: getattr(error, name) for name in ("what", "where", "found", "allowed", "todo")}
+        (folder / "error.json").write_text(json.dumps({"kind": type(error).__name__, **facts}))
+        return 3
+    return 0
+
+
+def _compile(folder: Path, job: dict[str, Any]) -> None:
+    from qdeploy.backends.tvm import emit
+    from qdeploy.backends.tvm.program import load
+    from qdeploy.backends.tvm.prove import Proof, look_at_ir, look_at_module
+    from qdeploy.backends.tvm.targets import target
+
+    program, chosen, out = load(folder), target(job["target"]), Path(job["out"])
+    proof = Proof()
+    if "library" in job["forms"]:
+        module = emit.network(program, emit.kernels(program, parallel=True))
+        look_at_module(module, proof)
+        built = _built(module, chosen.llvm)
+        for part in built.mod.imports:
+            look_at_ir(part.inspect_source("ll"), proof)
+        _export(built, out / "model.so", chosen.compiler)
+    if "bare" in job["forms"]:
+        functions = emit.kernels(program, parallel=False)
+        module = emit.bare_module(functions)
+        look_at_module(module, proof)
+        built = _built(module, chosen.llvm)
+        text = built.mod.inspect_source("ll")
+        look_at_ir(text, proof)
+        built.mod.write_to_file(str(out / "kernels.o"), "o")
+        sizes = {"kernels": emit.kernel_names(program), "workspace": workspace(text)}
+        (folder / "kernels.json").write_text(json.dumps(sizes))
+    (out / "proof.json").write_text(json.dumps(proof.json(), indent=1))
+
+
+def _built(module: Any, llvm: Any) -> Any:
+    from qdeploy.backends.tvm.engine import tvm
+
+    with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+        return tvm.compile(module, target=tvm.target.Target(dict(llvm)))
+
+
+def _export(built: Any, path: Path, compiler: str) -> None:
+    from qdeploy.backends.tvm.engine import cross_compiler
+
+    built.export_library(str(path), fcompile=cross_compiler(compiler))
+
+
+def workspace(text: str) -> int:
+    """Bytes of scratch memory of the kernel that takes most of it, from the calls in its LLVM IR."""
+    most = 0
+    for function in re.split(r"^define ", text, flags=re.MULTILINE)[1:]:
+        sizes = re.findall(r"call ptr %?[\w.]+\(i32 1, i32 %?[\w.]+, i64 (\d+), i32 ", function)
+        most = max(most, sum(-(-int(size) // 64) * 64 for size in sizes))
+    return most
+
+
+def _run(folder: Path, job: dict[str, Any]) -> None:
+    from qdeploy.backends.tvm.engine import relax, tvm
+
+    loaded = tvm.runtime.load_module(job["library"])
+    machine = relax.VirtualMachine(loaded, tvm.cpu())
+    with np.load(folder / "inputs.npz") as arrays:
+        given = [tvm.runtime.tensor(arrays[str(i)]) for i in range(len(arrays.files))]
+    found = machine["main"](*given)
+    np.savez(folder / "outputs.npz", **{str(i): part.numpy() for i, part in enumerate(found)})
+    if job["action"] == "time":
+        seconds = []
+        for _ in range(job["repeat"]):
+            start = time.perf_counter()
+            machine["main"](*given)
+            seconds.append(time.perf_counter() - start)
+        (folder / "times.json").write_text(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
