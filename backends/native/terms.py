@@ -206,7 +206,7 @@ def _tables(values: Array, width: int) -> tuple[dict[str, float], dict[str, Arra
 
 
 def float_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
-    """Floats as they are stored: 16 or 32 bits without a scale, or 8 bits with one per block."""
+    """Floats as they are stored: 16 or 32 bits without a scale, or 8 (6) bits with one per block."""
     plain = match.plain_float(tensor)
     if plain is not None and plain.dtype in _FLOATS:
         kind = _FLOATS[plain.dtype]
@@ -220,11 +220,15 @@ def float_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
         return None
     bare = replace(small.codes, scale=None)
 
-    def halves(start: int, stop: int) -> Array:  # every float of 8 bits is a float16
-        return numbers.stored(NumberKind.F16, decode_codes(bare, slice(start, stop))).view("<u2")
+    kind = NumberKind.E5M2 if small.kind == "e5m2" else NumberKind.E4M3  # which holds every e3m2, too
+
+    def read(start: int, stop: int) -> Array:
+        if small.kind != "e3m2":
+            return read_codes(small.codes, start, stop).astype(np.uint8)
+        return numbers.stored(kind, decode_codes(bare, slice(start, stop))).view(np.uint8)
 
     label = f"{small.kind} floats" + (f" block {'x'.join(map(str, small.tile))}" if scale is not None else "")
-    return _floats(name, _shape(tensor), NumberKind.F16, halves, scale, label, "floats as they are, in 16 bits each")
+    return _floats(name, _shape(tensor), kind, read, scale, label, "floats as they are")
 
 
 def decoded_matrix(name: str, tensor: QTensor, why: str) -> LoweredMatrix:

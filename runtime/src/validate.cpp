@@ -108,8 +108,11 @@ uint64_t codes_bytes(const Shape& s) {
     case kPlanes: return s.rb * (s.columns / 32) * 64;
     case kTable3: return s.rb * (s.columns / 32) * 192;
     case kFloats:
-      return t.element == kF32 || t.element == kF16 || t.element == kBF16 ? s.rb * s.columns * kRows * number_bytes(t.element)
-                                                                         : 0;
+      switch (t.element) {
+        case kF32: case kF16: case kBF16: case kE4M3: case kE5M2:
+          return s.rb * s.columns * kRows * number_bytes(t.element);
+        default: return 0;
+      }
     case kVector:
       if (t.width == 0 || t.width > 64 || s.columns % t.width || t.books == 0 || t.books > 256 || t.levels == 0 ||
           t.levels > 65536)

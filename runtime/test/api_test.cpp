@@ -180,7 +180,28 @@ void damaged_files_do_no_harm(const tiny::Bytes& file, int stride) {
 
 }  // namespace
 
+// Bit by bit, as the definition has it.
+uint32_t plain_crc32c(const uint8_t* p, size_t n) {
+  uint32_t c = ~0u;
+  for (size_t i = 0; i < n; ++i) {
+    c ^= p[i];
+    for (int k = 0; k < 8; ++k) c = (c >> 1) ^ ((c & 1) ? 0x82f63b78u : 0u);
+  }
+  return ~c;
+}
+
+void checksums_are_crc32c() {
+  CHECK(qd::crc32c(0, "123456789", 9) == 0xe3069283u);  // the check value
+  std::vector<uint8_t> data(70001);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<uint8_t>((i * 2654435761u) >> 13);
+  for (size_t n : {0u, 1u, 7u, 8u, 100u, 16383u, 16384u, 16385u, 65536u, 70000u})
+    CHECK(qd::crc32c(0, data.data() + 1, n) == plain_crc32c(data.data() + 1, n));
+  uint32_t first = qd::crc32c(0, data.data(), 33000);
+  CHECK(qd::crc32c(first, data.data() + 33000, 30000) == plain_crc32c(data.data(), 63000));
+}
+
 int main(int argc, char** argv) {
+  checksums_are_crc32c();
   tiny::Bytes file = tiny::decoder();
   decodes_the_same_each_time(file);
   keeps_to_the_budget(file);

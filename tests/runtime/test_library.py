@@ -24,6 +24,12 @@ def test_a_budget_that_moves_while_tokens_flow_is_no_race(build: Build):
     assert "ok" in run(build("test/api_test", "-O1", "-g", "-fsanitize=thread"), "97")
 
 
+@pytest.mark.parametrize("cpu", ["cortex-a53", "max"])
+def test_the_library_runs_on_arm(build: Build, cpu: str):
+    program = build("test/api_test", "-O2", "-static", compiler="aarch64-linux-gnu-g++")
+    assert "ok" in run(need("qemu-aarch64"), "-cpu", cpu, program, "997", seconds=600)
+
+
 def test_the_fuzzer_finds_nothing_in_a_moment(build: Build, tmp_path: Path):
     program = build("fuzz/open_fuzz", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", compiler="clang++-14")
     run(program, "-max_total_time=20", f"-artifact_prefix={tmp_path}/", "-rss_limit_mb=1500")
