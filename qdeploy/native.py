@@ -207,6 +207,14 @@ class Runtime:
         """Waits until the budget has taken effect and what fits is loaded."""
         self._call(self._lib.qd_wait_budget, self._open(), int(seconds * 1000))
 
+    def follow_pressure(self, on: bool = True) -> None:
+        """Lets Linux move the budget: the limit of the process's cgroup, what others in it use, and stalls (PSI).
+
+        It never rises above the budget that there was when this began. The environment variable QDEPLOY_CGROUP names
+        another folder with the files of a group.
+        """
+        self._call(self._lib.qd_follow_pressure, self._open(), int(on))
+
     def set_rung(self, rung: int) -> None:
         """Pins how many blocks of the stack are in use; for replays and measurements."""
         self._call(self._lib.qd_set_rung, self._open(), rung)

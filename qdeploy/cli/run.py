@@ -63,6 +63,7 @@ def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]
 @click.option("-n", "--tokens", type=click.IntRange(1), default=128, show_default=True, help="How many at most.")
 @click.option("-m", "--memory", metavar="SIZE", help="All that may be held for the model: 350MB. Default: everything.")
 @click.option("--memory-trace", metavar="TRACE", default="", help="Move the budget: 0s:400MB,2s:250MB,4s:500MB.")
+@click.option("--follow-pressure", is_flag=True, help="Let Linux move it: cgroup limits and memory stalls.")
 @click.option("-t", "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="0: off.")
 @click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, help="1: off.")
@@ -76,8 +77,8 @@ def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]
 @click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Type of the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print text and figures as JSON at the end.")
 def command(
-    model: str, prompt: str, tokens: int, memory: str | None, memory_trace: str, threads: int, context: int,
-    isa: str | None, activations: Any, kv: Any, as_json: bool, **sampling: Any,
+    model: str, prompt: str, tokens: int, memory: str | None, memory_trace: str, follow_pressure: bool, threads: int,
+    context: int, isa: str | None, activations: Any, kv: Any, as_json: bool, **sampling: Any,
 ) -> None:  # fmt: skip
     """Continue a text with MODEL, a file that `qdeploy convert --to native` wrote.
 
@@ -92,6 +93,7 @@ def command(
     with Runtime(
         model, memory=memory, threads=threads, context=context, isa=isa, activations=activations, kv=kv
     ) as runtime:
+        runtime.follow_pressure(follow_pressure)
         if runtime.encoder:
             click.echo(json.dumps(runtime.embed([prompt])[0].tolist()))
             return

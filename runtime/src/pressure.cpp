@@ -1,8 +1,12 @@
 // Follows what Linux says about memory: the limit of our cgroup less what others in it use, and PSI. A shrink is at once, by
 // what is missing; growth waits until there has been room, an eighth more than now, for ten looks of 200 ms.
+//
+// The group is that of the process (version 2), or the folder that QDEPLOY_CGROUP names, with its files memory.max,
+// memory.current and memory.pressure.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "model.h"
@@ -22,23 +26,28 @@ bool read_text(const char* path, char* to, size_t capacity) {
 uint64_t number(const char* group, const char* name, uint64_t otherwise) {
   char path[640], text[64];
   unsigned long long value;
-  std::snprintf(path, sizeof path, "/sys/fs/cgroup%.512s/%s", group, name);
+  std::snprintf(path, sizeof path, "%.512s/%s", group, name);
   return read_text(path, text, sizeof text) && std::sscanf(text, "%llu", &value) == 1 ? value : otherwise;
 }
 
 void own_group(char* to, size_t capacity) {
-  char text[600];
-  *to = 0;
-  if (!read_text("/proc/self/cgroup", text, sizeof text)) return;
-  const char* at = std::strstr(text, "0::");
-  if (at && std::sscanf(at + 3, "%511[^\n]", to) == 1 && std::strcmp(to, "/") == 0) *to = 0;
-  (void)capacity;
+  char text[600], name[512] = "";
+  if (const char* given = std::getenv("QDEPLOY_CGROUP")) {
+    std::snprintf(to, capacity, "%s", given);
+    return;
+  }
+  if (read_text("/proc/self/cgroup", text, sizeof text))
+    if (const char* at = std::strstr(text, "0::")) std::sscanf(at + 3, "%511[^\n]", name);
+  std::snprintf(to, capacity, "/sys/fs/cgroup%s", std::strcmp(name, "/") == 0 ? "" : name);
 }
 
-float psi_some10() {
-  char text[256];
+// Share of the last ten seconds in which some task waited for memory, in percent: of the group, else of the system.
+float stalled(const char* group) {
+  char path[640], text[256];
   float value = 0;
-  if (read_text("/proc/pressure/memory", text, sizeof text)) std::sscanf(text, "some avg10=%f", &value);
+  std::snprintf(path, sizeof path, "%.512s/memory.pressure", group);
+  if (read_text(path, text, sizeof text) || read_text("/proc/pressure/memory", text, sizeof text))
+    std::sscanf(text, "some avg10=%f", &value);
   return value;
 }
 
@@ -49,12 +58,12 @@ uint64_t allowance(const char* group, uint64_t held) {
   uint64_t spare = most == UINT64_MAX ? 0 : most / 16;
   uint64_t all = held + free;
   all = all > spare ? all - spare : 0;
-  return psi_some10() > 10.0f ? std::min(all, held - held / 10) : all;
+  return stalled(group) > 10.0f ? std::min(all, held - held / 10) : all;
 }
 
 void* follow(void* ctx) {
   qd_model& m = *static_cast<qd_model*>(ctx);
-  char group[512];
+  char group[600];
   own_group(group, sizeof group);
   int room = 0;
   std::unique_lock<std::mutex> lock(m.state);

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,47 @@ def test_a_cut_file_is_refused(tiny: Path, tmp_path: Path, keep: float):
 def test_a_missing_file_is_one_clear_error(tmp_path: Path):
     with pytest.raises(qdeploy.QdeployError):
         Runtime(tmp_path / "none.qd")
+
+
+def test_the_budget_follows_the_limits_of_a_group_and_comes_back_slowly(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    group = tmp_path / "group"
+    group.mkdir()
+
+    def say(most: int | str, used: int, stalled: float = 0.0) -> None:
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.pressure").write_text(f"some avg10={stalled:.2f} avg60=0.00 avg300=0.00 total=0\n")
+        (group / "memory.max").write_text(f"{most}\n")
+
+    def budget_is(good: Callable[[int], bool]) -> bool:
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not good(model.memory):
+            time.sleep(0.02)
+        return good(model.memory)
+
+    monkeypatch.setenv("QDEPLOY_CGROUP", str(group))
+    with Runtime(tiny, threads=1, context=64) as model:
+        full, floor = model.stats["total"], model.stats["floor"]
+        middle = (full + floor) // 2
+        say("max", 0)
+        model.follow_pressure()
+        time.sleep(0.5)
+        assert model.stats["total"] == full
+        say(16 * full, 16 * full + middle - full + full)  # nothing is free: a sixteenth of the limit is missing
+        assert budget_is(lambda now: now == floor)
+        model.wait()
+        assert model.stats["total"] <= floor
+        model.decode([1, 2, 3])
+        say(64 * full, 0)
+        begin = time.monotonic()
+        assert budget_is(lambda now: now > full)
+        assert time.monotonic() - begin > 1.0  # room must have been there for a while
+        model.wait()
+        assert model.stats["total"] == full
+        say(64 * full, 0, stalled=50)
+        assert budget_is(lambda now: now < full)
+        model.follow_pressure(False)
 
 
 def test_an_int8_cache_stays_near_the_float16_one(tiny: Path):
