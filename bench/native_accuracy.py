@@ -8,6 +8,7 @@ and by round-to-nearest to 8 and to 4 bits in groups of 32. Token by token, so t
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -40,11 +41,11 @@ def encoder(folder: Path) -> Any:
 
 
 def perplexity(runtime: Any, texts: Iterable[list[int]]) -> float:
-    """exp of the mean loss per token, weighted by tokens."""
+    """The exponential of the mean loss per token, weighted by tokens."""
     loss, count = 0.0, 0
     for ids in texts:
         runtime.reset()
-        for token, target in zip(ids, ids[1:], strict=False):
+        for token, target in itertools.pairwise(ids):
             logits = runtime.decode([token]).astype(np.float64)
             top = logits.max()
             loss += math.log(np.exp(logits - top).sum()) + top - logits[target]

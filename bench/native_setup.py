@@ -68,7 +68,8 @@ def model(bench: Bench, name: str) -> Path:
     else:
         source, how = peer_model(bench, recipe.peer), ()
     print(f"converting {target.name}", file=sys.stderr)
-    subprocess.run([*QDEPLOY, "convert", source, target, "--to", "native", "--quiet", *how, *recipe.options], check=True)
+    command = [*QDEPLOY, "convert", source, target, "--to", "native", "--quiet", *how, *recipe.options]
+    subprocess.run(command, check=True)
     return target
 
 

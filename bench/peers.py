@@ -111,7 +111,8 @@ def set_up(peers: Peers, jobs: int) -> None:
     if not (peers.quantizer.exists() and peers.bench.exists()):
         build = peers.root / "build"
         subprocess.run(["cmake", "-S", peers.llama_cpp, "-B", build, *CMAKE], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "llama-quantize", "llama-bench", "-j", str(jobs)], check=True)
+        programs = ["llama-quantize", "llama-bench"]
+        subprocess.run(["cmake", "--build", build, "--target", *programs, "-j", str(jobs)], check=True)
 
 
 def _unpack(peers: Peers) -> None:

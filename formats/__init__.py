@@ -25,6 +25,7 @@ BUILT_IN = {
     "gguf": "qdeploy.formats.gguf",
     "onnx": "qdeploy.formats.onnx",
     "tflite": "qdeploy.formats.tflite",
+    "hawq": "qdeploy.formats.hawq",
     "package": "qdeploy.formats.package",
 }
 """Format name -> module."""

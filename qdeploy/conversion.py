@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qdeploy import registry
-from qdeploy.derive import derived, option_names, target_options
+from qdeploy.derive import INTEGER_OPTIONS, derived, integers_asked, option_names, target_options
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir import rules
 from qdeploy.ir.model import Model
@@ -50,7 +50,8 @@ def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = 
 
 def convert(
     source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    /,
     *,
     to: str = "onnx",
     activations: str = "exact",
@@ -69,8 +70,9 @@ def convert(
 
     Args:
         source: Checkpoint folder, file or package.
-        target: The output folder, or file for "native"; appears when everything is done.
-        to: "onnx", "native" (one file), "ir" (a package), "source" (a package's source files), or a plug-in's target.
+        output: The output folder, or file for "native"; appears when everything is done.
+        to: "onnx", "native" (one file), "tvm" (integers only), "ir" (a package), "source" (a package's source files),
+            or a plug-in's target.
         activations: "exact" (float32 arithmetic) or "int8" (activations rounded per block where that is faster).
         quantize: For float sources, for example "rtn:int4,group=128".
         requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
@@ -81,28 +83,32 @@ def convert(
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
         lower: Another form, for BitStack's tensors: "sign-planes:group=128"; the loss is reported.
-        more: Options that only this target has: layout, order and sensitivities for "native".
+        more: Options that only this target has: layout, order and sensitivities for "native", target for "tvm",
+            integer ("strict" or "fast") for "onnx". And how a network becomes one of integers ("tvm", `integer`, or
+            "ir" with calibration data): calibrate (an .npz file with inputs), calibrate_method, weight_bits,
+            activation_bits, layer_bits, rounding; see `qdeploy.calibrate.network.Integers`.
 
     Returns:
         The report, which also stands in `report.json` of an output that is a folder.
 
     Raises:
-        QdeployError: Bad input, unsupported content, a failed proof or check; nothing stands under `target` then.
+        QdeployError: Bad input, unsupported content, a failed proof or check; nothing stands under `output` then.
 
     Example:
         >>> report = convert("examples/models/tiny-llama-gptq", "out", to="onnx")
         >>> report["tensors"]["model.layers.0.mlp.up_proj.weight"]["encoding"]
         'uint4 g128 scale f16 zero uint4'
     """
-    path = Path(target)
+    path = Path(output)
     _refuse_nesting(Path(source), path)
     refuse_existing(path, force, to not in ("ir", "source") and bool(_file_of(registry.backend(to))))
     keep_slabs()
     specs = [quantize] if isinstance(quantize, str) else list(quantize)
     options = {"activations": activations, "quantize": specs, "requantize": requantize, "check": check}
     options |= {"lower": lower} if lower else {}
-    settings = _settings(to, {**options, "jobs": jobs}, more)
-    model, options = _open(source, format, trust_links, specs, lower), {**options, **more}
+    settings, integers = _settings(to, {**options, "jobs": jobs}, more)
+    model = derived(_open(source, format, trust_links), specs, lower, integers, progress)
+    options |= more
     if to == "ir":
         return _to_package(model, path, options, jobs, force, progress)
     if to == "source":
@@ -110,29 +116,33 @@ def convert(
     return _to_backend(model, path, to, options, settings, force, progress)
 
 
-def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> Any:
-    """The target's Options; BadArgumentError names an option that it does not have."""
+def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> tuple[Any, dict[str, Any] | None]:
+    """The target's Options, and how to make integers; BadArgumentError names an option that the target does not have."""
     target = None if to in ("ir", "source") else registry.backend(to)
     own = [name for name in (option_names(target) if target else ()) if name not in ("conversion", *options)]
+    integers = integers_asked(target, more) if to != "source" else None
+    own += INTEGER_OPTIONS if integers is not None else ()
     unknown = [name for name in more if name not in own]
     if unknown:
+        todo = "Integers are made with --to tvm, --to onnx --integer strict|fast, or --to ir --calibrate."
         raise BadArgumentError(f"the target {to} has no such option", found=", ".join(unknown),
-                               allowed=", ".join(own) or "none of its own")  # fmt: skip
+                               allowed=", ".join(own) or "none of its own",
+                               todo=todo if set(unknown) & set(INTEGER_OPTIONS) else "")  # fmt: skip
     asked = {"quantize": options["quantize"], "lower": options.get("lower", "")}
     if to == "source" and any(asked.values()):
         raise BadArgumentError(
             "source files are written as they were", found=", ".join(k for k, v in asked.items() if v)
         )
-    return target_options(target, {**options, **more, "conversion": asked}) if target else None
+    return (target_options(target, {**options, **more, "conversion": asked}) if target else None), integers
 
 
-def _open(source: str | os.PathLike[str], format: str, trust_links: bool, specs: list[str], lower: str) -> Model:
-    """The model, with every index and scale of it checked, and quantized and lowered on the way if asked."""
+def _open(source: str | os.PathLike[str], format: str, trust_links: bool) -> Model:
+    """The model, with every index and scale of it checked."""
     model = registry.open_model(source, format, trust_links)
     for name, tensor in model.tensors.items():
         rules.check(tensor, name)
         rules.check_values(tensor, name)
-    return derived(model, specs, lower)
+    return model
 
 
 def _to_package(
@@ -149,7 +159,7 @@ def _to_package(
     plan = plan_package(model.tensors, graph.constants if graph else {})
     with staged(path, _identity(model, "ir", plan.identity()), force) as stage:
         write_package(model, graph, stage, plan, progress, jobs)
-        kept = {name: value for name, value in options.items() if name in ("quantize", "lower")}
+        kept = {name: value for name, value in options.items() if name in ("quantize", "lower", *INTEGER_OPTIONS)}
         report = make_report(model, "ir", kept, [], [])
         _write_report(stage, report)
     return report

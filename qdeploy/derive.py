@@ -1,6 +1,6 @@
-"""A source as a conversion takes it: quantized, and lowered to another form, where that was asked for.
+"""A source as a conversion takes it: quantized, lowered to another form, made integers, where that was asked for.
 
-Both are pure functions of the source and what was asked, so an output can be held against its source by doing the same
+All are pure functions of the source and what was asked, so an output can be held against its source by doing the same
 again.
 """
 
@@ -11,15 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qdeploy.ir.model import Model
+from qdeploy.progress import SILENT, Progress
+
+INTEGER_OPTIONS = ("calibrate", "calibrate_method", "weight_bits", "activation_bits", "layer_bits", "rounding")
+"""What a conversion to integers can be asked for (`calibrate.network.Integers`)."""
 
 
-def derived(model: Model, quantize: Sequence[str] = (), lower: str = "") -> Model:
+def derived(model: Model, quantize: Sequence[str] = (), lower: str = "", integers: Mapping[str, Any] | None = None,
+            progress: Progress = SILENT) -> Model:  # fmt: skip
     """Returns the model with its tensors quantized and lowered as they are read.
 
     Args:
         model: As its reader gives it.
         quantize: Specs of `qdeploy.quantize`.
         lower: Spec of `qdeploy.lower.model`.
+        integers: What `calibrate.network.Integers` takes, for a network of integers; None: it stays as it is.
+        progress: Told of calibration.
 
     Raises:
         BadArgumentError: A spec does not parse.
@@ -33,7 +40,29 @@ def derived(model: Model, quantize: Sequence[str] = (), lower: str = "") -> Mode
         from qdeploy.lower.model import lower_model
 
         model = lower_model(model, lower)
+    if integers is not None:
+        from qdeploy.calibrate.network import Integers, integer_network
+
+        model = integer_network(model, Integers(**integers), progress)
     return model
+
+
+def integers_asked(target: Any, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What to ask of a conversion to integers; None where the output holds what the source does.
+
+    A backend that proves that it computes with integers (`integer_only`) always needs them, or, if it has an option
+    `integer`, where that is given. Without a backend (a package), calibration data asks for them.
+
+    Args:
+        target: A backend, or None.
+        asked: Options of the conversion by name.
+    """
+    chosen = target is not None and "integer" in option_names(target)
+    always = hasattr(target, "integer_only") and not chosen
+    if not (always or (chosen and asked.get("integer")) or (target is None and asked.get("calibrate"))):
+        return None
+    found = {name: asked[name] for name in INTEGER_OPTIONS if asked.get(name)}
+    return {**found, "narrow_sums": True} if chosen and asked.get("integer") == "fast" else found
 
 
 def target_options(target: Any, asked: Mapping[str, Any]) -> Any:

@@ -83,8 +83,7 @@ class Runtime:
         isa: Kernels by name (see `isas`); None: the best, or the environment variable QDEPLOY_ISA.
         activations: "int8", or "exact" for float32 arithmetic.
         kv: Type of the key/value cache.
-        huge_pages: Whether weights lie in pages of 2 MiB, which load and go back faster; None: where there are 64 MiB of
-            them.
+        huge_pages: Whether weights lie in pages of 2 MiB, which load and go back faster; None: from 64 MiB on.
 
     Raises:
         BadFileError: The file is damaged.

@@ -33,7 +33,7 @@ ARROWS = {
     "elastic": {"errors", "ir", "measure", "pack", "store"},
     "registry": {"errors", "ir", "store"},
     "calibrate": {"errors", "ir", "lower", "progress"},
-    "derive": {"ir", "lower", "quantize"},
+    "derive": {"calibrate", "ir", "lower", "progress", "quantize"},
     "proof": {"derive", "errors", "ir", "store", "registry", "progress", "version"},
     "conversion": {"derive", "errors", "ir", "store", "registry", "progress", "proof", "version"},
     "planning": {"derive", "elastic", "errors", "native", "registry"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.progress import SILENT, Progress
 
@@ -34,6 +34,7 @@ __all__ = [
     "Options",
     "check",
     "compare",
+    "integer_only",
     "logits",
     "logits_limit",
     "lower",
@@ -86,6 +87,13 @@ def compare(model: Model, path: str, options: Options, progress: Progress = SILE
     from qdeploy.backends.onnx import verify
 
     return verify.compare(model, path, options, progress)
+
+
+def integer_only(path: str | Path) -> dict[str, Any]:
+    """What types the values of an output have (see integer_proof.py): integer_only, nodes, values, floats, externs."""
+    from qdeploy.backends.onnx import integer_proof
+
+    return integer_proof.integer_only(path)
 
 
 def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdeploy.backends.onnx.genai import genai_config, write_side_files
+from qdeploy.backends.onnx.integer_lowering import IntegerLowering
 from qdeploy.backends.onnx.lowering import GraphLowering
 from qdeploy.backends.onnx.options import Lowered, Options
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
@@ -20,10 +21,17 @@ SATURATION = (
 )
 
 
+def lowered_graph(model: Model, options: Options) -> GraphLowering | IntegerLowering:
+    """The graph of a model, lowered into a builder."""
+    integers = model.graph.meta.get("kind") == "integer"
+    lowering = IntegerLowering(model, options) if integers else GraphLowering(model, options)
+    lowering.run()
+    return lowering
+
+
 def assemble(model: Model, target: Path, options: Options, progress: Progress) -> Lowered:
     """See `qdeploy.backends.onnx.lower`."""
-    lowering = GraphLowering(model, options)
-    lowering.run()
+    lowering = lowered_graph(model, options)
     builder = lowering.builder
     digests = builder.data.write(target / DATA_FILE, progress, options.jobs)
     config = genai_config(model, lowering.graph) if lowering.graph.states else None
@@ -38,7 +46,7 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
         for name, ruling in lowering.rulings.items()
     )
     notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
-    if rounds(lowering.graph):
+    if rounds(lowering.graph) or (isinstance(lowering, IntegerLowering) and lowering.fast):
         notes += (SATURATION,)
     forms = {name: ruling.form for name, ruling in lowering.rulings.items()}
     return Lowered((MODEL_FILE, DATA_FILE, *side), choices, notes, digests, forms, builder.places(),

@@ -20,11 +20,14 @@ class Options:
             block while they run, which is faster and changes results by about half a percent.
         requantize: Whether weights that have no lossless form may be rounded to 4 or 8 bits.
         jobs: Weights that are written at the same time.
+        integer: For networks of integers. "strict" (and ""): operators over integers alone, equal to the graph bit for
+            bit. "fast": ONNX Runtime's kernels for 8-bit codes.
     """
 
     activations: Literal["exact", "int8"] = "exact"
     requantize: bool = False
     jobs: int = 1
+    integer: Literal["", "strict", "fast"] = ""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qdeploy.backends.onnx.assemble import lowered_graph
 from qdeploy.backends.onnx.external import SLAB, Placed
-from qdeploy.backends.onnx.lowering import GraphLowering
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.results import Row
@@ -35,8 +35,7 @@ def compare(model: Model, path: str, options: Options, progress: Progress) -> It
     Yields:
         (name, equal, 0.0, None, note) per weight, and one row for the graph.
     """
-    lowering = GraphLowering(model, options)
-    lowering.run()
+    lowering = lowered_graph(model, options)
     folder = Folder(path)
     builder = lowering.builder
     progress.start("comparing weights", sum(p.blob.nbytes for p in builder.data.placed))

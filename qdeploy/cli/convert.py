@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from qdeploy.sizes import human
     default="onnx",
     show_default=True,
     metavar="TARGET",
-    help="onnx, native (one file), ir (a package), or source (a package's source files again).",
+    help="onnx, native (one file), tvm (integers only), ir (a package), or source (a package's source files again).",
 )
 @click.option(
     "--activations",
@@ -63,6 +64,18 @@ from qdeploy.sizes import human
     metavar="FILE",
     help="native: weigh the gains by measured perplexities, in the form of BitStack's reduced_ppl_average.json.",
 )
+@click.option(
+    "--integer",
+    type=click.Choice(["strict", "fast"]),
+    help="onnx: a network of integers. strict: integer operators alone, exact. fast: ONNX Runtime's 8-bit kernels.",
+)
+@click.option("--target", metavar="NAME", help="tvm: the processor: host (the default), x86-64-v3, aarch64+dotprod, ...")
+@click.option("--calibrate", metavar="NPZ", help="integers: an array per input, to measure activation scales with.")
+@click.option("--calibrate-method", metavar="NAME", help="integers: minmax (the default), percentile, entropy or mse.")
+@click.option("--weight-bits", type=click.Choice(["8", "4", "2"]), help="integers: of float weights; 8 at both ends.")
+@click.option("--activation-bits", type=click.Choice(["8", "4"]), help="integers: of layers' inputs; 8 at both ends.")
+@click.option("--layer-bits", metavar="FILE", help='integers: bits of single layers, {"layer": [weights, activations]}.')
+@click.option("--rounding", metavar="NAME", help="integers: half_up (the default), half_even or half_away.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Shards written at a time.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
@@ -81,6 +94,14 @@ def command(
     layout: str | None,
     order: str | None,
     sensitivities: str | None,
+    integer: str | None,
+    target: str | None,
+    calibrate: str | None,
+    calibrate_method: str | None,
+    weight_bits: str | None,
+    activation_bits: str | None,
+    layer_bits: str | None,
+    rounding: str | None,
     jobs: int,
     force: bool,
     format_: str,
@@ -103,10 +124,15 @@ def command(
       qdeploy convert bitstack-llama model.qd --to native --lower sign-planes --order reference
       qdeploy convert tiny-llama-gptq package --to ir --jobs 2
       qdeploy convert package copy --to source
+      qdeploy convert resnet.onnx out --integer strict --calibrate images.npz --weight-bits 4
+      qdeploy convert resnet-int8.tflite out --to tvm --target aarch64+dotprod
     """
     from qdeploy.conversion import convert
 
-    native = {"layout": layout, "order": order, "sensitivities": sensitivities}
+    more = {"layout": layout, "order": order, "sensitivities": sensitivities, "integer": integer, "target": target,
+            "calibrate": calibrate, "calibrate_method": calibrate_method, "layer_bits": layer_bits, "rounding": rounding,
+            "weight_bits": weight_bits and int(weight_bits),
+            "activation_bits": activation_bits and int(activation_bits)}  # fmt: skip
     with Bar(hidden=quiet or as_json) as bar:
         report = convert(
             src,
@@ -122,7 +148,7 @@ def command(
             format=format_,
             trust_links=trust_links,
             progress=bar,
-            **{name: value for name, value in native.items() if value is not None},
+            **{name: value for name, value in more.items() if value is not None},
         )
     if as_json:
         click.echo(json.dumps(report, indent=1))
@@ -148,6 +174,8 @@ def _print(report: dict[str, Any], dst: str) -> None:
         screen.print(
             f"  check {check['kind']:<8} {check['name']}: error {check['error']:.1e} (limit {check['limit']:.2g})"
         )
+    if "integers" in report:
+        _print_integers(report["integers"], screen)
     losses = [t["snr_db"] for t in report["tensors"].values() if "snr_db" in t]
     if losses:
         screen.print(f"  quantized here: {len(losses)} tensors, SNR {min(losses):.1f} to {max(losses):.1f} dB")
@@ -155,6 +183,13 @@ def _print(report: dict[str, Any], dst: str) -> None:
         screen.print(f"  [yellow]note[/] {note}", highlight=False)
     place = f"; the report is in {dst}/report.json" if os.path.isdir(dst) else ""
     screen.print(f"[bold]{dst}[/] ({report['target']}){place}", highlight=False)
+
+
+def _print_integers(how: dict[str, Any], screen: Any) -> None:
+    counted = Counter(f"W{w}A{a}" for w, a in how["bits"].values())
+    bits = ", ".join(f"{name} x {count}" for name, count in sorted(counted.items(), reverse=True))
+    data = f"calibrated by {how['method']} on {how['samples']} samples" if "method" in how else "the source's scales"
+    screen.print(f"  integers: {bits}; {data}; rounding {how['rounding']}", highlight=False)
 
 
 def _grouped(report: dict[str, Any]) -> list[list[str]]:

@@ -28,7 +28,7 @@ def curve(losses: list[float], width: int = 72) -> str:
 @click.option("--budget", metavar="SIZE", help="What would this much give? 300MB")
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens that the cache holds; 0: the model's own.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
-@click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Type of the cache.")
+@click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Of the cache.")
 @click.option("--quantize", multiple=True, metavar="SPEC", help="For checkpoints: as for convert.")
 @click.option("--lower", default="", metavar="FORM", help="For checkpoints: as for convert.")
 @click.option("--layout", metavar="NAME", help="For checkpoints: as for convert.")

@@ -74,7 +74,7 @@ def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens that the cache holds; 0: the model's own.")
 @click.option("--isa", metavar="NAME", help="Force the kernels of an instruction set.")
 @click.option("--activations", type=click.Choice(["int8", "exact"]), default="int8", show_default=True)
-@click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Type of the cache.")
+@click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Of the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print text and figures as JSON at the end.")
 def command(
     model: str, prompt: str, tokens: int, memory: str | None, memory_trace: str, follow_pressure: bool, threads: int,

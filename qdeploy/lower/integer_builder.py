@@ -14,7 +14,7 @@ from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.match import plain_float
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.lower.dyadic import dyadics, quotient
+from qdeploy.ir.dyadic import dyadics, quotient
 from qdeploy.lower.extents import Extents, extents
 from qdeploy.lower.fixed import Fixed, Float64, Grid
 from qdeploy.lower.fold import plain_tensor

@@ -33,12 +33,14 @@ class Bits:
         activations: 2..8, of the inputs of layers.
         edges: Of weights and activations of the first and the last layer.
         layers: (weights, activations) of single layers, by the name of their weight in the folded graph.
+        narrow_sums: There are no streams: addends and sums are codes of 8 bits, each at the scale of its own range.
     """
 
     weights: int = 8
     activations: int = 8
     edges: int = 8
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    narrow_sums: bool = False
 
     def of(self, name: str, edge: bool) -> tuple[int, int]:
         """Bits of the weights and of the input of a layer."""
@@ -69,7 +71,7 @@ class Plan:
         if unknown:
             raise UnsupportedError("bits for layers that the network does not have", found=", ".join(sorted(unknown)),
                                    allowed=", ".join(layers))  # fmt: skip
-        self._streams = _streams(graph, ranges)
+        self._streams = {} if bits.narrow_sums else _streams(graph, ranges)
 
     def layer_bits(self, weight: str) -> tuple[int, int]:
         """Bits of the weights and of the input of a layer, by the name of its weight."""

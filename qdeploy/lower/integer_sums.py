@@ -25,7 +25,7 @@ def add(build: Builder, node: Node) -> None:
     if len(node.inputs) != 2 or len(constant) == 2:
         raise UnsupportedError("a sum of anything but two values", where=where(node), found=len(node.inputs))
     signs = (1, -1 if node.op == "Sub" else 1)
-    name, values = node.outputs[0], [None if i in constant else build.value(n) for i, n in enumerate(node.inputs)]
+    name, values = node.outputs[0], [None if i in constant else _addend(build, n) for i, n in enumerate(node.inputs)]
     grid = build.plan.stream(name) or _fine(build, node, [x for x in values if x is not None])
     parts: list[str] = []
     size = 0
@@ -40,6 +40,12 @@ def add(build: Builder, node: Node) -> None:
             size += max(abs(part.lo), abs(part.hi))
     made = build.add("IntegerAdd", parts, f"{name}/sum")
     build.values[name] = Fixed(made, np.array([grid.scale]), "I32", -size, size)
+
+
+def _addend(build: Builder, name: str) -> Fixed:
+    if build.plan.bits.narrow_sums and build.plan.knows(name):
+        return build.narrow(name, zero_point=True)
+    return build.value(name)
 
 
 def _fine(build: Builder, node: Node, values: list[Fixed]) -> Grid:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.derive import derived, target_options
+from qdeploy.derive import derived, integers_asked, target_options
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.decode import slabs
 from qdeploy.ir.encoding import tensor_to_json
@@ -98,7 +98,7 @@ def _derived(model: Model, path: str | os.PathLike[str]) -> Model:
     specs, lower = asked.get("quantize") or [], asked.get("lower") or ""
     if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in (*specs, lower)):
         raise BadFileError("an output does not say what it was asked for", where=str(path), found=f"{specs}, {lower}")
-    return derived(model, specs, lower)
+    return derived(model, specs, lower, integers_asked(registry.artifact_backend(path), asked))
 
 
 def _asked(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.describe import bits_per_weight, encoding
 from qdeploy.ir.model import Model
 from qdeploy.proof.roundtrip import levels
@@ -43,7 +44,7 @@ def make_report(
         row = tensors.setdefault(choice.tensor, {})
         forms = row.setdefault("forms", [])
         forms.append({"form": choice.form, "reason": choice.reason, "lossless": choice.lossless, "bytes": choice.bytes})
-    return {
+    report = {
         "qdeploy": VERSION,
         "source": {"format": model.format, "model_type": model.config.get("model_type", "")},
         "target": to,
@@ -54,6 +55,16 @@ def make_report(
         "notes": [*model.notes, *notes],
         "tensors": tensors,
     }
+    integers = _integers(model)
+    return {**report, "integers": integers} if integers else report
+
+
+def _integers(model: Model) -> Any:
+    """How a network became one of integers: its rounding, bits per layer and ranges; None for others."""
+    try:
+        return model.graph.meta.get("integers")
+    except UnsupportedError:  # tensors without a network
+        return None
 
 
 def _row(tensor: Any) -> dict[str, Any]:

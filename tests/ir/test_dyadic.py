@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.lower.dyadic import ONE, dyadic, dyadics, quotient
+from qdeploy.ir.dyadic import ONE, dyadic, dyadics, quotient
 
 
 @settings(deadline=None, max_examples=200)

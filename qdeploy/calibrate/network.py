@@ -1,0 +1,141 @@
+"""A network as integers, as it was asked for: with calibration data, or with the scales that its source carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qdeploy.calibrate.calibrate import PERCENTILE, Ranges, calibrate, read_data
+from qdeploy.calibrate.methods import METHODS
+from qdeploy.calibrate.moments import input_moments
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.graph import Attr, Graph
+from qdeploy.ir.integer_arithmetic import SINGLE_ROUNDINGS
+from qdeploy.ir.model import Model
+from qdeploy.lower.integer_builder import Arithmetic
+from qdeploy.lower.integer_plan import Bits
+from qdeploy.lower.integerize import integerize, layer_names
+from qdeploy.progress import SILENT, Progress
+
+META = "integers"
+"""Where the meta of an integer graph says how it was made: rounding, bits per layer, and what calibration found."""
+_SCALED = ("QuantizeLinear", "QLinear", "QGemm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Integers:
+    """How a network becomes one of integers.
+
+    Attributes:
+        calibrate: An .npz file with inputs; empty: the source carries its scales.
+        calibrate_method: minmax | percentile | entropy | mse.
+        weight_bits: Of weights that the source has not quantized; the first and the last layer keep 8.
+        activation_bits: Of the inputs of layers, but the first and the last.
+        layer_bits: {layer: [weights, activations]} for single layers, or a JSON file with that.
+        rounding: half_up | half_even | half_away.
+        narrow_sums: Sums of convolutional networks are of 8 bits, each at its own scale, not in a stream of 16 bits.
+    """
+
+    calibrate: str = ""
+    calibrate_method: str = "minmax"
+    weight_bits: int = 8
+    activation_bits: int = 8
+    layer_bits: str | Mapping[str, Any] = ""
+    rounding: str = "half_up"
+    narrow_sums: bool = False
+
+    def __post_init__(self) -> None:
+        for found, allowed, what in ((self.calibrate_method, METHODS, "calibration method"),
+                                     (self.rounding, SINGLE_ROUNDINGS, "rounding")):  # fmt: skip
+            if found not in allowed:
+                raise BadArgumentError(f"unknown {what}", found=found, allowed=", ".join(allowed))
+
+
+def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) -> Model:
+    """Returns a network in integers; one that is already so stays as it is.
+
+    Args:
+        model: A float network, or one with quantize nodes.
+        asked: See `Integers`.
+        progress: Told of calibration.
+
+    Raises:
+        BadArgumentError: The data or the bits cannot be read, or do not fit the network.
+        UnsupportedError: The network has no activation scales and none are measured, or it has no integer form.
+    """
+    if model.graph.meta.get("kind") == "integer":
+        return _unchanged(model, asked)
+    data = read_data(asked.calibrate) if asked.calibrate else None
+    _refuse(model, data is not None)
+    layers = layer_bits(asked.layer_bits)
+    narrow = asked.narrow_sums and any(node.op == "Conv" for node in model.graph.nodes)
+    bits = Bits(asked.weight_bits, asked.activation_bits, layers=layers, narrow_sums=narrow)
+    ranges, moments = None, None
+    if data is not None:
+        method, least = asked.calibrate_method, min([asked.activation_bits, *(a for _, a in layers.values())])
+        ranges = calibrate(model, data, method, bits=least, percentile=PERCENTILE, progress=progress)
+        if min([asked.weight_bits, *(w for w, _ in layers.values())]) < 8:
+            moments = input_moments(model, data, progress=progress)
+    made = integerize(model, ranges.values if ranges else None, bits, Arithmetic(asked.rounding), moments)
+    return _described(made, model, _said(model, bits, ranges, asked.rounding))
+
+
+def layer_bits(given: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Bits of single layers, (weights, activations), from a mapping or a JSON file; one number stands for both.
+
+    Raises:
+        BadArgumentError: The file cannot be read, or says something else.
+    """
+    where, found = "", given
+    if isinstance(given, str):
+        if not given:
+            return {}
+        where = given
+        try:
+            found = json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadArgumentError(f"bits per layer cannot be read: {error}", where=where) from error
+    if isinstance(found, Mapping):
+        pairs = {str(name): [bits, bits] if isinstance(bits, int) else bits for name, bits in found.items()}
+        if all(isinstance(b, list | tuple) and len(b) == 2 and all(type(n) is int for n in b) for b in pairs.values()):
+            return {name: (b[0], b[1]) for name, b in pairs.items()}
+    raise BadArgumentError("bits per layer that are no such thing", where=where, found=type(found).__name__,
+                           allowed='{"layer": [weight bits, activation bits], ...}')  # fmt: skip
+
+
+def _unchanged(model: Model, asked: Integers) -> Model:
+    fixed = dataclasses.replace(asked, narrow_sums=False)
+    if fixed != Integers():
+        changed = [f.name for f in dataclasses.fields(fixed) if getattr(fixed, f.name) != f.default]
+        raise BadArgumentError("the source is a network of integers already: its arithmetic is given", where=model.path,
+                               found=", ".join(changed), todo="Leave these options out.")  # fmt: skip
+    return model
+
+
+def _refuse(model: Model, measured: bool) -> None:
+    """Raises UnsupportedError for a decoder, and for a network without activation scales."""
+    if model.graph.states:
+        raise UnsupportedError("a decoder has no integer-only form yet: its activations need a scale per token",
+                               where=model.path, todo="Convert it for another target.")  # fmt: skip
+    if not measured and not any(node.op.startswith(_SCALED) for node in model.graph.nodes):
+        raise UnsupportedError("the network has no activation scales, and integer arithmetic needs them",
+                               where=model.path, todo="Pass --calibrate DATA.npz with some of its inputs.")  # fmt: skip
+
+
+def _said(model: Model, bits: Bits, ranges: Ranges | None, rounding: str) -> dict[str, Attr]:
+    names = layer_names(model)
+    listed = {name: list(bits.of(name, name in (names[0], names[-1]))) for name in names}
+    said: dict[str, Attr] = {"rounding": rounding, "bits": listed}
+    if ranges is not None:
+        said |= {"method": ranges.method, "samples": ranges.samples,
+                 "ranges": {name: list(pair) for name, pair in ranges.values.items()}}  # fmt: skip
+    return said
+
+
+def _described(made: Model, source: Model, said: dict[str, Attr]) -> Model:
+    """The integer network, which still says what it came from and how."""
+    graph: Graph = dataclasses.replace(made.graph, meta={**made.graph.meta, META: said})
+    return dataclasses.replace(made, format=source.format, config=source.config, build_graph=lambda _: graph)

@@ -1,0 +1,136 @@
+"""Writes small TFLite files with the schema package."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import tflite
+
+from qdeploy.formats.tflite_schema import OPTIONS
+
+KINDS = {"int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float32": "FLOAT32",
+         "float16": "FLOAT16", "uint8": "UINT8"}  # fmt: skip
+
+
+@dataclass
+class Written:
+    """A tensor: its shape and type, or its data; scales and zero points."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "int8"
+    data: Any = None
+    scale: Any = None
+    zero: Any = 0
+    axis: int = 0
+
+
+@dataclass
+class Network:
+    """Tensors and operators (kind, inputs, outputs, options); `write` gives the bytes."""
+
+    tensors: list[Written] = field(default_factory=list)
+    operators: list[tuple[str, list[int], list[int], dict[str, Any]]] = field(default_factory=list)
+
+    def value(self, name: str, shape: tuple[int, ...], dtype: str = "int8", **more: Any) -> int:
+        self.tensors.append(Written(name, shape, dtype, **more))
+        return len(self.tensors) - 1
+
+    def constant(self, name: str, data: Any, **more: Any) -> int:
+        return self.value(name, data.shape, data.dtype.name, data=data, **more)
+
+    def add(self, kind: str, inputs: list[int], outputs: list[int], **options: Any) -> None:
+        self.operators.append((kind, inputs, outputs, options))
+
+    def write(self, inputs: list[int], outputs: list[int]) -> bytes:
+        b = flatbuffers.Builder(1024)
+        kinds = sorted({kind for kind, *_ in self.operators})
+        codes = _vector(b, [_code(b, kind) for kind in kinds])
+        buffers, tensors = [_buffer(b, None)], []
+        for t in self.tensors:
+            buffers.append(_buffer(b, t.data))
+            tensors.append(_tensor(b, t, len(buffers) - 1 if t.data is not None else 0))
+        operators = [_operator(b, kinds.index(op[0]), *op) for op in self.operators]
+        parts = (_vector(b, tensors), _ints(b, inputs), _ints(b, outputs), _vector(b, operators))
+        tflite.SubGraphStart(b)
+        for add, part in zip((tflite.SubGraphAddTensors, tflite.SubGraphAddInputs, tflite.SubGraphAddOutputs,
+                              tflite.SubGraphAddOperators), parts, strict=True):  # fmt: skip
+            add(b, part)
+        graphs, held = _vector(b, [tflite.SubGraphEnd(b)]), _vector(b, buffers)
+        tflite.ModelStart(b)
+        tflite.ModelAddVersion(b, 3)
+        tflite.ModelAddOperatorCodes(b, codes)
+        tflite.ModelAddSubgraphs(b, graphs)
+        tflite.ModelAddBuffers(b, held)
+        b.Finish(tflite.ModelEnd(b), b"TFL3")
+        return bytes(b.Output())
+
+
+def _vector(b: Any, offsets: list[int]) -> int:
+    b.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        b.PrependUOffsetTRelative(offset)
+    return int(b.EndVector())
+
+
+def _ints(b: Any, numbers: Any) -> int:
+    return int(b.CreateNumpyVector(np.array(numbers, np.int32)))
+
+
+def _code(b: Any, kind: str) -> int:
+    number = getattr(tflite.BuiltinOperator, kind)
+    tflite.OperatorCodeStart(b)
+    tflite.OperatorCodeAddDeprecatedBuiltinCode(b, min(number, 127))
+    tflite.OperatorCodeAddVersion(
+        b, 4 if kind == "FULLY_CONNECTED" else 3 if "CONV" in kind else 1 if kind in ("RESHAPE", "HARD_SWISH") else 2
+    )
+    tflite.OperatorCodeAddBuiltinCode(b, number)
+    return int(tflite.OperatorCodeEnd(b))
+
+
+def _buffer(b: Any, data: Any) -> int:
+    held = None if data is None else b.CreateNumpyVector(np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8))
+    tflite.BufferStart(b)
+    if held is not None:
+        tflite.BufferAddData(b, held)
+    return int(tflite.BufferEnd(b))
+
+
+def _tensor(b: Any, t: Written, buffer: int) -> int:
+    name, shape, quantization = b.CreateString(t.name), _ints(b, t.shape), None
+    if t.scale is not None:
+        scales = np.atleast_1d(np.asarray(t.scale, np.float32))
+        zeros = np.broadcast_to(np.asarray(t.zero, np.int64), scales.shape).copy()
+        parts = b.CreateNumpyVector(scales), b.CreateNumpyVector(zeros)
+        tflite.QuantizationParametersStart(b)
+        tflite.QuantizationParametersAddScale(b, parts[0])
+        tflite.QuantizationParametersAddZeroPoint(b, parts[1])
+        tflite.QuantizationParametersAddQuantizedDimension(b, t.axis)
+        quantization = tflite.QuantizationParametersEnd(b)
+    tflite.TensorStart(b)
+    tflite.TensorAddShape(b, shape)
+    tflite.TensorAddType(b, getattr(tflite.TensorType, KINDS[t.dtype]))
+    tflite.TensorAddBuffer(b, buffer)
+    tflite.TensorAddName(b, name)
+    if quantization is not None:
+        tflite.TensorAddQuantization(b, quantization)
+    return int(tflite.TensorEnd(b))
+
+
+def _operator(b: Any, code: int, kind: str, inputs: list[int], outputs: list[int], options: dict[str, Any]) -> int:
+    held, name = None, OPTIONS.get(kind, ("",))[0]
+    if options:
+        getattr(tflite, f"{name}Start")(b)
+        for key, number in options.items():
+            getattr(tflite, f"{name}Add{key}")(b, number)
+        held = getattr(tflite, f"{name}End")(b)
+    parts = _ints(b, inputs), _ints(b, outputs)
+    tflite.OperatorStart(b)
+    tflite.OperatorAddOpcodeIndex(b, code)
+    tflite.OperatorAddInputs(b, parts[0])
+    tflite.OperatorAddOutputs(b, parts[1])
+    if held is not None:
+        tflite.OperatorAddBuiltinOptionsType(b, getattr(tflite.BuiltinOptions, name))
+        tflite.OperatorAddBuiltinOptions(b, held)
+    return int(tflite.OperatorEnd(b))

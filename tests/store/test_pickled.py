@@ -1,0 +1,94 @@
+"""Checkpoints of torch.save are read, and nothing that they ask for is run."""
+
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qdeploy.errors import QdeployError, UnsupportedError
+from qdeploy.store.folder import Folder
+from qdeploy.store.pickled import PickledTensor, read_torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+from torch_files import save_legacy, save_zip
+
+VALUE = {
+    "state_dict": OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.arange(3, dtype=np.int8)),
+    "epoch": 7, "best": 0.5, "names": ["x", ("y", None, True)], "scalar": np.array(2, np.int64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_tensors_are_found_where_they_lie(tmp_path: Path, save: Callable[[Path, Any], None]):
+    path = tmp_path / "c.pt"
+    save(path, VALUE)
+    found, data = read_torch(Folder(path), "c.pt"), path.read_bytes()
+    assert (found["epoch"], found["best"], found["names"]) == (7, 0.5, ["x", ["y", None, True]])
+    for name, array in VALUE["state_dict"].items():
+        tensor = found["state_dict"][name]
+        assert isinstance(tensor, PickledTensor) and tensor.shape == array.shape
+        held = np.frombuffer(data, array.dtype, array.size, tensor.begin)
+        np.testing.assert_array_equal(held.reshape(array.shape), array)
+    assert found["scalar"].shape == ()
+
+
+class Attack:
+    def __reduce__(self) -> Any:
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("value", [Attack(), {"a": Attack()}, print, Path("x")])
+def test_a_pickle_that_calls_anything_is_refused_and_not_run(
+    tmp_path: Path, value: Any, capsys: pytest.CaptureFixture[str]
+):
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as made:
+        made.writestr("a/data.pkl", pickle.dumps(value, protocol=2))
+    with pytest.raises(UnsupportedError, match="something else than tensors"):
+        read_torch(Folder(tmp_path / "c.pt"), "c.pt")
+    assert not capsys.readouterr().out
+
+
+def test_parts_that_hold_each_other_are_no_work(tmp_path: Path):
+    value: Any = ()
+    for _ in range(60):
+        value = (value, value)
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as made:
+        made.writestr("a/data.pkl", pickle.dumps(value, protocol=2))
+    with pytest.raises(QdeployError):
+        read_torch(Folder(tmp_path / "c.pt"), "c.pt")
+
+
+def test_a_view_that_is_turned_is_refused(tmp_path: Path):
+    save_zip(tmp_path / "c.pt", {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T})
+    with pytest.raises(UnsupportedError, match="contiguous"):
+        read_torch(Folder(tmp_path / "c.pt"), "c.pt")
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_damaged_files_are_an_error_or_another_value(tmp_path: Path, save: Callable[[Path, Any], None]):
+    path = tmp_path / "c.pt"
+    save(path, VALUE)
+    whole = path.read_bytes()
+
+    @settings(deadline=None, max_examples=250)
+    @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=5),
+           st.integers(0, len(whole)))  # fmt: skip
+    def damaged(changes: list[tuple[int, int]], size: int) -> None:
+        data = bytearray(whole)
+        for place, byte in changes:
+            data[place] = byte
+        path.write_bytes(bytes(data if changes else data[:size]))
+        try:
+            read_torch(Folder(path), "c.pt")
+        except QdeployError as error:
+            assert error.what
+
+    damaged()
