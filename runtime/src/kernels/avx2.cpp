@@ -98,19 +98,26 @@ inline Ints one_nibbles(const uint8_t* p, uint32_t steps, const int8_t* q) {
   return wide.ints();
 }
 
-// A unit adds 4 * 762: a group of 8 units fits into 16 bits.
+// Fields 0 and 2 of a byte are added as they are, 1 and 3 as they stand, times four; a unit of the latter makes 2 * 3048,
+// so four units fit into 16 bits.
 inline Ints one_pairs(const uint8_t* p, uint32_t units, const int8_t* q) {
-  Sums sum, wide;
-  sum.clear(), wide.clear();
-  for (; units > 0; units--, p += 64, q += 16) {
-    __m256i w = load256(p), u = load256(p + 32);
-    sum.add_products(field<0, 3>(w), field<0, 3>(u), four(q));
-    sum.add_products(field<2, 3>(w), field<2, 3>(u), four(q + 4));
-    sum.add_products(field<4, 3>(w), field<4, 3>(u), four(q + 8));
-    sum.add_products(field<6, 3>(w), field<6, 3>(u), four(q + 12));
+  const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+  Sums wide, wide4;
+  wide.clear(), wide4.clear();
+  while (units > 0) {
+    Sums sum, sum4;
+    sum.clear(), sum4.clear();
+    for (uint32_t n = min_u(units, 4); n > 0; n--, units--, p += 64, q += 16) {
+      __m256i w = load256(p), u = load256(p + 32), w2 = _mm256_srli_epi16(w, 4), u2 = _mm256_srli_epi16(u, 4);
+      sum.add_products(_mm256_and_si256(w, low), _mm256_and_si256(u, low), four(q));
+      sum4.add_products(_mm256_and_si256(w, high), _mm256_and_si256(u, high), four(q + 4));
+      sum.add_products(_mm256_and_si256(w2, low), _mm256_and_si256(u2, low), four(q + 8));
+      sum4.add_products(_mm256_and_si256(w2, high), _mm256_and_si256(u2, high), four(q + 12));
+    }
+    wide.add_wide(sum), wide4.add_wide(sum4);
   }
-  wide.add_wide(sum);
-  return wide.ints();
+  return ints_of(_mm256_add_epi32(wide.a, _mm256_srai_epi32(wide4.a, 2)),
+                 _mm256_add_epi32(wide.b, _mm256_srai_epi32(wide4.b, 2)));
 }
 
 // Even and odd bytes as 16 bits, exactly, for any byte.

@@ -80,15 +80,21 @@ inline void to_half16(const float* x, uint16_t* out) {
 }
 #endif
 
+inline Lanes from_bfloat16(const uint8_t* p) {
+  uint32_t bits[16];
+  float out[16];
+  for (int r = 0; r < 16; r++) bits[r] = static_cast<uint32_t>(load_u16(p + 2 * r)) << 16;
+  memcpy(out, bits, 64);
+  return lanes_at(out);
+}
+
 // 16 numbers of a kind, `index` elements from p.
 __attribute__((noinline)) inline Lanes numbers16(uint32_t kind, const uint8_t* p, size_t index) {
   float out[16] = {};
   switch (kind) {
     case format::kF32: memcpy(out, p + 4 * index, 64); break;
     case format::kF16: return from_half16(p + 2 * index);
-    case format::kBF16:
-      for (int r = 0; r < 16; r++) out[r] = float_of(static_cast<uint32_t>(load_u16(p + 2 * (index + r))) << 16);
-      break;
+    case format::kBF16: return from_bfloat16(p + 2 * index);
     case format::kE8M0:
       for (int r = 0; r < 16; r++) out[r] = from_e8m0(p[index + r]);
       break;
