@@ -1,11 +1,12 @@
-// One process of native_budget.py: shrinks a model to half of its stack and lets it grow again, and prints what that took.
+// One process of native_budget.py: shrinks a model to half of its stack and lets it grow again, and prints what that
+// took.
 //
 //   native_budget MODEL.qd THREADS FLAGS
 //
 // shrink_ms: of the call that gives the memory back, between two steps; after it the process holds as much less.
 // read_mb_s: the file's second half by plain 1 MiB reads; grow_mb_s: the loader's rate while nothing decodes;
-// grow_busy_mb_s and slower: the rate while tokens are made, and the median step then over the median step before. Pages of
-// the file are dropped from the page cache before each reading.
+// grow_busy_mb_s and slower: the rate while tokens are made, and the median step then over the median step before.
+// Pages of the file are dropped from the page cache before each reading.
 #include <fcntl.h>
 #include <qdeploy.h>
 #include <time.h>
@@ -119,9 +120,10 @@ int main(int argc, char** argv) {
   shrinks.push_back(b.shrink());
   grow_busy = b.grow(&busy);
   shrinks.push_back(b.shrink());
-  printf("{\"shrink_ms\": %.2f, \"freed_mb\": %.1f, \"read_mb_s\": %.0f, \"grow_mb_s\": %.0f, \"grow_busy_mb_s\": %.0f, "
-         "\"slower\": %.3f, \"busy_steps\": %zu, \"step_ms\": %.2f}\n",
-         median(shrinks), freed, read, grow, grow_busy, median(busy) / median(quiet), busy.size(), median(quiet) * 1e3);
+  printf(
+      "{\"shrink_ms\": %.2f, \"freed_mb\": %.1f, \"read_mb_s\": %.0f, \"grow_mb_s\": %.0f, \"grow_busy_mb_s\": %.0f, "
+      "\"slower\": %.3f, \"busy_steps\": %zu, \"step_ms\": %.2f}\n",
+      median(shrinks), freed, read, grow, grow_busy, median(busy) / median(quiet), busy.size(), median(quiet) * 1e3);
   qd_session_close(b.session);
   return static_cast<int>(qd_close(b.model));
 }

@@ -1,5 +1,6 @@
 // Speed of the kernels of the native runtime: weights per second and bytes per second of every kind of term, next to
-// plain reading, from memory that no cache holds. One thread; its CPU time counts, so other work on the machine does not.
+// plain reading, from memory that no cache holds. One thread; its CPU time counts, so other work on the machine does
+// not.
 //
 //   native_kernels [isa] [MB of weights] [rounds]
 //
@@ -29,10 +30,10 @@ struct Case {
 };
 
 constexpr Case kCases[] = {
-    {"nibbles", kNibbles, 1, 32},  {"pairs", kPairs, 1, 16},     {"bytes", kBytes, 1, 64},    {"planes1", kPlanes, 1, 8},
-    {"planes2", kPlanes, 2, 16},   {"planes3", kPlanes, 3, 24},  {"planes4", kPlanes, 4, 32}, {"planes8", kPlanes, 8, 64},
-    {"table4", kTable4, 1, 32},    {"table3", kTable3, 1, 24},   {"floats16", kFloats, 1, 128},
-    {"bitstack", kBitstack, 1, 8},
+    {"nibbles", kNibbles, 1, 32}, {"pairs", kPairs, 1, 16},      {"bytes", kBytes, 1, 64},
+    {"planes1", kPlanes, 1, 8},   {"planes2", kPlanes, 2, 16},   {"planes3", kPlanes, 3, 24},
+    {"planes4", kPlanes, 4, 32},  {"planes8", kPlanes, 8, 64},   {"table4", kTable4, 1, 32},
+    {"table3", kTable3, 1, 24},   {"floats16", kFloats, 1, 128}, {"bitstack", kBitstack, 1, 8},
 };
 
 double seconds() {
@@ -63,12 +64,15 @@ struct Input {
   Input(const Kernels& k, uint32_t tokens, uint32_t group) {
     uint32_t groups = kMatrixColumns / group, n = kMatrixColumns;
     x.resize(size_t{tokens} * n), q.resize(x.size()), tables.resize(size_t{n} * 4);
-    scale.resize(size_t{tokens} * groups), fsum.resize(scale.size()), sum.resize(scale.size()), table_scale.resize(groups);
+    scale.resize(size_t{tokens} * groups), fsum.resize(scale.size()), sum.resize(scale.size()),
+        table_scale.resize(groups);
     for (size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(static_cast<int>(i * 7919 % 2001) - 1000) * 1e-3f;
     for (size_t t = 0; t < tokens; t++)
       k.quantize(&x[t * n], n, group, tokens, &q[t * group], &scale[t], &sum[t], &fsum[t]);
     if (tokens == 1) k.make_tables(x.data(), n, group, tables.data(), table_scale.data(), fsum.data());
-    a = {tokens, n, group, groups, n, x.data(), q.data(), scale.data(), sum.data(), fsum.data(), tables.data(), table_scale.data()};
+    a = {tokens,     n,           group,         groups,
+         n,          x.data(),    q.data(),      scale.data(),
+         sum.data(), fsum.data(), tables.data(), table_scale.data()};
   }
 };
 
@@ -82,7 +86,8 @@ struct Weights {
 
   Weights(const Case& c, size_t memory) {
     term.kind = c.kind, term.planes = static_cast<uint8_t>(c.planes), term.element = kF16;
-    term.group = c.kind == kBitstack || c.kind == kFloats ? 0 : kGroup, term.groups = term.group ? kMatrixColumns / kGroup : 1;
+    term.group = c.kind == kBitstack || c.kind == kFloats ? 0 : kGroup,
+    term.groups = term.group ? kMatrixColumns / kGroup : 1;
     term.tables = 1, term.rank = 16, term.table_unit = 0.01f, term.zero_for_all = 8;
     size_t scales = size_t{kMatrixRows} * term.groups * 2, codes = size_t{kMatrixRows} * kMatrixColumns * c.bits8 / 64;
     if (c.kind == kBitstack) codes += size_t{16} * 2 * (kMatrixRows + kMatrixColumns), scales = 0;

@@ -2,8 +2,9 @@
 
    native_run MODEL.qd THREADS PROMPT TOKENS [BUDGET_BYTES [FLAGS]]
 
-   Prefill is a prompt of PROMPT tokens (the faster of two), decode the median of TOKENS single ones after a prompt of 16.
-   first_token_s runs from the start of main to the end of the first step of one token. Memory is that of the process. */
+   Prefill is a prompt of PROMPT tokens (the faster of two), decode the median of TOKENS single ones after a prompt
+   of 16. first_token_s runs from the start of main to the end of the first step of one token. Memory is that of the
+   process. */
 #include <qdeploy.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,11 +80,14 @@ int main(int argc, char **argv) {
   if (tokens > 0) qsort(taken, (size_t)tokens, sizeof *taken, by_size);
   qd_memory memory = QD_INIT(qd_memory);
   qd_memory_now(model, &memory);
-  printf("{\"isa\": \"%s\", \"open_s\": %.4f, \"first_token_s\": %.4f, \"prefill\": %.2f, \"decode\": %.3f, ", qd_isa(model),
-         opened - start, first - start, prefill, tokens > 0 ? 1 / taken[tokens / 2] : 0.0);
-  printf("\"peak_rss\": %ld, \"rss\": %ld, \"total\": %llu, \"weights\": %llu, \"peak\": %llu, \"floor\": %llu, \"rung\": %u}\n",
-         status_kb("VmHWM:") * 1024, status_kb("VmRSS:") * 1024, (unsigned long long)memory.total,
-         (unsigned long long)memory.weights, (unsigned long long)memory.peak, (unsigned long long)memory.floor, memory.rung);
+  printf("{\"isa\": \"%s\", \"open_s\": %.4f, \"first_token_s\": %.4f, \"prefill\": %.2f, \"decode\": %.3f, ",
+         qd_isa(model), opened - start, first - start, prefill, tokens > 0 ? 1 / taken[tokens / 2] : 0.0);
+  printf(
+      "\"peak_rss\": %ld, \"rss\": %ld, \"total\": %llu, \"weights\": %llu, \"peak\": %llu, \"floor\": %llu, \"rung\": "
+      "%u}\n",
+      status_kb("VmHWM:") * 1024, status_kb("VmRSS:") * 1024, (unsigned long long)memory.total,
+      (unsigned long long)memory.weights, (unsigned long long)memory.peak, (unsigned long long)memory.floor,
+      memory.rung);
   free(taken), free(ids), free(logits);
   qd_session_close(session);
   return (int)qd_close(model);

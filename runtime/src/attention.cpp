@@ -64,7 +64,8 @@ void look_at_cache(const Step& s, const Attention& a, const Node& n, uint32_t to
   CacheView c = cache_of(s.session, n.state, head / (a.heads / a.kv_heads));
   float* out = value_at(s, n.outputs[0], token) + head * d;
   if (s.model.cache == QD_KV_INT8) {
-    const int8_t *keys = reinterpret_cast<int8_t*>(c.keys) + begin * d, *values = reinterpret_cast<int8_t*>(c.values) + begin * d;
+    const int8_t *keys = reinterpret_cast<int8_t*>(c.keys) + begin * d,
+                 *values = reinterpret_cast<int8_t*>(c.values) + begin * d;
     k.scores_int8(q, keys, c.key_scales + begin, d, positions, a.scale, scores);
     k.softmax(scores, positions);
     k.mix_int8(scores, values, c.value_scales + begin, d, positions, out);
@@ -84,7 +85,8 @@ void look_at_sequence(const Step& s, const Attention& a, const Node& n, uint32_t
                       float* scores) {
   const Kernels& k = *s.model.kernels;
   uint32_t d = a.head_dim, kv = head / (a.heads / a.kv_heads), stride = s.model.file.header.slot_width;
-  uint32_t begin = a.window > 0 && token + 1 > a.window ? token + 1 - a.window : 0, end = a.causal ? token + 1 : s.tokens;
+  uint32_t begin = a.window > 0 && token + 1 > a.window ? token + 1 - a.window : 0,
+           end = a.causal ? token + 1 : s.tokens;
   if (a.window > 0 && !a.causal) end = static_cast<uint32_t>(std::min<uint64_t>(end, uint64_t{token} + a.window));
   const int32_t* mask = n.inputs[3] == kNone ? nullptr : s.w.ids[n.inputs[3]];
   k.scores_f32(q, value_at(s, n.inputs[1], begin) + kv * d, stride, d, end - begin, a.scale, scores);

@@ -54,7 +54,8 @@ void load_some(qd_model& m, std::unique_lock<std::mutex>& lock) {
   qd_error err{sizeof err, QD_OK, 0, {}};
   qd_status status = read_pages(m, m.file.header.stack_at + from, m.stack.data + from, to - from, &err);
   lock.lock();
-  // The blocks that are now whole may begin below `from`, so they are looked at with the lock: a shrink could take them.
+  // The blocks that are now whole may begin below `from`, so they are looked at with the lock: a shrink could take
+  // them.
   bool stale = m.loaded != from || goal(m) < have || stack_cost(m.file, goal(m)) < to;
   if (status == QD_OK && !stale) status = check_blocks(m, have, next, &err);
   m.loading = false;
@@ -90,7 +91,9 @@ uint64_t fixed_bytes(const qd_model& m) {
 }
 
 uint64_t base_locked(const qd_model& m) { return fixed_bytes(m) + m.workspace.memory.bytes + m.session_scratch + m.kv; }
-uint64_t floor_locked(const qd_model& m) { return base_locked(m) + held(m, stack_cost(m.file, m.file.header.floor_rung)); }
+uint64_t floor_locked(const qd_model& m) {
+  return base_locked(m) + held(m, stack_cost(m.file, m.file.header.floor_rung));
+}
 uint64_t total_locked(const qd_model& m) { return base_locked(m) + held(m, m.loaded + m.in_flight); }
 
 bool pending_locked(const qd_model& m) { return m.loading || (m.have != goal(m) && (m.grow || m.have > goal(m))); }
@@ -116,7 +119,8 @@ void replan_locked(qd_model& m) {
 qd_status load_now(qd_model& m, qd_error* err) {
   uint64_t to = stack_cost(m.file, m.want);
   for (uint64_t at = 0; at < to; at += kReadBytes)
-    if (qd_status s = read_pages(m, m.file.header.stack_at + at, m.stack.data + at, std::min(kReadBytes, to - at), err)) return s;
+    if (qd_status s = read_pages(m, m.file.header.stack_at + at, m.stack.data + at, std::min(kReadBytes, to - at), err))
+      return s;
   if (qd_status s = check_blocks(m, 0, m.want, err)) return s;
   m.loaded = to;
   m.have = m.want;

@@ -21,7 +21,8 @@ __attribute__((format(printf, 3, 4))) inline qd_status fail(qd_error* err, qd_st
 }
 
 inline qd_status fail_floor(qd_error* err, uint64_t budget, uint64_t floor) {
-  fail(err, QD_BUDGET_UNDER_FLOOR, "budget: found %llu bytes, allowed %llu or more; raise the budget or close a session",
+  fail(err, QD_BUDGET_UNDER_FLOOR,
+       "budget: found %llu bytes, allowed %llu or more; raise the budget or close a session",
        static_cast<unsigned long long>(budget), static_cast<unsigned long long>(floor));
   if (err != nullptr) err->floor_bytes = floor;
   return QD_BUDGET_UNDER_FLOOR;

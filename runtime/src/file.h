@@ -1,4 +1,5 @@
-// The front of a model file as typed tables. validate() has seen every number in it, so whoever reads it afterwards trusts.
+// The front of a model file as typed tables. validate() has seen every number in it, so whoever reads it afterwards
+// trusts.
 #pragma once
 #include "error.h"
 #include "format.h"

@@ -76,7 +76,8 @@ void make_activations(Step& s, const Activations& a, uint32_t grouping, Need nee
 void prepare(Step& s, const Input& in) {
   const Matrix& m = in.matrix;
   uint64_t key = (uint64_t{in.value} + 1) << 8 | in.tokens;  // tokens: at most 64
-  bool same = s.prepared == key && in.first == 0 && s.prepared_columns == m.padded_columns && s.prepared_map == m.map_tensor;
+  bool same =
+      s.prepared == key && in.first == 0 && s.prepared_columns == m.padded_columns && s.prepared_map == m.map_tensor;
   if (!same) {
     s.prepared = key;
     s.prepared_columns = m.padded_columns;
@@ -115,7 +116,8 @@ void run_range(const Step& s, const Input& in, const float* bias, float* y, size
   uint32_t from = 16 * rb0, n = std::min(16 * rb1, m.rows) - from;
   if (scale || bias)
     for (uint32_t t = 0; t < in.tokens; ++t)
-      s.model.kernels->scale_rows(y + t * stride + from, scale ? scale + from : nullptr, bias ? bias + from : nullptr, n);
+      s.model.kernels->scale_rows(y + t * stride + from, scale ? scale + from : nullptr, bias ? bias + from : nullptr,
+                                  n);
 }
 
 void multiply(Step& s, const Input& in, const float* bias, float* y, size_t stride) {

@@ -24,7 +24,8 @@ qd_status read_pages(const qd_model& m, uint64_t at, uint8_t* to, uint64_t n, qd
 
 namespace {
 
-constexpr uint64_t kHugeFrom = 64u << 20;  // stacks that are at least so large lie in huge pages (outlining.py knows, too)
+constexpr uint64_t kHugeFrom =
+    64u << 20;  // stacks that are at least so large lie in huge pages (outlining.py knows, too)
 
 qd_status no_memory(qd_error* err, const char* what) {
   return fail(err, QD_NO_MEMORY, "%s: the system gives no memory for it", what);
@@ -46,13 +47,15 @@ qd_status read_front(qd_model& m, qd_error* err) {
   return validate(&f, err);
 }
 
-// Pages of the resident part are read into one range; the last may be shared with nothing, as the stack begins on a page.
+// Pages of the resident part are read into one range; the last may be shared with nothing, as the stack begins on a
+// page.
 qd_status read_resident(qd_model& m, qd_error* err) {
   const Header& h = m.file.header;
   uint64_t bytes = std::min(round_up(h.resident_bytes, kPage), h.stack_at - h.resident_at);
   if (!m.resident.make(bytes)) return no_memory(err, "resident part");
   if (qd_status s = read_pages(m, h.resident_at, m.resident.data, bytes, err)) return s;
-  if (!tensors_are_sound(m.file, m.resident.data)) return fail(err, QD_BAD_FILE, "a column map points outside of its matrix");
+  if (!tensors_are_sound(m.file, m.resident.data))
+    return fail(err, QD_BAD_FILE, "a column map points outside of its matrix");
   return QD_OK;
 }
 
@@ -130,7 +133,8 @@ bool find(const File& f, const char* key, MetaEntry* out) {
   std::memcpy(&n, f.metadata, 4);
   for (uint32_t i = 0; i < n; ++i) {
     std::memcpy(out, f.metadata + 4 + i * sizeof *out, sizeof *out);
-    if (out->key_bytes == std::strlen(key) && std::memcmp(f.metadata + out->key_at, key, out->key_bytes) == 0) return true;
+    if (out->key_bytes == std::strlen(key) && std::memcmp(f.metadata + out->key_at, key, out->key_bytes) == 0)
+      return true;
   }
   return false;
 }
@@ -249,7 +253,8 @@ extern "C" qd_status qd_verify(qd_model* m, int (*progress)(void*, uint64_t, uin
     uint64_t n = std::min<uint64_t>(kPage, all - at);
     if (qd_status s = read_fully(m->source, h.resident_at + at, page.data, n, err)) return s;
     if (crc32c(0, page.data, n) != m->file.pages[at / kPage])
-      return fail(err, QD_CHECKSUM, "page %llu: its checksum does not match", static_cast<unsigned long long>(at / kPage));
+      return fail(err, QD_CHECKSUM, "page %llu: its checksum does not match",
+                  static_cast<unsigned long long>(at / kPage));
     if (progress && progress(ctx, at + n, all)) return QD_CANCELLED;
   }
   return QD_OK;

@@ -1,8 +1,9 @@
 // A model: the file's tables, its resident part, and as much of the stack as the budget allows.
 //
-// Growing and shrinking. `want` is how many blocks the budget pays for, `have` how many are loaded and checked; a step uses
-// the `have` of its start. A shrink is applied when no step runs: by whoever lowers the budget, or by the end of the step.
-// Growth is the loader's: it reads whole pages above what is loaded, without the lock, and publishes whole blocks under it.
+// Growing and shrinking. `want` is how many blocks the budget pays for, `have` how many are loaded and checked; a step
+// uses the `have` of its start. A shrink is applied when no step runs: by whoever lowers the budget, or by the end of
+// the step. Growth is the loader's: it reads whole pages above what is loaded, without the lock, and publishes whole
+// blocks under it.
 #pragma once
 #include <condition_variable>
 #include <mutex>
@@ -53,7 +54,8 @@ namespace qd {
 // Reads, and unless told not to, checks the pages of [at, at + n) of the file; `at` is on a page.
 qd_status read_pages(const qd_model& m, uint64_t at, uint8_t* to, uint64_t n, qd_error* err);
 uint64_t stack_cost(const File& file, uint32_t rung);  // bytes of a rung: whole pages of the file
-uint64_t held(const qd_model& m, uint64_t stack_bytes);  // what so many bytes of the stack take: whole pages of the system
+uint64_t held(const qd_model& m,
+              uint64_t stack_bytes);  // what so many bytes of the stack take: whole pages of the system
 
 // ---- budget.cpp; those with `_locked` want m.state held
 uint64_t fixed_bytes(const qd_model& m);

@@ -27,7 +27,8 @@ uint8_t* reserve(uint64_t bytes, bool huge) {
     if (wanted - before > used) munmap(at + used, wanted - before - used);
   }
 #ifdef MADV_HUGEPAGE
-  // Without the flag no huge pages: with them a range would hold more than was written to, and the count would be wrong.
+  // Without the flag no huge pages: with them a range would hold more than was written to, and the count would be
+  // wrong.
   madvise(at, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #else
   (void)huge;

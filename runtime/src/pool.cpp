@@ -39,7 +39,8 @@ void Pool::stop() {
 
 void Pool::share(uint32_t thread) {
   uint64_t n = count_;
-  uint32_t begin = static_cast<uint32_t>(n * thread / threads_), end = static_cast<uint32_t>(n * (thread + 1) / threads_);
+  uint32_t begin = static_cast<uint32_t>(n * thread / threads_),
+           end = static_cast<uint32_t>(n * (thread + 1) / threads_);
   if (begin < end) body_(ctx_, thread, begin, end);
 }
 

@@ -19,7 +19,9 @@ class Pool {
   // fn(thread, begin, end): one contiguous range of [0, count) for each thread.
   template <class F>
   void parallel_for(uint32_t count, F& fn) {
-    run(count, [](void* ctx, uint32_t thread, uint32_t begin, uint32_t end) { (*static_cast<F*>(ctx))(thread, begin, end); },
+    run(
+        count,
+        [](void* ctx, uint32_t thread, uint32_t begin, uint32_t end) { (*static_cast<F*>(ctx))(thread, begin, end); },
         &fn);
   }
 

@@ -1,5 +1,5 @@
-// Follows what Linux says about memory: the limit of our cgroup less what others in it use, and PSI. A shrink is at once, by
-// what is missing; growth waits until there has been room, an eighth more than now, for ten looks of 200 ms.
+// Follows what Linux says about memory: the limit of our cgroup less what others in it use, and PSI. A shrink is at
+// once, by what is missing; growth waits until there has been room, an eighth more than now, for ten looks of 200 ms.
 //
 // The group is that of the process (version 2), or the folder that QDEPLOY_CGROUP names, with its files memory.max,
 // memory.current and memory.pressure.

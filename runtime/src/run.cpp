@@ -10,7 +10,9 @@ using namespace qd::format;
 
 namespace {
 
-int64_t length_of(const qd_tensor& t) { return t.rank == 1 ? t.shape[0] : t.rank == 2 && t.shape[0] == 1 ? t.shape[1] : -1; }
+int64_t length_of(const qd_tensor& t) {
+  return t.rank == 1 ? t.shape[0] : t.rank == 2 && t.shape[0] == 1 ? t.shape[1] : -1;
+}
 
 const qd_tensor* find(const qd_tensor* in, size_t n, const char* name) {
   for (size_t i = 0; i < n; ++i)
@@ -21,7 +23,8 @@ const qd_tensor* find(const qd_tensor* in, size_t n, const char* name) {
 uint32_t rows_for(const File& f, uint32_t value) {  // ids must be below; a mask may be anything
   uint32_t rows = kNone;
   for (uint32_t i = 0; i < f.count(kNodes); ++i)
-    if (f.nodes[i].op == kEmbed && f.nodes[i].inputs[0] == value) rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
+    if (f.nodes[i].op == kEmbed && f.nodes[i].inputs[0] == value)
+      rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
   return rows;
 }
 
@@ -39,7 +42,8 @@ qd_status take_input(const File& f, uint32_t value, const qd_tensor* t, uint32_t
   for (uint32_t i = 0; i < tokens; ++i) {
     int64_t id = element == 8 ? static_cast<const int64_t*>(t->data)[i] : static_cast<const int32_t*>(t->data)[i];
     if (rows != kNone && (id < 0 || id >= rows))
-      return fail(err, QD_BAD_ARGUMENT, "input %.60s: found %lld, allowed 0 to %u", name, static_cast<long long>(id), rows - 1);
+      return fail(err, QD_BAD_ARGUMENT, "input %.60s: found %lld, allowed 0 to %u", name, static_cast<long long>(id),
+                  rows - 1);
     to[i] = rows == kNone ? id != 0 : static_cast<int32_t>(id);
   }
   return QD_OK;
@@ -58,9 +62,11 @@ qd_status give_output(qd_session& s, uint32_t tokens, qd_tensor* t, qd_error* er
     t->shape[t->rank - 1] = v.width;
     if (t->data == nullptr) return QD_OK;
     if (t->bytes / 4 / v.width < rows)
-      return fail(err, QD_BAD_ARGUMENT, "output %.60s: found %zu bytes, allowed %u or more", t->name, t->bytes, rows * v.width * 4);
+      return fail(err, QD_BAD_ARGUMENT, "output %.60s: found %zu bytes, allowed %u or more", t->name, t->bytes,
+                  rows * v.width * 4);
     for (uint64_t r = 0; r < rows; ++r)
-      std::memcpy(static_cast<float*>(t->data) + r * v.width, s.own.arena + r * f.header.slot_width + v.slot, 4 * v.width);
+      std::memcpy(static_cast<float*>(t->data) + r * v.width, s.own.arena + r * f.header.slot_width + v.slot,
+                  4 * v.width);
     return QD_OK;
   }
   return fail(err, QD_BAD_ARGUMENT, "output %.60s: the model has none of that name", t->name ? t->name : "(null)");
@@ -68,7 +74,8 @@ qd_status give_output(qd_session& s, uint32_t tokens, qd_tensor* t, qd_error* er
 
 }  // namespace
 
-extern "C" qd_status qd_run(qd_session* s, const qd_tensor* in, size_t n_in, qd_tensor* out, size_t n_out, qd_error* err) {
+extern "C" qd_status qd_run(qd_session* s, const qd_tensor* in, size_t n_in, qd_tensor* out, size_t n_out,
+                            qd_error* err) {
   if (!s || !in || (!out && n_out)) return fail(err, QD_BAD_ARGUMENT, "qd_run: a null pointer");
   qd_model& m = *s->model;
   const File& f = m.file;

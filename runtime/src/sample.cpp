@@ -56,8 +56,8 @@ size_t select(Candidate* c, size_t n, const qd_sampling& s, double* kept) {
 }
 
 bool sane(const qd_sampling& s) {
-  return s.temperature >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p <= 1 && s.repetition_penalty > 0 &&
-         std::isfinite(s.temperature) && std::isfinite(s.repetition_penalty);
+  return s.temperature >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p <= 1 &&
+         s.repetition_penalty > 0 && std::isfinite(s.temperature) && std::isfinite(s.repetition_penalty);
 }
 
 // Each token is penalized once, however often it occurs: positions of the candidates are still those of the tokens.
@@ -80,8 +80,8 @@ extern "C" void qd_sampling_init(qd_sampling* s) {
   s->repetition_penalty = 1;
 }
 
-extern "C" qd_status qd_sample(qd_session* session, const qd_sampling* sampling, const float* logits, const int32_t* tokens,
-                               size_t n, int32_t* out, qd_error* err) {
+extern "C" qd_status qd_sample(qd_session* session, const qd_sampling* sampling, const float* logits,
+                               const int32_t* tokens, size_t n, int32_t* out, qd_error* err) {
   if (session == nullptr || logits == nullptr || out == nullptr || (tokens == nullptr && n > 0))
     return qd::fail(err, QD_BAD_ARGUMENT, "qd_sample: a null pointer");
   qd_sampling s;

@@ -163,7 +163,8 @@ extern "C" qd_status qd_decode(qd_session* s, const int32_t* tokens, size_t n, f
   const qd_model& m = *s->model;
   if (m.file.header.kind != format::kDecoder) return fail(err, QD_UNSUPPORTED, "qd_decode: an encoder; use qd_run");
   if (n > s->context - s->length)
-    return fail(err, QD_CONTEXT_FULL, "tokens: found %zu, allowed at most %u; trim the session", n, s->context - s->length);
+    return fail(err, QD_CONTEXT_FULL, "tokens: found %zu, allowed at most %u; trim the session", n,
+                s->context - s->length);
   size_t where;
   if (!tokens_fit(m.file, tokens, n, &where))
     return fail(err, QD_BAD_ARGUMENT, "token %zu: found %d, which is not in the vocabulary", where, tokens[where]);

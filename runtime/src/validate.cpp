@@ -1,5 +1,5 @@
-// Checks of the header, the stack and the matrices. Counts are bounded first (rows and columns below 2^24, books and ranks
-// below 2^9), so that no product below can overflow 64 bits.
+// Checks of the header, the stack and the matrices. Counts are bounded first (rows and columns below 2^24, books and
+// ranks below 2^9), so that no product below can overflow 64 bits.
 #include <algorithm>
 #include <cstring>
 
@@ -15,7 +15,9 @@ constexpr uint64_t kRecordBytes[kSections] = {sizeof(Matrix), sizeof(Term),  siz
                                               4,              1,             4};
 constexpr uint32_t kMaxSide = 1u << 24;
 
-bool within(uint64_t at, uint64_t bytes, uint64_t from, uint64_t to) { return at >= from && at <= to && bytes <= to - at; }
+bool within(uint64_t at, uint64_t bytes, uint64_t from, uint64_t to) {
+  return at >= from && at <= to && bytes <= to - at;
+}
 
 qd_status bad(qd_error* err, const char* what, uint64_t index, const char* why) {
   return fail(err, QD_BAD_FILE, "%s %llu: %s; the file is damaged or its writer is wrong", what,
@@ -143,7 +145,8 @@ bool needs_groups(const Term& t) {
 
 qd_status check_term(const File& f, const Matrix& m, uint32_t id, qd_error* err) {
   const Term& t = f.terms[id];
-  if (t.planes == 0 || t.planes > kMaxPlanes || (t.kind != kPlanes && t.planes != 1)) return bad(err, "term", id, "planes");
+  if (t.planes == 0 || t.planes > kMaxPlanes || (t.kind != kPlanes && t.planes != 1))
+    return bad(err, "term", id, "planes");
   const uint32_t* position = f.position + uint64_t{id} * kMaxPlanes;
   for (uint32_t p = 0; p < t.planes; ++p)
     if (position[p] == kNone) return bad(err, "term", id, "a plane has no block");
@@ -202,9 +205,11 @@ uint64_t number_bytes(uint8_t kind) {
 
 qd_status validate_header(const Header& h, uint64_t size, qd_error* err) {
   if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) return bad(err, "header", 0, "this is not a qdeploy model");
-  if (crc32c(0, &h, 508) != h.header_crc) return fail(err, QD_CHECKSUM, "header: its checksum does not match; fetch it again");
+  if (crc32c(0, &h, 508) != h.header_crc)
+    return fail(err, QD_CHECKSUM, "header: its checksum does not match; fetch it again");
   if (h.version != kVersion) return fail(err, QD_UNSUPPORTED, "header: found version %u, allowed 1", h.version);
-  if (h.file_bytes != size) return bad(err, "header: file bytes", h.file_bytes, "not the size of this file; is it cut short?");
+  if (h.file_bytes != size)
+    return bad(err, "header: file bytes", h.file_bytes, "not the size of this file; is it cut short?");
   if (h.front_end < sizeof h || h.front_end > h.resident_at || h.front_end > 0x7fffffffu)
     return bad(err, "header: front end", h.front_end, "out of range");
   if (h.resident_at % kPage || h.stack_at % kPage || !within(h.resident_at, h.resident_bytes, 0, h.stack_at) ||
@@ -212,7 +217,8 @@ qd_status validate_header(const Header& h, uint64_t size, qd_error* err) {
     return bad(err, "header: stack", h.stack_at, "place or bytes");
   for (uint32_t i = 0; i < kSections; ++i) {
     const Section& s = h.sections[i];
-    if (s.count > h.front_end / kRecordBytes[i] || s.at % 64 || !within(s.at, s.count * kRecordBytes[i], 512, h.front_end))
+    if (s.count > h.front_end / kRecordBytes[i] || s.at % 64 ||
+        !within(s.at, s.count * kRecordBytes[i], 512, h.front_end))
       return bad(err, "section", i, "lies outside of the front");
     for (uint32_t j = 0; j < i; ++j) {
       const Section& o = h.sections[j];

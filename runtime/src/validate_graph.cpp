@@ -11,7 +11,7 @@ struct Arity {
   uint8_t inputs, at_least, outputs, attrs;
   bool matrix, per_token_only;
 };
-//                                none         kEmbed       kLinear      kRmsNorm     kLayerNorm   kSkipRms     kSkipLayer
+//                                none         kEmbed       kLinear      kRmsNorm     kLayerNorm   kSkipRms kSkipLayer
 constexpr Arity kArity[kOps] = {{}, {1, 1, 1, 0, true, true}, {1, 1, 1, 0, true, false}, {1, 1, 1, 2, false, false},
                                 {1, 1, 1, 1, false, false}, {2, 2, 2, 2, false, false}, {2, 2, 2, 1, false, false},
                                 {4, 3, 1, 9, false, true},  // kAttention
@@ -197,7 +197,8 @@ bool node_reads_logits_row(const File& f, const Node& n) {
 }
 
 qd_status validate_graph(const File& f, qd_error* err) {
-  if (f.count(kNodes) > 65536 || f.count(kValues) > 262144) return fail(err, QD_BAD_FILE, "graph: more nodes than 65536");
+  if (f.count(kNodes) > 65536 || f.count(kValues) > 262144)
+    return fail(err, QD_BAD_FILE, "graph: more nodes than 65536");
   for (uint32_t i = 0; i < f.count(kStates); ++i)
     if (f.states[i].heads == 0 || f.states[i].heads > 4096 || f.states[i].head_dim == 0 || f.states[i].head_dim > 4096)
       return fail(err, QD_BAD_FILE, "state %u: heads or head_dim out of range", i);
@@ -228,7 +229,8 @@ bool block_is_sound(const File& f, uint32_t block, const uint8_t* bytes) {
   if ((t.kind == kTable4 || t.kind == kTable3) && t.tables > 1)
     return codes_below(bytes + t.select_at, rb * t.groups * kRows, 1, t.tables);
   if (t.kind == kVector)
-    return codes_below(bytes + t.codes_at, rb * (m.padded_columns / t.width) * t.books * kRows, code_bytes(t), t.levels);
+    return codes_below(bytes + t.codes_at, rb * (m.padded_columns / t.width) * t.books * kRows, code_bytes(t),
+                       t.levels);
   return t.kind != kSparse || sparse_is_sound(m, t, bytes + t.codes_at);
 }
 

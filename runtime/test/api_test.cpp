@@ -92,7 +92,8 @@ void decodes_the_same_each_time(const tiny::Bytes& file) {
   qd_sampling s;
   qd_sampling_init(&s);
   s.temperature = 0.8f, s.top_k = 5, s.top_p = 0.9f, s.seed = 3;
-  CHECK(qd_sample(a.session, &s, first.data(), prompt(20).data(), 20, &token, &a.err) == QD_OK && token >= 0 && token < 32);
+  CHECK(qd_sample(a.session, &s, first.data(), prompt(20).data(), 20, &token, &a.err) == QD_OK && token >= 0 &&
+        token < 32);
 }
 
 void keeps_to_the_budget(const tiny::Bytes& file) {

@@ -1,4 +1,5 @@
-// Random terms of every kind, and what each of their weights is, decoded from the words of format.h in the plainest way.
+// Random terms of every kind, and what each of their weights is, decoded from the words of format.h in the plainest
+// way.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -251,7 +252,8 @@ inline double weight_of(const Case& c, size_t row, size_t k) {
       const uint8_t* signs = right + t.rank * n * 2;
       size_t first = k / kTile * kTile, width = first + kTile < n ? kTile : n - first, j = k - first;
       double s = 0;
-      for (size_t i = 0; i < t.rank; i++) s += number(kF16, p, (rb * t.rank + i) * 16 + r) * number(kF16, right, i * n + k);
+      for (size_t i = 0; i < t.rank; i++)
+        s += number(kF16, p, (rb * t.rank + i) * 16 + r) * number(kF16, right, i * n + k);
       uint8_t b = signs[v.row_blocks * (first / 32) * 64 + (rb * (width / 32) + j / 32) * 64 + 16 * (j % 16 / 4) + r];
       return b >> (j % 32 / 16 * 4 + j % 4) & 1 ? s : -s;
     }

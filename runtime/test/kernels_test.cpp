@@ -51,8 +51,8 @@ void prepare_input(const Kernels& k, Input& in, uint32_t tokens, uint32_t column
   in.scale.resize(tokens * a.groups), in.fsum.resize(tokens * a.groups), in.sum.resize(tokens * a.groups);
   in.table_scale.resize(a.groups), in.table_fsum.resize(a.groups), in.tables.resize(columns * 4);
   for (uint32_t t = 0; t < tokens; t++)
-    k.quantize(&in.x[static_cast<size_t>(t) * a.stride], columns, a.group, tokens, &in.q[static_cast<size_t>(t) * a.group],
-               &in.scale[t], &in.sum[t], &in.fsum[t]);
+    k.quantize(&in.x[static_cast<size_t>(t) * a.stride], columns, a.group, tokens,
+               &in.q[static_cast<size_t>(t) * a.group], &in.scale[t], &in.sum[t], &in.fsum[t]);
   k.make_tables(in.x.data(), columns, a.group, in.tables.data(), in.table_scale.data(), in.table_fsum.data());
   a.x = in.x.data(), a.q = in.q.data(), a.scale = in.scale.data(), a.sum = in.sum.data(), a.fsum = in.fsum.data();
   a.tables = in.tables.data(), a.table_scale = in.table_scale.data();
@@ -233,7 +233,8 @@ void check_functions(const Kernels& k) {
       if (a == kRelu) want = v > 0 ? v : 0;
       if (a == kTanh) want = std::tanh(v);
       if (a == kSigmoid) want = 1 / (1 + std::exp(-v));
-      check(std::fabs(y[i] - want) <= 1e-6 * std::fabs(want) * (1 + std::fabs(v)) * 4 + 1e-12, "activation", "value", v);
+      check(std::fabs(y[i] - want) <= 1e-6 * std::fabs(want) * (1 + std::fabs(v)) * 4 + 1e-12, "activation", "value",
+            v);
     }
   }
   for (uint32_t h = 0; h < 65536; h++) {  // every half through a store
@@ -263,7 +264,8 @@ void run_vectors() {
 }  // namespace
 
 int main() {
-  for (const Kernels* const* k = kAllKernels; *k; k++) printf("%s%s\n", (*k)->name, runs_here(**k) ? "" : " (not here)");
+  for (const Kernels* const* k = kAllKernels; *k; k++)
+    printf("%s%s\n", (*k)->name, runs_here(**k) ? "" : " (not here)");
   run_vectors();
   run_kinds();
   printf("hash %016llx\n", static_cast<unsigned long long>(hash));

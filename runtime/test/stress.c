@@ -3,7 +3,8 @@
    stress MODEL.qd CHANGES [SEED]
 
    - after every step the process holds at most the budget in force and 4 MB;
-   - at every rung qd_memory_now says what the process holds, within 2 MB and 1 % (after a prompt, which touches it all);
+   - at every rung qd_memory_now says what the process holds, within 2 MB and 1 % (after a prompt, which touches it
+   all);
    - a replay of the recorded rungs gives the same logits, bit for bit;
    - what was held is given back at the end.
    Prints one line of figures and "ok". */
@@ -209,8 +210,9 @@ int main(int argc, char **argv) {
   memset(steps, 0, count * sizeof *steps);
   long left = resident() - base - (long)(count * sizeof *steps);
   must(left <= 4 * MB, "bytes that were not given back", (double)left, 4e6);
-  printf("changes %u, steps %u, rungs %u to %u, moved %u times, most above the budget %ld, counted within %ld, left %ld\n",
-         changes, count, lowest, highest, seen, most_over, difference, left);
+  printf(
+      "changes %u, steps %u, rungs %u to %u, moved %u times, most above the budget %ld, counted within %ld, left %ld\n",
+      changes, count, lowest, highest, seen, most_over, difference, left);
   puts("ok");
   free(logits), free(steps);
   return 0;

@@ -1,9 +1,9 @@
 // x86 with AVX2 and F16C. The portable code is compiled for it as it is; the sums of integers and lookups are written
 // out. FMA is left out of the target on purpose: a fused product would change the bits.
 //
-// A register holds 8 rows by 4 columns of bytes, half a step of a row block. Products of bytes go through vpmaddubsw, whose
-// sums of two saturate at 16 bits: a byte of at most 15 makes 3810 at most, so that 8 of them can be added before they are
-// widened; larger bytes go as two nibbles.
+// A register holds 8 rows by 4 columns of bytes, half a step of a row block. Products of bytes go through vpmaddubsw,
+// whose sums of two saturate at 16 bits: a byte of at most 15 makes 3810 at most, so that 8 of them can be added before
+// they are widened; larger bytes go as two nibbles.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -98,8 +98,8 @@ inline Ints one_nibbles(const uint8_t* p, uint32_t steps, const int8_t* q) {
   return wide.ints();
 }
 
-// Fields 0 and 2 of a byte are added as they are, 1 and 3 as they stand, times four; a unit of the latter makes 2 * 3048,
-// so four units fit into 16 bits.
+// Fields 0 and 2 of a byte are added as they are, 1 and 3 as they stand, times four; a unit of the latter makes 2 *
+// 3048, so four units fit into 16 bits.
 inline Ints one_pairs(const uint8_t* p, uint32_t units, const int8_t* q) {
   const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
   Sums wide, wide4;
@@ -143,8 +143,8 @@ inline Ints one_bytes(const uint8_t* p, uint32_t steps, const int8_t* q) {
 constexpr uint32_t kTablesInRegisters = 8;
 
 inline __m256i spread_rows(int64_t eight) {
-  const __m256i rows = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7,
-                                        7, 7, 7);
+  const __m256i rows =
+      _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
   return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), rows);
 }
 
@@ -232,7 +232,8 @@ inline Ints one_table3(const Tables& t, const uint8_t* p, uint32_t units, const 
 // ---- lookups of planes. Bytes a and b of a row, summed; rows 0..7 and 8..15 of both halves of the registers.
 inline void add_rows(__m256i a, __m256i b, Sums& sum) {
   const __m256i one = _mm256_set1_epi8(1);
-  sum.add16(_mm256_maddubs_epi16(one, _mm256_unpacklo_epi8(a, b)), _mm256_maddubs_epi16(one, _mm256_unpackhi_epi8(a, b)));
+  sum.add16(_mm256_maddubs_epi16(one, _mm256_unpacklo_epi8(a, b)),
+            _mm256_maddubs_epi16(one, _mm256_unpackhi_epi8(a, b)));
 }
 
 // Unit of 32 columns of signs against its 8 tables.
@@ -255,7 +256,8 @@ inline Ints plane_sums(const TermView& v, size_t at, uint32_t units, const int8_
   for (uint32_t plane = p0; plane < p1; plane++) {
     const uint8_t* p = v.codes[plane] + at;
     sum.add16(sum.a, sum.b);
-    for (uint32_t u = 0; u < units; u++) look_up_unit(load256(p + 64 * u), load256(p + 64 * u + 32), tables + 128 * u, sum);
+    for (uint32_t u = 0; u < units; u++)
+      look_up_unit(load256(p + 64 * u), load256(p + 64 * u + 32), tables + 128 * u, sum);
   }
   return ints_of(fold(sum.a), fold(sum.b));
 }

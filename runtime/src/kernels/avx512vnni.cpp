@@ -1,5 +1,5 @@
-// x86 with AVX-512 (F, BW, VL) and VNNI: a register holds 16 rows by 4 columns of bytes, and vpdpbusd leaves the sum of a
-// row in its lane. Bytes are the unsigned operand and activations the signed one; nothing saturates.
+// x86 with AVX-512 (F, BW, VL) and VNNI: a register holds 16 rows by 4 columns of bytes, and vpdpbusd leaves the sum of
+// a row in its lane. Bytes are the unsigned operand and activations the signed one; nothing saturates.
 //
 // QD_SIMDE compiles this with SIMDe's plain C++ in place of the instructions, so that it can be tested on any machine.
 #include <stddef.h>
@@ -159,9 +159,9 @@ inline Ints plane_sums(const TermView& v, size_t at, uint32_t units, const int8_
 }
 
 inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* out) {
-  const __m512i rows = _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909,
-                                        0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202,
-                                        0x01010101, 0);
+  const __m512i rows =
+      _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909, 0x08080808,
+                       0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);
   for (uint32_t s = 0; s < steps; s++) {
     __m512i bit = _mm512_set1_epi32(static_cast<int>(s & 4 ? 0x80402010u : 0x08040201u)), c = _mm512_setzero_si512();
     for (uint32_t plane = 0; plane < v.planes; plane++) {

@@ -50,8 +50,8 @@ static bool has_avx512vnni() {
 #ifdef QD_SIMDE
   return true;
 #else
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni") && has_f16c();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && has_f16c();
 #endif
 }
 #endif

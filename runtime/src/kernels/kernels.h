@@ -1,8 +1,8 @@
 // What a set of kernels offers to the walker. One table per instruction set; all give the same bits.
 //
-// Rules that make that so: integer sums are exact in int32; floats are one lane per row, groups in order, a product and a
-// sum are two roundings (no fused multiply-add); every horizontal sum of floats goes over 16 lanes (lane = index mod 16),
-// then over the lanes in the order ((0+8)+(4+12))+((2+10)+(6+14)) + ... as reduce16() in portable.inl defines it.
+// Rules that make that so: integer sums are exact in int32; floats are one lane per row, groups in order, a product and
+// a sum are two roundings (no fused multiply-add); every horizontal sum of floats goes over 16 lanes (lane = index mod
+// 16), then over the lanes in the order ((0+8)+(4+12))+((2+10)+(6+14)) + ... as reduce16() in portable.inl defines it.
 // exp and the like are our own polynomials there.
 #pragma once
 #include <cstddef>
@@ -22,8 +22,8 @@ struct Activations {
   const float* scale;        // [groups][tokens] max|x| / 127 (0 where x is 0)
   const int32_t* sum;        // [groups][tokens] of q
   const float* fsum;         // [groups][tokens] of x, reduce16 order
-  const int8_t* tables;      // one token only: [columns / 16][4][16]: entry i of table q of unit u: sum of +-x over columns
-                             // 16 u + 4 q + b, + where bit b of i is set, over table_scale, rounded
+  const int8_t* tables;  // one token only: [columns / 16][4][16]: entry i of table q of unit u: sum of +-x over columns
+                         // 16 u + 4 q + b, + where bit b of i is set, over table_scale, rounded
   const float* table_scale;  // [groups]
 };
 
@@ -38,7 +38,8 @@ struct TermView {
   const int8_t* itable;                     // kTable*
 };
 
-enum class Need : uint32_t { kFloats = 0, kInt8 = 1, kTables = 2 };  // which part of Activations a kernel reads besides x
+// Which part of Activations a kernel reads besides x.
+enum class Need : uint32_t { kFloats = 0, kInt8 = 1, kTables = 2 };
 
 // y[token * y_stride + row] += W x, rows [16 rb0, 16 rb1).
 using MatVec = void (*)(const TermView&, const Activations&, const uint8_t* scratch, float* y, size_t y_stride,
@@ -63,8 +64,10 @@ struct Kernels {
   // `quantize` writes one of `tokens` tokens: the pointers are those of its first group.
   void (*quantize)(const float* x, uint32_t columns, uint32_t group, uint32_t tokens, int8_t* q, float* scale,
                    int32_t* sum, float* fsum);
-  void (*make_tables)(const float* x, uint32_t columns, uint32_t group, int8_t* tables, float* table_scale, float* fsum);
-  void (*gather)(const float* x, const int32_t* map, uint32_t columns, float* out);  // out[j] = map[j] < 0 ? 0 : x[map[j]]
+  void (*make_tables)(const float* x, uint32_t columns, uint32_t group, int8_t* tables, float* table_scale,
+                      float* fsum);
+  // out[j] = map[j] < 0 ? 0 : x[map[j]]
+  void (*gather)(const float* x, const int32_t* map, uint32_t columns, float* out);
   // ---- rows of a matrix term as floats: out[0 .. columns) += row, in the padded columns' order. Exact.
   void (*decode_row[format::kTermKinds])(const TermView&, uint32_t row, float* out);
   // ---- vectors
@@ -74,14 +77,15 @@ struct Kernels {
   void (*multiply)(const float* a, const float* b, uint32_t n, float* out);
   void (*activate)(uint32_t activation, const float* x, uint32_t n, float* out);
   void (*gate)(uint32_t activation, const float* x, const float* y, uint32_t n, float* out);  // act(x) * y
-  void (*scale_rows)(float* y, const float* scale, const float* bias, uint32_t n);  // y = y * scale + bias, either nullable
+  void (*scale_rows)(float* y, const float* scale, const float* bias, uint32_t n);  // y * scale + bias, either nullable
   void (*softmax)(float* x, uint32_t n);                                            // in place
   float (*l2_norm)(const float* x, uint32_t n);
   // ---- attention. Keys and values of one head lie [position][head_dim]; int8 ones have a scale per position.
   void (*rotate)(float* x, const float* cos, const float* sin, uint32_t rotary_dim, int interleaved);  // one head
   void (*store_f16)(const float* x, uint32_t n, uint16_t* out);
   void (*store_int8)(const float* x, uint32_t n, int8_t* out, float* scale);
-  void (*scores_f16)(const float* q, const uint16_t* keys, uint32_t head_dim, uint32_t positions, float scale, float* out);
+  void (*scores_f16)(const float* q, const uint16_t* keys, uint32_t head_dim, uint32_t positions, float scale,
+                     float* out);
   void (*scores_int8)(const float* q, const int8_t* keys, const float* key_scale, uint32_t head_dim, uint32_t positions,
                       float scale, float* out);
   void (*scores_f32)(const float* q, const float* keys, size_t key_stride, uint32_t head_dim, uint32_t positions,

@@ -1,5 +1,5 @@
-// AArch64: NEON is its baseline. Most of the portable code becomes it by itself; products of bytes are written out, once
-// with the widening multiplication that every core has and once with the dot product of ARMv8.2 (see dotprod.cpp).
+// AArch64: NEON is its baseline. Most of the portable code becomes it by itself; products of bytes are written out,
+// once with the widening multiplication that every core has and once with the dot product of ARMv8.2 (see dotprod.cpp).
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,5 +1,6 @@
 // Sums of integers and lookups in NEON, made of the including file's
-//   int32x4_t dot4(int32x4_t sum, int8x16_t w, int8x16_t x): rows 0 .. 3 by 4 columns, exact for any int8 w and |x| <= 127.
+//   int32x4_t dot4(int32x4_t sum, int8x16_t w, int8x16_t x): rows 0 .. 3 by 4 columns, exact for any int8 w and |x| <=
+//   127.
 // A vector holds 4 rows by 4 columns; four of them are the 64 bytes of a step.
 
 struct Sums {

@@ -1,7 +1,7 @@
-// What all the kernels are made of: numbers, sums over 16 lanes, the rounding of activations. Included by the file of each
-// instruction set inside namespace qd and an anonymous namespace, so that the compiler may vectorise it for that set
-// and no two sets share a symbol. Loops go over 16 lanes; nothing here depends on how they are carried out.
-// The including file has <stdint.h>, <stddef.h>, <string.h> and kernels.h.
+// What all the kernels are made of: numbers, sums over 16 lanes, the rounding of activations. Included by the file of
+// each instruction set inside namespace qd and an anonymous namespace, so that the compiler may vectorise it for that
+// set and no two sets share a symbol. Loops go over 16 lanes; nothing here depends on how they are carried out. The
+// including file has <stdint.h>, <stddef.h>, <string.h> and kernels.h.
 
 using format::Param;
 using format::Term;

@@ -15,7 +15,8 @@ inline void float_tile(const float (*w)[16], uint32_t columns, const float* cons
 constexpr uint32_t kFloatColumns = 128;  // of a tile of floats: 8 KB
 
 template <int K>
-inline void float_rows(const TermView& v, const Activations& a, float* y, size_t y_stride, uint32_t rb, uint32_t first) {
+inline void float_rows(const TermView& v, const Activations& a, float* y, size_t y_stride, uint32_t rb,
+                       uint32_t first) {
   alignas(64) float w[kFloatColumns][16], acc[kMostTokens][16];
   uint32_t tokens = min_u(kMostTokens, a.tokens - first);
   for (uint32_t t = 0; t < tokens; t++) memcpy(acc[t], y + (first + t) * y_stride + 16 * rb, 64);
@@ -24,7 +25,8 @@ inline void float_rows(const TermView& v, const Activations& a, float* y, size_t
     for (uint32_t i = 0; i < columns; i += 16) weights16<K>(v, rb, (j + i) / 16, w + i);
     for (uint32_t t = 0; t < tokens;) {
       const float* x[4];
-      for (uint32_t n = 0; n < 4; n++) x[n] = a.x + static_cast<size_t>(first + min_u(t + n, tokens - 1)) * a.stride + j;
+      for (uint32_t n = 0; n < 4; n++)
+        x[n] = a.x + static_cast<size_t>(first + min_u(t + n, tokens - 1)) * a.stride + j;
       if (t + 4 <= tokens) float_tile<4>(w, columns, x, acc + t), t += 4;
       else float_tile<1>(w, columns, x, acc + t), t++;
     }
@@ -65,8 +67,8 @@ inline void one_floats_of(const TermView& v, const Activations& a, float* y, uin
   for (; rb < rb1; rb++) one_float_rows<1>(v, a, y, rb, size, load);
 }
 
-inline void one_float_product(const TermView& v, const Activations& a, const uint8_t* scratch, float* y, size_t y_stride,
-                              uint32_t rb0, uint32_t rb1) {
+inline void one_float_product(const TermView& v, const Activations& a, const uint8_t* scratch, float* y,
+                              size_t y_stride, uint32_t rb0, uint32_t rb1) {
   switch (v.term->element) {
     case format::kF16: one_floats_of(v, a, y, rb0, rb1, 2, [](const uint8_t* p) { return from_half16(p); }); break;
     case format::kBF16: one_floats_of(v, a, y, rb0, rb1, 2, [](const uint8_t* p) { return from_bfloat16(p); }); break;
@@ -150,7 +152,8 @@ inline void bitstack_prepare(const TermView& v, const Activations& a, uint8_t* s
       float xv[format::kTile];
       uint32_t width = min_u(format::kTile, v.columns - first);
       for (uint32_t j = 0; j < width; j += 16) {
-        store(from_half16(b.v + (static_cast<size_t>(k) * v.columns + first + j) * 2) * lanes_at(a.x + first + j), xv + j);
+        store(from_half16(b.v + (static_cast<size_t>(k) * v.columns + first + j) * 2) * lanes_at(a.x + first + j),
+              xv + j);
       }
       float most = most_of_fours(xv, width), inverse = most > kTiny ? 127.0f / most : 0.0f;
       *scales++ = most > kTiny ? most / 127.0f : 0.0f;

@@ -167,7 +167,8 @@ inline void weights16(const TermView& v, uint32_t rb, uint32_t u, float (*w)[16]
       uint32_t position = (16 * u + j) / width, e = (16 * u + j) % width;
       for (uint32_t b = 0; b < v.term->books; b++)
         for (uint32_t r = 0; r < 16; r++)
-          w[j][r] += v.table[(static_cast<size_t>(b) * v.term->levels + vector_code(v, rb, position, b, r)) * width + e];
+          w[j][r] +=
+              v.table[(static_cast<size_t>(b) * v.term->levels + vector_code(v, rb, position, b, r)) * width + e];
       store(lanes_at(w[j]) * p.scale, w[j]);
     }
   }
