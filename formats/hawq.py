@@ -30,6 +30,7 @@ NAME = "hawq"
 TITLE = "HAWQ-V3 networks in integers: quantized_checkpoint.pth.tar and hawq.json"
 WRITES = False
 CHECKPOINT, CONFIG = "quantized_checkpoint.pth.tar", "hawq.json"
+_UNSCALED = "the checkpoint does not hold the scales of the last layer: its sums are given as they are"
 PARTS = ("convbn_scaling_factor", "fc_scaling_factor", "weight_integer", "bias_integer", "act_scaling_factor")
 
 
@@ -47,7 +48,7 @@ def read(folder: Folder) -> Model:
         BadFileError: The file is damaged, or holds something else.
         UnsupportedError: hawq.json is missing, or the network is not known.
     """
-    from qdeploy.formats.hawq_network import build_graph, read_config
+    from qdeploy.formats.hawq_network import MOBILENET, build_graph, read_config
 
     config = read_config(folder)
     stored = _stored(folder, read_torch(folder, CHECKPOINT))
@@ -55,8 +56,9 @@ def read(folder: Folder) -> Model:
     side = [] if folder.only else [n for n in folder.names() if n != CHECKPOINT]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
     origins = tuple(part.origin for part in stored.values())
+    notes = [_UNSCALED] if config.arch == MOBILENET else []
     return Model(NAME, str(folder.path), tensors, {}, NAME, files, origins,
-                 lambda model: build_graph(config, model.tensors))  # fmt: skip
+                 lambda model: build_graph(config, model.tensors), notes)  # fmt: skip
 
 
 def _stored(folder: Folder, checkpoint: Any) -> dict[str, Stored]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from qdeploy.errors import BadFileError
-from qdeploy.ir.integer_arithmetic import half_away, half_up, wide
+from qdeploy.ir.integer_arithmetic import fitted, half_away, half_up, wide
 from qdeploy.ir.tensor import Array
 
 _ONE = (1 << 31) - 1
@@ -54,7 +54,7 @@ def exp_negative(a: Array) -> Array:
 
 def reciprocal(total: Array) -> tuple[Array, Array]:
     """1 / total for a positive total in Q12.19: Q0.31, and the bits by which it is still to be shifted right."""
-    zeros = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)  # leading ones of a uint32
+    zeros = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)  # leading zeros of a uint32
     fraction = (total << zeros) - (1 << 31)  # total = (1 + fraction) 2^..., Q0.31
     half = _half_sum(fraction)
     x = _48_17 + _high(half, _32_17)
@@ -86,7 +86,7 @@ def tflite_softmax(x: Array, *, multiplier: int, left_shift: int, diff_min: int)
     scaled = _high(np.where(counts, below, 0) << left_shift, multiplier)
     exponential = np.where(counts, exp_negative(np.maximum(scaled, -(1 << 31))), 0)
     total = np.where(counts, _shifted(exponential, _SUM_BITS), 0).sum(axis=-1, keepdims=True)
-    factor, bits = reciprocal(total)
+    factor, bits = reciprocal(fitted(total, "I32").astype(np.int64))
     found = _shifted(_high(exponential, factor), bits + 31 - 8)
     return np.asarray(np.clip(np.where(counts, found, 0) - 128, -128, 127).astype(np.int8))
 

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.dyadic import dyadics, quotient
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.match import plain_float
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.ir.dyadic import dyadics, quotient
 from qdeploy.lower.extents import Extents, extents
 from qdeploy.lower.fixed import Fixed, Float64, Grid
 from qdeploy.lower.fold import plain_tensor
@@ -49,6 +49,7 @@ class Builder:
         plan: The scales of its values.
         arithmetic: How factors are formed and results rounded.
         moments: Of the inputs of layers, where they are known (`calibrate.moments`).
+        channels: The least and the greatest number of each channel of the values that may be divided (`smooth.py`).
         values: Of the float graph, as integers.
         integers: Values of the float graph that are integers themselves (ids, masks), by their name here.
         nodes: Of the integer graph.
@@ -62,6 +63,7 @@ class Builder:
     plan: Plan
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     moments: Mapping[str, Float64] = field(default_factory=dict)
+    channels: Mapping[str, tuple[Float64, Float64]] = field(default_factory=dict)
     values: dict[str, Fixed] = field(default_factory=dict)
     integers: dict[str, str] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
@@ -106,6 +108,12 @@ class Builder:
         if key not in self._made:
             self._made[key] = self.name(name)
             self.constants[self._made[key]] = plain_tensor(array)
+        return self._made[key]
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], str]) -> str:
+        """What is made under a key for the first time."""
+        if key not in self._made:
+            self._made[key] = make()
         return self._made[key]
 
     def weight(self, coded: Coded, bits: int, name: str) -> str:

@@ -12,6 +12,7 @@ from qdeploy.lower.fixed import Fixed, Float64
 from qdeploy.lower.integer_builder import Builder
 from qdeploy.lower.integer_weights import Coded, quantized
 from qdeploy.lower.ranges import INT32, where
+from qdeploy.lower.smooth import smoothed
 
 _CONV_ATTRS = ("strides", "pads", "dilations", "group", "auto_pad", "kernel_shape")
 
@@ -19,8 +20,9 @@ _CONV_ATTRS = ("strides", "pads", "dilations", "group", "auto_pad", "kernel_shap
 def layer(build: Builder, node: Node) -> None:
     """Conv, Linear and Gemm."""
     weight_bits, activation_bits = build.plan.layer_bits(node.inputs[1])
-    x = build.narrow(node.inputs[0], activation_bits, zero_point=True)
-    weight = _weight(build, node, weight_bits)
+    divided = smoothed(build, node, activation_bits) if node.op == "Linear" else None
+    x = divided[0] if divided else build.narrow(node.inputs[0], activation_bits, zero_point=True)
+    weight = _weight(build, node, weight_bits, divided[1] if divided else None)
     bias = build.real(node.inputs[2]) if node.inputs[2:3] and node.inputs[2] else None
     attrs: dict[str, Any] = {}
     if node.op == "Conv":
@@ -59,7 +61,7 @@ def product(build: Builder, node: Node) -> None:
     build.values[node.outputs[0]] = Fixed.accumulator(made, left.scale * right.scale, -1)
 
 
-def _weight(build: Builder, node: Node, bits: int) -> Coded:
+def _weight(build: Builder, node: Node, bits: int, divisors: Float64 | None) -> Coded:
     coded = build.coded(node.inputs[1])
     if coded is not None:
         return coded
@@ -68,7 +70,11 @@ def _weight(build: Builder, node: Node, bits: int) -> Coded:
         raise UnsupportedError("a layer whose weight is no constant", where=where(node), found=node.inputs[1])
     if node.op == "Gemm" and not node.attrs.get("transB", 0):
         return quantized(np.ascontiguousarray(array.T), bits).transposed()  # a scale per column
-    return quantized(array, bits, build.moments.get(node.inputs[1]))
+    moments = build.moments.get(node.inputs[1])
+    if divisors is not None:
+        array = array * divisors
+        moments = None if moments is None else moments / np.outer(divisors, divisors)
+    return quantized(array, bits, moments)
 
 
 def _gemm(node: Node, weight: Coded, bias: Float64 | None) -> tuple[Coded, Float64 | None]:

@@ -6,6 +6,7 @@
     integer_layers.py     convolutions and matrix products       integer_sums.py       sums and products of values
     integer_moves.py      limits, pooling, moves                 integer_quantized.py  quantize nodes of the source
     integer_functions.py  tables                                 integer_transformer.py  encoders
+    smooth.py             channels of different sizes on one grid
 
 The scheme is that of HAWQ-V3 (arXiv 2011.10680): codes of at most 8 bits go into each layer, products add up in an
 int32 with the bias at their scale, a dyadic factor per channel brings them to the next grid, and limits (ReLU) are
@@ -30,13 +31,14 @@ from qdeploy.lower.integer_functions import FUNCTION_RULES
 from qdeploy.lower.integer_plan import LAYERS, Bits, Plan
 from qdeploy.lower.integer_transformer import TRANSFORMER_RULES
 from qdeploy.lower.ranges import INT32, check_ranges
+from qdeploy.lower.smooth import Channels
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def integerize(model: Model, ranges: Mapping[str, tuple[float, float]] | None = None, bits: Bits | None = None,
-               arithmetic: Arithmetic | None = None,
-               moments: Mapping[str, Float64] | None = None) -> Model:  # fmt: skip
+               arithmetic: Arithmetic | None = None, moments: Mapping[str, Float64] | None = None,
+               channels: Channels | None = None) -> Model:  # fmt: skip
     """Returns the network in integers.
 
     Args:
@@ -45,6 +47,7 @@ def integerize(model: Model, ranges: Mapping[str, tuple[float, float]] | None = 
         bits: Of layers whose weights are not quantized yet; 8 by default.
         arithmetic: Rounding and how factors are formed.
         moments: Of the inputs of layers (`input_moments`): weights of less than 8 bits are rounded by them.
+        channels: Ranges of single channels (`calibrate(...).channels`): inputs of layers are evened out by them.
 
     Returns:
         A model whose tensors are bare integers and whose graph holds the rows of ir/ops_integer.py. Its meta has
@@ -58,7 +61,7 @@ def integerize(model: Model, ranges: Mapping[str, tuple[float, float]] | None = 
                                where=model.path, todo="Convert it for another target.")  # fmt: skip
     graph = fold(model.graph, model.tensors)
     plan = Plan(graph, ranges or {}, bits or Bits(), _source(graph, model))
-    build = Builder(graph, model.tensors, RULES, plan, arithmetic or Arithmetic(), moments or {})
+    build = Builder(graph, model.tensors, RULES, plan, arithmetic or Arithmetic(), moments or {}, channels or {})
     _enter(build)
     for node in graph.nodes:
         build.apply(node)

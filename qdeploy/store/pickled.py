@@ -16,7 +16,7 @@ import math
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +207,8 @@ class _Placer:
 # ---- the machine
 
 
-def _find(module: str, name: str, where: str) -> _Global:
+def _find(names: Sequence[str], where: str) -> _Global:
+    module, name = names
     legal = (module, name) in (_DICT, _TENSOR, _PARAMETER) or (module == "torch" and name in _STORAGES)
     if not legal:
         raise UnsupportedError("a checkpoint that asks for something else than tensors", where=where,
@@ -301,8 +302,8 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE3": lambda m, arg: m.stack.append(m.popped(3)), "SETITEM": lambda m, arg: m.set_items(m.popped(2)),
     "SETITEMS": lambda m, arg: m.set_items(m.to_mark()), "APPEND": lambda m, arg: m.append(m.popped(1)),
     "APPENDS": lambda m, arg: m.append(m.to_mark()), "BUILD": lambda m, arg: m.drop(),
-    "GLOBAL": lambda m, arg: m.stack.append(_find(*arg.split(" ", 1), m.where)),
-    "STACK_GLOBAL": lambda m, arg: m.stack.append(_find(*m.popped(2), m.where)),
+    "GLOBAL": lambda m, arg: m.stack.append(_find(arg.split(" ", 1), m.where)),
+    "STACK_GLOBAL": lambda m, arg: m.stack.append(_find(m.popped(2), m.where)),
     "BINPERSID": lambda m, arg: m.persistent(*m.popped(1)),
     "REDUCE": lambda m, arg: m.stack.append(_call(*m.popped(2))),
 }  # fmt: skip

@@ -1,0 +1,145 @@
+"""Bits per layer: the integer programme of HAWQ-V3 (arXiv 2011.10680, section 3.4), AdaQuant and MixDQ.
+
+    minimize    sum over layers of loss[layer][bits]
+    subject to  one choice of bits per layer; sum of cost[layer][bits] <= limit; tied layers choose alike
+
+The cost is a size, a number of bit operations or a measured latency; the loss one of `sensitivity.py`. It is a knapsack
+with several choices per item, solved exactly by scipy's HiGHS. Layers that take the same value, as the first
+convolution of a block and that of its shortcut, are tied, since one rescaling serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.graph import Graph
+
+Widths = tuple[int, int]
+"""Of the weights and of the input of a layer, as `qdeploy.lower.integer_plan.Bits.layers` takes them."""
+Choices = Mapping[str, Mapping[Widths, float]]
+"""A number for each choice of bits of each layer."""
+LAYERS = frozenset({"Conv", "Linear", "Gemm"})
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What was found.
+
+    Attributes:
+        layers: (weights, activations) by layer.
+        loss: The sum of the losses.
+        cost: The sum of the costs.
+    """
+
+    layers: dict[str, Widths]
+    loss: float
+    cost: float
+
+
+def sizes(weights: Mapping[str, int], options: Sequence[Widths]) -> dict[str, dict[Widths, float]]:
+    """Bytes of the codes of each layer; `weights` is how many it has."""
+    return {name: {bits: count * bits[0] / 8 for bits in options} for name, count in weights.items()}
+
+
+def bit_operations(products: Mapping[str, int], options: Sequence[Widths]) -> dict[str, dict[Widths, float]]:
+    """BOPS: products of each layer, times the bits of both factors."""
+    return {name: {bits: float(count * bits[0] * bits[1]) for bits in options} for name, count in products.items()}
+
+
+def limit_between(costs: Choices, ratio: float) -> float:
+    """The limit low + ratio (high - low) between the least and the greatest cost of all layers together."""
+    low, high = (sum(end(choice.values()) for choice in costs.values()) for end in (min, max))
+    return low + ratio * (high - low)
+
+
+def shared_inputs(graph: Graph) -> list[tuple[str, ...]]:
+    """Layers of a graph that take the same value, by the names of their weights."""
+    takers: dict[str, dict[str, None]] = {}
+    for node in graph.nodes:
+        if node.op in LAYERS:
+            takers.setdefault(node.inputs[0], {})[node.inputs[1]] = None
+    return [tuple(names) for names in takers.values() if len(names) > 1]
+
+
+def allocate(losses: Choices, costs: Choices, limit: float, ties: Sequence[Collection[str]] = ()) -> Allocation:
+    """Chooses the bits of every layer so that the loss is least within a limit.
+
+    Args:
+        losses: By layer and bits; not negative.
+        costs: By layer and bits, the same ones.
+        limit: Of the sum of the costs.
+        ties: Layers that get the same bits. Names that `losses` does not have are passed over.
+
+    Raises:
+        BadArgumentError: Losses and costs do not fit each other, a number is not finite, or no choice meets the limit.
+        UnsupportedError: scipy is not installed.
+    """
+    _check(losses, costs, limit)
+    groups = _groups(losses, ties)
+    common = [[bits for bits in losses[group[0]] if all(bits in losses[name] for name in group)] for group in groups]
+    if not all(common):
+        raise BadArgumentError("tied layers have no choice of bits in common", found=groups[common.index([])])
+    loss, cost = ([[sum(part[name][bits] for name in group) for bits in options]
+                   for group, options in zip(groups, common, strict=True)] for part in (losses, costs))  # fmt: skip
+    least = sum(min(part) for part in cost)
+    if least > limit:
+        raise BadArgumentError("no choice of bits meets the limit", found=limit, allowed=f"{least} or more")
+    picked = _solve(loss, cost, limit)
+    layers = {name: common[i][picked[i]] for i, group in enumerate(groups) for name in group}
+    spent, lost = (sum(row[k] for row, k in zip(part, picked, strict=True)) for part in (cost, loss))
+    return Allocation({name: layers[name] for name in losses}, lost, spent)
+
+
+def _check(losses: Choices, costs: Choices, limit: float) -> None:
+    if not losses or losses.keys() != costs.keys():
+        raise BadArgumentError("losses and costs of different layers", found=", ".join(costs) or "none",
+                               allowed=", ".join(losses))  # fmt: skip
+    for name, choice in losses.items():
+        if not choice or choice.keys() != costs[name].keys():
+            raise BadArgumentError("losses and costs of different bits", where=name, found=list(costs[name]))
+        numbers = [*choice.values(), *costs[name].values(), limit]
+        if not all(np.isfinite(n) and n >= 0 for n in numbers):
+            raise BadArgumentError("a loss, cost or limit that is negative or not finite", where=name, found=numbers)
+
+
+def _groups(losses: Choices, ties: Sequence[Collection[str]]) -> list[list[str]]:
+    """Layers that choose together, each layer once."""
+    group = {name: [name] for name in losses}
+    for tie in ties:
+        members = [name for name in tie if name in losses]
+        for other in members[1:]:
+            first, second = group[members[0]], group[other]
+            if first is not second:
+                first.extend(second)
+                group.update((name, first) for name in second)
+    return list({id(names): names for names in group.values()}.values())
+
+
+def _solve(loss: list[list[float]], cost: list[list[float]], limit: float) -> list[int]:
+    """The choice of each group: one binary variable per group and choice."""
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(f"choosing bits needs a package that is not installed: {error.name}",
+                               todo="pip install 'qdeploy[allocate]'") from error  # fmt: skip
+    counts = [len(part) for part in loss]
+    flat_loss, flat_cost = (np.concatenate([np.asarray(p, np.float64) for p in part]) for part in (loss, cost))
+    one = np.repeat(np.eye(len(counts)), counts, axis=1)  # [groups, choices]
+    scale = max(limit, float(flat_cost.max()), 1e-300)  # so that the solver's tolerances mean something
+    room = limit / scale
+    for _ in range(8):
+        rules = [LinearConstraint(one, 1, 1), LinearConstraint(flat_cost / scale, -np.inf, room)]
+        found = milp(flat_loss / max(float(flat_loss.max()), 1e-300), integrality=np.ones(flat_loss.size),
+                     bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": 0.0})  # fmt: skip
+        if found.x is None:
+            break
+        picked = [int(np.argmax(part)) for part in np.split(found.x, np.cumsum(counts)[:-1])]
+        spent = sum(part[k] for part, k in zip(cost, picked, strict=True))
+        if spent <= limit:
+            return picked
+        room -= 2 * (spent - limit) / scale  # it lies beyond the limit by less than the solver tells apart
+    return [int(np.argmin(part)) for part in cost]

@@ -1,0 +1,153 @@
+"""Bits per layer: the programme finds the best choice, and losses are those of the network."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qdeploy.calibrate.calibrate import calibrate
+from qdeploy.calibrate.moments import input_moments
+from qdeploy.errors import BadArgumentError
+from qdeploy.ir.graph import Graph, Node, Value
+from qdeploy.ir.model import Model
+from qdeploy.ir.run import Weights, run
+from qdeploy.lower.fold import fold, plain_tensor
+from qdeploy.lower.integer_plan import Bits
+from qdeploy.lower.integer_weights import quantized
+from qdeploy.lower.integerize import integerize, layer_names
+from qdeploy.quantize.allocate import allocate, bit_operations, limit_between, shared_inputs, sizes
+from qdeploy.quantize.sensitivity import measure, output_losses, weight_losses
+
+RNG = np.random.default_rng(4)
+OPTIONS = [(2, 8), (4, 8), (8, 8)]
+NUMBERS = st.floats(0, 1e6, allow_nan=False).map(lambda x: round(x, 3))
+
+
+def best(losses: dict, costs: dict, limit: float, ties: list[tuple[str, ...]]) -> float:
+    """The least loss over every choice."""
+    names, found = list(losses), np.inf
+    for choice in itertools.product(*(losses[n] for n in names)):
+        picked = dict(zip(names, choice, strict=True))
+        tied = all(len({picked[n] for n in tie}) == 1 for tie in ties)
+        if tied and sum(costs[n][b] for n, b in picked.items()) <= limit:
+            found = min(found, sum(losses[n][b] for n, b in picked.items()))
+    return found
+
+
+@st.composite
+def programmes(draw: st.DrawFn) -> tuple[dict, dict, float, list[tuple[str, ...]]]:
+    names = [f"l{i}" for i in range(draw(st.integers(1, 6)))]
+    table = st.fixed_dictionaries(dict.fromkeys(OPTIONS, NUMBERS))
+    losses, costs = ({n: draw(table) for n in names} for _ in range(2))
+    ties = draw(st.lists(st.sets(st.sampled_from(names), min_size=2).map(tuple), max_size=2)) if len(names) > 1 else []
+    return losses, costs, limit_between(costs, draw(st.floats(-0.1, 1.1))), ties
+
+
+@settings(deadline=None, max_examples=120)
+@given(programmes())
+def test_no_choice_within_the_limit_is_better(programme: tuple):
+    losses, costs, limit, ties = programme
+    wanted = best(losses, costs, limit, ties) if limit >= 0 else np.inf
+    if wanted == np.inf:
+        with pytest.raises(BadArgumentError):
+            allocate(losses, costs, limit, ties)
+        return
+    found = allocate(losses, costs, limit, ties)
+    assert found.cost <= limit
+    assert found.loss <= wanted * (1 + 1e-6) + 1e-5 * max(max(part.values()) for part in losses.values())
+    assert all(len({found.layers[n] for n in tie}) == 1 for tie in ties)
+    assert found.cost == pytest.approx(sum(costs[n][b] for n, b in found.layers.items()))
+
+
+def test_costs_are_bytes_and_bit_operations():
+    assert sizes({"a": 100}, [(2, 8), (4, 4)]) == {"a": {(2, 8): 25.0, (4, 4): 50.0}}
+    assert bit_operations({"a": 100}, [(4, 4), (8, 8)]) == {"a": {(4, 4): 1600.0, (8, 8): 6400.0}}
+    costs = sizes({"a": 100, "b": 60}, [(4, 8), (8, 8)])
+    assert (limit_between(costs, 0), limit_between(costs, 0.5), limit_between(costs, 1)) == (80, 120, 160)
+
+
+def test_limits_that_nothing_meets_are_named():
+    costs = sizes({"a": 100}, [(4, 8), (8, 8)])
+    with pytest.raises(BadArgumentError) as caught:
+        allocate({"a": {(4, 8): 1.0, (8, 8): 0.0}}, costs, 49)
+    assert caught.value.allowed == "50.0 or more"
+
+
+@pytest.mark.parametrize("losses", [{}, {"b": {(4, 8): 1.0}}, {"a": {(8, 8): 1.0}}, {"a": {(4, 8): -1.0}},
+                                    {"a": {(4, 8): float("nan")}}])  # fmt: skip
+def test_tables_that_do_not_fit_are_refused(losses: dict):
+    with pytest.raises(BadArgumentError):
+        allocate(losses, {"a": {(4, 8): 1.0}}, 10)
+
+
+def block() -> Model:
+    """A block with a convolution in its shortcut, and a matrix behind it."""
+    weights = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "ws": (8, 8, 1, 1), "w4": (5, 8)}
+    made = {n: plain_tensor((RNG.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32))
+            for n, s in weights.items()}  # fmt: skip
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes = (Node("Conv", ("x", "w1"), ("c1",), pads), Node("Relu", ("c1",), ("r1",)),
+             Node("Conv", ("r1", "w2"), ("c2",), pads), Node("Relu", ("c2",), ("r2",)),
+             Node("Conv", ("r2", "w3"), ("c3",), pads), Node("Conv", ("r1", "ws"), ("cs",)),
+             Node("Add", ("c3", "cs"), ("a",)), Node("Relu", ("a",), ("r3",)),
+             Node("GlobalAveragePool", ("r3",), ("p",)), Node("Flatten", ("p",), ("f",)),
+             Node("Gemm", ("f", "w4"), ("y",), {"transB": 1}))  # fmt: skip
+    graph = Graph((Value("x", "F32", ("batch", 3, 8, 8)),), (Value("y", "F32", ("batch", 5)),), nodes)
+    return Model("test", "memory", made, build_graph=lambda _: graph)
+
+
+def quantizer(weight: np.ndarray, bits: int) -> np.ndarray:
+    return quantized(weight, bits).values()
+
+
+def test_facts_of_layers_are_counted():
+    model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    found = measure(model.graph, Weights(model), {"x": x})
+    assert {n: (f.input, f.weights, f.products) for n, f in found.items()} == {
+        "w1": ("x", 216, 216 * 64), "w2": ("r1", 576, 576 * 64), "w3": ("r2", 576, 576 * 64),
+        "ws": ("r1", 64, 64 * 64), "w4": ("f", 40, 40)}  # fmt: skip
+    assert found["w1"].energy == pytest.approx(float(np.square(x).mean()), rel=1e-5)
+
+
+def test_layers_of_a_shortcut_are_tied():
+    assert shared_inputs(block().graph) == [("w2", "ws")]
+
+
+def test_the_loss_of_weights_is_the_mean_squared_error_of_the_layer():
+    model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    weights, graph = dict(Weights(model)), model.graph
+    moments = input_moments(model, {"x": x})
+    found = weight_losses(weights, [(4, 8)], quantizer, moments, {})
+    seen: list[np.ndarray] = []
+    for held in (weights, weights | {"w1": quantizer(weights["w1"], 4).astype(np.float32)}):
+        run(graph, {"x": x}, None, held, lambda name, value: seen.append(value) if name == "c1" else None)
+    error = np.square(seen[0] - seen[1]).sum(axis=1).mean()
+    assert found["w1"][4, 8] == pytest.approx(float(error), rel=1e-3)
+
+
+def test_losses_of_outputs_fall_with_the_bits():
+    model, x = block(), RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)
+    ranges = calibrate(model, {"x": x}).values
+    options = [(2, 4), (4, 4), (4, 8), (8, 8)]
+    found = output_losses(model.graph, dict(Weights(model)), {"x": x}, ranges, options, quantizer)
+    for losses in found.values():
+        ordered = [losses[bits] for bits in options]
+        assert ordered == sorted(ordered, reverse=True) and ordered[-1] > 0
+
+
+def test_an_allocation_is_what_integerize_takes():
+    model, x = block(), RNG.standard_normal((16, 3, 8, 8)).astype(np.float32)
+    graph, weights = fold(model.graph, model.tensors), dict(Weights(model))
+    layers, ranges = measure(graph, weights, {"x": x}), calibrate(model, {"x": x}).values
+    assert list(layers) == layer_names(model)
+    costs = sizes({name: layer.weights for name, layer in layers.items()}, OPTIONS)
+    losses = weight_losses(weights, OPTIONS, quantizer, input_moments(model, {"x": x}), {})
+    found = allocate(losses, costs, limit_between(costs, 0.4), shared_inputs(graph))
+    made = integerize(model, ranges, Bits(layers=found.layers))
+    held = {name.removesuffix("/codes"): tensor for name, tensor in made.tensors.items()}
+    for name, bits in found.layers.items():
+        assert held[name].terms[0].values.table == f"int{bits[0]}"  # type: ignore[union-attr]
