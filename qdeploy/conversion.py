@@ -48,24 +48,10 @@ def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = 
     return registry.open_model(path, format, trust_links)
 
 
-def convert(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    /,
-    *,
-    to: str = "onnx",
-    activations: str = "exact",
-    quantize: str | Sequence[str] = (),
-    requantize: bool = False,
-    jobs: int = 1,
-    check: Check = "auto",
-    force: bool = False,
-    format: str = "",
-    trust_links: bool = False,
-    progress: Progress = SILENT,
-    lower: str = "",
-    **more: Any,
-) -> Report:
+def convert(source: str | os.PathLike[str], output: str | os.PathLike[str], /, *, to: str = "onnx",
+            activations: str = "exact", quantize: str | Sequence[str] = (), requantize: bool = False, jobs: int = 1,
+            check: Check = "auto", force: bool = False, format: str = "", trust_links: bool = False,
+            progress: Progress = SILENT, lower: str = "", **more: Any) -> Report:  # fmt: skip
     """Converts a checkpoint.
 
     Args:
@@ -117,7 +103,7 @@ def convert(
 
 
 def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> tuple[Any, dict[str, Any] | None]:
-    """The target's Options, and how to make integers; BadArgumentError names an option that the target does not have."""
+    """The target's Options, and how to make integers; BadArgumentError names an option that there is not."""
     target = None if to in ("ir", "source") else registry.backend(to)
     own = [name for name in (option_names(target) if target else ()) if name not in ("conversion", *options)]
     integers = integers_asked(target, more) if to != "source" else None

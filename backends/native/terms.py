@@ -222,13 +222,13 @@ def float_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
 
     kind = NumberKind.E5M2 if small.kind == "e5m2" else NumberKind.E4M3  # which holds every e3m2, too
 
-    def read(start: int, stop: int) -> Array:
+    def bytes_of(start: int, stop: int) -> Array:
         if small.kind != "e3m2":
             return read_codes(small.codes, start, stop).astype(np.uint8)
         return numbers.stored(kind, decode_codes(bare, slice(start, stop))).view(np.uint8)
 
     label = f"{small.kind} floats" + (f" block {'x'.join(map(str, small.tile))}" if scale is not None else "")
-    return _floats(name, _shape(tensor), kind, read, scale, label, "floats as they are")
+    return _floats(name, _shape(tensor), kind, bytes_of, scale, label, "floats as they are")
 
 
 def decoded_matrix(name: str, tensor: QTensor, why: str) -> LoweredMatrix:

@@ -46,8 +46,9 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
         for name, ruling in lowering.rulings.items()
     )
     notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
-    if rounds(lowering.graph) or (isinstance(lowering, IntegerLowering) and lowering.fast):
+    fast = isinstance(lowering, IntegerLowering) and lowering.fast
+    if rounds(lowering.graph) or fast:
         notes += (SATURATION,)
     forms = {name: ruling.form for name, ruling in lowering.rulings.items()}
     return Lowered((MODEL_FILE, DATA_FILE, *side), choices, notes, digests, forms, builder.places(),
-                   options.activations == "int8")  # fmt: skip
+                   options.activations == "int8" or fast)  # fmt: skip

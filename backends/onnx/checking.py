@@ -22,7 +22,7 @@ import numpy as np
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
-from qdeploy.backends.onnx.trial import can_run, is_half, is_loadable, rounds, trial_inputs
+from qdeploy.backends.onnx.trial import can_run, is_half, is_loadable, rounds, trial_codes, trial_inputs
 from qdeploy.backends.results import CheckResult
 from qdeploy.errors import ProofError, UnsupportedError
 from qdeploy.ir.element import as_value
@@ -34,6 +34,9 @@ EXACT_FULL, INT8_FULL = 1e-3, 0.15
 ROUNDED_FULL, HALF_FULL = 5e-2, 2e-2
 """The same where the network itself quantizes activations (the last bit of a sum can move a code by one), and where it
 computes in 16-bit floats."""
+FAST_FULL = 0.1
+"""The same for networks of integers on 8-bit kernels, over codes of the whole range: each result may be one code off.
+On operators over integers alone (strict) nothing may be."""
 FULL_BELOW = 256 << 20
 """Models whose data file is smaller run as a whole without being asked to."""
 _REPORT = "This is a defect of the conversion; please report it with the checkpoint."
@@ -102,6 +105,10 @@ def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
     from qdeploy.ir.run import run
 
     graph, weights = model.graph, _Undecoded(model)
+    if graph.meta.get("kind") == "integer":
+        codes = trial_codes(graph)
+        limit = FAST_FULL if lowered.int8 else 0.0
+        return Case("model", "model", limit, target / MODEL_FILE, ((codes, run(graph, codes, {}, weights)[0]),))
     network = graph.meta.get("kind") == "network"
     steps = _decoder_inputs(model) if graph.states else [trial_inputs(graph) if network else _encoder_inputs(model)]
     states: dict[str, Any] = {}

@@ -9,8 +9,8 @@
     IntegerAveragePool                           QLinearAveragePool
     Requantize                                   Cast, QuantizeLinear
 
-A factor m / 2^e is the scale of a weight or of one side, in float32; all other scales are 1. Each kernel rounds once, to
-the nearest, halves to even, so that a result is at most one code off what the graph gives for the same inputs.
+A factor m / 2^e is the scale of a weight or of one side, in float32; all other scales are 1. Each kernel rounds once,
+to the nearest, halves to even, so that a result is at most one code off what the graph gives for the same inputs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 
-from qdeploy.backends.onnx.integer_lowering import MICROSOFT, IntegerLowering
+from qdeploy.backends.onnx.integer_lowering import IntegerLowering
 from qdeploy.backends.onnx.integer_nodes import conv_attrs, filters, turned, turned_matrix, window_borders
+from qdeploy.backends.onnx.proto import MICROSOFT
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Node
 from qdeploy.ir.tensor import Array
@@ -112,11 +114,17 @@ def _result(low: IntegerLowering, node: Node) -> list[str]:
 
 
 def _weight(low: IntegerLowering, inner: Node, codes: Array, factors: Array, outputs: int) -> list[str]:
-    """A weight in signed codes, with a scale per output."""
+    """A weight in signed codes, with a scale per output.
+
+    The zero points are no shared constant: ONNX Runtime rewrites them together with the weight, and fails where two
+    weights have the same.
+    """
     name, b = f"{inner.inputs[1]}.int8", low.builder
     held = low.held(name, codes.astype(np.int8), "signed codes: with unsigned activations the fastest pair")
-    zero = b.tensor(np.zeros(1 if factors.size == 1 else outputs, np.int8).reshape(() if factors.size == 1 else -1))
-    return [held, b.tensor(factors.astype(np.float32).reshape(() if factors.size == 1 else -1)), zero]
+    shape = () if factors.size == 1 else (outputs,)
+    zero = b.fresh(f"{name}.zero")
+    b.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.int8), zero))
+    return [held, b.tensor(factors.astype(np.float32).reshape(shape)), zero]
 
 
 def _bias(low: IntegerLowering, inner: Node) -> list[str]:
@@ -133,7 +141,7 @@ def _layer_fits(low: IntegerLowering, inner: Node, node: Node) -> bool:
     factors, axis = _factors(low, node)
     rank = low.rank(inner.inputs[0])
     channel = 1 if inner.op == "IntegerConv" and inner.attrs.get("layout", "NCHW") == "NCHW" else rank - 1
-    narrow = codes is not None and -128 <= int(codes.min(initial=0)) and int(codes.max(initial=0)) <= 127
+    narrow = codes is not None and int(codes.min(initial=0)) >= -128 and int(codes.max(initial=0)) <= 127
     placed = factors.size == 1 or axis % rank == channel
     shaped = rank == 2 or (inner.op == "IntegerConv" and rank in (3, 4))
     return narrow and placed and shaped and low.types[inner.inputs[0]] in _BYTES and not _attr(node, "x_zero")
@@ -257,9 +265,9 @@ def _quantize(low: IntegerLowering, node: Node) -> bool:
         return False
     alike = factors.size == 1
     point = b.tensor(zero, dtype) if alike else b.tensor(np.full(factors.size, zero), dtype)
-    attrs = {} if alike else {"axis": axis % low.rank(source)}
+    attrs: dict[str, Any] = {} if alike else {"axis": axis % low.rank(source)}
     floats = low.cast(x, "F32")
-    made = b.node("QuantizeLinear", [floats, b.tensor(scale[0] if alike else scale, "float32"), point], **attrs)
+    made = b.node("QuantizeLinear", [floats, b.tensor(scale[0] if alike else scale, "float32"), point], "", **attrs)
     if kind != "I16":
         _finish(low, node, made)
         return True
@@ -280,7 +288,7 @@ def _average_pool(low: IntegerLowering, node: Node) -> bool:
              "strides": attrs.get("strides") or [1, 1], "count_include_pad": 0, "ceil_mode": 0}  # fmt: skip
     x = _codes(low, source, 0)
     x[0] = turned(low, x[0], node)
-    made = low.builder.node("QLinearAveragePool", [*x, x[1], x[2]], domain=MICROSOFT, **given)
+    made = low.builder.node("QLinearAveragePool", [*x, x[1], x[2]], "", MICROSOFT, **given)
     limits = np.iinfo(element_dtype(low.types[name]))
     ends = {"lo": limits.min if attrs.get("lo") is None else attrs["lo"],
             "hi": limits.max if attrs.get("hi") is None else attrs["hi"]}  # fmt: skip

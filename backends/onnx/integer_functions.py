@@ -33,7 +33,7 @@ class _Writer:
 
     def of(self, op: str, *inputs: str | int, **attrs: Any) -> str:
         given = [self.number(x) if isinstance(x, int) else x for x in inputs]
-        return self.builder.node(op, given, **attrs)
+        return self.builder.node(op, given, "", **attrs)
 
     def shifted(self, x: str, e: int | str) -> str:
         """X >> e for x >= 0."""
@@ -42,6 +42,14 @@ class _Writer:
     def floored(self, x: str, e: int) -> str:
         """X >> e for any x."""
         return shifts.floor_shift(self.builder, x, np.array(e)) if e else x
+
+    def least(self, x: str, y: int) -> str:
+        """The smaller of two numbers."""
+        return shifts.least(self.builder, x, self.number(y))
+
+    def greatest(self, x: str, y: int) -> str:
+        """The greater of two numbers."""
+        return shifts.greatest(self.builder, x, self.number(y))
 
     def finish(self, node: Node, x: str) -> None:
         name = node.outputs[0]
@@ -55,7 +63,7 @@ def _attrs(node: Node, **defaults: int) -> list[int]:
 def _exponential(w: _Writer, node: Node, x: str) -> str:
     """Of x <= 0."""
     ln2, b, c, left = _attrs(node, ln2=1, b=1, c=1, left=0)
-    down = w.of("Min", w.of("Neg", x), EXP_DEPTH * ln2)
+    down = w.least(w.of("Neg", x), EXP_DEPTH * ln2)
     halvings = w.of("Div", down, ln2)
     rest = w.of("Sub", w.of("Mul", halvings, ln2), down)
     polynomial = w.of("Add", w.of("Mul", rest, w.of("Add", rest, b)), c)
@@ -70,30 +78,29 @@ def _exp(low: IntegerLowering, node: Node) -> None:
 def _softmax(low: IntegerLowering, node: Node) -> None:
     w = _Writer(low)
     axis, bits, hi = _attrs(node, axis=-1, bits=8, hi=255)
-    scores = low.wide(node.inputs[0], "I64")
-    least = np.iinfo(np.int64).min // 2
+    scores, along = low.wide(node.inputs[0]), low.builder.tensor([axis], "int64")
     kept = ""
     if node.inputs[1:2] and node.inputs[1]:
-        kept = low.builder.node("Cast", [low.plain(node.inputs[1])], to=9)  # to bool
-        scores = w.of("Where", kept, scores, least)
-    top = w.of("ReduceMax", scores, low.builder.tensor([axis], "int64"), keepdims=1)
-    down = w.of("Min", w.of("Sub", scores, top), 0)
-    raised = _exponential(w, node, w.of("Max", down, -(1 << 40)))
+        kept = low.cast(low.plain(node.inputs[1]), "BOOL")
+        scores = w.of("Where", kept, scores, low.builder.tensor(-(1 << 31), "int32"))
+    top = low.cast(w.of("ReduceMax", scores, along, keepdims=1), "I64")
+    raised = _exponential(w, node, w.of("Sub", low.cast(scores, "I64"), top))
     if kept:
         raised = w.of("Where", kept, raised, 0)
-    total = w.of("ReduceSum", raised, low.builder.tensor([axis], "int64"), keepdims=1)
-    factor = w.of("Div", 1 << _RECIPROCAL, w.of("Max", total, 1))
+    total = w.of("ReduceSum", raised, along, keepdims=1)
+    factor = w.of("Div", 1 << _RECIPROCAL, w.greatest(total, 1))
     moved = w.of("Add", w.of("Mul", raised, factor), 1 << (_RECIPROCAL - 1 - bits))
-    w.finish(node, w.of("Min", w.shifted(moved, _RECIPROCAL - bits), hi))
+    w.finish(node, w.least(w.shifted(moved, _RECIPROCAL - bits), hi))
 
 
 def _gelu(low: IntegerLowering, node: Node) -> None:
     w = _Writer(low)
     b, c, shift = _attrs(node, b=0, c=0, shift=0)
     x = low.wide(node.inputs[0], "I64")
-    reached = w.of("Sub", w.of("Min", w.of("Abs", x), b), b)
+    reached = w.of("Sub", w.least(w.of("Abs", x), b), b)
     curve = w.shifted(w.of("Sub", c, w.of("Mul", reached, reached)), shift)
-    w.finish(node, w.of("Mul", x, w.of("Add", w.of("Mul", w.of("Sign", x), curve), c >> shift)))
+    signed = w.of("Where", shifts.below_zero(low.builder, x), w.of("Neg", curve), curve)
+    w.finish(node, w.of("Mul", x, w.of("Add", signed, c >> shift)))
 
 
 def _root(w: _Writer, x: str, bits: int = _ROOT_BITS) -> str:
@@ -116,9 +123,9 @@ def _normal(w: _Writer, node: Node, y: str) -> str:
     """Y over the root of its sum of squares, weighted."""
     low = w.low
     epsilon, shift = _attrs(node, epsilon=0, shift=0)
-    last = low.builder.tensor([-1], "int64")
-    squares = w.of("Add", w.of("ReduceSum", w.of("Mul", y, y), last, keepdims=1), epsilon)
-    factor = w.of("Div", 1 << _NORM_RECIPROCAL, w.of("Max", _root(w, squares), 1))
+    wide = low.types[node.inputs[0]] == "I32"
+    squares = w.of("Add", shifts.total(low.builder, w.of("Mul", y, y), halves=wide), epsilon)
+    factor = w.of("Div", 1 << _NORM_RECIPROCAL, w.greatest(_root(w, squares), 1))
     total = w.floored(w.of("Mul", y, factor), _NORM_SHIFT)
     weight, bias = (*node.inputs[1:3], "", "")[:2]
     if weight:
@@ -131,7 +138,7 @@ def _layer_norm(low: IntegerLowering, node: Node) -> None:
     x, n = low.wide(node.inputs[0], "I64"), low.extents[node.inputs[0]][-1]
     if not isinstance(n, int) or n < 1:
         raise low.refuse(node, "a normalisation over an axis of free extent", n)
-    total = w.of("ReduceSum", x, low.builder.tensor([-1], "int64"), keepdims=1)
+    total = shifts.total(low.builder, x)
     doubled = w.of("Add", w.of("Mul", total, 2), n)
     mean = shifts.floor_divided(low.builder, doubled, 2 * n)
     w.finish(node, _normal(w, node, w.floored(w.of("Sub", x, mean), *_attrs(node, x_shift=0))))

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.onnx.forms import MICROSOFT
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.backends.onnx.rules import Ruling
@@ -78,7 +77,8 @@ class IntegerLowering:
         made = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
         self.builder.reserved = made | set(self.arrays)
         self.types = {name: element_name(array.dtype) for name, array in self.arrays.items()}
-        self.uses = Counter([n for node in self.graph.nodes for n in node.inputs] + [v.name for v in self.graph.outputs])
+        taken = [name for node in self.graph.nodes for name in node.inputs]
+        self.uses = Counter([*taken, *(value.name for value in self.graph.outputs)])
         self.makers = {name: node for node in self.graph.nodes for name in node.outputs}
         self._plain: dict[str, str] = {}
         self._raised: dict[str, str] = {}
@@ -98,7 +98,8 @@ class IntegerLowering:
             if node.outputs[0] not in skipped and not (self.fast and emit_fast(self, node)):
                 emit_strict(self, node)
         for value in self.graph.outputs:
-            self.plain(value.name)
+            if self.plain(value.name) != value.name:
+                self.builder.node("Identity", [self.plain(value.name)], value.name)
             self.builder.output(value.name, STORAGE_TO_ONNX[value.dtype], self._shape(value.name))
 
     # ---- values
@@ -133,15 +134,23 @@ class IntegerLowering:
 
     def give(self, name: str, made: str) -> None:
         """Says which ONNX value a value is."""
-        self._plain[name] = made
+        self._plain[name] = self._named(made, name)
 
     def give_unsigned(self, name: str, made: str) -> None:
         """Says which ONNX value holds a value's unsigned codes."""
-        (self._plain if self.types[name] == "U8" else self._raised)[name] = made
+        (self._plain if self.types[name] == "U8" else self._raised)[name] = self._named(made, self.label(name))
 
     def label(self, name: str) -> str:
         """A name for a value's unsigned codes."""
-        return name if self.types[name] == "U8" else self.builder.fresh(f"{name}.raised")
+        return name if self.types[name] == "U8" else f"{name}.raised"
+
+    def _named(self, made: str, wanted: str) -> str:
+        """Names what the last node makes after the value that it stands for."""
+        last = self.builder.graph.node[-1]
+        if list(last.output) != [made] or made in self.builder.reserved:
+            return made
+        last.output[0] = wanted
+        return wanted
 
     def cast(self, x: str, dtype: str, output: str = "") -> str:
         """A node that casts."""
@@ -199,6 +208,3 @@ class IntegerLowering:
     def refuse(self, node: Node, what: str, found: Any = None) -> UnsupportedError:
         """The error for what has no form."""
         return UnsupportedError(what, where=f"node {node.name or node.outputs[0]} ({node.op})", found=found)
-
-
-__all__ = ["MICROSOFT", "RAISE", "IntegerLowering", "WeightForm"]

@@ -1,8 +1,8 @@
 """Rows of integer graphs as exact ONNX operators.
 
 Products are of unsigned codes on both sides (weights raised by 128, with that as their zero point): on x86 processors
-without VNNI, ONNX Runtime adds other pairs up in saturating 16 bits, or, in ConvInteger, without a fast kernel. A 16-bit
-activation is multiplied as two bytes: x + 2^15 = 256 high + low, where `high` has the zero point 128.
+without VNNI, ONNX Runtime adds other pairs up in saturating 16 bits, or, in ConvInteger, without a fast kernel. What
+has 16 bits is multiplied as two bytes: x + 2^15 = 256 high + low, where `high` has the zero point 128.
 
 Windows of what no pooling operator takes are slices, one axis after the other.
 """
@@ -102,7 +102,9 @@ def _conv(low: IntegerLowering, node: Node) -> None:
 def _biased(low: IntegerLowering, node: Node, total: str, shape: Sequence[int]) -> str:
     if not (node.inputs[2:3] and node.inputs[2]):
         return total
-    return low.builder.node("Add", [total, low.builder.tensor(low.codes(node.inputs[2]).reshape(shape), "int32")])
+    bias = low.builder.tensor(low.codes(node.inputs[2]).reshape(shape), "int32")
+    made: str = low.builder.node("Add", [total, bias])
+    return made
 
 
 def _linear(low: IntegerLowering, node: Node) -> None:
@@ -153,8 +155,21 @@ def _requantize(low: IntegerLowering, node: Node) -> None:
     if attrs.get("left_shift", 0):
         x = b.node("Mul", [x, b.tensor(1 << attrs["left_shift"], "int64")])
     found = shifts.rescaled(b, x, m, e, attrs.get("rounding", "half_up"), attrs.get("zero", 0))
-    limits = [b.tensor(attrs[key], "int64") for key in ("lo", "hi")]
-    low.give(name, low.cast(b.node("Clip", [found, *limits]), attrs["dtype"], name))
+    reached = _reach(low, node) * float((m * np.exp2(-e)).max()) + abs(attrs.get("zero", 0)) + 1
+    if reached < 1 << 31:
+        ends = [b.tensor(attrs[key], "int32") for key in ("lo", "hi")]
+        found = b.node("Clip", [low.cast(found, "I32"), *ends])
+    else:
+        found = shifts.limited(b, found, attrs["lo"], attrs["hi"])
+    low.give(name, low.cast(found, attrs["dtype"], name))
+
+
+def _reach(low: IntegerLowering, node: Node) -> int:
+    """How large the number is at most that a Requantize multiplies."""
+    limits = np.iinfo(element_dtype(low.types[node.inputs[0]]))
+    zero = int(node.attrs.get("x_zero", 0))  # type: ignore[arg-type]
+    size = max(abs(int(end) - zero) for end in (limits.min, limits.max))
+    return size << int(node.attrs.get("left_shift", 0))  # type: ignore[arg-type]
 
 
 # ---- sums and means
@@ -255,8 +270,7 @@ def _average_pool(low: IntegerLowering, node: Node) -> None:
         count = low.cast(_windows(low, node, inside, "Add", 0), "I64")
     total = low.cast(_windows(low, node, low.wide(node.inputs[0]), "Add", 0), "I64")
     found = _divided(low, total, count, attrs.get("rounding", "floor"))
-    limits = ["" if attrs.get(key) is None else b.tensor(attrs[key], "int64") for key in ("lo", "hi")]
-    found = b.node("Clip", [found, *limits]) if any(limits) else found
+    found = shifts.limited(b, found, attrs.get("lo"), attrs.get("hi"))
     low.give(name, low.cast(found, low.types[name], name))
 
 
@@ -278,6 +292,9 @@ def _limited(low: IntegerLowering, node: Node) -> None:
     """Relu and Clip."""
     name, source, b = node.outputs[0], node.inputs[0], low.builder
     limits: list[Any] = [0, None] if node.op == "Relu" else [node.attrs.get("min"), node.attrs.get("max")]
+    if low.types[name] == "I64":
+        low.give(name, shifts.limited(b, low.plain(source), *limits))
+        return
     kind = "I32" if low.types[name] == "I16" else low.types[name]
     dtype = element_dtype(kind)
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max

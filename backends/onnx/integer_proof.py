@@ -52,7 +52,8 @@ def prove(model: onnx.ModelProto) -> dict[str, Any]:
               if held.get(name, types.get(name, 0)) not in INTEGERS]  # fmt: skip
     floats += [line for node in graph.node for line in _attributes(node)]
     externs = [f"{n.domain}.{n.op_type}" for n in graph.node if n.domain or any(a.HasField("g") for a in n.attribute)]
-    divisions = [f"{n.op_type} by {n.input[1]}" for n in graph.node if n.op_type in _DIVISIONS and n.input[1] not in held]
+    by = [(n.op_type, n.input[1]) for n in graph.node if n.op_type in _DIVISIONS]
+    divisions = [f"{kind} by {name}" for kind, name in by if name not in held]
     return {"integer_only": not floats and not externs, "nodes": len(graph.node), "values": len({*types, *made, *held}),
             "floats": floats, "externs": externs, "divisions": divisions}  # fmt: skip
 

@@ -8,6 +8,10 @@
     floor(p / n)      (p + n 2^40) / n - 2^40, for |p| < n 2^40
 
 p is an int64, and e is between 1 and 62: one number, or one that is broadcast with p.
+
+Of ONNX Runtime 1.31's operators over int64, Min, Max, Clip, Sign and ReduceMax are wrong for numbers beyond 32 bits on
+x86, and ReduceSum for sums beyond 53; comparisons, Where, Add, Sub, Mul, Div and casts are right, and so is everything
+over int32. The former are therefore made of the latter.
 """
 
 from __future__ import annotations
@@ -82,8 +86,39 @@ def nearest_divided(b: GraphBuilder, p: str, n: int | str) -> str:
     """P / n to the nearest, halves away from zero."""
     by = b.tensor(n, "int64") if isinstance(n, int) else n
     half = b.tensor(n // 2, "int64") if isinstance(n, int) else b.node("Div", [n, b.tensor(2, "int64")])
-    moved = b.node("Add", [p, b.node("Mul", [b.node("Sign", [p]), half])])
+    moved = b.node("Add", [p, b.node("Where", [below_zero(b, p), b.node("Neg", [half]), half])])
     return b.node("Div", [moved, by])
+
+
+def below_zero(b: GraphBuilder, p: str) -> str:
+    """Whether p < 0."""
+    return b.once("Less", [p, b.tensor(0, "int64")])
+
+
+def least(b: GraphBuilder, x: str, y: str) -> str:
+    """The smaller of two numbers."""
+    return b.node("Where", [b.node("Less", [x, y]), x, y])
+
+
+def greatest(b: GraphBuilder, x: str, y: str) -> str:
+    """The greater of two numbers."""
+    return b.node("Where", [b.node("Greater", [x, y]), x, y])
+
+
+def limited(b: GraphBuilder, x: str, lo: int | None, hi: int | None) -> str:
+    """X, at least lo and at most hi."""
+    x = x if lo is None else greatest(b, x, b.tensor(lo, "int64"))
+    return x if hi is None else least(b, x, b.tensor(hi, "int64"))
+
+
+def total(b: GraphBuilder, x: str, keepdims: int = 1, halves: bool = False) -> str:
+    """The sum over the last axis, below 2^53 in size; `halves`: of natural numbers, below 2^63."""
+    last = b.tensor([-1], "int64")
+    if not halves:
+        return b.node("ReduceSum", [x, last], keepdims=keepdims)
+    low = b.node("BitwiseAnd", [x, b.tensor((1 << 32) - 1, "int64")])
+    parts = [total(b, part, keepdims) for part in (shift_natural(b, x, np.array(32)), low)]
+    return b.node("Add", [b.node("Mul", [parts[0], b.tensor(1 << 32, "int64")]), parts[1]])
 
 
 def _plus(b: GraphBuilder, p: str, number: Array) -> str:

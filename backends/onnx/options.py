@@ -41,7 +41,7 @@ class Lowered:
         digests: SHA-256 of each range of the data file, by the name of the initializer that brought it.
         forms: The forms themselves, by tensor; for `check`.
         places: Where each range lies; for `check`.
-        int8: Whether kernels quantize activations; for `check`.
+        int8: Whether kernels quantize activations, or round where the graph of integers says how; for `check`.
     """
 
     files: tuple[str, ...]

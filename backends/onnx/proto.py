@@ -26,7 +26,8 @@ STORAGE_TO_ONNX: Mapping[str, int] = {
     "F64": onnx.TensorProto.DOUBLE, "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN, "F8_E5M2": onnx.TensorProto.FLOAT8E5M2,
     "U8": onnx.TensorProto.UINT8, "I8": onnx.TensorProto.INT8, "U16": onnx.TensorProto.UINT16,
     "I16": onnx.TensorProto.INT16, "I32": onnx.TensorProto.INT32, "I64": onnx.TensorProto.INT64,
-    "BOOL": onnx.TensorProto.BOOL, "U32": onnx.TensorProto.UINT32, "U64": onnx.TensorProto.UINT64, "F8_E8M0": 24, "U4": onnx.TensorProto.UINT4,
+    "BOOL": onnx.TensorProto.BOOL, "U32": onnx.TensorProto.UINT32, "U64": onnx.TensorProto.UINT64,
+    "F8_E8M0": 24, "U4": onnx.TensorProto.UINT4,
     "I4": onnx.TensorProto.INT4, "F4_E2M1": 23, "U2": 25, "I2": 26,
 }  # fmt: skip
 """Element type (qdeploy/ir/element.py) -> element type of ONNX; numbers are of types younger than our oldest onnx."""

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.forms import Form
+from qdeploy.backends.onnx.integer_lowering import WeightForm
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.passthrough import StoredForm
 from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
@@ -85,7 +86,9 @@ def node_cases(model: Model, target: Path, lowered: Lowered, job: Path) -> Itera
     try:
         for use, name in _uses(model):
             form = lowered.forms.get(name)
-            if form is None or isinstance(form, StoredForm) or len(form.shape) != 2 or f"{use}: {form.label}" in seen:
+            if form is None or isinstance(form, StoredForm | WeightForm) or len(form.shape) != 2:
+                continue
+            if f"{use}: {form.label}" in seen:
                 continue
             seen.add(f"{use}: {form.label}")
             yield _node_case(model, data, lowered, name, form, use, job / f"{len(seen)}.onnx")

@@ -28,6 +28,19 @@ def _trial(value: Value, rng: np.random.Generator) -> Array:
     return rng.standard_normal(shape).astype(dtype)
 
 
+def trial_codes(graph: Graph) -> dict[str, Array]:
+    """As `trial_inputs`, for a graph of integers: codes of the whole range; what is wider than 16 bits is 0 or 1."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for value in graph.inputs:
+        shape = [n if isinstance(n, int) else 4 if place else 2 for place, n in enumerate(value.shape)]
+        dtype = element_dtype(value.dtype)
+        narrow = dtype.itemsize <= 2
+        limits = (np.iinfo(dtype).min, np.iinfo(dtype).max) if narrow else (0, 1)
+        found[value.name] = rng.integers(*limits, shape, endpoint=True).astype(dtype)
+    return found
+
+
 def can_run(graph: Graph) -> bool:
     """Whether every node has a numpy meaning."""
     return all(node.op != "Opaque" for node in graph.nodes)

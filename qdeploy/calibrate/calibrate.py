@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import Array
+from qdeploy.lower.fixed import Float64
 from qdeploy.lower.fold import fold
+from qdeploy.lower.smooth import Channels, smoothable
 from qdeploy.progress import SILENT, Progress
 
 PERCENTILE = 99.99
@@ -31,11 +33,13 @@ class Ranges:
             method says.
         method: Its name.
         samples: How many entries of the batch axis were run.
+        channels: (least, greatest) of every channel, float64 [K] each, of the values that `lower.smooth` may divide.
     """
 
     values: Mapping[str, tuple[float, float]]
     method: str
     samples: int
+    channels: Channels = field(default_factory=dict)
 
 
 def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *, bits: int = 8, batch: int = 32,
@@ -63,10 +67,16 @@ def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *
     graph = fold(model.graph, model.tensors)
     given, count = fitted(graph, data)
     seen: dict[str, Histogram] = {}
+    divided, channels = smoothable(graph), dict[str, tuple[Float64, Float64]]()
 
     def watch(name: str, x: Array) -> None:
         if x.dtype.kind == "f":
             seen.setdefault(name, Histogram()).add(x)
+        if name in divided:
+            rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+            low, high = rows.min(axis=0), rows.max(axis=0)
+            least, greatest = channels.get(name, (low, high))
+            channels[name] = (np.minimum(low, least), np.maximum(high, greatest))
 
     weights = Weights(model)
     progress.start("calibrating", count)
@@ -75,7 +85,7 @@ def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *
         run(graph, part, {}, weights, watch)
         progress.advance(min(batch, count - start))
     values = {name: METHODS[method](found, bits, percentile) for name, found in seen.items() if found.counts.any()}
-    return Ranges(values, method, count)
+    return Ranges(values, method, count, channels)
 
 
 def read_data(path: str) -> dict[str, Array]:

@@ -79,7 +79,8 @@ def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) 
         ranges = calibrate(model, data, method, bits=least, percentile=PERCENTILE, progress=progress)
         if min([asked.weight_bits, *(w for w, _ in layers.values())]) < 8:
             moments = input_moments(model, data, progress=progress)
-    made = integerize(model, ranges.values if ranges else None, bits, Arithmetic(asked.rounding), moments)
+    made = integerize(model, ranges.values if ranges else None, bits, Arithmetic(asked.rounding), moments,
+                      ranges.channels if ranges else None)  # fmt: skip
     return _described(made, model, _said(model, bits, ranges, asked.rounding))
 
 

@@ -13,6 +13,10 @@ from qdeploy.cli.screen import Bar, console, table
 from qdeploy.sizes import human
 
 
+def _number(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    return value if value is None else int(value)
+
+
 @click.command("convert", short_help="Convert a checkpoint, and prove that nothing was lost.")
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
@@ -69,12 +73,22 @@ from qdeploy.sizes import human
     type=click.Choice(["strict", "fast"]),
     help="onnx: a network of integers. strict: integer operators alone, exact. fast: ONNX Runtime's 8-bit kernels.",
 )
-@click.option("--target", metavar="NAME", help="tvm: the processor: host (the default), x86-64-v3, aarch64+dotprod, ...")
+@click.option("--target", metavar="NAME", help="tvm: the processor: host (default), x86-64-v3, aarch64+dotprod, ...")
 @click.option("--calibrate", metavar="NPZ", help="integers: an array per input, to measure activation scales with.")
 @click.option("--calibrate-method", metavar="NAME", help="integers: minmax (the default), percentile, entropy or mse.")
-@click.option("--weight-bits", type=click.Choice(["8", "4", "2"]), help="integers: of float weights; 8 at both ends.")
-@click.option("--activation-bits", type=click.Choice(["8", "4"]), help="integers: of layers' inputs; 8 at both ends.")
-@click.option("--layer-bits", metavar="FILE", help='integers: bits of single layers, {"layer": [weights, activations]}.')
+@click.option(
+    "--weight-bits",
+    type=click.Choice(["8", "4", "2"]),
+    callback=_number,
+    help="integers: of float weights; the first and the last layer keep 8.",
+)
+@click.option(
+    "--activation-bits",
+    type=click.Choice(["8", "4"]),
+    callback=_number,
+    help="integers: of the inputs of layers; the first and the last layer keep 8.",
+)
+@click.option("--layer-bits", metavar="FILE", help='integers: of single layers, {"layer": [weights, activations]}.')
 @click.option("--rounding", metavar="NAME", help="integers: half_up (the default), half_even or half_away.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Shards written at a time.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -91,23 +105,13 @@ def command(
     lower: str,
     requantize: bool,
     check: Any,
-    layout: str | None,
-    order: str | None,
-    sensitivities: str | None,
-    integer: str | None,
-    target: str | None,
-    calibrate: str | None,
-    calibrate_method: str | None,
-    weight_bits: str | None,
-    activation_bits: str | None,
-    layer_bits: str | None,
-    rounding: str | None,
     jobs: int,
     force: bool,
     format_: str,
     trust_links: bool,
     as_json: bool,
     quiet: bool,
+    **more: Any,
 ) -> None:
     """Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
 
@@ -129,10 +133,6 @@ def command(
     """
     from qdeploy.conversion import convert
 
-    more = {"layout": layout, "order": order, "sensitivities": sensitivities, "integer": integer, "target": target,
-            "calibrate": calibrate, "calibrate_method": calibrate_method, "layer_bits": layer_bits, "rounding": rounding,
-            "weight_bits": weight_bits and int(weight_bits),
-            "activation_bits": activation_bits and int(activation_bits)}  # fmt: skip
     with Bar(hidden=quiet or as_json) as bar:
         report = convert(
             src,

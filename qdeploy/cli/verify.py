@@ -15,7 +15,7 @@ from qdeploy.cli.screen import Bar, console, table
 @click.command("verify", short_help="Hold an output against its source; exit 1 if they differ.")
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path(), required=False)
-@click.option("--integer-only", is_flag=True, help="Show that the output A computes with integers alone; exit 1 if not.")
+@click.option("--integer-only", is_flag=True, help="Prove that the output A computes with integers alone; or exit 1.")
 @click.option("--text", default="", metavar="TEXT", help="Also compare logits on this text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(a: str, b: str | None, integer_only: bool, text: str, as_json: bool) -> None:
