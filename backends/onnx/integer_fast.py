@@ -22,7 +22,8 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.integer_lowering import IntegerLowering
-from qdeploy.backends.onnx.integer_nodes import conv_attrs, filters, turned, turned_matrix, window_borders
+from qdeploy.backends.onnx.integer_nodes import conv_attrs, filters, turned, turned_matrix
+from qdeploy.backends.onnx.integer_windows import window_borders
 from qdeploy.backends.onnx.proto import MICROSOFT
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Node

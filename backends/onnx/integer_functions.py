@@ -33,7 +33,8 @@ class _Writer:
 
     def of(self, op: str, *inputs: str | int, **attrs: Any) -> str:
         given = [self.number(x) if isinstance(x, int) else x for x in inputs]
-        return self.builder.node(op, given, "", **attrs)
+        made: str = self.builder.node(op, given, "", **attrs)
+        return made
 
     def shifted(self, x: str, e: int | str) -> str:
         """X >> e for x >= 0."""

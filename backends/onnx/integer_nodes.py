@@ -3,8 +3,6 @@
 Products are of unsigned codes on both sides (weights raised by 128, with that as their zero point): on x86 processors
 without VNNI, ONNX Runtime adds other pairs up in saturating 16 bits, or, in ConvInteger, without a fast kernel. What
 has 16 bits is multiplied as two bytes: x + 2^15 = 256 high + low, where `high` has the zero point 128.
-
-Windows of what no pooling operator takes are slices, one axis after the other.
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ import numpy as np
 from qdeploy.backends.onnx import integer_shifts as shifts
 from qdeploy.backends.onnx.integer_functions import FUNCTIONS
 from qdeploy.backends.onnx.integer_lowering import RAISE, IntegerLowering
+from qdeploy.backends.onnx.integer_tflite import tflite_softmax
+from qdeploy.backends.onnx.integer_windows import average_pool, reduced
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.proto import GraphBuilder
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Node
-from qdeploy.ir.ops_conv import borders
 from qdeploy.ir.tensor import Array
 
 Emitter = Callable[[IntegerLowering, Node], None]
@@ -91,7 +90,8 @@ def _conv(low: IntegerLowering, node: Node) -> None:
 
     def multiply(x: str, x_zero: int) -> str:
         inputs = [turned(low, x, node), weight, b.tensor(x_zero, "uint8"), zero]
-        return b.node("ConvInteger", inputs, **conv_attrs(node))
+        made: str = b.node("ConvInteger", inputs, "", **conv_attrs(node))
+        return made
 
     total = _products(low, node, multiply)
     rank = low.rank(node.inputs[0])
@@ -204,74 +204,8 @@ def _mean(low: IntegerLowering, node: Node) -> None:
         raise low.refuse(node, "a mean over an axis of free extent", counts)
     axes = low.builder.tensor(attrs["axes"], "int64")
     total = low.builder.node("ReduceSum", [low.wide(node.inputs[0], "I64"), axes], keepdims=attrs.get("keepdims", 1))
-    found = _divided(low, total, int(np.prod(counts)), attrs.get("rounding", "floor"))
+    found = shifts.divided(low.builder, total, int(np.prod(counts)), attrs.get("rounding", "floor"))
     low.give(node.outputs[0], low.cast(found, low.types[node.outputs[0]], node.outputs[0]))
-
-
-def _divided(low: IntegerLowering, total: str, count: int | str, rounding: str) -> str:
-    return (shifts.floor_divided if rounding == "floor" else shifts.nearest_divided)(low.builder, total, count)
-
-
-# ---- windows
-
-
-def window_borders(low: IntegerLowering, node: Node) -> list[tuple[int, int]]:
-    """What is added on both sides of each axis of an image."""
-    attrs: Any = node.attrs
-    kernel = attrs["kernel_shape"]
-    ones = [1] * len(kernel)
-    shape = low.extents[node.inputs[0]]
-    space = shape[2:] if attrs.get("layout", "NCHW") == "NCHW" else shape[1:-1]
-    automatic = attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if automatic and not all(isinstance(n, int) and n > 0 for n in space):
-        raise low.refuse(node, "automatic padding of an image of free extent", list(shape))
-    sizes = [int(n) for n in space] if automatic else ones
-    dilations, strides = attrs.get("dilations") or ones, attrs.get("strides") or ones
-    found = borders(sizes, kernel, strides, dilations, attrs.get("auto_pad", "NOTSET"), attrs.get("pads"))
-    return [(int(a), int(z)) for a, z in found]
-
-
-def _windows(low: IntegerLowering, node: Node, x: str, op: str, fill: int) -> str:
-    """An int32 image, reduced by an operator of two arguments over each window."""
-    attrs: Any = node.attrs
-    b, kernel = low.builder, attrs["kernel_shape"]
-    strides, dilations = ([*(attrs.get(key) or [1] * len(kernel))] for key in ("strides", "dilations"))
-    border = window_borders(low, node)
-    first = 2 if attrs.get("layout", "NCHW") == "NCHW" else 1
-    axes = list(range(first, first + len(kernel)))
-    if any(n for pair in border for n in pair):
-        pads = [pair[i] for i in (0, 1) for pair in border]
-        x = b.node("Pad", [x, b.tensor(pads, "int64"), b.tensor(fill, "int32"), b.tensor(axes, "int64")])
-    for axis, size, stride, step in zip(axes, kernel, strides, dilations, strict=True):
-        x = _along(b, x, axis, (int(size), int(stride), int(step)), op)
-    return x
-
-
-def _along(b: GraphBuilder, x: str, axis: int, window: tuple[int, int, int], op: str) -> str:
-    size, stride, step = window
-    reach, found = (size - 1) * step, ""
-    for place in range(0, reach + 1, step):
-        end = place - reach if place < reach else np.iinfo(np.int64).max
-        ends = [b.tensor([n], "int64") for n in (place, end, axis, stride)]
-        part = b.node("Slice", [x, *ends])
-        found = b.node(op, [found, part]) if found else part
-    return found
-
-
-def _average_pool(low: IntegerLowering, node: Node) -> None:
-    attrs: Any = node.attrs
-    b, name = low.builder, node.outputs[0]
-    count: int | str = int(np.prod(attrs["kernel_shape"]))
-    if any(n for pair in window_borders(low, node) for n in pair):
-        channel = 1 if attrs.get("layout", "NCHW") == "NCHW" else low.rank(name) - 1
-        spot = [b.tensor(n, "int64") for n in ([0, 0], [1, 1], [0, channel])]
-        inside = b.node("Mul", [b.node("Slice", [low.wide(node.inputs[0]), *spot]), b.tensor(0, "int32")])
-        inside = b.node("Add", [inside, b.tensor(1, "int32")])
-        count = low.cast(_windows(low, node, inside, "Add", 0), "I64")
-    total = low.cast(_windows(low, node, low.wide(node.inputs[0]), "Add", 0), "I64")
-    found = _divided(low, total, count, attrs.get("rounding", "floor"))
-    found = shifts.limited(b, found, attrs.get("lo"), attrs.get("hi"))
-    low.give(name, low.cast(found, low.types[name], name))
 
 
 def _max_pool(low: IntegerLowering, node: Node) -> None:
@@ -281,7 +215,7 @@ def _max_pool(low: IntegerLowering, node: Node) -> None:
     if node.attrs.get("ceil_mode", 0):
         raise low.refuse(node, "a pooling of more than 8 bits with ceil_mode")
     name = node.outputs[0]
-    found = _windows(low, node, low.wide(node.inputs[0]), "Max", -(1 << 31))
+    found = reduced(low, node, low.wide(node.inputs[0]), "Max", -(1 << 31))
     low.give(name, found if low.types[name] == "I32" else low.cast(found, low.types[name], name))
 
 
@@ -359,9 +293,9 @@ def _positions(low: IntegerLowering, node: Node) -> None:
 ROWS: Mapping[str, Emitter] = {
     "IntegerConv": _conv, "IntegerLinear": _linear, "IntegerMatMul": _mat_mul, "Requantize": _requantize,
     "IntegerAdd": _add, "IntegerMul": _mul, "IntegerSum": _sum, "IntegerMean": _mean, "MaxPool": _max_pool,
-    "IntegerAveragePool": _average_pool, "Relu": _limited, "Clip": _limited, "Pad": _pad, "Positions": _positions,
+    "IntegerAveragePool": average_pool, "Relu": _limited, "Clip": _limited, "Pad": _pad, "Positions": _positions,
     **dict.fromkeys(("Reshape", "Transpose", "Flatten", "Concat", "Slice", "Squeeze", "Unsqueeze", "Identity",
                      "Gather"), moved),
-    **FUNCTIONS,
+    **FUNCTIONS, "TfliteSoftmax": tflite_softmax,
 }  # fmt: skip
 """How each row is lowered."""

@@ -90,6 +90,11 @@ def nearest_divided(b: GraphBuilder, p: str, n: int | str) -> str:
     return b.node("Div", [moved, by])
 
 
+def divided(b: GraphBuilder, p: str, n: int | str, rounding: str) -> str:
+    """P / n, rounded as a mean says: floor or half_away."""
+    return (floor_divided if rounding == "floor" else nearest_divided)(b, p, n)
+
+
 def below_zero(b: GraphBuilder, p: str) -> str:
     """Whether p < 0."""
     return b.once("Less", [p, b.tensor(0, "int64")])

@@ -174,7 +174,7 @@ def _print(report: dict[str, Any], dst: str) -> None:
         screen.print(
             f"  check {check['kind']:<8} {check['name']}: error {check['error']:.1e} (limit {check['limit']:.2g})"
         )
-    if "integers" in report:
+    if "bits" in report.get("integers", {}):
         _print_integers(report["integers"], screen)
     losses = [t["snr_db"] for t in report["tensors"].values() if "snr_db" in t]
     if losses:

@@ -49,7 +49,7 @@ class Builder:
         plan: The scales of its values.
         arithmetic: How factors are formed and results rounded.
         moments: Of the inputs of layers, where they are known (`calibrate.moments`).
-        channels: The least and the greatest number of each channel of the values that may be divided (`smooth.py`).
+        channels: The least and the greatest number of each channel of the values that `smooth.py` may divide.
         values: Of the float graph, as integers.
         integers: Values of the float graph that are integers themselves (ids, masks), by their name here.
         nodes: Of the integer graph.

@@ -2,9 +2,9 @@
 
     x W^T = (x / c) (W c)^T,    c_k = max(size_k, size / 10) ^ 0.7,    size = max size_k
 
-(SmoothQuant, Xiao et al., arXiv 2211.10438, section 4, with an exponent that suits codes of 8 bits on both sides.) The
-division costs nothing: it is part of the rescaling that makes the codes, whose factors then are per channel; and c is
-in the weight before that is quantized. Sums that take the same value take it undivided.
+(SmoothQuant, Xiao et al., arXiv 2211.10438, section 4; exponents from 0.5 to 0.85 hardly differ.) The division costs
+nothing: it is part of the rescaling that makes the codes, whose factors then are per channel; and c is in the weight
+before that is quantized. Sums that take the same value take it undivided.
 
 The size of a channel is its greatest number. Where one side of zero is much smaller than the other over all channels
 (as behind a GELU), that side counts up to four times, so that no channel needs more room there than it is worth.

@@ -60,11 +60,14 @@ def make_report(
 
 
 def _integers(model: Model) -> Any:
-    """How a network became one of integers: its rounding, bits per layer and ranges; None for others."""
+    """What codes mean in a network of integers, and how it became one, if it was made here; None for others."""
     try:
-        return model.graph.meta.get("integers")
+        meta = model.graph.meta
     except UnsupportedError:  # tensors without a network
         return None
+    if meta.get("kind") != "integer":
+        return None
+    return {"quantization": meta.get("quantization", {}), **meta.get("integers", {})}  # type: ignore[dict-item]
 
 
 def _row(tensor: Any) -> dict[str, Any]:

@@ -131,47 +131,65 @@ inline void store_int8(const float* x, uint32_t n, int8_t* out, float* scale) {
 }
 
 // Rows of a cache as floats, 16 at a time; the last piece is filled up with zeros, which change no sum.
-inline void cache16(const uint16_t* p, uint32_t n, float* out) {
-  if (n >= 16) {
-    store(from_half16(reinterpret_cast<const uint8_t*>(p)), out);
-    return;
-  }
-  for (uint32_t r = 0; r < 16; r++) out[r] = r < n ? from_f16(p[r]) : 0.0f;
+inline Lanes cache16(const uint16_t* p) { return from_half16(reinterpret_cast<const uint8_t*>(p)); }
+inline Lanes cache16(const int8_t* p) {
+  float out[16];
+  for (int r = 0; r < 16; r++) out[r] = static_cast<float>(p[r]);
+  return lanes_at(out);
 }
-inline void cache16(const int8_t* p, uint32_t n, float* out) {
-  if (n >= 16) {
-    for (uint32_t r = 0; r < 16; r++) out[r] = static_cast<float>(p[r]);
-    return;
-  }
-  for (uint32_t r = 0; r < 16; r++) out[r] = r < n ? static_cast<float>(p[r]) : 0.0f;
+inline float cache1(uint16_t x) { return from_f16(x); }
+inline float cache1(int8_t x) { return static_cast<float>(x); }
+
+template <class T>
+inline Lanes cache_rest(const T* p, uint32_t n) {
+  float out[16] = {};
+  for (uint32_t r = 0; r < n; r++) out[r] = cache1(p[r]);
+  return lanes_at(out);
+}
+inline Lanes lanes_rest(const float* p, uint32_t n) {
+  float out[16] = {};
+  memcpy(out, p, n * sizeof(float));
+  return lanes_at(out);
+}
+inline float reduce16(const Lanes& x) {
+  float lanes[16];
+  store(x, lanes);
+  return reduce16(lanes);
 }
 
 template <class T>
 inline float cache_dot(const float* q, const T* key, uint32_t n) {
-  float s[16] = {}, k[16];
-  for (uint32_t j = 0; j < n; j += 16) {
-    uint32_t m = min_u(16, n - j);
-    cache16(key + j, m, k);
-    if (m == 16) {
-      for (int r = 0; r < 16; r++) s[r] += q[j + r] * k[r];
-    } else {
-      for (uint32_t r = 0; r < m; r++) s[r] += q[j + r] * k[r];
-    }
-  }
+  Lanes s = all(0.0f);
+  uint32_t j = 0;
+  for (; j + 16 <= n; j += 16) s = s + lanes_at(q + j) * cache16(key + j);
+  if (j < n) s = s + lanes_rest(q + j, n - j) * cache_rest(key + j, n - j);
   return reduce16(s);
 }
 
+// out[0 .. 16 B) = sum over positions of weights[p] (times scales[p]) * values[p], positions in order.
+template <int B, class T>
+inline void cache_mix(const float* weights, const float* scales, const T* values, uint32_t head_dim, uint32_t positions,
+                      float* out) {
+  Lanes acc[B];
+  for (int b = 0; b < B; b++) acc[b] = all(0.0f);
+  for (uint32_t p = 0; p < positions; p++, values += head_dim) {
+    float w = scales ? weights[p] * scales[p] : weights[p];
+    for (int b = 0; b < B; b++) acc[b] = acc[b] + cache16(values + 16 * b) * w;
+  }
+  for (int b = 0; b < B; b++) store(acc[b], out + 16 * b);
+}
+
 template <class T>
-inline void cache_mix(float weight, const T* value, uint32_t n, float* out) {
-  float v[16];
-  for (uint32_t j = 0; j < n; j += 16) {
-    uint32_t m = min_u(16, n - j);
-    cache16(value + j, m, v);
-    if (m == 16) {
-      for (int r = 0; r < 16; r++) out[j + r] += weight * v[r];
-    } else {
-      for (uint32_t r = 0; r < m; r++) out[j + r] += weight * v[r];
-    }
+inline void cache_mixes(const float* weights, const float* scales, const T* values, uint32_t head_dim, uint32_t positions,
+                        float* out) {
+  uint32_t j = 0;
+  for (; j + 64 <= head_dim; j += 64) cache_mix<4>(weights, scales, values + j, head_dim, positions, out + j);
+  for (; j + 16 <= head_dim; j += 16) cache_mix<1>(weights, scales, values + j, head_dim, positions, out + j);
+  for (; j < head_dim; j++) {
+    float sum = 0.0f;
+    for (uint32_t p = 0; p < positions; p++)
+      sum += (scales ? weights[p] * scales[p] : weights[p]) * cache1(values[static_cast<size_t>(p) * head_dim + j]);
+    out[j] = sum;
   }
 }
 
@@ -193,16 +211,12 @@ inline void scores_f32(const float* q, const float* keys, size_t key_stride, uin
 }
 
 inline void mix_f16(const float* weights, const uint16_t* values, uint32_t head_dim, uint32_t positions, float* out) {
-  memset(out, 0, head_dim * sizeof(float));
-  for (uint32_t p = 0; p < positions; p++)
-    cache_mix(weights[p], values + static_cast<size_t>(p) * head_dim, head_dim, out);
+  cache_mixes(weights, nullptr, values, head_dim, positions, out);
 }
 
 inline void mix_int8(const float* weights, const int8_t* values, const float* value_scale, uint32_t head_dim,
                      uint32_t positions, float* out) {
-  memset(out, 0, head_dim * sizeof(float));
-  for (uint32_t p = 0; p < positions; p++)
-    cache_mix(weights[p] * value_scale[p], values + static_cast<size_t>(p) * head_dim, head_dim, out);
+  cache_mixes(weights, value_scale, values, head_dim, positions, out);
 }
 
 inline void mix_f32(const float* weights, const float* values, size_t value_stride, uint32_t head_dim,
