@@ -1,7 +1,7 @@
 """Rounding weights so that later ones make up for the errors of earlier ones (GPTQ, arXiv 2210.17323, section 3).
 
 For rows x with second moment H, the squared error of x W^T is tr((W - Q) H (W - Q)^T). Columns are rounded one after
-the other; the error of each, divided by the diagonal of the upper Cholesky factor U of H^-1, is taken out of the columns
+the other; the error of each, divided by the diagonal of the upper Cholesky factor U of H^-1, is taken out of those
 behind it along the rest of its row of U. Columns with the greatest diagonal of H go first.
 """
 
