@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from qdeploy.backends.tvm.accumulate import plan_conv, plan_linear, plan_mat_mul
 from qdeploy.backends.tvm.chains import plan_binary, plan_clip, plan_function, plan_lookup, plan_requantize
@@ -25,7 +28,9 @@ from qdeploy.backends.tvm.targets import Kernel
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.tensor import Array
+from qdeploy.lower.fold import plain_tensor
 
+POSITIONS = "Positions"
 RULES: dict[str, Callable[[Planner, Node], None]] = {
     "IntegerConv": plan_conv, "IntegerLinear": plan_linear, "IntegerMatMul": plan_mat_mul,
     "Requantize": plan_requantize, "Relu": plan_clip, "Clip": plan_clip, "Lookup": plan_lookup,
@@ -60,6 +65,9 @@ def plan(graph: Graph, weights: Mapping[str, Array], kernel: Kernel, axes: Mappi
         raise UnsupportedError("ops that the TVM backend does not have", found=", ".join(unknown),
                                allowed=", ".join(RULES))  # fmt: skip
     planner = Planner(graph, weights, kernel, axes)
+    if any(node.op == POSITIONS for node in graph.nodes):
+        graph = with_fixed_positions(graph, planner.shapes)
+        planner = Planner(graph, weights, kernel, axes)
     for value in graph.inputs:
         shape = planner.shapes[value.name]
         planner.program.buffers[value.name] = Buffer(shape, planner.dtypes[value.name])
@@ -75,7 +83,15 @@ def plan(graph: Graph, weights: Mapping[str, Array], kernel: Kernel, axes: Mappi
 
 def unsupported(graph: Graph) -> list[str]:
     """Ops of a graph without a rule."""
-    return sorted({node.op for node in graph.nodes} - RULES.keys())
+    return sorted({node.op for node in graph.nodes} - RULES.keys() - {POSITIONS})
+
+
+def with_fixed_positions(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The graph with 0 .. T - 1 as constants, since T is fixed here; `shapes` has those of all values."""
+    names = [node.outputs[0] for node in graph.nodes if node.op == POSITIONS]
+    made = {name: plain_tensor(np.arange(shapes[name][0], dtype=np.int32)) for name in names}
+    nodes = tuple(node for node in graph.nodes if node.op != POSITIONS)
+    return replace(graph, nodes=nodes, constants={**graph.constants, **made})
 
 
 def _finished(planner: Planner, name: str) -> str:

