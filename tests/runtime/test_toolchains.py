@@ -55,19 +55,16 @@ def test_a_missing_ndk_is_named(tmp_path: Path):
     assert done.returncode != 0 and "ANDROID_NDK" in done.stderr
 
 
-def test_the_runtime_configures_with_the_android_file(tmp_path: Path, ndk: Path):
+def test_the_runtime_configures_with_the_android_file_and_builds_with_a_real_ndk(tmp_path: Path, ndk: Path):
     need("aarch64-linux-gnu-g++")
-    run(
-        need("cmake"),
-        "-S",
-        RUNTIME,
-        "-B",
-        tmp_path / "build",
-        f"-DCMAKE_TOOLCHAIN_FILE={ANDROID}",
-        f"-DANDROID_NDK={ndk}",
-    )
-    cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
-    assert "aarch64-linux-gnu" in cache
+    real = os.environ.get("ANDROID_NDK_HOME")
+    options = [f"-DCMAKE_TOOLCHAIN_FILE={ANDROID}", f"-DANDROID_NDK={real or ndk}"]
+    run(need("cmake"), "-S", RUNTIME, "-B", tmp_path / "build", *options)
+    if real:  # the stand-in only says what would be compiled with
+        run(need("cmake"), "--build", tmp_path / "build", seconds=900)
+        assert (tmp_path / "build" / "libqdeploy.so").is_file()
+    else:
+        assert "aarch64-linux-gnu" in (tmp_path / "build" / "CMakeCache.txt").read_text()
 
 
 def test_ios_is_a_static_arm64_build_for_a_phone_or_the_simulator(tmp_path: Path):
@@ -75,10 +72,3 @@ def test_ios_is_a_static_arm64_build_for_a_phone_or_the_simulator(tmp_path: Path
     assert list(said(tmp_path, IOS, *names).values()) == ["iOS", "arm64", "iphoneos", "STATIC_LIBRARY"]
     simulator = said(tmp_path, IOS, "CMAKE_OSX_SYSROOT", QDEPLOY_IOS_SDK="iphonesimulator")
     assert simulator == {"CMAKE_OSX_SYSROOT": "iphonesimulator"}
-
-
-@pytest.mark.skipif(not os.environ.get("ANDROID_NDK_HOME"), reason="no Android NDK here: ANDROID_NDK_HOME is not set")
-def test_the_runtime_builds_with_an_ndk(tmp_path: Path):
-    run(need("cmake"), "-S", RUNTIME, "-B", tmp_path, f"-DCMAKE_TOOLCHAIN_FILE={ANDROID}")
-    run(need("cmake"), "--build", tmp_path, seconds=900)
-    assert (tmp_path / "libqdeploy.so").is_file()
