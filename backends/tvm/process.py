@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def run(folder: Path, job: Mapping[str, Any], threads: int = 0) -> None:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a process ended: the signal that killed it, or the last thing it said."""
+    """Why a process ended: the signal that killed it, or the last error that it named, else the last thing it said."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    said = lines[-1][:300] if lines else "nothing was said"
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    said = (named or lines or ["nothing was said"])[-1][:300]
     return f"killed by {signal.Signals(-done.returncode).name}: {said}" if done.returncode < 0 else said
