@@ -13,7 +13,7 @@ def ended(code: int, said: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_error_is_named_and_not_the_dump_behind_it():
-    said = "Traceback (most recent call last):\n  File x\nValueError: Argument 1 type mismatch\nmodule {\n(... 218 lines)\n"
+    said = "Traceback (most recent call last):\n  File x\nValueError: Argument 1 type mismatch\nmodule {\n(... 218)\n"
     assert _reason(ended(1, said)) == "ValueError: Argument 1 type mismatch"
 
 
