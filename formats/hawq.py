@@ -19,9 +19,9 @@ from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
-from qdeploy.formats.onnx_stored import ELEMENTS, ByteRange, Stored
+from qdeploy.formats.stored import ELEMENTS, ByteRange, Stored
 from qdeploy.ir.model import Model, SourceFile
-from qdeploy.ir.tensor import Buffer, QTensor, Source, SourceTensor
+from qdeploy.ir.tensor import Buffer
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
 from qdeploy.store.pickled import PickledTensor, read_torch
@@ -52,7 +52,7 @@ def read(folder: Folder) -> Model:
 
     config = read_config(folder)
     stored = _stored(folder, read_torch(folder, CHECKPOINT))
-    tensors = {name: _tensor(part) for name, part in stored.items()}
+    tensors = {name: part.tensor(NAME) for name, part in stored.items()}
     side = [] if folder.only else [n for n in folder.names() if n != CHECKPOINT]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
     origins = tuple(part.origin for part in stored.values())
@@ -80,9 +80,3 @@ def _stored(folder: Folder, checkpoint: Any) -> dict[str, Stored]:
     if not found:
         raise UnsupportedError("a checkpoint without tensors", where=CHECKPOINT)
     return found
-
-
-def _tensor(part: Stored) -> QTensor:
-    made = part.tensor()
-    listed = SourceTensor(CHECKPOINT, part.name, part.element.storage, part.origin.shape)
-    return QTensor(made.shape, made.dtype, made.terms, source=Source(NAME, "verbatim", {}, (listed,)))

@@ -1,10 +1,10 @@
 """ONNX files as a source: float networks, QDQ, QOperator, dynamic quantization and MatMulNBits.
 
-    onnx_scan.py        the protobuf message without its weights, and where these lie
-    onnx_stored.py      initializers: inline, in external data, or typed
-    onnx_quantized.py   which initializers are one quantized weight
-    onnx_graph.py       nodes as rows of the table of ops; onnx_nodes.py, operator by operator
-    onnx_attributes.py  attributes as JSON values
+    onnx_scan.py          the protobuf message without its weights, and where these lie
+    onnx_initializers.py  initializers: inline, in external data, or typed; stored.py, how they become codes
+    onnx_quantized.py     which initializers are one quantized weight
+    onnx_graph.py         nodes as rows of the table of ops; onnx_nodes.py, operator by operator
+    onnx_attributes.py    attributes as JSON values
 
 A folder holds model.onnx, or one .onnx file; everything besides it and its external data is carried as it is. Tensors
 are proven to come back byte for byte; the protobuf container is not, since its libraries write it in many ways.
@@ -46,8 +46,8 @@ def read(folder: Folder) -> Model:
         AmbiguousError: A folder holds several networks.
     """
     from qdeploy.formats.onnx_graph import Network
+    from qdeploy.formats.onnx_initializers import open_initializers
     from qdeploy.formats.onnx_scan import scan
-    from qdeploy.formats.onnx_stored import open_initializers
 
     name = _file(folder)
     file = folder.open(name)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qdeploy.formats.onnx_stored import ELEMENTS
+from qdeploy.formats.stored import ELEMENTS
 
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS, GRAPHS = 1, 2, 3, 4, 5, 6, 7, 8, 10
 _TYPES = ("to", "output_dtype", "dtype")  # attributes that are element types

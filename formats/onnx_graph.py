@@ -19,8 +19,9 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx_attributes import TENSOR, attributes, captured, encoded, subgraphs
+from qdeploy.formats.onnx_initializers import element_of, typed_units
 from qdeploy.formats.onnx_quantized import blocks_of_columns, dequantized
-from qdeploy.formats.onnx_stored import ELEMENTS, Array, InMemory, Stored, element_of, typed_units
+from qdeploy.formats.stored import ELEMENTS, Array, InMemory, Stored
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.ops import OPS
@@ -56,7 +57,7 @@ class Network:
         self._constants_of_nodes()
         self.claimed: dict[str, QTensor] = {}
         self._claim()
-        self.tensors = {name: self.claimed.get(name) or s.tensor() for name, s in self.stored.items()
+        self.tensors = {name: self.claimed.get(name) or s.tensor("onnx") for name, s in self.stored.items()
                         if name not in self._absorbed()}  # fmt: skip
         self._reset()
 

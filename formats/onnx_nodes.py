@@ -15,7 +15,8 @@ import numpy as np
 from qdeploy.errors import BadFileError
 from qdeploy.formats.onnx_attributes import TENSOR, attributes, known
 from qdeploy.formats.onnx_graph import MICROSOFT, Network, dequantizer, row_takes
-from qdeploy.formats.onnx_stored import ELEMENTS, element_of, typed_units
+from qdeploy.formats.onnx_initializers import element_of, typed_units
+from qdeploy.formats.stored import ELEMENTS
 from qdeploy.ir.ops import OPS
 
 Importer = Callable[[Network, Any, dict[str, Any]], bool]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.formats.onnx_stored import Array, Stored, source_of
+from qdeploy.formats.stored import Array, Stored, source_of
 from qdeploy.ir.tensor import ArrayRows, Buffer, Codes, Layout, Param, QTensor, Shape, Term
 from qdeploy.pack import bits as bit_stream
 from qdeploy.store.recode import RecodedRows, Recoding
@@ -57,7 +57,7 @@ def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs
     scales = Param(scale.codes("scale", (n, count)), tile, buffer)
     codes = Codes((n, k), (_columns(weight, n, k, bits),), Layout("bits", bits), f"uint{bits}", held, scales)
     parts = [part for part in (weight, scale, zero, index) if part is not None]
-    return QTensor((n, k), scale.element.name, (Term(codes),), source=source_of("matmulnbits", parts))
+    return QTensor((n, k), scale.element.name, (Term(codes),), source=source_of("onnx", "matmulnbits", parts))
 
 
 def _zero_points(zero: Stored | None, grid: Shape, bits: int) -> Codes | None:
@@ -105,7 +105,7 @@ def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block:
     zeros = None if zero is None else Param(zero.codes("zero", extents), tile)
     codes = x.codes("codes", grid, zero=zeros, scale=Param(scale.codes("scale", extents), tile))
     parts = [part for part in (x, scale, zero) if part is not None]
-    return QTensor(x.shape, scale.element.name, (Term(codes),), source=source_of("dequantizelinear", parts))
+    return QTensor(x.shape, scale.element.name, (Term(codes),), source=source_of("onnx", "dequantizelinear", parts))
 
 
 def _tiles(grid: Shape, param: Shape, axis: int, block: int) -> tuple[Shape, Shape] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.formats.onnx_stored import ELEMENTS, ByteRange, ElementType, Stored
+from qdeploy.formats.stored import ELEMENTS, ByteRange, ElementType, Stored
 from qdeploy.formats.tflite_schema import Parsed, Tensor
 from qdeploy.ir.element import as_value
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Shape, Source, SourceTensor, Term

@@ -64,8 +64,10 @@ class AffineForm:
     def label(self) -> str:
         """The parts that decide which kernels run."""
         blocking = self.blocking
-        parts = [f"{'2 x ' if self.split else ''}int{self.bits} block {blocking.block}",
-                 "zeros" if self._zero_is_stored else "", "offsets" if self.view.offset else "",
+        codes, zeros = (f"int{self.view.bits} in nibbles", "nibble zeros") if self.split else (
+            f"int{self.bits}", "zeros")  # fmt: skip
+        parts = [f"{codes} block {blocking.block}", zeros if self._zero_is_stored else "",
+                 "offsets" if self.view.offset else "",
                  "gathered columns" if blocking.columns is not None else ""]  # fmt: skip
         return " + ".join(part for part in parts if part)
 

@@ -95,3 +95,12 @@ def test_ternary_takes_two_bits_with_int8_activations(rng):
     attrs = {a.name: a.i for a in next(n for n in graph.node if n.op_type == "MatMulNBits").attribute}
     assert (attrs["bits"], attrs["block_size"], attrs["accuracy_level"]) == (2, 128, 4)
     assert ruling.lossless
+
+
+@pytest.mark.parametrize(("width", "activations", "label"), [
+    (8, "exact", "int8 in nibbles block 32 + nibble zeros"), (8, "int8", "int8 block 32"),
+    (4, "exact", "int4 block 32"),
+])  # fmt: skip
+def test_a_form_is_called_what_it_holds(width, activations, label):
+    """Codes of 8 bits are never called int4, and a symmetric weight has no zero points of its own."""
+    assert rule("w", affine_tensor(1, 4, 64, width, 32, "middle"), activations).form.label == label

@@ -1,174 +1,30 @@
-"""Initializers: where their elements lie, and how those become codes.
+"""Initializers of ONNX: where their elements lie.
 
     raw_data             a range of the ONNX file, little-endian, row-major
     external_data        location, offset and length: a range of a file beside it, opened like every other file
                          (qdeploy/store/folder.py); nothing is taken from the other keys
     int32_data, ...      typed fields for small tensors, already in memory; their values are kept, not their bytes
 
-Elements of 4 and 2 bits are one stream over the whole tensor, first element in the low bits, padded at its end only.
-Where the last axis of a grid fills whole bytes the stream is a bit stream per row and stays as it is; elsewhere the
-codes are kept one per byte.
+`stored.py` says how elements become codes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx_scan import Span
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
+from qdeploy.formats.stored import ELEMENTS, Array, ByteRange, ElementType, InMemory, Stored
 from qdeploy.pack import bits as bit_stream
-from qdeploy.store.folder import FileRows, Folder
+from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import RecodedRows, Recoding
 from qdeploy.store.storage import storage_dtype
 
-Array = npt.NDArray[Any]
 MAX_RANK = 8
-
-
-@dataclass(frozen=True)
-class ElementType:
-    """An element type of ONNX: its name here, the number format, bits, and the storage type its bytes are read as."""
-
-    name: str
-    table: str
-    bits: int
-    storage: str
-
-
-ELEMENTS = {
-    1: ElementType("F32", "f32", 32, "F32"), 2: ElementType("U8", "uint8", 8, "U8"),
-    3: ElementType("I8", "int8", 8, "I8"), 4: ElementType("U16", "uint16", 16, "U16"),
-    5: ElementType("I16", "int16", 16, "I16"), 6: ElementType("I32", "int32", 32, "I32"),
-    7: ElementType("I64", "int64", 64, "I64"), 9: ElementType("BOOL", "bool", 8, "BOOL"),
-    10: ElementType("F16", "f16", 16, "F16"), 11: ElementType("F64", "f64", 64, "F64"),
-    12: ElementType("U32", "uint32", 32, "U32"), 16: ElementType("BF16", "bf16", 16, "BF16"),
-    17: ElementType("F8_E4M3", "e4m3", 8, "F8_E4M3"), 19: ElementType("F8_E5M2", "e5m2", 8, "F8_E5M2"),
-    21: ElementType("U4", "uint4", 4, "U8"), 22: ElementType("I4", "int4", 4, "U8"),
-    23: ElementType("F4_E2M1", "e2m1", 4, "U8"), 24: ElementType("F8_E8M0", "e8m0", 8, "F8_E8M0"),
-    25: ElementType("U2", "uint2", 2, "U8"), 26: ElementType("I2", "int2", 2, "U8"),
-}  # fmt: skip
-"""Element types by their number in TensorProto.DataType."""
-
-
-@dataclass(frozen=True)
-class ByteRange:
-    """A range of a file as units of a storage type. Satisfies `Slabs`."""
-
-    rows: FileRows
-    begin: int
-    dtype: str
-
-    def slab(self, axis: int, start: int, stop: int) -> Array:
-        """Returns units [start, stop)."""
-        size = storage_dtype(self.dtype).itemsize
-        return self.rows.read(self.begin + start * size, self.begin + stop * size).view(storage_dtype(self.dtype))
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Units of a typed field. Satisfies `Slabs`."""
-
-    units: Array
-
-    def slab(self, axis: int, start: int, stop: int) -> Array:
-        """Returns units [start, stop)."""
-        return self.units[start:stop]
-
-
-@dataclass(frozen=True)
-class UnitRows:
-    """Rows of a buffer over a run of units, as they are; reading them proves them."""
-
-    source: ByteRange | InMemory
-    origin: Origin
-    tail: Shape
-
-    def read(self, start: int, stop: int) -> Array:
-        """Returns rows [start, stop)."""
-        row = math.prod(self.tail)
-        units = self.source.slab(0, start * row, stop * row)
-        self.origin.prove_verbatim(start * row, stop * row)
-        return units.reshape(stop - start, *self.tail)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An initializer.
-
-    Attributes:
-        name: Its name.
-        element: Its element type.
-        shape: Its shape.
-        source: Its units: elements, or bytes for elements of less than a byte.
-        origin: Its place in the ledger, over the same units.
-        exact: Whether its bytes are a range of a file, and so can be shown to come back.
-    """
-
-    name: str
-    element: ElementType
-    shape: Shape
-    source: ByteRange | InMemory
-    origin: Origin
-    exact: bool = field(default=True)
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    def codes(self, key: str, grid: Shape, **params: Param | None) -> Codes:
-        """The elements in a grid of as many elements."""
-        if self.element.bits >= 8:
-            return Codes(grid, (self.buffer(key, grid),), PLAIN, self.element.table, **params)
-        bits, last = self.element.bits, grid[-1]
-        if len(grid) == 1 or last * bits % 8 == 0:
-            packed = (*grid[:-1], bit_stream.row_bytes(last, bits))
-            return Codes(grid, (self.buffer(key, packed),), Layout("bits", bits), self.element.table, **params)
-        rows = RecodedRows(_flat_stream(key, grid, bits), key, self.source, self.origin)
-        return Codes(grid, (Buffer(key, "U8", grid, rows),), PLAIN, self.element.table, **params)
-
-    def buffer(self, key: str, shape: Shape) -> Buffer:
-        """The units as they are, in rows."""
-        return Buffer(key, self.element.storage, shape, UnitRows(self.source, self.origin, shape[1:]))
-
-    def tensor(self) -> QTensor:
-        """The initializer by itself."""
-        codes = self.codes("data", self.shape or (1,))
-        return QTensor(self.shape, self.element.name, (Term(codes),), source=source_of("verbatim", [self]))
-
-    def array(self) -> Array:
-        """All elements, for small tensors of whole bytes."""
-        return self.source.slab(0, 0, self.count).reshape(self.shape)
-
-
-def source_of(writer: str, parts: Sequence[Stored]) -> Source:
-    """Where a tensor came from: the parts whose bytes are ranges of files."""
-    listed = tuple(SourceTensor(s.origin.file, s.name, s.origin.kind, s.origin.shape) for s in parts if s.exact)
-    return Source("onnx", writer, {}, listed, exact="bytes" if len(listed) == len(parts) else "values")
-
-
-def _flat_stream(key: str, grid: Shape, bits: int) -> Recoding:
-    """One stream over all rows <-> one code per byte; so many rows at a time as begin and end at a byte."""
-    row, tail = math.prod(grid[1:]), grid[1:]
-    group = 8 // math.gcd(max(row, 1) * bits, 8)
-
-    def unpack(raw: Array) -> tuple[Array, ...]:
-        count = raw.size * 8 // bits
-        rows = count // max(row, 1)
-        return (bit_stream.unpack(raw, count, bits)[: rows * row].reshape(rows, *tail),)
-
-    def pack(rows: Array) -> Array:
-        return bit_stream.pack(rows.reshape(-1), bits)
-
-    return Recoding((key,), unpack, pack, group=group, units=group * row * bits // 8, rows=grid[0])
 
 
 def open_initializers(folder: Folder, file: str, protos: Sequence[Any], spans: Sequence[Span | None]) -> list[Stored]:
