@@ -8,7 +8,7 @@ steps (plan.py), built as TIR (emit.py), scheduled by the names of blocks (sched
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from qdeploy.backends.results import CheckResult, Row
     from qdeploy.backends.tvm.options import Choice, Lowered, Options
     from qdeploy.ir.model import Model
+    from qdeploy.lower.layers import LayerShape
 
 NAME = "tvm"
 TITLE = "integer-only library by TVM, and a bare object file with a plan in C"
 
 __all__ = ["NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "compare", "integer_only",
-           "logits", "logits_limit", "lower"]  # fmt: skip
+           "layer_times", "logits", "logits_limit", "lower"]  # fmt: skip
 
 
 def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
@@ -88,6 +89,29 @@ def integer_only(path: str | Path) -> Mapping[str, Any]:
     kernels = folder / BARE / "kernels.o"
     found = instructions(kernels, machine) if kernels.is_file() else None
     return {**proof, "integer_only": proof["integer_only"] and not found, "instructions": found}
+
+
+def layer_times(layers: Sequence[tuple[LayerShape, npt.NDArray[np.float32]]], options: Sequence[tuple[int, int]], *,
+                target: str = "host", threads: int = 1, progress: Progress = SILENT) -> dict[str, Any]:  # fmt: skip
+    """Compiles layers alone at every choice of bits, and times them on this machine.
+
+    Args:
+        layers: Which, with their weights.
+        options: Bits of weights and activations.
+        target: One that this machine runs.
+        threads: Of TVM's pool.
+        progress: Told of layers and rounds.
+
+    Returns:
+        {"target": its name, "seconds": for each layer {bits: seconds}}.
+
+    Raises:
+        UnsupportedError: TVM is absent, the target is none of this machine, or a layer has no kernel.
+    """
+    from qdeploy.backends.tvm import targets, timing
+
+    seconds = timing.layer_times(layers, options, name=target, threads=threads, progress=progress)
+    return {"target": targets.target(target).name, "seconds": seconds}
 
 
 def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

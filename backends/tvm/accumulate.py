@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from qdeploy.backends.tvm.packing import QUAD, as_int8, fold, is_small, pack, pack_depthwise, padded
 from qdeploy.backends.tvm.planner import Open, Place, Planner, Shape, blocks_of, integer, integers
 from qdeploy.backends.tvm.targets import LANES, PORTABLE, Kernel
+from qdeploy.backends.tvm.winograd_fit import form
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.ops_conv import borders
@@ -17,27 +20,31 @@ EIGHT_BITS = ("uint8", "int8")
 
 
 def plan_conv(planner: Planner, node: Node) -> None:
-    """IntegerConv, grouped and depthwise too."""
+    """IntegerConv, grouped and depthwise too; over one axis, of an image of one row."""
     last = node.attrs.get("layout", "NCHW") == "NCHW"
     weight, bias = _parameters(planner, node)
-    if weight.ndim != 4:
-        raise UnsupportedError("the TVM backend takes convolutions over two axes", where=node.name,
+    if weight.ndim not in (3, 4):
+        raise UnsupportedError("the TVM backend takes convolutions over one or two axes", where=node.name,
                                found=f"{weight.ndim - 2} axes")  # fmt: skip
-    filters = weight.transpose(0, 2, 3, 1) if last else weight  # [O, kh, kw, I]
+    filters = np.moveaxis(weight, 1, -1) if last else weight  # [O, *kernel, I]
     x = planner.channels_last(node.inputs[0]) if last else planner.place(node.inputs[0])
     shape = planner.shapes[node.outputs[0]]
     place = Place("", shape, last)
-    n, height, width, o = place.stored
-    space, kernel = x.stored[1:3], filters.shape[1:3]
-    strides, dilations = (integers(node, name) or [1, 1] for name in ("strides", "dilations"))
+    n, *positions, o = place.stored
+    space, kernel = x.stored[1:-1], filters.shape[1:-1]
+    row = [1] * (2 - len(kernel))
+    strides, dilations = (integers(node, name) or [1] * len(kernel) for name in ("strides", "dilations"))
     border = borders(space, kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
                      node.attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
     attrs = {
-        "kernel": list(kernel), "strides": strides, "dilations": dilations, "before": [b for b, _ in border],
-        "positions": [height, width], "groups": integer(node, "group", 1),
+        "kernel": [*row, *kernel], "strides": row + strides, "dilations": row + dilations,
+        "before": [0] * len(row) + [b for b, _ in border], "positions": row + positions,
+        "groups": integer(node, "group", 1),
     }  # fmt: skip
-    step = _opened(planner, x.buffer, filters, bias, integer(node, "x_zero"), attrs, (n, height, width, blocks_of(o)))
-    step.place, step.final = place, step.shape
+    image = planner.view(x.buffer, (n, *row, *planner.operand(x).shape[1:]))
+    filters = filters.reshape(len(filters), *row, *filters.shape[1:])  # [O, kh, kw, I]
+    step = _opened(planner, image, filters, bias, integer(node, "x_zero"), attrs, (n, *row, *positions, blocks_of(o)))
+    step.place, step.final = place, (n, *positions, blocks_of(o))
     planner.set(node.outputs[0], step)
 
 
@@ -94,8 +101,23 @@ def _opened(planner: Planner, x: str, filters: Array, bias: Array | None, zero: 
     attrs |= {"offset": offset, "fill": fill, "feed": kernel.feed, "group": kernel.group,
               "intrinsic": kernel.intrinsic, **_tiles(kernel, shape), "small": blocked and is_small(filters),
               "filters": len(filters),
-              "width": inner * groups}  # fmt: skip
+              "width": inner * groups, "winograd": None}  # fmt: skip
+    if blocked and kernel.filtering and _plain(attrs) and held.dtype in EIGHT_BITS:
+        limits = np.iinfo(held.dtype)
+        attrs["winograd"] = form(_widened(filters, held.shape[3]), shape, (limits.min + offset, limits.max + offset),
+                                 kernel.positions)  # fmt: skip
     return Open(kind, inputs, attrs, shape, Place("", ()), (), "int32")
+
+
+def _plain(attrs: dict[str, object]) -> bool:
+    """Whether a convolution is one that minimal filtering takes."""
+    return (attrs["kernel"], attrs["strides"], attrs["dilations"], attrs["groups"]) == ([3, 3], [1, 1], [1, 1], 1)
+
+
+def _widened(filters: Array, channels: int) -> Array:
+    """Filters with as many input channels as their packed form."""
+    inner = filters.shape[3]
+    return np.pad(as_int8(filters), [(0, 0)] * 3 + [(0, max(0, channels - inner))])
 
 
 def _tiles(kernel: Kernel, shape: Shape) -> dict[str, int]:

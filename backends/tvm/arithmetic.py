@@ -66,13 +66,15 @@ def apply(value: Expr, chain: Sequence[Link], read: Callable[[int, int], Expr], 
 def requantized(x: Expr, m: Expr, e: Expr, link: Link) -> Expr:
     """Requantize, int32.
 
-    Where every shift is at least 32 (`high`) only the upper half of the sum matters: the rest is arithmetic in 32 bits,
-    which instruction sets without 64-bit shifts have, too.
+    The narrow form: numbers that fit int32 after the shift to the left, and shifts of at least 33. Then what is added
+    for rounding lies in the upper half of the product, which alone matters: the rest is arithmetic in 32 bits, since
+    most instruction sets have no 64-bit shift of vectors.
     """
-    if link["high"]:
-        total = wide(x) * wide(m) + (const(1, "int64") << (wide(e - const(1)) & const(63, "int64")))
-        rounded = (total >> const(32, "int64")).astype("int32") >> ((e - const(32)) & const(31))
-        return limited(rounded + const(link["zero"]), link["lo"], link["hi"])
+    if link["narrow"]:
+        codes = (x - const(link["x_zero"])) << const(link["left_shift"])
+        high = ((wide(codes) * wide(m)) >> const(32, "int64")).astype("int32")
+        half = const(1) << ((e - const(33)) & const(31))
+        return limited(((high + half) >> ((e - const(32)) & const(31))) + const(link["zero"]), link["lo"], link["hi"])
     codes = (wide(x) - const(link["x_zero"], "int64")) << const(link["left_shift"], "int64")
     rounded = ROUNDINGS[link["rounding"]](codes, wide(m), wide(e)) + const(link["zero"], "int64")
     return limited(rounded, link["lo"], link["hi"], "int64").astype("int32")

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from qdeploy.backends.tvm.packing import spread
-from qdeploy.backends.tvm.planner import Open, Place, Planner, integer
+from qdeploy.backends.tvm.planner import Chain, Open, Place, Planner, integer
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Node
 from qdeploy.ir.tensor import Array
 
-UNIT = 32
-"""A multiplier of padding is 0 with this shift, so that the narrow form (see `high`) still applies."""
+UNIT = 33
+"""The least shift of the narrow form (arithmetic.py), and that of a multiplier of padding, which is 0."""
 
 
 def plan_requantize(planner: Planner, node: Node) -> None:
@@ -28,18 +28,39 @@ def plan_requantize(planner: Planner, node: Node) -> None:
     axis = -1
     if m.size > 1 or e.size > 1:
         axis = _axis(step, integer(node, "axis", 1))
-    extent = step.shape[axis]
-    attrs = node.attrs
+    extent, attrs = step.shape[axis], node.attrs
+    rounding, zero, left = str(attrs.get("rounding", "half_up")), integer(node, "x_zero"), integer(node, "left_shift")
+    more = max(0, UNIT - int(e.min(initial=UNIT)))
+    reach = _reach(planner, step.chain, step, 31 if step.kind != "elementwise" else _bits(planner, step.inputs[0]))
+    narrow = rounding == "half_up" and (left + more + abs(zero) == 0 or (reach + abs(zero)) << (left + more) < 1 << 31)
+    if narrow:
+        e, left = e + np.int32(more), left + more
     link: dict[str, Any] = {
         "op": "requantize", "m": _operand(planner, step, spread(m, extent, 0)), "axis": axis % len(step.shape),
-        "e": _operand(planner, step, spread(e, extent, UNIT)), "rounding": str(attrs.get("rounding", "half_up")),
+        "e": _operand(planner, step, spread(e, extent, UNIT)), "rounding": rounding,
         "lo": integer(node, "lo"), "hi": integer(node, "hi"), "zero": integer(node, "zero"),
-        "x_zero": integer(node, "x_zero"), "left_shift": integer(node, "left_shift"),
-        "dtype": element_dtype(str(attrs["dtype"])).name,
+        "x_zero": zero, "left_shift": left, "narrow": narrow, "dtype": element_dtype(str(attrs["dtype"])).name,
     }  # fmt: skip
-    link["high"] = (link["rounding"] == "half_up" and not link["x_zero"] and not link["left_shift"]
-                    and e.size > 0 and int(e.min()) >= UNIT)  # fmt: skip
     _join(planner, node, step, link, link["dtype"])
+
+
+def _reach(planner: Planner, chain: Chain, step: Open, bits: int) -> int:
+    """The greatest magnitude of what a chain makes of a number of so many bits, as far as its links limit it."""
+    value = 1 << bits
+    for link in chain:
+        if link["op"] in ("requantize", "clip"):
+            limit = max(abs(link["lo"]), abs(link["hi"]))
+            value = limit if link["op"] == "requantize" else min(value, limit)
+        elif link["op"] == "add":
+            value += _reach(planner, link["chain"], step, _bits(planner, step.inputs[link["other"]]))
+        else:
+            value = 1 << 31
+    return min(value, 1 << 31)
+
+
+def _bits(planner: Planner, buffer: str) -> int:
+    """How many bits a magnitude in a buffer has at most."""
+    return {1: 8, 2: 16}.get(np.dtype(planner.program.operand(buffer).dtype).itemsize, 31)
 
 
 def plan_clip(planner: Planner, node: Node) -> None:
@@ -164,10 +185,10 @@ def _constant(planner: Planner, step: Open, array: Array) -> str:
         full = np.moveaxis(full, 1, -1)
     room = [(0, have - n) if n != 1 else (0, 0) for n, have in zip(full.shape, step.final, strict=True)]
     full = np.pad(full, room)
-    if len(step.shape) != rank or step.shape != step.final:  # a linear layer: [1, 1, rows, channels]
-        wide = (*step.final[:-1], full.shape[-1])
-        rows = full if all(n == 1 for n in full.shape[:-1]) else np.broadcast_to(full, wide)
-        full = rows.reshape(*([1] * (len(step.shape) - 2)), -1, full.shape[-1])
+    if step.shape != step.final:  # a linear layer, [1, 1, rows, channels], or an image of one row
+        single = all(n == 1 for n in full.shape[:-1])
+        rows = full if single else np.broadcast_to(full, (*step.final[:-1], full.shape[-1]))
+        full = rows.reshape(*([1] * (len(step.shape) - 1) if single else step.shape[:-1]), full.shape[-1])
     return planner.data(full.astype(np.int32))
 
 
@@ -182,7 +203,7 @@ def _joinable(planner: Planner, node: Node, rank: int) -> Open:
     """The open step of a node's input; closed first where its layout has another axis than the node names."""
     step = planner.opened(node.inputs[0])
     viewed = step.final != step.shape
-    if rank and viewed and integer(node, "axis", 1) % rank != rank - 1:
+    if rank and viewed and step.place.axis(integer(node, "axis", 1)) != rank - 1:
         planner.place(node.inputs[0])
         planner.plain(node.inputs[0])
         step = planner.opened(node.inputs[0])

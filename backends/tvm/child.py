@@ -5,6 +5,8 @@ The folder holds job.json, {"action": "compile" | "run" | "time", ...}, and what
     compile   a program (program.py); writes model.so, kernels.o and kernels.json, proof.json into `out`
     run       inputs.npz; loads `library`, writes outputs.npz
     time      the same, and the least seconds of `repeat` runs in times.json
+    compile_parts   each of the folders `parts` in this one as by compile, its output beside its program
+    time_parts      loads model.so of each of `parts`, runs them in turns; {part: least seconds} in times.json
 
 An error of the family goes to error.json with exit code 3; whatever LLVM does to the process is its exit code.
 """
@@ -30,7 +32,7 @@ def main(folder: Path) -> int:
         from qdeploy.backends.tvm.engine import check_versions
 
         check_versions()
-        {"compile": _compile, "run": _run, "time": _run}[job["action"]](folder, job)
+        ACTIONS[job["action"]](folder, job)
     except QdeployError as error:
         facts = {name: getattr(error, name) for name in ("what", "where", "found", "allowed", "todo")}
         (folder / "error.json").write_text(json.dumps({"kind": type(error).__name__, **facts}))
@@ -105,6 +107,29 @@ def _run(folder: Path, job: dict[str, Any]) -> None:
             seconds.append(time.perf_counter() - start)
         (folder / "times.json").write_text(json.dumps(seconds))
 
+
+def _compile_parts(folder: Path, job: dict[str, Any]) -> None:
+    for part in job["parts"]:
+        _compile(folder / part, {**job, "out": str(folder / part)})
+
+
+def _time_parts(folder: Path, job: dict[str, Any]) -> None:
+    from qdeploy.backends.tvm.engine import timer
+    from qdeploy.backends.tvm.program import load
+
+    rng, calls = np.random.default_rng(0), {}
+    for part in job["parts"]:
+        program = load(folder / part)
+        given = [rng.integers(0, 16, held.shape).astype(held.dtype) for held in map(program.operand, program.inputs)]
+        calls[part] = timer(str(folder / part / "model.so"), given)
+    least = dict.fromkeys(calls, float("inf"))
+    for _ in range(job["turns"]):
+        for part, call in calls.items():
+            least[part] = min(least[part], call())
+    (folder / "times.json").write_text(json.dumps(least))
+
+
+ACTIONS = {"compile": _compile, "run": _run, "time": _run, "compile_parts": _compile_parts, "time_parts": _time_parts}
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))

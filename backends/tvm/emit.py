@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qdeploy.backends.tvm import builders, rows, windows
+from qdeploy.backends.tvm import builders, rows, windows, winograd
 from qdeploy.backends.tvm.engine import ir, relax, te
 from qdeploy.backends.tvm.intrinsics import register
 from qdeploy.backends.tvm.program import Program, Step
@@ -42,17 +42,19 @@ def kernels(program: Program, parallel: bool, scheduled: bool = True) -> dict[st
     for step in program.steps:
         name = names.get(program.signature(step)) if step.kind != "view" else None
         if name and name not in made:
-            function = _function(program, step)
-            made[name] = schedule(function, step.attrs, parallel) if scheduled else function
+            filtered = bool(parallel and step.attrs.get("winograd"))
+            function = _function(program, step, winograd.winograd if filtered else BUILDERS[step.kind])
+            arrange = winograd.schedule if filtered else schedule
+            made[name] = arrange(function, step.attrs, parallel) if scheduled else function
     return {name: function.with_attr("global_symbol", name) for name, function in made.items()}
 
 
-def _function(program: Program, step: Step) -> Any:
+def _function(program: Program, step: Step, build: Builder) -> Any:
     args = []
     for place, name in enumerate(step.inputs):
         held = program.operand(name)
         args.append(te.placeholder(held.shape, held.dtype, f"p{place}"))
-    out = BUILDERS[step.kind](args, step.attrs, program.operand(step.output))
+    out = build(args, step.attrs, program.operand(step.output))
     return te.create_prim_func([*args, out])
 
 

@@ -7,6 +7,7 @@ imported in child processes only (child.py): an abort inside of LLVM then is one
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -42,6 +43,18 @@ def __getattr__(name: str) -> Any:
     check_versions()
     globals().update(_load())
     return globals()[name]
+
+
+def timer(library: str, inputs: Sequence[Any], least_ms: int = 2) -> Callable[[], float]:
+    """A function that runs a compiled network for at least `least_ms` and returns the seconds of one run.
+
+    The loop is TVM's own, so that nothing of Python is timed.
+    """
+    tvm = __getattr__("tvm")
+    machine = __getattr__("relax").VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())
+    given = [tvm.runtime.tensor(array) for array in inputs]
+    evaluate = machine.time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=least_ms)
+    return lambda: float(evaluate(*given).mean)
 
 
 _NAMES = frozenset({"tvm", "ir", "relax", "te", "tirx", "T", "Schedule", "SBlock", "TensorIntrin", "walk",

@@ -119,23 +119,28 @@ def plan_gather(planner: Planner, node: Node) -> None:
 
 
 def plan_pool(planner: Planner, node: Node) -> None:
-    """MaxPool and IntegerAveragePool."""
+    """MaxPool and IntegerAveragePool; over one axis, of an image of one row."""
     last = node.attrs.get("layout", "NCHW") == "NCHW"
     x = planner.channels_last(node.inputs[0]) if last else planner.place(node.inputs[0])
     place = Place("", planner.shapes[node.outputs[0]], last)
     kernel = integers(node, "kernel_shape")
-    if len(kernel) != 2:
-        raise UnsupportedError("the TVM backend pools over two axes", where=node.name, found=f"{len(kernel)} axes")
-    strides, dilations = integers(node, "strides") or [1, 1], integers(node, "dilations") or [1, 1]
-    border = borders(x.stored[1:3], kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
+    if len(kernel) not in (1, 2):
+        raise UnsupportedError("the TVM backend pools over one or two axes", where=node.name,
+                               found=f"{len(kernel)} axes")  # fmt: skip
+    row = [1] * (2 - len(kernel))
+    strides, dilations = (integers(node, name) or [1] * len(kernel) for name in ("strides", "dilations"))
+    border = borders(x.stored[1:-1], kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
                      node.attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
-    attrs: dict[str, Any] = {"kernel": kernel, "strides": strides, "dilations": dilations,
-                             "before": [b for b, _ in border], "rounding": node.attrs.get("rounding", "floor"),
+    attrs: dict[str, Any] = {"kernel": row + kernel, "strides": row + strides, "dilations": row + dilations,
+                             "before": [0] * len(row) + [b for b, _ in border],
+                             "rounding": node.attrs.get("rounding", "floor"),
                              "lo": node.attrs.get("lo"), "hi": node.attrs.get("hi")}  # fmt: skip
     held = planner.operand(x)
-    shape = (*place.stored[:3], held.shape[-1])
+    image = planner.view(x.buffer, (held.shape[0], *row, *held.shape[1:]))
+    n, *positions, _ = place.stored
+    shape, final = (n, *row, *positions, held.shape[-1]), (n, *positions, held.shape[-1])
     kind = "max_pool" if node.op == "MaxPool" else "average_pool"
-    planner.set(node.outputs[0], Open(kind, [x.buffer], attrs, shape, place, shape, held.dtype))
+    planner.set(node.outputs[0], Open(kind, [image], attrs, shape, place, final, held.dtype))
 
 
 def plan_reduce(planner: Planner, node: Node) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qdeploy.backends.results import CheckResult, Choice
+from qdeploy.errors import BadArgumentError
 
 __all__ = ["CheckResult", "Choice", "Lowered", "Options"]
 
@@ -23,7 +24,7 @@ class Options:
         jobs: Of no meaning here.
         target: A name of targets.py.
         forms: "library": model.so for TVM's virtual machine. "bare": an object file, its plan and its weights.
-        axes: Extents of the free axes.
+        axes: Extents of free axes. Of those not given, "sequence" is 128 and a batch (a first axis of any name) 1.
     """
 
     activations: Literal["exact", "int8"] = "exact"
@@ -31,7 +32,23 @@ class Options:
     jobs: int = 1
     target: str = "host"
     forms: tuple[Form, ...] = ("library", "bare")
-    axes: Mapping[str, int] = field(default_factory=lambda: {"batch": 1, "sequence": 128})
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses what no network could be compiled with, before any work is done."""
+        from qdeploy.backends.tvm.targets import target
+
+        if self.target != "host":
+            target(self.target)
+        if unknown := [form for form in self.forms if form not in get_args(Form)]:
+            raise BadArgumentError("unknown form of a compiled network", found=", ".join(map(str, unknown)),
+                                   allowed=", ".join(get_args(Form)))  # fmt: skip
+        if not self.forms:
+            raise BadArgumentError("no form of a compiled network is asked for", allowed=", ".join(get_args(Form)))
+        for name, extent in self.axes.items():
+            if not isinstance(extent, int) or isinstance(extent, bool) or extent < 1:
+                raise BadArgumentError("the extent of an axis is no positive integer", where=name, found=extent,
+                                       allowed="1, 2, ...")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Images lie with their channels last, padded to a multiple of 16 where a convolution made them; `Place` says how. A value
 that one node alone takes stays open as long as elementwise nodes follow: they join its kernel as a *chain*, a list of
 
-    {"op": "requantize", "m", "e", "axis", "rounding", "lo", "hi", "zero", "x_zero", "left_shift", "high", "dtype"}
+    {"op": "requantize", "m", "e", "axis", "rounding", "lo", "hi", "zero", "x_zero", "left_shift", "narrow", "dtype"}
     {"op": "clip", "lo", "hi"}    {"op": "lookup", "table", "base", "dtype"}
     {"op": "add" | "mul", "other", "chain", "a_zero", "b_zero"}
 

@@ -40,11 +40,11 @@ def schedule(function: Any, attrs: Mapping[str, Any], parallel: bool) -> Any:
             if name.startswith(("bit", "acc", "rq")):
                 continue
             if not _reduces(sch, name):
-                _mapped(sch, name, parallel)
+                mapped(sch, name, parallel)
         if "acc" in names:
             _reduction(sch, parallel)
         else:
-            _mapped(sch, "rq", parallel)
+            mapped(sch, "rq", parallel)
     return next(iter(sch.mod.functions.values()))
 
 
@@ -60,9 +60,9 @@ def _convolution(sch: Sch, names: set[str], attrs: Mapping[str, Any], parallel: 
     rq = sch.get_sblock("rq")
     sch.reverse_compute_at(rq, jo)
     sch.vectorize(sch.split(sch.get_loops(rq)[-1], [None, LANES])[1])
-    _unpacking(sch, names, oo, attrs)
+    unpack_weights(sch, names, oo, attrs)
     if "feed" in names:
-        _mapped(sch, "feed", parallel)
+        mapped(sch, "feed", parallel)
     if parallel:
         sch.parallel(oo)
     if not attrs["intrinsic"]:
@@ -77,7 +77,7 @@ def _convolution(sch: Sch, names: set[str], attrs: Mapping[str, Any], parallel: 
         sch.tensorize(ol, attrs["intrinsic"])
 
 
-def _unpacking(sch: Sch, names: set[str], at: Any, attrs: Mapping[str, Any]) -> None:
+def unpack_weights(sch: Sch, names: set[str], at: Any, attrs: Mapping[str, Any]) -> None:
     """Weights are unpacked for a block of channels at a time; 4-bit codes go through a buffer of one quad pair."""
     final = "wunpack" if "wunpack" in names else "nibbles" if "nibbles" in names else ""
     if not final:
@@ -119,7 +119,7 @@ def _reduction(sch: Sch, parallel: bool) -> None:
         sch.vectorize(sch.get_loops(start)[-1])
 
 
-def _mapped(sch: Sch, name: str, parallel: bool) -> None:
+def mapped(sch: Sch, name: str, parallel: bool) -> None:
     """A map: lanes of the last axis, the rest in parallel."""
     loops = sch.get_loops(sch.get_sblock(name))
     if len(loops) < 2:

@@ -32,6 +32,8 @@ class Kernel:
         group: Input channels that it multiplies at once.
         positions: Most output positions of a tile.
         blocks: Blocks of 16 output channels of a tile.
+        filtering: Whether convolutions of 3 x 3 go by minimal filtering (winograd.py): it multiplies int16, so it
+            pays where the inner product does, too.
     """
 
     intrinsic: str
@@ -39,6 +41,7 @@ class Kernel:
     group: int
     positions: int
     blocks: int = 1
+    filtering: bool = False
 
     @property
     def offset(self) -> tuple[int, int]:
@@ -74,7 +77,7 @@ class Target:
 _ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 _V3 = frozenset({"avx2", "bmi2", "fma"})
 _V4 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"})
-_AVX2 = Kernel("avx2_madd", "int16", 2, 5)
+_AVX2 = Kernel("avx2_madd", "int16", 2, 5, filtering=True)
 _VNNI = Kernel("vnni_dot", "uint8", 4, 8, 2)
 
 TARGETS: dict[str, Target] = {t.name: t for t in (

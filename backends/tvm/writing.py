@@ -28,6 +28,8 @@ from qdeploy.ir.run import Weights
 from qdeploy.progress import Progress
 
 LIBRARY, BARE, PROOF, MANIFEST = "model.so", "bare", "proof.json", "tvm.json"
+USUAL = {"sequence": 128}
+"""Extents of axes by their names, where none is given."""
 
 
 def can(graph: Graph) -> bool:
@@ -47,11 +49,9 @@ def integer_model(model: Model) -> Model:
 def write(model: Model, folder: Path, options: Options, progress: Progress) -> Lowered:
     """See `qdeploy.backends.tvm.lower`."""
     chosen = target(options.target)
-    if not options.forms or set(options.forms) - {"library", "bare"}:
-        raise BadArgumentError("unknown form of a compiled network", found=options.forms, allowed="library, bare")
     forms = [form for form in options.forms if form == "bare" or _links(chosen.compiler, options)]
     made = integer_model(model)
-    progress.start("compiling", 3)
+    progress.start("compiling", 3, "steps")
     axes = _axes(made.graph, options.axes)
     program = plan(made.graph, Weights(made), chosen.kernel, axes)
     progress.advance(1, "planned")
@@ -74,9 +74,13 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
 
 
 def _axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
-    """Extents of the free axes: a batch, which is a free first axis by any name, is 1 where nothing else is given."""
+    """Extents of the free axes; see `Options.axes` for those that are not given."""
+    free = dict.fromkeys(axis for value in graph.inputs for axis in value.shape if isinstance(axis, str))
+    if unknown := [name for name in given if name not in free]:
+        raise BadArgumentError("the network has no such free axis", found=", ".join(unknown),
+                               allowed=", ".join(free) or "none: all of its axes are fixed")  # fmt: skip
     batches = {axis: 1 for value in graph.inputs for axis in value.shape[:1] if isinstance(axis, str)}
-    return {**batches, **given}
+    return {**{name: n for name, n in USUAL.items() if name in free}, **batches, **given}
 
 
 def _bare(program: Program, kernels: Mapping[str, Any], folder: Path) -> list[str]:
@@ -90,9 +94,10 @@ def _links(compiler: str, options: Options) -> bool:
     """Whether a library can be linked; asking for nothing else where it cannot is an error."""
     if compiler and shutil.which(compiler):
         return True
-    if options.forms == ("library",):
+    if "bare" not in options.forms:
         raise UnsupportedError("no compiler links a library for this target", where=options.target,
-                               found=compiler or "none is known", todo="Install it, or ask for bare.")  # fmt: skip
+                               found=compiler or "none is known",
+                               todo="Install it, or ask for the form bare (--form bare).")  # fmt: skip
     return False
 
 
