@@ -27,25 +27,44 @@ def plan_conv(planner: Planner, node: Node) -> None:
         raise UnsupportedError("the TVM backend takes convolutions over one or two axes", where=node.name,
                                found=f"{weight.ndim - 2} axes")  # fmt: skip
     filters = np.moveaxis(weight, 1, -1) if last else weight  # [O, *kernel, I]
-    x = planner.channels_last(node.inputs[0]) if last else planner.place(node.inputs[0])
     shape = planner.shapes[node.outputs[0]]
     place = Place("", shape, last)
     n, *positions, o = place.stored
-    space, kernel = x.stored[1:-1], filters.shape[1:-1]
+    kernel = filters.shape[1:-1]
     row = [1] * (2 - len(kernel))
     strides, dilations = (integers(node, name) or [1] * len(kernel) for name in ("strides", "dilations"))
+    planar = _planar(planner, node.inputs[0], filters, last) and dilations[-1] == 1 and integer(node, "group", 1) == 1
+    if planar:
+        x = planner.plain(node.inputs[0])
+    else:
+        x = planner.channels_last(node.inputs[0]) if last else planner.place(node.inputs[0])
+    space = x.shape[2:] if last else x.stored[1:-1]
     border = borders(space, kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
                      node.attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
     attrs = {
         "kernel": [*row, *kernel], "strides": row + strides, "dilations": row + dilations,
         "before": [0] * len(row) + [b for b, _ in border], "positions": row + positions,
-        "groups": integer(node, "group", 1),
+        "groups": integer(node, "group", 1), "planar": planar,
     }  # fmt: skip
-    image = planner.view(x.buffer, (n, *row, *planner.operand(x).shape[1:]))
     filters = filters.reshape(len(filters), *row, *filters.shape[1:])  # [O, kh, kw, I]
+    if planar:
+        image = planner.view(x.buffer, (n, filters.shape[3], *row, *space))
+        filters = filters.swapaxes(2, 3)  # [O, kh, I, kw]
+    else:
+        image = planner.view(x.buffer, (n, *row, *planner.operand(x).shape[1:]))
     step = _opened(planner, image, filters, bias, integer(node, "x_zero"), attrs, (n, *row, *positions, blocks_of(o)))
     step.place, step.final = place, (n, *positions, blocks_of(o))
     planner.set(node.outputs[0], step)
+
+
+def _planar(planner: Planner, name: str, filters: Array, last: bool) -> bool:
+    """Whether a row of a filter in one channel is what is multiplied at once, as in images of few channels.
+
+    It is where that takes no more products than all channels of one place do, and the image lies in planes already.
+    """
+    channels, width, quad = filters.shape[-1], filters.shape[-2], 2 * QUAD if is_small(filters) else QUAD
+    lies = not planner.place(name).last if last else channels == 1
+    return lies and channels * padded(width, quad) <= width * padded(channels, quad)
 
 
 def plan_linear(planner: Planner, node: Node) -> None:
@@ -57,7 +76,7 @@ def plan_linear(planner: Planner, node: Node) -> None:
     rows = math.prod(outer)
     flat = planner.view(x.buffer, (1, 1, rows, stored))
     attrs = {"kernel": [1, 1], "strides": [1, 1], "dilations": [1, 1], "before": [0, 0], "positions": [1, rows],
-             "groups": 1}  # fmt: skip
+             "groups": 1, "planar": False}  # fmt: skip
     out = blocks_of(len(weight))
     step = _opened(planner, flat, weight[:, None, None], bias, integer(node, "x_zero"), attrs, (1, 1, rows, out))
     step.place, step.final = Place("", planner.shapes[node.outputs[0]]), (*outer, out)
@@ -94,7 +113,7 @@ def _opened(planner: Planner, x: str, filters: Array, bias: Array | None, zero: 
     fill = zero + offset
     kind = "conv" if blocked else "depthwise" if inner == 1 else "grouped"
     if blocked:
-        weight = pack(filters, held.shape[3] if groups == 1 else 0)
+        weight = pack(filters, held.shape[3] if groups == 1 and not attrs["planar"] else 0)
     else:
         weight = pack_depthwise(filters, padded(len(filters), LANES))
     inputs = [x, planner.data(weight), planner.data(fold(bias, as_int8(filters), fill))]
@@ -111,7 +130,8 @@ def _opened(planner: Planner, x: str, filters: Array, bias: Array | None, zero: 
 
 def _plain(attrs: dict[str, object]) -> bool:
     """Whether a convolution is one that minimal filtering takes."""
-    return (attrs["kernel"], attrs["strides"], attrs["dilations"], attrs["groups"]) == ([3, 3], [1, 1], [1, 1], 1)
+    facts = [attrs[name] for name in ("kernel", "strides", "dilations", "groups", "planar")]
+    return facts == [[3, 3], [1, 1], [1, 1], 1, False]
 
 
 def _widened(filters: Array, channels: int) -> Array:

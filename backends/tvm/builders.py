@@ -87,6 +87,22 @@ def feed(x: Tensor, attrs: Attrs, positions: tuple[int, int], channels: int) -> 
     return te.compute((n, tall, broad, channels), element, name="feed"), steps
 
 
+def planes(x: Tensor, attrs: Attrs, positions: tuple[int, int], width: int) -> Tensor:
+    """The activations of a convolution over an image [N, C, H, W], of which `width` of a row are read at once."""
+    n, channels, height, held = extents(x)
+    (down, right), (top, left), offset = attrs["strides"], attrs["before"], attrs["offset"]
+    tall = (positions[0] - 1) * down + (attrs["kernel"][0] - 1) * attrs["dilations"][0] + 1
+    broad = -(-((positions[1] - 1) * right + width) // LANES) * LANES
+
+    def element(b: Expr, c: Expr, i: Expr, j: Expr) -> Expr:
+        row, column = i - top, j - left
+        value = (x[b, c, row, column].astype("int32") + const(offset)).astype(attrs["feed"])
+        inside = tirx.all(row >= 0, row < height, column >= 0, column < held)
+        return tirx.if_then_else(inside, value, const(attrs["fill"], attrs["feed"]))
+
+    return te.compute((n, channels, tall, broad), element, name="feed")
+
+
 def unpacked(w: Tensor, attrs: Attrs) -> Tensor:
     """Weights in groups of `group` input channels, in the type that the inner product takes."""
     blocks, kh, kw, quads = extents(w)[:4]
@@ -111,20 +127,32 @@ def unpacked(w: Tensor, attrs: Attrs) -> Tensor:
 
 
 def conv(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
-    """A convolution over blocks of 16 output channels; positions of a row are padded to whole tiles."""
+    """A convolution over blocks of 16 output channels; positions of a row are padded to whole tiles.
+
+    Where the image lies in planes, channels are what `kw` counts, and `k` the places of a row.
+    """
     x, weight, bias = args[:3]
     w = unpacked(weight, attrs)
     n, height, _, o = out.shape
-    (kh, kw), (down, right), group, groups = attrs["kernel"], attrs["dilations"], attrs["group"], attrs["groups"]
-    inner = extents(w)[3] * group
-    x, (tall, broad) = feed(x, attrs, (height, attrs["row"]), inner * groups)
+    (down, right), group, groups = attrs["dilations"], attrs["group"], attrs["groups"]
+    _, kh, kw, inner = extents(w)[:4]
+    inner *= group
     a, b = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
     k = te.reduce_axis((0, inner), "k")
     per_group = attrs["filters"] // groups
+    if attrs["planar"]:
+        x, (tall, broad) = planes(x, attrs, (height, attrs["row"]), inner), attrs["strides"]
+    else:
+        x, (tall, broad) = feed(x, attrs, (height, attrs["row"]), inner * groups)
+
+    def read(m: Expr, i: Expr, j: Expr, c: Expr) -> Expr:
+        if attrs["planar"]:
+            return x[m, b, i * tall + a * down, j * broad + k]
+        first = (c // LANES * LANES // per_group) * inner if groups > 1 else 0
+        return x[m, i * tall + a * down, j * broad + b * right, first + k]
 
     def product(m: Expr, i: Expr, j: Expr, c: Expr) -> Expr:
-        first = (c // LANES * LANES // per_group) * inner if groups > 1 else 0
-        value = x[m, i * tall + a * down, j * broad + b * right, first + k]
+        value = read(m, i, j, c)
         factor = w[c // LANES, a, b, k // group, c % LANES, k % group]
         return te.sum(value.astype("int32") * factor.astype("int32"), axis=[a, b, k])
 

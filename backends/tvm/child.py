@@ -15,14 +15,23 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qdeploy.backends.tvm.together import MOST, Work, cores, together
 from qdeploy.errors import QdeployError
+
+if TYPE_CHECKING:
+    from qdeploy.backends.tvm.program import Program
+    from qdeploy.backends.tvm.targets import Target
 
 
 def main(folder: Path) -> int:
@@ -41,44 +50,80 @@ def main(folder: Path) -> int:
 
 
 def _compile(folder: Path, job: dict[str, Any]) -> None:
+    """The kernels of the library in parts and the bare form at the same time; see together.py."""
     from qdeploy.backends.tvm import emit
     from qdeploy.backends.tvm.program import load
-    from qdeploy.backends.tvm.prove import Proof, look_at_ir, look_at_module
+    from qdeploy.backends.tvm.prove import Proof
     from qdeploy.backends.tvm.targets import target
 
     program, chosen, out = load(folder), target(job["target"]), Path(job["out"])
-    proof = Proof()
+    works: list[Work] = []
     if "library" in job["forms"]:
-        module = emit.network(program, emit.kernels(program, parallel=True))
-        look_at_module(module, proof)
-        built = _built(module, chosen.llvm)
-        for part in built.mod.imports:
-            look_at_ir(part.inspect_source("ll"), proof)
-        _export(built, out / "model.so", chosen.compiler)
+        own, *others = emit.parts(program, cores(MOST))
+        works.append(partial(_network, program, own, chosen, folder / "network"))
+        works += [partial(_part, program, part, chosen, folder / f"part{k}.o") for k, part in enumerate(others)]
     if "bare" in job["forms"]:
-        functions = emit.kernels(program, parallel=False)
-        module = emit.bare_module(functions)
-        look_at_module(module, proof)
-        built = _built(module, chosen.llvm)
-        text = built.mod.inspect_source("ll")
-        look_at_ir(text, proof)
-        built.mod.write_to_file(str(out / "kernels.o"), "o")
-        sizes = {"kernels": emit.kernel_names(program), "workspace": workspace(text)}
-        (folder / "kernels.json").write_text(json.dumps(sizes))
+        works.append(partial(_bare, program, chosen, folder, out / "kernels.o"))
+    proof = sum((Proof(**found) for found in together(works)), Proof())
+    if "library" in job["forms"]:
+        _link(out / "model.so", [*(folder / "network").iterdir(), *folder.glob("part*.o")], chosen.compiler)
     (out / "proof.json").write_text(json.dumps(proof.json(), indent=1))
 
 
-def _built(module: Any, llvm: Any) -> Any:
+def _network(program: Program, own: Sequence[str], chosen: Target, objects: Path) -> dict[str, Any]:
+    """Compiles `main` and its own part of the kernels to object files in a new folder."""
+    from qdeploy.backends.tvm import emit
+    from qdeploy.backends.tvm.prove import look_at_ir, look_at_module
+
+    def keep(_: str, files: Sequence[str]) -> None:
+        for file in files:
+            shutil.move(file, objects)
+
+    module = emit.network(program, emit.kernels(program, parallel=True, only=own))
+    proof = look_at_module(module, known=emit.kernel_names(program).values())
+    built = _built(module, chosen.llvm)
+    proof += look_at_ir(built.mod.imports[0].inspect_source("ll"))
+    objects.mkdir()
+    built.export_library("", fcompile=keep)
+    return asdict(proof)
+
+
+def _part(program: Program, part: Sequence[str], chosen: Target, path: Path) -> dict[str, Any]:
+    """Compiles a part of the library's kernels to an object file."""
+    from qdeploy.backends.tvm import emit
+    from qdeploy.backends.tvm.prove import look_at_ir, look_at_module
+
+    module = emit.bare_module(emit.kernels(program, parallel=True, only=part))
+    built = _built(module, chosen.llvm)
+    built.mod.write_to_file(str(path), "o")
+    return asdict(look_at_module(module) + look_at_ir(built.mod.inspect_source("ll")))
+
+
+def _bare(program: Program, chosen: Target, folder: Path, path: Path) -> dict[str, Any]:
+    """Compiles all kernels, each for one thread, to an object file; what the plan in C needs goes to kernels.json."""
+    from qdeploy.backends.tvm import emit
+    from qdeploy.backends.tvm.prove import look_at_ir, look_at_module
+
+    module = emit.bare_module(emit.kernels(program, parallel=False))
+    built = _built(module, chosen.llvm)
+    text = built.mod.inspect_source("ll")
+    built.mod.write_to_file(str(path), "o")
+    sizes = {"kernels": emit.kernel_names(program), "workspace": workspace(text)}
+    (folder / "kernels.json").write_text(json.dumps(sizes))
+    return asdict(look_at_module(module) + look_at_ir(text))
+
+
+def _built(module: Any, llvm: Mapping[str, Any]) -> Any:
     from qdeploy.backends.tvm.engine import tvm
 
     with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        return tvm.compile(module, target=tvm.target.Target(dict(llvm)))
+        return tvm.compile(module, target=tvm.target.Target({**llvm, "opt-level": 2}))
 
 
-def _export(built: Any, path: Path, compiler: str) -> None:
-    from qdeploy.backends.tvm.engine import cross_compiler
+def _link(path: Path, objects: Sequence[Path], compiler: str) -> None:
+    from qdeploy.backends.tvm.engine import create_shared
 
-    built.export_library(str(path), fcompile=cross_compiler(compiler))
+    create_shared(str(path), [str(held) for held in objects], cc=compiler)
 
 
 def workspace(text: str) -> int:

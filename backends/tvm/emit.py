@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from qdeploy.backends.tvm import builders, rows, windows, winograd
@@ -34,14 +34,29 @@ def kernel_names(program: Program) -> dict[str, str]:
     return names
 
 
-def kernels(program: Program, parallel: bool, scheduled: bool = True) -> dict[str, Any]:
-    """The PrimFuncs of a program by name."""
+def parts(program: Program, count: int) -> list[list[str]]:
+    """The kernels of a program in parts that take about as long to compile."""
+    weights: dict[str, int] = {}
+    names = kernel_names(program)
+    for step in program.steps:
+        if step.kind != "view":
+            filtered = bool(step.attrs.get("winograd"))
+            weights[names[program.signature(step)]] = 3 if filtered else 2 if step.kind == "conv" else 1
+    made: list[list[str]] = [[] for _ in range(min(count, len(weights)) or 1)]
+    for name in sorted(weights, key=lambda name: -weights[name]):
+        min(made, key=lambda part: sum(weights[held] for held in part)).append(name)
+    return made
+
+
+def kernels(program: Program, parallel: bool, scheduled: bool = True,
+            only: Collection[str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The PrimFuncs of a program by name; `only` these, where given."""
     register()
     made: dict[str, Any] = {}
     names = kernel_names(program)
     for step in program.steps:
         name = names.get(program.signature(step)) if step.kind != "view" else None
-        if name and name not in made:
+        if name and name not in made and (only is None or name in only):
             filtered = bool(parallel and step.attrs.get("winograd"))
             function = _function(program, step, winograd.winograd if filtered else BUILDERS[step.kind])
             arrange = winograd.schedule if filtered else schedule
@@ -64,7 +79,7 @@ def bare_module(functions: Mapping[str, Any]) -> Any:
 
 
 def network(program: Program, functions: Mapping[str, Any]) -> Any:
-    """The module with `main`, constants inside."""
+    """The module with `main`, constants inside. Kernels that are not given are called by name."""
     builder = relax.BlockBuilder()
     names = kernel_names(program)
     handles = {name: builder.add_func(f.without_attr("global_symbol"), name) for name, f in functions.items()}
@@ -78,8 +93,10 @@ def network(program: Program, functions: Mapping[str, Any]) -> Any:
                 made = _type(program, step.output)
                 if step.kind == "view":
                     call = relax.op.reshape(operands[0], program.operand(step.output).shape)
+                elif (name := names[program.signature(step)]) in handles:
+                    call = relax.call_tir(handles[name], relax.Tuple(operands), made)
                 else:
-                    call = relax.call_tir(handles[names[program.signature(step)]], relax.Tuple(operands), made)
+                    call = relax.call_dps_packed(name, relax.Tuple(operands), made)
                 values[step.output] = builder.emit(call)
             result = builder.emit_output(relax.Tuple([values[name] for name in program.outputs]))
         builder.emit_func_output(result)

@@ -58,7 +58,7 @@ def timer(library: str, inputs: Sequence[Any], least_ms: int = 2) -> Callable[[]
 
 
 _NAMES = frozenset({"tvm", "ir", "relax", "te", "tirx", "T", "Schedule", "SBlock", "TensorIntrin", "walk",
-                    "cross_compiler"})  # fmt: skip
+                    "create_shared"})  # fmt: skip
 
 
 def _load() -> dict[str, Any]:
@@ -66,9 +66,9 @@ def _load() -> dict[str, Any]:
     from tvm import ir, relax, s_tir, te, tirx
     from tvm.s_tir import TensorIntrin
     from tvm.script import tirx as script
-    from tvm.support.cc import cross_compiler
+    from tvm.support.cc import create_shared
     from tvm_ffi import structural
 
     return {"tvm": tvm, "ir": ir, "relax": relax, "te": te, "tirx": tirx, "T": script, "Schedule": s_tir.Schedule,
             "SBlock": s_tir.SBlock, "TensorIntrin": TensorIntrin, "walk": structural.structural_walk,
-            "cross_compiler": cross_compiler}  # fmt: skip
+            "create_shared": create_shared}  # fmt: skip

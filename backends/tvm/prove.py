@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ HELPERS = frozenset({"__truncsfhf2", "__extendhfsf2"})
 """Two conversions of half precision that TVM adds to every module; nothing calls them."""
 RUNTIME = frozenset({"TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace", "TVMBackendParallelLaunch", "memset",
                      "TVMBackendParallelBarrier", "TVMFFIErrorSetRaisedFromCStrParts"})  # fmt: skip
-RELAX_OPS = frozenset({"relax.call_tir", "relax.reshape"})
+RELAX_OPS = frozenset({"relax.call_tir", "relax.call_dps_packed", "relax.reshape"})
 EXTERN_OPS = ("call_extern", "call_pure_extern", "call_packed", "call_cpacked", "tvm_call")
 X86_FLOAT = re.compile(r"^v?(add|sub|mul|div|sqrt|min|max|cvt\w*|fn?m(add|sub)\w*|round|rcp|rsqrt|u?comi)[sp][sd]")
 X86_CONVERT = re.compile(r"^(v?cvt|f(add|sub|mul|div|ild|ist|sqrt|com))")
@@ -61,24 +61,20 @@ class Proof:
         """Whether nothing but integers was found."""
         return self.nodes + self.lines > 0 and not self.floats and not self.externs
 
+    def __add__(self, other: Proof) -> Proof:
+        """Both of what was looked at."""
+        return Proof(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
     def json(self) -> dict[str, Any]:
         """As it stands in proof.json."""
         return {"integer_only": self.holds, **asdict(self)}
 
 
-def prove(module: Any, texts: list[str]) -> Proof:
-    """Proves a module of TVM and the LLVM IR that was made of it."""
-    proof = Proof()
-    look_at_module(module, proof)
-    for text in texts:
-        look_at_ir(text, proof)
-    return proof
-
-
-def look_at_module(module: Any, proof: Proof) -> None:
-    """Adds what the functions of a module hold."""
+def look_at_module(module: Any, known: Collection[str] = ()) -> Proof:
+    """What the functions of a module hold; `known` are kernels that are looked at elsewhere."""
     from qdeploy.backends.tvm.engine import walk
 
+    proof = Proof()
     for handle, function in module.functions.items():
         name = handle.name_hint
 
@@ -86,7 +82,9 @@ def look_at_module(module: Any, proof: Proof) -> None:
             proof.nodes += 1
             for found in _floats(node):
                 proof.floats.append(f"{name}: {type(node).__name__} {found}")
-            called = _called(node)
+            if type(node).__name__ == "ExternFunc" and node.global_symbol not in known:
+                proof.externs.append(f"{name}: {node.global_symbol}")
+            called = str(getattr(getattr(node, "op", None), "name", ""))
             if (called and any(part in called for part in EXTERN_OPS)) or (
                 called.startswith("relax.") and called not in RELAX_OPS
             ):
@@ -95,6 +93,7 @@ def look_at_module(module: Any, proof: Proof) -> None:
                 proof.divisions.append(f"{name}: {type(node).__name__} {str(node)[:80]}")
 
         walk(function, visit)
+    return proof
 
 
 def _floats(node: Any) -> Iterator[str]:
@@ -110,19 +109,14 @@ def _floats(node: Any) -> Iterator[str]:
         yield f"constant {held}"
 
 
-def _called(node: Any) -> str:
-    if type(node).__name__ == "ExternFunc":
-        return f"call_extern {node.global_symbol}"
-    return str(getattr(getattr(node, "op", None), "name", ""))
-
-
 def _divides(node: Any) -> bool:
     kinds = ("Div", "Mod", "FloorDiv", "FloorMod")
     return type(node).__name__ in kinds and type(node.b).__name__ != "IntImm"
 
 
-def look_at_ir(text: str, proof: Proof) -> None:
-    """Adds what LLVM IR holds; metadata and declarations compute nothing."""
+def look_at_ir(text: str) -> Proof:
+    """What LLVM IR holds; metadata and declarations compute nothing."""
+    proof = Proof()
     defined = set(re.findall(r"^define [^@]*@([\w.$]+|\"[^\"]+\")\(", text, re.MULTILINE))
     name = ""
     for line in text.splitlines():
@@ -142,6 +136,7 @@ def look_at_ir(text: str, proof: Proof) -> None:
             if called not in defined | RUNTIME and not called.startswith("llvm."):
                 proof.externs.append(f"{name}: {called}")
         name = "" if line == "}" else name
+    return proof
 
 
 def instructions(path: Path, machine: str) -> list[str] | None:

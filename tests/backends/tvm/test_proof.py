@@ -10,7 +10,7 @@ import pytest
 from integer_networks import resnet8
 
 from qdeploy.backends.tvm import integer_only
-from qdeploy.backends.tvm.prove import Proof, look_at_ir, prove
+from qdeploy.backends.tvm.prove import Proof, look_at_ir, look_at_module
 from qdeploy.errors import UnsupportedError
 
 
@@ -31,7 +31,7 @@ def test_a_float_operator_of_relax_is_found(tvm: None):
     with builder.function("main", [x]):
         wide = builder.emit(relax.op.multiply(relax.op.astype(x, "float32"), relax.const(2.0, "float32")))
         builder.emit_func_output(builder.emit(relax.op.astype(wide, "int8")))
-    proof = prove(builder.finalize(), [])
+    proof = look_at_module(builder.finalize())
     assert proof.floats and proof.externs and not proof.holds
 
 
@@ -43,11 +43,22 @@ def test_a_float_inside_of_a_kernel_is_found_in_its_tree_and_in_its_code(tvm: No
     a = te.placeholder((16,), "int8", "a")
     half = te.compute((16,), lambda i: (a[i].astype("float32") * tirx.const(0.5, "float32")).astype("int8"), name="rq")
     module = ir.IRModule({"hidden": te.create_prim_func([a, half]).with_attr("global_symbol", "hidden")})
-    assert prove(module, []).floats
+    assert look_at_module(module).floats
     built = compiler.compile(module, target=compiler.target.Target({"kind": "llvm"}))
-    proof = Proof()
-    look_at_ir(built.mod.inspect_source("ll"), proof)
-    assert proof.floats
+    assert look_at_ir(built.mod.inspect_source("ll")).floats
+
+
+def test_a_call_of_what_was_not_looked_at_is_found(tvm: None):
+    from qdeploy.backends.tvm.engine import relax
+
+    x = relax.Var("x", relax.TensorType((4,), "int8"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        made = relax.call_dps_packed("opaque", relax.Tuple([x]), relax.TensorType((4,), "int8"))
+        builder.emit_func_output(builder.emit(made))
+    module = builder.finalize()
+    assert look_at_module(module).externs == ["main: opaque"]
+    assert look_at_module(module, known=["opaque"]).holds
 
 
 def test_calls_and_divisions_are_found_in_code():
@@ -59,8 +70,7 @@ def test_calls_and_divisions_are_found_in_code():
   %t = fadd float %x, %y
 }
 """
-    proof = Proof()
-    look_at_ir(text, proof)
+    proof = look_at_ir(text)
     assert proof.externs == ["kernel: opaque"]
     assert proof.divisions == ["kernel: sdiv by %b"]
     assert len(proof.floats) == 1
