@@ -3,9 +3,9 @@
     QDEPLOY_TESTDATA=DIR python bench/integer_accuracy.py [--images 2000] [--sentences 300] [--json FILE]
 
 resnet20 on CIFAR-10: converted by the command line's own way to ONNX over integers alone (strict) and to ONNX Runtime's
-8-bit kernels (fast), calibrated on 256 images; weights of 8, 4, and mixed bits, the mix chosen by the integer programme
-at half of what lies between the sizes. Two MLPerf Tiny networks in int8, in the numpy interpreter. MiniLM W8A8: cosines
-of sentence embeddings over integers alone, with those of the float model.
+8-bit kernels (fast), calibrated on 256 images; weights of 8, 4, and mixed bits, the mix chosen by `--allocate` at half
+of what lies between the sizes, once by each sensitivity. Two MLPerf Tiny networks in int8, in the numpy interpreter.
+MiniLM W8A8: cosines of sentence embeddings over integers alone, with those of the float model.
 """
 
 from __future__ import annotations
@@ -67,37 +67,6 @@ def converted(source: Path, folder: Path, data: Path, form: str, **more: Any) ->
 TEST: tuple[Any, Any] = (None, None)
 
 
-def mixed_bits(source: Path, data: Path) -> dict[str, list[int]]:
-    """Bits per layer at half of what lies between the sizes of 4 and 8 bits."""
-    from qdeploy.calibrate.moments import input_moments
-    from qdeploy.ir.run import Weights
-    from qdeploy.lower.fold import fold
-    from qdeploy.lower.integerize import layer_names
-    from qdeploy.quantize.allocate import allocate, limit_between, sizes
-    from qdeploy.quantize.sensitivity import measure, weight_losses
-
-    model = qdeploy.load(source)
-    graph, x = fold(model.graph, model.tensors), {model.graph.inputs[0].name: np.load(data)["x"][:64]}
-    held = Weights(model)
-    arrays = {name: graph.constants[name].decode() if name in graph.constants else held[name] for name in
-              {node.inputs[1] for node in graph.nodes if node.op in ("Conv", "Linear", "Gemm")}}  # fmt: skip
-    names = [name for name in layer_names(model) if name in arrays][1:-1]  # both ends keep 8 bits
-    options = [(4, 8), (8, 8)]
-    facts = measure(graph, held, x)
-    weights = {name: arrays[name] for name in names}
-    losses = weight_losses(weights, options, rounded, input_moments(model, x), {n: facts[n].energy for n in names})
-    costs = sizes({name: array.size for name, array in weights.items()}, options)
-    chosen = allocate(losses, costs, limit_between(costs, 0.5)).layers
-    return {name: list(bits) for name, bits in chosen.items()}
-
-
-def rounded(weight: Any, bits: int) -> Any:
-    """A weight as its codes would be decoded: symmetric, a scale per output."""
-    top = (1 << (bits - 1)) - 1
-    scale = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1)) / top
-    return np.rint(weight / np.maximum(scale, 1e-30)) * scale
-
-
 def resnet20(results: Results, root: Path, count: int) -> None:
     """Accuracies and their bars."""
     global TEST
@@ -109,14 +78,20 @@ def resnet20(results: Results, root: Path, count: int) -> None:
     with tempfile.TemporaryDirectory() as made:
         data = Path(made) / "calibration.npz"
         np.savez(data, x=images(folder / "calib_1024_jpeg.npz", SAMPLES)[0])
-        layers = Path(made) / "layers.json"
-        layers.write_text(json.dumps(mixed_bits(source, data)))
         rows = [["float", exact, 0.0]]
         for title, form, more, limit in (
             ("W8A8 strict", "strict", {}, 0.005),
             ("W8A8 fast", "fast", {}, 0.005),
             ("W4A8 strict", "strict", {"weight_bits": 4}, 0.02),
-            ("mixed 4/8 strict, half of the size between", "strict", {"layer_bits": str(layers)}, 0.01),
+            *(
+                (
+                    f"mixed 4/8 strict, half of the size between, by {how}",
+                    "strict",
+                    {"allocate": f"size:0.5,sensitivity={how}"},
+                    0.01,
+                )
+                for how in ("output", "weights", "hessian")
+            ),
         ):
             found = converted(source, Path(made), data, form, **more)
             rows.append([title, found, found - exact])

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from qdeploy import version
 
 if TYPE_CHECKING:
+    from qdeploy.allocation import allocate
     from qdeploy.conversion import convert, load
     from qdeploy.errors import QdeployError
     from qdeploy.ir.model import Model
     from qdeploy.ir.tensor import QTensor
+    from qdeploy.latency import latency_table
     from qdeploy.native import Runtime
     from qdeploy.planning import plan
     from qdeploy.proof.compare import diff, verify
@@ -33,13 +35,16 @@ _WHERE = {
     "verify": "qdeploy.proof.compare",
     "diff": "qdeploy.proof.compare",
     "plan": "qdeploy.planning",
+    "allocate": "qdeploy.allocation",
+    "latency_table": "qdeploy.latency",
     "Runtime": "qdeploy.native",
     "Model": "qdeploy.ir.model",
     "QTensor": "qdeploy.ir.tensor",
     "QdeployError": "qdeploy.errors",
 }
 
-__all__ = ["Model", "QTensor", "QdeployError", "Runtime", "__version__", "convert", "diff", "load", "plan", "verify"]
+__all__ = ["Model", "QTensor", "QdeployError", "Runtime", "__version__", "allocate", "convert", "diff", "latency_table",
+           "load", "plan", "verify"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

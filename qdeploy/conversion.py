@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,10 +69,11 @@ def convert(source: str | os.PathLike[str], output: str | os.PathLike[str], /, *
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
         lower: Another form, for BitStack's tensors: "sign-planes:group=128"; the loss is reported.
-        more: Options that only this target has: layout, order and sensitivities for "native", target for "tvm",
-            integer ("strict" or "fast") for "onnx". And how a network becomes one of integers ("tvm", `integer`, or
-            "ir" with calibration data): calibrate (an .npz file with inputs), calibrate_method, weight_bits,
-            activation_bits, layer_bits, rounding; see `qdeploy.calibrate.network.Integers`.
+        more: Options that only this target has: layout, order and sensitivities for "native", target, forms and axes
+            for "tvm", integer ("strict" or "fast") for "onnx". And how a network becomes one of integers ("tvm",
+            `integer`, or "ir" with calibration data): calibrate (an .npz file with inputs), calibrate_method,
+            weight_bits, activation_bits, layer_bits, rounding; see `qdeploy.calibrate.network.Integers`. Or allocate: a
+            limit within which the bits of layers are chosen, "size:0.5"; see `qdeploy.allocation.Asked.parse`.
 
     Returns:
         The report, which also stands in `report.json` of an output that is a folder.
@@ -93,7 +94,11 @@ def convert(source: str | os.PathLike[str], output: str | os.PathLike[str], /, *
     options = {"activations": activations, "quantize": specs, "requantize": requantize, "check": check}
     options |= {"lower": lower} if lower else {}
     settings, integers = _settings(to, {**options, "jobs": jobs}, more)
-    model = derived(_open(source, format, trust_links), specs, lower, integers, progress)
+    model = _open(source, format, trust_links)
+    if integers is not None and more.get("allocate"):
+        chosen = _bits(derived(model, specs, lower), more, progress)
+        more, integers = {**more, "layer_bits": chosen}, {**integers, "layer_bits": chosen}
+    model = derived(model, specs, lower, integers, progress)
     options |= more
     if to == "ir":
         return _to_package(model, path, options, jobs, force, progress)
@@ -107,19 +112,34 @@ def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> tuple[A
     target = None if to in ("ir", "source") else registry.backend(to)
     own = [name for name in (option_names(target) if target else ()) if name not in ("conversion", *options)]
     integers = integers_asked(target, more) if to != "source" else None
-    own += INTEGER_OPTIONS if integers is not None else ()
+    own += (*INTEGER_OPTIONS, "allocate") if integers is not None else ()
     unknown = [name for name in more if name not in own]
     if unknown:
         todo = "Integers are made with --to tvm, --to onnx --integer strict|fast, or --to ir --calibrate."
         raise BadArgumentError(f"the target {to} has no such option", found=", ".join(unknown),
                                allowed=", ".join(own) or "none of its own",
-                               todo=todo if set(unknown) & set(INTEGER_OPTIONS) else "")  # fmt: skip
+                               todo=todo if set(unknown) & {*INTEGER_OPTIONS, "allocate"} else "")  # fmt: skip
     asked = {"quantize": options["quantize"], "lower": options.get("lower", "")}
     if to == "source" and any(asked.values()):
         raise BadArgumentError(
             "source files are written as they were", found=", ".join(k for k, v in asked.items() if v)
         )
     return (target_options(target, {**options, **more, "conversion": asked}) if target else None), integers
+
+
+def _bits(model: Model, asked: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """The bits of each layer, chosen within the limit that was asked for."""
+    from qdeploy.allocation import Asked, allocated
+    from qdeploy.calibrate.calibrate import read_data
+
+    how = Asked.parse(asked["allocate"])
+    given = [name for name in ("layer_bits", "weight_bits", "activation_bits") if asked.get(name)]
+    if given or not asked.get("calibrate"):
+        raise BadArgumentError("bits are chosen by calibration data, and by nothing else",
+                               found=", ".join(given) or "no calibration data",
+                               todo="Pass --calibrate DATA.npz, and no bits beside --allocate.")  # fmt: skip
+    bits: dict[str, Any] = allocated(model, read_data(str(asked["calibrate"])), how, progress)["bits"]
+    return bits
 
 
 def _open(source: str | os.PathLike[str], format: str, trust_links: bool) -> Model:
@@ -145,7 +165,11 @@ def _to_package(
     plan = plan_package(model.tensors, graph.constants if graph else {})
     with staged(path, _identity(model, "ir", plan.identity()), force) as stage:
         write_package(model, graph, stage, plan, progress, jobs)
-        kept = {name: value for name, value in options.items() if name in ("quantize", "lower", *INTEGER_OPTIONS)}
+        kept = {
+            name: value
+            for name, value in options.items()
+            if name in ("quantize", "lower", "allocate", *INTEGER_OPTIONS)
+        }
         report = make_report(model, "ir", kept, [], [])
         _write_report(stage, report)
     return report

@@ -8,19 +8,19 @@ from typing import Protocol
 class Progress(Protocol):
     """What long work tells about itself."""
 
-    def start(self, title: str, total: int) -> None:
-        """A stage begins that will advance by `total` bytes."""
+    def start(self, title: str, total: int, unit: str = "") -> None:
+        """A stage begins that will advance by `total` bytes, or by `total` of what `unit` names ("layers")."""
         ...
 
     def advance(self, count: int, detail: str = "") -> None:
-        """`count` more bytes are done; `detail` names what is in hand."""
+        """`count` more of them are done; `detail` names what is in hand."""
         ...
 
 
 class Silent:
     """Progress that nobody watches."""
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int, unit: str = "") -> None:
         """Says nothing."""
 
     def advance(self, count: int, detail: str = "") -> None:

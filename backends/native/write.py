@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +70,10 @@ def write_model(model: Model, target: Path, options: Options, progress: Progress
         OutputError: The file cannot be written.
     """
     file = plan_file(model, options)
-    try:
-        with open(target / FILE, "w+b", buffering=0) as out:
-            os.ftruncate(out.fileno(), int(file.header["file_bytes"][0]))
-            _write_resident(out.fileno(), file)
-            _write_stack(out.fileno(), file, progress)
-            _write_front(out.fileno(), file, int(file.header["file_bytes"][0]))
-            os.fsync(out.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
+    with _begun(file, target) as out:
+        _write_stack(out, file, progress)
+        _write_front(out, file, int(file.header["file_bytes"][0]))
+        os.fsync(out)
     sizes = [sum(t.plane_bytes(p) for t in m.terms for p in range(t.planes)) for m in file.matrices]
     choices = tuple(
         Choice(m.name, m.form, m.reason, m.lossless, size) for m, size in zip(file.matrices, sizes, strict=True)
@@ -94,14 +90,21 @@ def write_head(model: Model, target: Path, options: Options) -> Path:
         OutputError: The file cannot be written.
     """
     file = plan_file(model, options)
+    with _begun(file, target) as out:
+        _write_front(out, file, int(file.header["stack_at"][0]))
+    return target / FILE
+
+
+@contextmanager
+def _begun(file: File, target: Path) -> Iterator[int]:
+    """The descriptor of the file in its whole size, of which the resident part is written."""
     try:
         with open(target / FILE, "w+b", buffering=0) as out:
             os.ftruncate(out.fileno(), int(file.header["file_bytes"][0]))
             _write_resident(out.fileno(), file)
-            _write_front(out.fileno(), file, int(file.header["stack_at"][0]))
+            yield out.fileno()
     except OSError as error:
         raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
-    return target / FILE
 
 
 def plan_file(model: Model, options: Options) -> File:

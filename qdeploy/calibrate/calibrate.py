@@ -14,7 +14,7 @@ from qdeploy.calibrate.methods import METHODS
 from qdeploy.errors import BadArgumentError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
-from qdeploy.ir.run import Weights, run
+from qdeploy.ir.run import Weights, batches, run
 from qdeploy.ir.tensor import Array
 from qdeploy.lower.fixed import Float64
 from qdeploy.lower.fold import fold
@@ -52,7 +52,7 @@ def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *
             where there is one input.
         method: minmax | percentile | entropy | mse.
         bits: Of the codes that the ranges are for (entropy, mse).
-        batch: Entries that are run at a time.
+        batch: Entries that are run at a time, where the graph leaves that open.
         percentile: Share of the numbers that is kept (percentile).
         progress: Is told of the entries that are done.
 
@@ -79,11 +79,10 @@ def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *
             channels[name] = (np.minimum(low, least), np.maximum(high, greatest))
 
     weights = Weights(model)
-    progress.start("calibrating", count)
-    for start in range(0, count, batch):
-        part = {name: array[start : start + batch] for name, array in given.items()}
+    progress.start("calibrating", count, "samples")
+    for part in batches(graph, given, batch):
         run(graph, part, {}, weights, watch)
-        progress.advance(min(batch, count - start))
+        progress.advance(len(next(iter(part.values()))))
     values = {name: METHODS[method](found, bits, percentile) for name, found in seen.items() if found.counts.any()}
     return Ranges(values, method, count, channels)
 

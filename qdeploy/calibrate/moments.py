@@ -16,7 +16,7 @@ from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.ops_conv import borders, windows
-from qdeploy.ir.run import run
+from qdeploy.ir.run import batches, run
 from qdeploy.ir.tensor import Array
 from qdeploy.lower.fold import fold
 from qdeploy.lower.integer_plan import LAYERS
@@ -35,7 +35,7 @@ def input_moments(model: Model, data: Mapping[str, Array], *, batch: int = 32,
     Args:
         model: A float network.
         data: As for `calibrate`.
-        batch: Entries that are run at a time.
+        batch: Entries that are run at a time, where the graph leaves that open.
         progress: Is told of the entries that are done.
 
     Returns:
@@ -60,10 +60,10 @@ def input_moments(model: Model, data: Mapping[str, Array], *, batch: int = 32,
                 sums[key] = sums.get(key, 0.0) + (rows.swapaxes(1, 2) @ rows).astype(np.float64)
                 totals[key] = totals.get(key, 0) + rows.shape[1]
 
-    progress.start("input moments", count)
-    for start in range(0, count, batch):
-        run(graph, {name: array[start : start + batch] for name, array in given.items()}, {}, weights, watch)
-        progress.advance(min(batch, count - start))
+    progress.start("input moments", count, "samples")
+    for part in batches(graph, given, batch):
+        run(graph, part, {}, weights, watch)
+        progress.advance(len(next(iter(part.values()))))
     return {name: total / totals[name] for name, total in sums.items()}
 
 

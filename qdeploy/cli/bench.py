@@ -1,4 +1,7 @@
-"""`qdeploy bench MODEL.qd`: tokens per second, memory, and how near decoding comes to the speed memory is read at."""
+"""`qdeploy bench MODEL.qd`: tokens per second, memory, and how near decoding comes to the speed memory is read at.
+
+`qdeploy bench MODEL --layers`: how long each layer of a float network takes in integers, for `allocate --latency`.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdeploy.cli.screen import console, table
+from qdeploy.cli.screen import Bar, console, table
+from qdeploy.cli.values import extents
 from qdeploy.sizes import human
 
 if TYPE_CHECKING:
     from qdeploy.native import Runtime
 
 
-@click.command("bench", short_help="Measure a native model on this machine.")
+@click.command("bench", short_help="Measure a native model, or single layers.")
 @click.argument("model", type=click.Path())
 @click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("-n", "--tokens", type=click.IntRange(1), default=32, show_default=True, help="Decoded per run.")
@@ -25,17 +29,38 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
 @click.option("--isa", metavar="NAME", help="Force the kernels of an instruction set.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option(
+    "--layers", is_flag=True, help="Measure the layers of a float network, compiled by TVM; the options below."
+)
+@click.option("--choices", metavar="LIST", help="Bits: 8,4 (the default), or weights x inputs: 8x8,4x8,4x4.")
+@click.option("--target", metavar="NAME", help="The processor, as for convert --to tvm; one that this machine is.")
+@click.option("--axis", "axes", multiple=True, metavar="NAME=EXTENT", callback=extents,
+              help="The extent of a free axis, such as sequence=64 (128 if not given; a batch is 1).")  # fmt: skip
+@click.option("--out", metavar="FILE", help="Write the table, for allocate --latency.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
 def command(
     model: str, prompt_tokens: int, tokens: int, runs: int, memory: str | None, threads: int, isa: str | None,
-    as_json: bool,
+    as_json: bool, layers: bool, force: bool, **more: Any,
 ) -> None:  # fmt: skip
     """Measure MODEL, a decoder that `qdeploy convert --to native` wrote: medians over the runs.
+
+    With --layers, MODEL is a float network: each of its convolutions and linear layers is compiled alone in integers by
+    TVM at each choice of bits, layers of one shape once, and all are timed in turns; the least time counts.
 
     \b
     Examples:
       qdeploy bench model.qd --threads 1
       qdeploy bench model.qd --memory 300MB --json
+      qdeploy bench resnet.onnx --layers --threads 1 --choices 8,4 --out table.json
     """
+    given = {name: value for name, value in more.items() if value}
+    if layers:
+        _layers(model, as_json, threads=threads, force=force, **given)
+        return
+    if given or force:
+        raise click.UsageError(
+            f"--{'/--'.join([*given, *(['force'] if force else [])])} measures layers: pass --layers."
+        )
     from qdeploy.native import Runtime
 
     with Runtime(model, memory=memory, threads=threads, isa=isa, context=prompt_tokens + tokens) as runtime:
@@ -50,6 +75,24 @@ def command(
         ["memory", f"{human(found['total'])}, rung {found['rung']} of {found['rungs']}, {found['isa']}"],
     ]
     console().print(table("", ["", found["path"]], rows))
+
+
+def _layers(path: str, as_json: bool, **how: Any) -> None:
+    from qdeploy.latency import latency_table
+
+    with Bar(hidden=as_json) as bar:
+        found = latency_table(path, progress=bar, **how)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    choices = list(next(iter(found["layers"].values())))
+    rows = [[key, *(f"{1e6 * row[c]:.1f}" for c in choices)] for key, row in found["layers"].items()]
+    heads = ["layer", *(f"{c}, us" for c in choices)]
+    console().print(table("", heads, rows, right=tuple(range(1, len(heads)))))
+    machine = found["machine"]
+    click.echo(f"{found['target']}, threads: {found['threads']}; {machine['cpu']}, {machine['cores']} cores")
+    if how.get("out"):
+        click.echo(f"{how['out']}: for qdeploy allocate --latency")
 
 
 def _measure(runtime: Runtime, prompt: int, tokens: int, runs: int) -> dict[str, Any]:

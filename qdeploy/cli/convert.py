@@ -10,11 +10,16 @@ from typing import Any
 import click
 
 from qdeploy.cli.screen import Bar, console, table
+from qdeploy.cli.values import extents
 from qdeploy.sizes import human
 
 
 def _number(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
     return value if value is None else int(value)
+
+
+def _given(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    return value or None
 
 
 @click.command("convert", short_help="Convert a checkpoint, and prove that nothing was lost.")
@@ -74,6 +79,22 @@ def _number(context: click.Context, option: click.Parameter, value: str | None) 
     help="onnx: a network of integers. strict: integer operators alone, exact. fast: ONNX Runtime's 8-bit kernels.",
 )
 @click.option("--target", metavar="NAME", help="tvm: the processor: host (default), x86-64-v3, aarch64+dotprod, ...")
+@click.option(
+    "--form",
+    "forms",
+    multiple=True,
+    metavar="NAME",
+    callback=_given,
+    help="tvm: library (model.so for TVM's virtual machine) or bare (an object file and C). Both, if not given.",
+)
+@click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    metavar="NAME=EXTENT",
+    callback=extents,
+    help="tvm: the extent of a free axis, such as sequence=64 (128 if not given; a batch is 1). May be repeated.",
+)
 @click.option("--calibrate", metavar="NPZ", help="integers: an array per input, to measure activation scales with.")
 @click.option("--calibrate-method", metavar="NAME", help="integers: minmax (the default), percentile, entropy or mse.")
 @click.option(
@@ -89,6 +110,12 @@ def _number(context: click.Context, option: click.Parameter, value: str | None) 
     help="integers: of the inputs of layers; the first and the last layer keep 8.",
 )
 @click.option("--layer-bits", metavar="FILE", help='integers: of single layers, {"layer": [weights, activations]}.')
+@click.option(
+    "--allocate",
+    metavar="LIMIT",
+    help="integers: choose the bits of each layer within size:0.5, size:3.5MB, bops:72G or latency:12ms"
+    "[,sensitivity=NAME][,choices=8x8/4x8][,latency=FILE]; see qdeploy allocate.",
+)
 @click.option("--rounding", metavar="NAME", help="integers: half_up (the default), half_even or half_away.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Shards written at a time.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -129,7 +156,9 @@ def command(
       qdeploy convert tiny-llama-gptq package --to ir --jobs 2
       qdeploy convert package copy --to source
       qdeploy convert resnet.onnx out --integer strict --calibrate images.npz --weight-bits 4
-      qdeploy convert resnet-int8.tflite out --to tvm --target aarch64+dotprod
+      qdeploy convert resnet.onnx out --to tvm --calibrate images.npz --allocate size:0.5
+      qdeploy convert resnet-int8.tflite out --to tvm --target aarch64+dotprod --form bare
+      qdeploy convert all-MiniLM-L6-v2 out --to tvm --calibrate text.npz --axis batch=1 --axis sequence=64
     """
     from qdeploy.conversion import convert
 

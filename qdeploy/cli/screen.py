@@ -43,22 +43,11 @@ class Bar:
         self._hidden = hidden
         self._bar: Any = None
         self._task: Any = None
-        self._title, self._total, self._done, self._said = "", 0, 0, 0.0
+        self._title, self._unit, self._total, self._done, self._said = "", "", 0, 0, 0.0
+        self._drawn = False
 
     def __enter__(self) -> Bar:
-        if not self._hidden and sys.stderr.isatty():
-            from rich import progress as rich
-
-            self._bar = rich.Progress(
-                rich.TextColumn("{task.description}"),
-                rich.BarColumn(),
-                rich.DownloadColumn(),
-                rich.TransferSpeedColumn(),
-                rich.TimeRemainingColumn(),
-                console=console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
+        self._drawn = not self._hidden and sys.stderr.isatty()
         return self
 
     def __exit__(
@@ -67,21 +56,36 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int, unit: str = "") -> None:
         """A stage begins."""
-        self._title, self._total, self._done, self._said = title, total, 0, time.monotonic()
-        if self._bar is not None:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(title, total=total)
+        self._title, self._unit, self._total, self._done, self._said = title, unit, total, 0, time.monotonic()
+        if self._drawn:
+            self._draw()
         elif not self._hidden and total:
-            print(f"{title}: {human(total)}", file=sys.stderr, flush=True)
+            print(f"{title}: {self._shown(total)}", file=sys.stderr, flush=True)
 
     def advance(self, count: int, detail: str = "") -> None:
-        """`count` more bytes are done."""
+        """`count` more of it is done."""
         self._done += count
         if self._bar is not None:
             self._bar.advance(self._task, count)
         elif not self._hidden and time.monotonic() - self._said > 10:
             self._said = time.monotonic()
-            print(f"{self._title}: {human(self._done)} of {human(self._total)}, {detail}", file=sys.stderr, flush=True)
+            done = f"{self._shown(self._done)} of {self._shown(self._total)}"
+            print(f"{self._title}: {done}, {detail}", file=sys.stderr, flush=True)
+
+    def _shown(self, count: int) -> str:
+        return f"{count} {self._unit}" if self._unit else human(count)
+
+    def _draw(self) -> None:
+        """Draws a bar for the stage in place of the last one's."""
+        from rich import progress as rich
+
+        if self._bar is not None:
+            self._bar.stop()
+        done = [rich.MofNCompleteColumn(), rich.TextColumn(self._unit)] if self._unit else [
+            rich.DownloadColumn(), rich.TransferSpeedColumn()]  # fmt: skip
+        self._bar = rich.Progress(rich.TextColumn("{task.description}"), rich.BarColumn(), *done,
+                                  rich.TimeRemainingColumn(), console=console(stderr=True), transient=True)  # fmt: skip
+        self._task = self._bar.add_task(self._title, total=self._total)
+        self._bar.start()

@@ -84,6 +84,16 @@ def run(
     return {value.name: values[value.name] for value in graph.outputs}, after
 
 
+def batches(graph: Graph, inputs: Mapping[str, Array], size: int) -> Iterator[dict[str, Array]]:
+    """Inputs in parts of `size` entries of the first axis; of as many as the graph fixes, without what is over."""
+    count = len(next(iter(inputs.values())))
+    fixed = [axis for value in graph.inputs for axis in value.shape[:1] if isinstance(axis, int)]
+    step = fixed[0] if fixed else size
+    stop = count - count % step if fixed and count >= step else count
+    for start in range(0, stop, step):
+        yield {name: array[start : start + step] for name, array in inputs.items()}
+
+
 def generate_greedy(
     model: Model | Graph, ids: Sequence[int], count: int, weights: Mapping[str, Array] | None = None
 ) -> list[int]:

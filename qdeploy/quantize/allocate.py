@@ -10,6 +10,7 @@ convolution of a block and that of its shortcut, are tied, since one rescaling s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,25 @@ class Allocation:
     cost: float
 
 
+def parse_choices(text: str) -> tuple[Widths, ...]:
+    """Choices of bits as people write them: `8,4` (weights, inputs of 8), or `8x8,4x4` (weights x inputs).
+
+    Raises:
+        BadArgumentError: Another form, bits that no layer can have, or the same twice.
+    """
+    found = [re.fullmatch(r"\s*([248])(?:x([2-8]))?\s*", part) for part in text.split(",")]
+    choices = [(int(match[1]), int(match[2] or 8)) for match in found if match]
+    if len(choices) != len(found) or len(set(choices)) != len(choices):
+        raise BadArgumentError("these are no choices of bits", found=text,
+                               allowed="weights of 2, 4 or 8 bits: 8,4; with inputs of 2 to 8: 8x8,4x4")  # fmt: skip
+    return tuple(choices)
+
+
+def show_choice(bits: Widths) -> str:
+    """A choice as `parse_choices` reads it: `4x8`."""
+    return f"{bits[0]}x{bits[1]}"
+
+
 def sizes(weights: Mapping[str, int], options: Sequence[Widths]) -> dict[str, dict[Widths, float]]:
     """Bytes of the codes of each layer; `weights` is how many it has."""
     return {name: {bits: count * bits[0] / 8 for bits in options} for name, count in weights.items()}
@@ -50,10 +70,18 @@ def bit_operations(products: Mapping[str, int], options: Sequence[Widths]) -> di
     return {name: {bits: float(count * bits[0] * bits[1]) for bits in options} for name, count in products.items()}
 
 
-def limit_between(costs: Choices, ratio: float) -> float:
-    """The limit low + ratio (high - low) between the least and the greatest cost of all layers together."""
-    low, high = (sum(end(choice.values()) for choice in costs.values()) for end in (min, max))
-    return low + ratio * (high - low)
+def limit_between(costs: Choices, ratio: float, ties: Sequence[Collection[str]] = ()) -> float:
+    """The limit low (1 - ratio) + high ratio between the least and the greatest cost of all layers together."""
+    low, high = cost_range(costs, ties)
+    return low * (1 - ratio) + high * ratio
+
+
+def cost_range(costs: Choices, ties: Sequence[Collection[str]] = ()) -> tuple[float, float]:
+    """The least and the greatest cost that there is, where tied layers choose alike."""
+    groups = _groups(costs, ties)
+    totals = [[sum(costs[name][bits] for name in group) for bits in common]
+              for group, common in zip(groups, _common(costs, groups), strict=True)]  # fmt: skip
+    return sum(min(part) for part in totals), sum(max(part) for part in totals)
 
 
 def shared_inputs(graph: Graph) -> list[tuple[str, ...]]:
@@ -80,9 +108,7 @@ def allocate(losses: Choices, costs: Choices, limit: float, ties: Sequence[Colle
     """
     _check(losses, costs, limit)
     groups = _groups(losses, ties)
-    common = [[bits for bits in losses[group[0]] if all(bits in losses[name] for name in group)] for group in groups]
-    if not all(common):
-        raise BadArgumentError("tied layers have no choice of bits in common", found=groups[common.index([])])
+    common = _common(losses, groups)
     loss, cost = ([[sum(part[name][bits] for name in group) for bits in options]
                    for group, options in zip(groups, common, strict=True)] for part in (losses, costs))  # fmt: skip
     least = sum(min(part) for part in cost)
@@ -104,6 +130,14 @@ def _check(losses: Choices, costs: Choices, limit: float) -> None:
         numbers = [*choice.values(), *costs[name].values(), limit]
         if not all(np.isfinite(n) and n >= 0 for n in numbers):
             raise BadArgumentError("a loss, cost or limit that is negative or not finite", where=name, found=numbers)
+
+
+def _common(losses: Choices, groups: list[list[str]]) -> list[list[Widths]]:
+    """The choices of each group."""
+    common = [[bits for bits in losses[group[0]] if all(bits in losses[name] for name in group)] for group in groups]
+    if not all(common):
+        raise BadArgumentError("tied layers have no choice of bits in common", found=groups[common.index([])])
+    return common
 
 
 def _groups(losses: Choices, ties: Sequence[Collection[str]]) -> list[list[str]]:

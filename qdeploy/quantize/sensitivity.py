@@ -4,10 +4,11 @@
                      moments of the layer's inputs; without them |W - W_b|^2 times the mean square of its input
     output_losses    mean squared error of the network's outputs on calibration data, with one layer at a time at b
                      bits, weights and input alike (AdaQuant, arXiv 2006.10518, section 3.3; MixDQ, arXiv 2405.17873)
+    hessian.py       trace of the Hessian times |W - W_b|^2 (HAWQ)
     measure          what costs are formed from: weights and products of each layer
 
-Layers are named by their weight. `quantizer(weight, bits)` gives a weight as its codes would be decoded; what deploys
-the network knows it.
+Layers are named by their weight. `quantizer(layer, bits)` gives the weight of a layer as its codes would be decoded;
+what deploys the network knows it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError
 from qdeploy.ir.graph import Graph, Node
-from qdeploy.ir.run import run
+from qdeploy.ir.run import batches, run
 from qdeploy.ir.tensor import Array
+from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.allocate import LAYERS, Widths
+from qdeploy.quantize.perturbed import Replaced, layer_nodes, suffixes
 
-Quantizer = Callable[[Array, int], Array]
+Quantizer = Callable[[str, int], Array]
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ def measure(graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array
 
     run(graph, data, None, weights, note)
     found: dict[str, Layer] = {}
-    for node in _layers(graph, weights):
-        weight, (size, batch, _) = weights[node.inputs[1]], sizes[node.outputs[0]]
+    for name, node in layer_nodes(graph, weights).items():
+        weight, (size, batch, _) = weights[name], sizes[node.outputs[0]]
         outputs = weight.shape[1] if node.op == "Gemm" and not node.attrs.get("transB", 0) else weight.shape[0]
         products = size // batch * (weight.size // max(outputs, 1))
-        found[node.inputs[1]] = Layer(node.inputs[0], weight.size, products, sizes[node.inputs[0]][2])
+        found[name] = Layer(node.inputs[0], weight.size, products, sizes[node.inputs[0]][2])
     return found
 
 
@@ -75,13 +78,13 @@ def weight_losses(weights: Mapping[str, Array], options: Sequence[Widths], quant
     Args:
         weights: Of the layers, [N, ...] each.
         options: Bits of weights and input; the losses know the former only.
-        quantizer: Gives a weight at some bits.
+        quantizer: Gives the weight of a layer at some bits.
         moments: float64 [groups, K, K] of the inputs of layers, as far as known (`calibrate.moments`).
         energies: Mean square of an element of the input, where there is no moment.
     """
     found: dict[str, dict[Widths, float]] = {}
     for name, weight in weights.items():
-        by_bits = {b: _perturbation(weight, quantizer(weight, b), moments.get(name), energies.get(name, 1.0))
+        by_bits = {b: _perturbation(weight, quantizer(name, b), moments.get(name), energies.get(name, 1.0))
                    for b in {bits[0] for bits in options}}  # fmt: skip
         found[name] = {bits: by_bits[bits[0]] for bits in options}
     return found
@@ -96,8 +99,9 @@ def _perturbation(weight: Array, rounded: Array, moment: Array | None, energy: f
 
 
 def output_losses(graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array],
-                  ranges: Mapping[str, tuple[float, float]], options: Sequence[Widths],
-                  quantizer: Quantizer) -> dict[str, dict[Widths, float]]:  # fmt: skip
+                  ranges: Mapping[str, tuple[float, float]], options: Sequence[Widths], quantizer: Quantizer, *,
+                  layers: Sequence[str] = (), batch: int = 32,
+                  progress: Progress = SILENT) -> dict[str, dict[Widths, float]]:  # fmt: skip
     """Mean squared error of the outputs with one layer at a time at few bits.
 
     Args:
@@ -106,26 +110,37 @@ def output_losses(graph: Graph, weights: Mapping[str, Array], data: Mapping[str,
         data: One array per input.
         ranges: (least, greatest) of the inputs of layers.
         options: Bits of weights and input.
-        quantizer: Gives a weight at some bits.
+        quantizer: Gives the weight of a layer at some bits.
+        layers: Which; empty: all.
+        batch: Entries that are run at a time.
+        progress: Told of layers times batches.
 
     Raises:
         BadArgumentError: The range of a layer's input is not known.
     """
-    wanted, _ = run(graph, data, None, weights)
-    found: dict[str, dict[Widths, float]] = {}
-    for node in _layers(graph, weights):
-        name, source = node.inputs[:2][::-1]
-        if source not in ranges:
-            raise BadArgumentError("the range of a layer's input is not known", where=name, found=source)
-        found[name] = {}
-        for bits in options:
-            changed, extra = _with_codes(graph, name, source, *ranges[source], bits[1])
-            held = _Changed(weights, {name: quantizer(weights[name], bits[0]).astype(np.float32), **extra})
-            made, _ = run(changed, data, None, held)
-            found[name][bits] = float(
-                np.mean([np.mean(np.square(made[k] - wanted[k], dtype=np.float64)) for k in wanted])
-            )
+    nodes = {name: node for name, node in layer_nodes(graph, weights).items() if not layers or name in layers}
+    for name, node in nodes.items():
+        if node.inputs[0] not in ranges:
+            raise BadArgumentError("the range of a layer's input is not known", where=name, found=node.inputs[0])
+    parts = list(batches(graph, data, batch))
+    count = sum(len(next(iter(feeds.values()))) for feeds in parts)
+    found: dict[str, dict[Widths, float]] = {name: dict.fromkeys(options, 0.0) for name in nodes}
+    progress.start("losses of the outputs", len(parts) * len(nodes), "passes")
+    for feeds in parts:
+        share = len(next(iter(feeds.values()))) / count
+        wanted, _ = run(graph, feeds, None, weights)
+        for suffix in suffixes(graph, weights, feeds, nodes):
+            name, source = suffix.layer, nodes[suffix.layer].inputs[0]
+            for bits in options:
+                changed, extra = _with_codes(suffix.graph, name, source, *ranges[source], bits[1])
+                held = Replaced(weights, {name: np.asarray(quantizer(name, bits[0]), np.float32), **extra})
+                found[name][bits] += share * _mean_square(wanted, suffix.outputs(held, changed))
+            progress.advance(1, name)
     return found
+
+
+def _mean_square(wanted: Mapping[str, Array], made: Mapping[str, Array]) -> float:
+    return float(np.mean([np.mean(np.square(made[k] - wanted[k], dtype=np.float64)) for k in wanted]))
 
 
 def _with_codes(
@@ -149,21 +164,3 @@ def _with_codes(
             node = replace(node, inputs=(shown, *node.inputs[1:]))
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes)), extra
-
-
-class _Changed(dict[str, Array]):
-    """Some weights in place of others."""
-
-    def __init__(self, weights: Mapping[str, Array], changed: Mapping[str, Array]) -> None:
-        super().__init__(changed)
-        self._weights = weights
-
-    def __missing__(self, name: str) -> Array:
-        return self._weights[name]
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self._weights
-
-
-def _layers(graph: Graph, weights: Mapping[str, Array]) -> list[Node]:
-    return [node for node in graph.nodes if node.op in LAYERS and node.inputs[1] in weights]

@@ -129,6 +129,12 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True, only
         _unlock(lock, target.with_name(f".{target.name}.lock"))
 
 
+def write_json(target: Path, content: Any, force: bool = False) -> None:
+    """Writes one file of JSON, whole or not at all; raises as `staged` does."""
+    with staged(target, os.urandom(8).hex(), force, keep=False, only=target.name) as stage:
+        stage.write_json(target.name, content)
+
+
 def refuse_existing(target: Path, force: bool, file: bool = False) -> None:
     """Refuses an output that exists; with `force`, one that does not look like an output (it may be a home folder).
 

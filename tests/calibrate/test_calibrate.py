@@ -78,6 +78,14 @@ def test_every_float_value_has_its_range():
     assert found.values == {"x": (-4, 7), "r": (0, 7), "y": (0, 14)} and found.samples == 3
 
 
+def test_a_network_of_a_fixed_batch_is_run_in_such_batches():
+    fixed = Graph((Value("x", "F32", (2, 4)),), (Value("y", "F32", (2, 4)),), (Node("Relu", ("x",), ("y",)),))
+    x = np.arange(28, dtype=np.float32).reshape(7, 4)
+    assert calibrate(Model("test", "memory", {}, build_graph=lambda _: fixed), {"x": x}).values["x"] == (0.0, 23.0)
+    with pytest.raises(BadArgumentError, match="another shape"):
+        calibrate(Model("test", "memory", {}, build_graph=lambda _: fixed), {"x": x[:1]})
+
+
 def test_what_cannot_be_calibrated_is_said(tmp_path: Path):
     network, x = model(Node("Relu", ("x",), ("y",))), np.ones((2, 4), np.float32)
     for data, method in (({}, "minmax"), ({"x": x}, "best"), ({"x": x[:0]}, "mse"), ({"x": x * np.inf}, "mse"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,17 @@ from qdeploy.lower.fold import fold, plain_tensor
 from qdeploy.lower.integer_plan import Bits
 from qdeploy.lower.integer_weights import quantized
 from qdeploy.lower.integerize import integerize, layer_names
-from qdeploy.quantize.allocate import allocate, bit_operations, limit_between, shared_inputs, sizes
-from qdeploy.quantize.sensitivity import measure, output_losses, weight_losses
+from qdeploy.quantize.allocate import (
+    allocate,
+    bit_operations,
+    cost_range,
+    limit_between,
+    parse_choices,
+    shared_inputs,
+    show_choice,
+    sizes,
+)
+from qdeploy.quantize.sensitivity import Quantizer, measure, output_losses, weight_losses
 
 RNG = np.random.default_rng(4)
 OPTIONS = [(2, 8), (4, 8), (8, 8)]
@@ -100,8 +110,8 @@ def block() -> Model:
     return Model("test", "memory", made, build_graph=lambda _: graph)
 
 
-def quantizer(weight: np.ndarray, bits: int) -> np.ndarray:
-    return quantized(weight, bits).values()
+def quantizer(weights: dict[str, np.ndarray]) -> Quantizer:
+    return lambda name, bits: quantized(weights[name], bits).values()
 
 
 def test_facts_of_layers_are_counted():
@@ -121,9 +131,9 @@ def test_the_loss_of_weights_is_the_mean_squared_error_of_the_layer():
     model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
     weights, graph = dict(Weights(model)), model.graph
     moments = input_moments(model, {"x": x})
-    found = weight_losses(weights, [(4, 8)], quantizer, moments, {})
+    found = weight_losses(weights, [(4, 8)], quantizer(weights), moments, {})
     seen: list[np.ndarray] = []
-    for held in (weights, weights | {"w1": quantizer(weights["w1"], 4).astype(np.float32)}):
+    for held in (weights, weights | {"w1": quantizer(weights)("w1", 4).astype(np.float32)}):
         run(graph, {"x": x}, None, held, lambda name, value: seen.append(value) if name == "c1" else None)
     error = np.square(seen[0] - seen[1]).sum(axis=1).mean()
     assert found["w1"][4, 8] == pytest.approx(float(error), rel=1e-3)
@@ -132,11 +142,60 @@ def test_the_loss_of_weights_is_the_mean_squared_error_of_the_layer():
 def test_losses_of_outputs_fall_with_the_bits():
     model, x = block(), RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)
     ranges = calibrate(model, {"x": x}).values
-    options = [(2, 4), (4, 4), (4, 8), (8, 8)]
-    found = output_losses(model.graph, dict(Weights(model)), {"x": x}, ranges, options, quantizer)
+    options, weights = [(2, 4), (4, 4), (4, 8), (8, 8)], dict(Weights(model))
+    found = output_losses(model.graph, weights, {"x": x}, ranges, options, quantizer(weights))
     for losses in found.values():
         ordered = [losses[bits] for bits in options]
         assert ordered == sorted(ordered, reverse=True) and ordered[-1] > 0
+
+
+def test_losses_of_outputs_are_those_of_the_changed_network_however_it_is_run():
+    model, x = block(), RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)
+    weights, ranges = dict(Weights(model)), calibrate(model, {"x": x}).values
+    found = [output_losses(model.graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), batch=batch)
+             for batch in (8, 3)]  # fmt: skip
+    step = (ranges["r1"][1] - min(ranges["r1"][0], 0)) / 255
+    seen: list[np.ndarray] = []
+    run(model.graph, {"x": x}, None, weights, lambda name, value: seen.append(value) if name == "r1" else None)
+    graph = replace(
+        model.graph,
+        inputs=(*model.graph.inputs, Value("q", "F32", (8, 8, 8, 8))),
+        nodes=tuple(
+            replace(node, inputs=("q", "ws")) if node.inputs[1:] == ("ws",) else node for node in model.graph.nodes
+        ),
+    )
+    changed = weights | {"ws": quantizer(weights)("ws", 2).astype(np.float32)}
+    made = run(graph, {"x": x, "q": (np.rint(seen[0] / step) * step).astype(np.float32)}, None, changed)[0]["y"]
+    error = np.square(made - run(model.graph, {"x": x}, None, weights)[0]["y"]).mean()
+    for losses in found:
+        assert losses["ws"][2, 8] == pytest.approx(float(error), rel=1e-3)
+
+
+def test_weights_that_folding_made_are_changed_too():
+    model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    weights = dict(Weights(model))
+    inside = replace(model.graph, constants={"w2": model.tensors["w2"]})
+    ranges = calibrate(model, {"x": x}).values
+    found, wanted = (output_losses(graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), layers=["w2"])
+                     for graph in (inside, model.graph))  # fmt: skip
+    assert found == wanted and found["w2"][2, 8] > 1e-6
+
+
+def test_choices_are_read_as_they_are_shown():
+    assert parse_choices("8,4") == ((8, 8), (4, 8))
+    assert parse_choices(" 8x8, 4x4,2x3") == ((8, 8), (4, 4), (2, 3))
+    assert [show_choice(bits) for bits in parse_choices("8x8,4x4")] == ["8x8", "4x4"]
+    for text in ("", "8,,4", "3", "4x9", "4x1", "8,8x8", "x8", "8 4"):
+        with pytest.raises(BadArgumentError, match="choices of bits"):
+            parse_choices(text)
+
+
+def test_the_range_of_costs_is_one_that_tied_layers_can_have():
+    costs = {"a": {(8, 8): 1.0, (4, 8): 5.0}, "b": {(8, 8): 6.0, (4, 8): 1.0}}
+    assert cost_range(costs) == (2, 11)
+    assert cost_range(costs, [("a", "b")]) == (6, 7)
+    losses = {name: dict.fromkeys(row, 1.0) for name, row in costs.items()}
+    assert allocate(losses, costs, limit_between(costs, 0, [("a", "b")]), [("a", "b")]).cost == 6
 
 
 def test_an_allocation_is_what_integerize_takes():
@@ -145,7 +204,7 @@ def test_an_allocation_is_what_integerize_takes():
     layers, ranges = measure(graph, weights, {"x": x}), calibrate(model, {"x": x}).values
     assert list(layers) == layer_names(model)
     costs = sizes({name: layer.weights for name, layer in layers.items()}, OPTIONS)
-    losses = weight_losses(weights, OPTIONS, quantizer, input_moments(model, {"x": x}), {})
+    losses = weight_losses(weights, OPTIONS, quantizer(weights), input_moments(model, {"x": x}), {})
     found = allocate(losses, costs, limit_between(costs, 0.4), shared_inputs(graph))
     made = integerize(model, ranges, Bits(layers=found.layers))
     held = {name.removesuffix("/codes"): tensor for name, tensor in made.tensors.items()}

@@ -1,0 +1,132 @@
+"""A table of how long layers take on this machine, by their shapes and bits: what `allocate` holds a limit against.
+
+    {"network": "resnet20.onnx", "machine": {"cpu", "machine", "cores"}, "target": "x86-64-v3", "threads": 1,
+     "axes": {"N": 1}, "layers": {"Conv 1x16x32x32 by 16x16x3x3, pads 1 1 1 1": {"8x8": seconds, "4x8": seconds}}}
+
+Layers of the same shape are one row, so that the table of one network may serve another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdeploy import registry
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.tensor import Array
+from qdeploy.lower.layers import LayerShape, fixed_axes, folded, layer_shapes
+from qdeploy.progress import SILENT, Progress
+from qdeploy.quantize.allocate import Widths, parse_choices, show_choice
+from qdeploy.store.output import refuse_existing, write_json
+
+Table = dict[str, Any]
+
+
+def latency_table(path: str | os.PathLike[str], *, choices: str = "8,4", target: str = "host", threads: int = 0,
+                  axes: Mapping[str, int] | None = None, out: str | os.PathLike[str] = "", force: bool = False,
+                  format: str = "", trust_links: bool = False, progress: Progress = SILENT) -> Table:  # fmt: skip
+    """Compiles every distinct layer of a float network alone, in integers by TVM, and times it on this machine.
+
+    Args:
+        path: Any readable checkpoint with a network.
+        choices: Bits: "8,4" or "8x8,4x4" (weights x activations).
+        target: A target of the TVM backend that this machine runs.
+        threads: Of a layer; 0: one per core.
+        axes: Extents of free axes; a batch is 1 where it is not given, "sequence" 128.
+        out: Where to write the table as JSON; empty: nowhere.
+        force: Replace that file.
+        format: The reader's name, where sniffing is not wanted.
+        trust_links: Follow links that lead outside of the source folder.
+        progress: Told of layers compiled and rounds timed.
+
+    Returns:
+        The table; see above.
+
+    Raises:
+        QdeployError: No such choices, no layers, TVM is absent, or a layer has no kernel there.
+    """
+    options = parse_choices(choices)
+    if out:
+        refuse_existing(Path(out), force, file=True)
+    model = registry.open_model(path, format, trust_links)
+    graph, weights = folded(model)
+    extents = fixed_axes(graph, axes or {})
+    shapes: dict[str, tuple[LayerShape, Array]] = {}
+    for name, shape in layer_shapes(graph, weights, extents).items():
+        shapes.setdefault(shape.key, (shape, _oriented(weights[name], shape)))
+    if not shapes:
+        raise UnsupportedError("the network has no convolutions or linear layers", where=str(path))
+    threads = threads or os.cpu_count() or 1
+    found = registry.backend("tvm").layer_times(list(shapes.values()), options, target=target, threads=threads,
+                                                progress=progress)  # fmt: skip
+    rows = {key: {show_choice(bits): seconds for bits, seconds in times.items()}
+            for key, times in zip(shapes, found["seconds"], strict=True)}  # fmt: skip
+    table = {"network": Path(path).name, "machine": _machine(), "target": found["target"], "threads": threads,
+             "axes": extents, "layers": rows}  # fmt: skip
+    if out:
+        write_json(Path(out), table, force)
+    return table
+
+
+def read_table(path: str | os.PathLike[str]) -> Table:
+    """Reads what `latency_table` wrote; BadArgumentError where it is something else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadArgumentError(f"a latency table cannot be read: {error}", where=str(path)) from error
+    rows = found.get("layers") if isinstance(found, dict) else None
+    fine = isinstance(rows, dict) and isinstance(found.get("axes", {}), dict) and all(
+        isinstance(row, dict) and all(type(n) in (int, float) and 0 <= n < float("inf") for n in row.values())
+        for row in rows.values())  # fmt: skip
+    if not fine:
+        raise BadArgumentError("this is no latency table", where=str(path),
+                               allowed='{"layers": {shape: {bits: seconds}}, "axes": {name: extent}, ...}',
+                               todo="Make one: qdeploy bench MODEL --layers --out table.json")  # fmt: skip
+    return {"axes": {}, **found}
+
+
+def latencies(table: Table, graph: Graph, weights: Mapping[str, Array], options: Mapping[str, Sequence[Widths]],
+              where: str = "") -> dict[str, dict[Widths, float]]:  # fmt: skip
+    """Seconds of each layer at each of its choices.
+
+    Args:
+        table: See above.
+        graph: Folded.
+        weights: By name.
+        options: Choices by layer.
+        where: The table's file.
+
+    Raises:
+        BadArgumentError: The table misses a layer or a choice.
+    """
+    shapes = layer_shapes(graph, weights, fixed_axes(graph, table["axes"]))
+    found: dict[str, dict[Widths, float]] = {}
+    for name, choices in options.items():
+        row = table["layers"].get(shapes[name].key, {})
+        missing = [show_choice(bits) for bits in choices if show_choice(bits) not in row]
+        if missing:
+            raise BadArgumentError("the latency table misses a layer of this network, or a choice of bits of it",
+                                   where=where or name, found=f"{shapes[name].key} ({name}) at {', '.join(missing)}",
+                                   todo="Measure it: qdeploy bench MODEL --layers --choices 8,4")  # fmt: skip
+        found[name] = {bits: float(row[show_choice(bits)]) for bits in choices}
+    return found
+
+
+def _oriented(weight: Array, shape: LayerShape) -> Array:
+    """The weight of a layer with its outputs first."""
+    return weight if weight.shape == shape.weight else np.ascontiguousarray(weight.T)
+
+
+def _machine() -> dict[str, Any]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.processor(), "machine": platform.machine(),
+            "cores": os.cpu_count() or 1}  # fmt: skip
