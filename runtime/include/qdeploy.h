@@ -79,7 +79,7 @@ typedef struct {
 typedef struct { /* where the bytes of a model come from, when it is not a path: app assets, memory, a network */
   void *ctx;
   uint64_t size;
-  int64_t (*read)(void *ctx, uint64_t at, void *to, size_t n); /* bytes read, or negative; any thread */
+  int64_t (*read)(void *ctx, uint64_t at, void *to, size_t n); /* bytes read, or negative; any thread, several at once */
   void (*close)(void *ctx);                                    /* may be NULL */
 } qd_source;
 

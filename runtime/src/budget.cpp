@@ -118,9 +118,7 @@ void replan_locked(qd_model& m) {
 
 qd_status load_now(qd_model& m, qd_error* err) {
   uint64_t to = stack_cost(m.file, m.want);
-  for (uint64_t at = 0; at < to; at += kReadBytes)
-    if (qd_status s = read_pages(m, m.file.header.stack_at + at, m.stack.data + at, std::min(kReadBytes, to - at), err))
-      return s;
+  if (qd_status s = read_stack(m, to, err)) return s;
   if (qd_status s = check_blocks(m, 0, m.want, err)) return s;
   m.loaded = to;
   m.have = m.want;

@@ -11,17 +11,6 @@ namespace qd {
 
 using namespace format;
 
-qd_status read_pages(const qd_model& m, uint64_t at, uint8_t* to, uint64_t n, qd_error* err) {
-  if (qd_status s = read_fully(m.source, at, to, n, err)) return s;
-  for (uint64_t i = 0; m.verify && i < n; i += kPage) {
-    uint64_t bytes = std::min<uint64_t>(kPage, n - i), page = (at + i - m.file.header.resident_at) / kPage;
-    if (crc32c(0, to + i, bytes) != m.file.pages[page])
-      return fail(err, QD_CHECKSUM, "page %llu: its checksum does not match; fetch the file again",
-                  static_cast<unsigned long long>(page));
-  }
-  return QD_OK;
-}
-
 namespace {
 
 constexpr uint64_t kHugeFrom =

@@ -53,6 +53,8 @@ namespace qd {
 
 // Reads, and unless told not to, checks the pages of [at, at + n) of the file; `at` is on a page.
 qd_status read_pages(const qd_model& m, uint64_t at, uint8_t* to, uint64_t n, qd_error* err);
+// At open: the stack's bytes [0, to) by all threads, each page once.
+qd_status read_stack(qd_model& m, uint64_t to, qd_error* err);
 uint64_t stack_cost(const File& file, uint32_t rung);  // bytes of a rung: whole pages of the file
 uint64_t held(const qd_model& m,
               uint64_t stack_bytes);  // what so many bytes of the stack take: whole pages of the system

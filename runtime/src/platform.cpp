@@ -26,14 +26,18 @@ uint8_t* reserve(uint64_t bytes, bool huge) {
     uint64_t used = round_up(bytes, kSmallPage);
     if (wanted - before > used) munmap(at + used, wanted - before - used);
   }
-#ifdef MADV_HUGEPAGE
   // Without the flag no huge pages: with them a range would hold more than was written to, and the count would be
   // wrong.
+  use_pages(at, bytes, huge);
+  return at;
+}
+
+void use_pages(uint8_t* at, uint64_t bytes, bool huge) {
+#ifdef MADV_HUGEPAGE
   madvise(at, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #else
-  (void)huge;
+  (void)at, (void)bytes, (void)huge;
 #endif
-  return at;
 }
 
 void release(uint8_t* at, uint64_t bytes) { munmap(at, bytes ? bytes : 1); }
@@ -52,11 +56,16 @@ uint32_t core_count() {
   return n < 1 ? 1 : n > 256 ? 256 : static_cast<uint32_t>(n);
 }
 
-uint64_t now_ns() {
+namespace {
+uint64_t ns_of(clockid_t clock) {
   timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return static_cast<uint64_t>(t.tv_sec) * 1000000000u + static_cast<uint64_t>(t.tv_nsec);
 }
+}  // namespace
+
+uint64_t now_ns() { return ns_of(CLOCK_MONOTONIC); }
+uint64_t thread_ns() { return ns_of(CLOCK_THREAD_CPUTIME_ID); }
 
 bool start_thread(pthread_t* thread, void* (*body)(void*), void* ctx) {
   pthread_attr_t attr;

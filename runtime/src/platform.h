@@ -17,9 +17,26 @@ void release(uint8_t* at, uint64_t bytes);
 // Gives the pages of [at, at + bytes) back at once; `at` is page-aligned. They read as zeros afterwards.
 void decommit(uint8_t* at, uint64_t bytes);
 
+// Of which kind the pages of [at, at + bytes) will be that are not there yet; `at` is page-aligned.
+void use_pages(uint8_t* at, uint64_t bytes, bool huge);
+
+// Making a huge page takes some 0.1 ms, several where the system has to compact memory for it, and ten where it is a
+// virtual machine that has given free memory back to its host; small pages come from what is at hand. Only trying
+// tells.
+struct HugePagePatience {
+  static constexpr uint64_t kFair = 1000 * 1000, kMost = 20 * kFair;  // of as much in small pages; to lose
+  uint64_t lost = 0;
+  // Whether another is to be tried after one that took so many ns.
+  bool lasts(uint64_t ns) {
+    lost = lost + ns > kFair ? lost + ns - kFair : 0;
+    return lost <= kMost;
+  }
+};
+
 uint64_t round_up(uint64_t n, uint64_t to);
 uint32_t core_count();
 uint64_t now_ns();
+uint64_t thread_ns();  // CPU time of the calling thread
 bool start_thread(pthread_t* thread, void* (*body)(void*), void* ctx);
 
 // A range that is released with its owner.

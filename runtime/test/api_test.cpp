@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "../src/platform.h"
 #include "tiny_model.h"
 
 namespace {
@@ -191,6 +192,69 @@ uint32_t plain_crc32c(const uint8_t* p, size_t n) {
   return ~c;
 }
 
+// Reads of a few bytes each, some of which fail: as a slow connection would.
+struct Choppy {
+  const tiny::Bytes& file;
+  uint64_t bad_from;
+  std::atomic<uint32_t> reads{0};
+  static int64_t read(void* ctx, uint64_t at, void* to, size_t n) {
+    Choppy& c = *static_cast<Choppy*>(ctx);
+    if (at >= c.bad_from) return -1;
+    size_t most = 1000 + ++c.reads % 7 * 1000;
+    n = std::min({n, most, static_cast<size_t>(c.file.size() - at), static_cast<size_t>(c.bad_from - at)});
+    std::memcpy(to, c.file.data() + at, n);
+    return static_cast<int64_t>(n);
+  }
+};
+
+std::string error_of(const tiny::Bytes& file, uint64_t bad_from, uint32_t threads, qd_status* status) {
+  Choppy choppy{file, bad_from};
+  qd_source s{&choppy, file.size(), Choppy::read, nullptr};
+  qd_options o;
+  qd_options_init(&o);
+  o.threads = threads;
+  o.flags = QD_HUGE_PAGES;
+  qd_model* model = nullptr;
+  qd_error err = QD_INIT(qd_error);
+  *status = qd_open_source(&s, &o, &model, &err);
+  CHECK(qd_close(model) == QD_OK);
+  return err.text;
+}
+
+// Several turns, of which the later ones are bad, too: the first is named, whoever reads it.
+void reads_by_all_threads_as_by_one() {
+  tiny::Bytes file = tiny::decoder(100);
+  qd::format::Header h;
+  std::memcpy(&h, file.data(), sizeof h);
+  CHECK(h.stack_bytes > 5u << 20);
+  tiny::Bytes damaged = file;
+  for (uint64_t at = h.stack_bytes / 3; at < h.stack_bytes; at += 70000) damaged[h.stack_at + at] ^= 1;
+  qd_status one, many;
+  for (int i = 0; i < 5; ++i) {
+    CHECK(error_of(file, UINT64_MAX, 4, &many) == "" && many == QD_OK);
+    CHECK(error_of(damaged, UINT64_MAX, 1, &one) == error_of(damaged, UINT64_MAX, 4, &many));
+    CHECK(one == QD_CHECKSUM && many == QD_CHECKSUM);
+    uint64_t end = h.stack_at + h.stack_bytes / 2;
+    CHECK(error_of(file, end, 1, &one) == error_of(file, end, 4, &many));
+    CHECK(one == QD_IO && many == QD_IO);
+  }
+}
+
+void huge_pages_are_given_up_when_they_take_long() {
+  constexpr uint64_t ms = 1000 * 1000;
+  qd::HugePagePatience quick, hiccup, slow;
+  for (int i = 0; i < 1000; ++i) CHECK(quick.lasts(ms / 5));
+  for (int i = 0; i < 1000; ++i) CHECK(hiccup.lasts(i % 50 ? ms / 5 : 15 * ms));
+  CHECK(slow.lasts(8 * ms) && slow.lasts(8 * ms) && !slow.lasts(8 * ms));
+  qd::Range range;
+  CHECK(range.make(3 * qd::kHugePage, true));
+  range.data[5] = 7;
+  qd::use_pages(range.data + qd::kHugePage, 2 * qd::kHugePage, false);
+  range.data[range.bytes - 1] = 8;
+  qd::use_pages(range.data, range.bytes, true);
+  CHECK(range.data[5] == 7 && range.data[qd::kHugePage] == 0 && range.data[range.bytes - 1] == 8);
+}
+
 void checksums_are_crc32c() {
   CHECK(qd::crc32c(0, "123456789", 9) == 0xe3069283u);  // the check value
   std::vector<uint8_t> data(70001);
@@ -204,6 +268,8 @@ void checksums_are_crc32c() {
 int main(int argc, char** argv) {
   checksums_are_crc32c();
   tiny::Bytes file = tiny::decoder();
+  reads_by_all_threads_as_by_one();
+  huge_pages_are_given_up_when_they_take_long();
   decodes_the_same_each_time(file);
   keeps_to_the_budget(file);
   budget_moves_while_it_decodes(file);

@@ -153,12 +153,12 @@ inline Bytes assemble(const Writer& w, Header h) {
   return front;
 }
 
-inline Bytes decoder() {
+inline Bytes decoder(uint32_t extra = 3) {  // extra: terms of the head that are on a page of their own each
   Writer w;
   w.metadata.assign(4, 0);
   for (const char* s : {"input_ids", "logits"}) w.metadata.insert(w.metadata.end(), s, s + std::strlen(s) + 1);
   uint32_t embed = w.matrix(kFloats, 32, 32), q = w.matrix(kNibbles, 32, 32), k = w.matrix(kNibbles, 16, 32);
-  uint32_t v = w.matrix(kFloats, 16, 32), o = w.matrix(kNibbles, 32, 32), head = w.matrix(kFloats, 32, 32, 3);
+  uint32_t v = w.matrix(kFloats, 16, 32), o = w.matrix(kNibbles, 32, 32), head = w.matrix(kFloats, 32, 32, extra);
   uint32_t norm = w.tensor(std::vector<float>(32, 1.0f));
   std::vector<float> frequencies;
   for (int i = 0; i < 8; ++i) frequencies.push_back(1.0f / static_cast<float>(1 << i));

@@ -140,8 +140,6 @@ inline Ints one_bytes(const uint8_t* p, uint32_t steps, const int8_t* q) {
 }
 
 // ---- tables: which of them a row takes, as a mask of its four bytes in each half
-constexpr uint32_t kTablesInRegisters = 8;
-
 inline __m256i spread_rows(int64_t eight) {
   const __m256i rows =
       _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
@@ -249,19 +247,6 @@ inline __m256i fold(__m256i x) {
                           _mm256_cvtepi16_epi32(_mm256_extracti128_si256(x, 1)));
 }
 
-// Lookups of planes p0 .. p1, at most 4: in 128 columns a half register's sum reaches 16 * 127 * 15 = 30480.
-inline Ints plane_sums(const TermView& v, size_t at, uint32_t units, const int8_t* tables, uint32_t p0, uint32_t p1) {
-  Sums sum;
-  sum.clear();
-  for (uint32_t plane = p0; plane < p1; plane++) {
-    const uint8_t* p = v.codes[plane] + at;
-    sum.add16(sum.a, sum.b);
-    for (uint32_t u = 0; u < units; u++)
-      look_up_unit(load256(p + 64 * u), load256(p + 64 * u + 32), tables + 128 * u, sum);
-  }
-  return ints_of(fold(sum.a), fold(sum.b));
-}
-
 // ---- several tokens, from bytes
 template <int N, bool kHigh>
 inline void nibble_products(const uint8_t* t, uint32_t steps, const int8_t* const* q, uint32_t at, Sums* wide) {
@@ -281,7 +266,9 @@ inline void nibble_products(const uint8_t* t, uint32_t steps, const int8_t* cons
 }
 
 // ---- codes as bytes
-inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* out) {
+inline void plane_bytes(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
+  size_t at = codes_at<format::kPlanes>(v, rb, u0);
+  uint32_t steps = 4 * (u1 - u0);
   for (uint32_t s = 0; s < steps; s++) {
     __m256i bit = _mm256_set1_epi32(static_cast<int>(s & 4 ? 0x80402010u : 0x08040201u));
     for (size_t half = 0; half < 2; half++) {
@@ -314,34 +301,19 @@ struct Biased {  // what a table says, + 128
 
 struct Avx2 {
   template <int K>
-  static constexpr size_t unit_bytes() {  // of 16 columns
-    return K == format::kPairs ? 64 : K == format::kBytes ? 256 : K == format::kTable3 ? 96 : 128;
-  }
-  // Odd units of kinds that store 32 columns together, and many tables, are left to the portable code.
-  template <int K>
-  static bool portable(const TermView& v, uint32_t u0, uint32_t u1) {
-    return (is_table(K) && v.term->tables > kTablesInRegisters) ||
-           ((K == format::kTable3 || K == format::kPlanes) && ((u0 | u1) & 1));
-  }
-  template <int K>
-  static const uint8_t* codes(const TermView& v, uint32_t rb, uint32_t u0) {
-    return v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 16) + u0) * unit_bytes<K>();
-  }
-
-  template <int K>
   static const uint8_t* tile(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
-    if (portable<K>(v, u0, u1)) return Portable::tile<K>(v, rb, u0, u1, out);
+    if (is_left_to_portable<K>(v, u0, u1)) return Portable::tile<K>(v, rb, u0, u1, out);
     if constexpr (K == format::kPlanes) {
-      plane_bytes(v, (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64, 4 * (u1 - u0), out);
+      plane_bytes(v, rb, u0, u1, out);
       return out;
     }
-    const uint8_t* p = codes<K>(v, rb, u0);
+    const uint8_t *p = v.codes[0] + codes_at<K>(v, rb, u0), *end = v.codes[0] + codes_at<K>(v, rb, u1);
     if constexpr (K == format::kBytes) return p;
     Tables t;
     if constexpr (is_table(K)) t.go<K>(v, rb, u0);
     Biased biased = {t, out};
     uint8_t* to = out;
-    for (const uint8_t* end = codes<K>(v, rb, u1); p < end;) {
+    while (p < end) {
       if constexpr (K == format::kTable3) {
         biased.put3<0>(p), biased.put3<1>(p), biased.put3<2>(p), biased.put3<3>(p);
         biased.put3<4>(p), biased.put3<5>(p), biased.put3<6>(p), biased.put3<7>(p);
@@ -382,8 +354,8 @@ struct Avx2 {
 
   template <int K>
   static Ints one(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* q, int32_t total) {
-    if (K == format::kPlanes || portable<K>(v, u0, u1)) return Portable::one<K>(v, rb, u0, u1, q, total);
-    const uint8_t* p = codes<K>(v, rb, u0);
+    if (K == format::kPlanes || is_left_to_portable<K>(v, u0, u1)) return Portable::one<K>(v, rb, u0, u1, q, total);
+    const uint8_t* p = v.codes[0] + codes_at<K>(v, rb, u0);
     uint32_t units = u1 - u0;
     if constexpr (K == format::kNibbles) return one_nibbles(p, 2 * units, q);
     if constexpr (K == format::kPairs) return one_pairs(p, units, q);
@@ -393,13 +365,21 @@ struct Avx2 {
     return K == format::kTable4 ? one_table4(t, p, 2 * units, q) : one_table3(t, p, units / 2, q);
   }
 
-  static Ints lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables) {
-    if ((u0 | u1) & 1) return Portable::lookups(v, rb, u0, u1, tables);  // half a unit of planes
-    size_t at = (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64;
-    uint32_t units = (u1 - u0) / 2, head = min_u(v.planes, 4);
-    Ints sum = plane_sums(v, at, units, tables + u0 * 64, 0, head);
-    if (v.planes == head) return sum;
-    return (sum << (v.planes - head)) + plane_sums(v, at, units, tables + u0 * 64, head, v.planes);
+  // In 128 columns of 4 planes the sum of half a register reaches 16 * 127 * 15 = 30480.
+  static Ints plane_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, uint32_t p0,
+                         uint32_t p1) {
+    size_t at = codes_at<format::kPlanes>(v, rb, u0);
+    uint32_t units = (u1 - u0) / 2;
+    tables += u0 * 64;
+    Sums sum;
+    sum.clear();
+    for (uint32_t plane = p0; plane < p1; plane++) {
+      const uint8_t* p = v.codes[plane] + at;
+      sum.add16(sum.a, sum.b);
+      for (uint32_t u = 0; u < units; u++)
+        look_up_unit(load256(p + 64 * u), load256(p + 64 * u + 32), tables + 128 * u, sum);
+    }
+    return ints_of(fold(sum.a), fold(sum.b));
   }
 
   // Four ranks at a time, in 16 bits: a tile has 128 lookups, 64 of them in each half of a register.

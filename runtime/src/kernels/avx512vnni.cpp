@@ -76,8 +76,6 @@ struct Sums {
 };
 
 // ---- tables: which of them a row takes, as a mask of its four bytes
-constexpr uint32_t kTablesInRegisters = 8;
-
 struct Tables {
   uint32_t count;
   __m512i entries[kTablesInRegisters];
@@ -147,18 +145,9 @@ struct Rows {
   }
 };
 
-// Lookups of planes p0 .. p1, at most 4: in 128 columns a lane's sum reaches 8 * 127 * 15 = 15240.
-inline Ints plane_sums(const TermView& v, size_t at, uint32_t units, const int8_t* tables, uint32_t p0, uint32_t p1) {
-  Rows sum;
-  sum.clear();
-  for (uint32_t plane = p0; plane < p1; plane++) {
-    sum.twice();
-    for (uint32_t u = 0; u < units; u++) sum.unit(load512(v.codes[plane] + at + 64 * u), tables + 128 * u);
-  }
-  return sum.ints();
-}
-
-inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* out) {
+inline void plane_bytes(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
+  size_t at = codes_at<format::kPlanes>(v, rb, u0);
+  uint32_t steps = 4 * (u1 - u0);
   const __m512i rows =
       _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909, 0x08080808,
                        0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);
@@ -176,22 +165,10 @@ inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* o
 }
 
 struct Avx512Vnni {
-  template <int K>
-  static constexpr size_t unit_bytes() {  // of 16 columns
-    return K == format::kPairs ? 64 : K == format::kBytes ? 256 : K == format::kTable3 ? 96 : 128;
-  }
-  // Odd units of kinds that store 32 columns together, and many tables, are left to the portable code.
-  template <int K>
-  static bool portable(const TermView& v, uint32_t u0, uint32_t u1) {
-    return (is_table(K) && v.term->tables > kTablesInRegisters) ||
-           ((K == format::kTable3 || K == format::kPlanes) && ((u0 | u1) & 1));
-  }
-
   // Gives every step of 4 columns, as bytes, to `even` and `odd` in turn.
   template <int K, class Even, class Odd>
   static void each_step(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, Even even, Odd odd) {
-    const uint8_t* p = v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 16) + u0) * unit_bytes<K>();
-    const uint8_t* end = p + (u1 - u0) * unit_bytes<K>();
+    const uint8_t *p = v.codes[0] + codes_at<K>(v, rb, u0), *end = v.codes[0] + codes_at<K>(v, rb, u1);
     Tables t;
     if constexpr (is_table(K)) t.go<K>(v, rb, u0);
     while (p < end) {
@@ -222,11 +199,11 @@ struct Avx512Vnni {
 
   template <int K>
   static const uint8_t* tile(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
-    if (portable<K>(v, u0, u1)) return Portable::tile<K>(v, rb, u0, u1, out);
+    if (is_left_to_portable<K>(v, u0, u1)) return Portable::tile<K>(v, rb, u0, u1, out);
     if constexpr (K == format::kBytes) {
-      return v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 16) + u0) * unit_bytes<K>();
+      return v.codes[0] + codes_at<K>(v, rb, u0);
     } else if constexpr (K == format::kPlanes) {
-      plane_bytes(v, (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64, 4 * (u1 - u0), out);
+      plane_bytes(v, rb, u0, u1, out);
     } else {
       uint8_t* to = out;
       auto put = [&](__m512i w) { store512(to, w), to += 64; };
@@ -248,7 +225,7 @@ struct Avx512Vnni {
 
   template <int K>
   static Ints one(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* q, int32_t total) {
-    if (K == format::kPlanes || portable<K>(v, u0, u1)) return Portable::one<K>(v, rb, u0, u1, q, total);
+    if (K == format::kPlanes || is_left_to_portable<K>(v, u0, u1)) return Portable::one<K>(v, rb, u0, u1, q, total);
     Sums sum;
     sum.clear();
     auto even = [&](__m512i w) { sum.even(w, q), q += 4; };
@@ -257,13 +234,19 @@ struct Avx512Vnni {
     return is_table(K) ? sum.ints() - same_ints(128 * total) : sum.ints();
   }
 
-  static Ints lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables) {
-    if ((u0 | u1) & 1) return Portable::lookups(v, rb, u0, u1, tables);  // half a unit of planes
-    size_t at = (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64;
-    uint32_t units = (u1 - u0) / 2, head = min_u(v.planes, 4);
-    Ints sum = plane_sums(v, at, units, tables + u0 * 64, 0, head);
-    if (v.planes == head) return sum;
-    return (sum << (v.planes - head)) + plane_sums(v, at, units, tables + u0 * 64, head, v.planes);
+  // In 128 columns of 4 planes a lane's sum reaches 8 * 127 * 15 = 15240.
+  static Ints plane_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, uint32_t p0,
+                         uint32_t p1) {
+    size_t at = codes_at<format::kPlanes>(v, rb, u0);
+    uint32_t units = (u1 - u0) / 2;
+    tables += u0 * 64;
+    Rows sum;
+    sum.clear();
+    for (uint32_t plane = p0; plane < p1; plane++) {
+      sum.twice();
+      for (uint32_t u = 0; u < units; u++) sum.unit(load512(v.codes[plane] + at + 64 * u), tables + 128 * u);
+    }
+    return sum.ints();
   }
 
   // Four ranks at a time; a tile has 128 lookups, 32 of them in each lane.

@@ -55,23 +55,15 @@ struct Rows16 {
   }
 };
 
-inline Ints plane_sums(const TermView& v, size_t at, uint32_t units, const int8_t* tables, uint32_t p0, uint32_t p1) {
-  Rows16 sum;
-  sum.clear();
-  for (uint32_t plane = p0; plane < p1; plane++) {
-    sum.twice();
-    for (uint32_t u = 0; u < units; u++) sum.unit(v.codes[plane] + at + 64 * u, tables + 128 * u);
-  }
-  return sum.ints();
-}
-
 // Rows 4 i .. 4 i + 3 of the 16 bytes of one quarter of a plane's unit, each four times: the bits of four columns.
 inline uint8x16_t four_rows(const uint8_t* p, int i) {
   static const uint8_t rows[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
   return vqtbl1q_u8(vld1q_u8(p), vaddq_u8(vld1q_u8(rows), vdupq_n_u8(static_cast<uint8_t>(4 * i))));
 }
 
-inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* out) {
+inline void plane_bytes(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
+  size_t at = codes_at<format::kPlanes>(v, rb, u0);
+  uint32_t steps = 4 * (u1 - u0);
   for (uint32_t s = 0; s < steps; s++) {
     uint8x16_t bit = vreinterpretq_u8_u32(vdupq_n_u32(s & 4 ? 0x80402010u : 0x08040201u));
     for (int i = 0; i < 4; i++) {
@@ -86,9 +78,9 @@ inline void plane_bytes(const TermView& v, size_t at, uint32_t steps, uint8_t* o
 struct Neon {
   template <int K>
   static const uint8_t* tile(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
-    if constexpr (K == format::kBytes) return v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 16) + u0) * 256;
+    if constexpr (K == format::kBytes) return v.codes[0] + codes_at<K>(v, rb, u0);
     if (K != format::kPlanes || ((u0 | u1) & 1)) return Portable::tile<K>(v, rb, u0, u1, out);
-    plane_bytes(v, (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64, 4 * (u1 - u0), out);
+    plane_bytes(v, rb, u0, u1, out);
     return out;
   }
 
@@ -111,7 +103,7 @@ struct Neon {
     sum.clear();
     if constexpr (K == format::kNibbles || K == format::kTable4) {
       if (K == format::kTable4 && v.term->tables > 1) return Portable::one<K>(v, rb, u0, u1, q, total);
-      const uint8_t* p = v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 8) + 2 * u0) * 64;
+      const uint8_t* p = v.codes[0] + codes_at<K>(v, rb, u0);
       int8x16_t table = K == format::kTable4 ? vld1q_s8(v.itable) : vdupq_n_s8(0);
       auto meaning = [&](uint8x16_t c) { return K == format::kTable4 ? vqtbl1q_s8(table, c) : signed_bytes(c); };
       for (uint32_t s = 2 * u0; s < 2 * u1; s++, p += 64, q += 8) {
@@ -120,7 +112,7 @@ struct Neon {
       }
       return sum.ints();
     } else if constexpr (K == format::kPairs) {
-      const uint8_t* p = v.codes[0] + (static_cast<size_t>(rb) * (v.columns / 16) + u0) * 64;
+      const uint8_t* p = v.codes[0] + codes_at<K>(v, rb, u0);
       for (uint32_t u = u0; u < u1; u++, p += 64, q += 16) {
         sum.step([&](int i) { return signed_bytes(masked(vld1q_u8(p + 16 * i), 3)); }, q);
         sum.step([&](int i) { return signed_bytes(masked(vshrq_n_u8(vld1q_u8(p + 16 * i), 2), 3)); }, q + 4);
@@ -136,13 +128,18 @@ struct Neon {
     }
   }
 
-  static Ints lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables) {
-    if ((u0 | u1) & 1) return Portable::lookups(v, rb, u0, u1, tables);  // half a unit of planes
-    size_t at = (static_cast<size_t>(rb) * (v.columns / 32) + u0 / 2) * 64;
-    uint32_t units = (u1 - u0) / 2, head = min_u(v.planes, 4);
-    Ints sum = plane_sums(v, at, units, tables + u0 * 64, 0, head);
-    if (v.planes == head) return sum;
-    return (sum << (v.planes - head)) + plane_sums(v, at, units, tables + u0 * 64, head, v.planes);
+  static Ints plane_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, uint32_t p0,
+                         uint32_t p1) {
+    size_t at = codes_at<format::kPlanes>(v, rb, u0);
+    uint32_t units = (u1 - u0) / 2;
+    tables += u0 * 64;
+    Rows16 sum;
+    sum.clear();
+    for (uint32_t plane = p0; plane < p1; plane++) {
+      sum.twice();
+      for (uint32_t u = 0; u < units; u++) sum.unit(v.codes[plane] + at + 64 * u, tables + 128 * u);
+    }
+    return sum.ints();
   }
 
   static void signs(const uint8_t* p, const int8_t* tables, uint32_t units, uint32_t rank, Ints* out) {

@@ -3,6 +3,15 @@
 
 constexpr uint32_t kMostTokens = 64;              // of a block of tokens that share one reading of the codes
 constexpr uint32_t kTileBytes = 128 * format::kRows;  // codes of a group of activations
+constexpr uint32_t kPlanesAtOnce = 4;             // whose lookups 16 bits can sum, over a group of activations
+constexpr uint32_t kTablesInRegisters = 8;
+
+// What the policies of wide registers leave to the portable one: half of 32 columns that are stored together, and more
+// tables than they have registers for.
+template <int K>
+inline bool is_left_to_portable(const TermView& v, uint32_t u0, uint32_t u1) {
+  return (is_table(K) && v.term->tables > kTablesInRegisters) || (is_of_32(K) && ((u0 | u1) & 1));
+}
 
 struct Portable {
   // Codes of the units u0 .. u1 as bytes, [column / 4][16 rows][4 columns]; what a table says is stored + 128. Returns
@@ -43,11 +52,13 @@ struct Portable {
     return is_table(K) ? sum - same_ints(128 * total) : sum;
   }
 
-  // out[row] = sum over the resident planes i of 2^(p-1-i) times the entries that the plane's nibbles look up.
-  static Ints lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables) {
+  // out[row] = sum over the planes p0 <= i < p1, at most kPlanesAtOnce, of 2^(p1-1-i) times the entries that the
+  // plane's nibbles look up in the tables of all columns. Other policies are not asked for half of 32 columns.
+  static Ints plane_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, uint32_t p0,
+                         uint32_t p1) {
     int32_t out[16] = {};
-    for (uint32_t plane = 0; plane < v.planes; plane++) {
-      const uint8_t* p = v.codes[plane] + static_cast<size_t>(rb) * (v.columns / 32) * 64;
+    for (uint32_t plane = p0; plane < p1; plane++) {
+      const uint8_t* p = v.codes[plane] + codes_at<format::kPlanes>(v, rb, 0);
       for (int r = 0; r < 16; r++) out[r] += out[r];
       for (uint32_t u = u0; u < u1; u++)
         for (int q = 0; q < 4; q++)
@@ -158,6 +169,15 @@ inline void int_product(const TermView& v, const Activations& a, const uint8_t*,
     for (uint32_t rb = rb0; rb < rb1; rb++) int_rows<P, K>(v, a, y, y_stride, rb, first);
 }
 
+// out[row] = sum over the resident planes i of 2^(p-1-i) times what they look up.
+template <class P>
+inline Ints lookups(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables) {
+  uint32_t head = min_u(v.planes, kPlanesAtOnce);
+  Ints sum = P::plane_sums(v, rb, u0, u1, tables, 0, head);
+  if (v.planes == head) return sum;
+  return (sum << (v.planes - head)) + P::plane_sums(v, rb, u0, u1, tables, head, v.planes);
+}
+
 template <class P>
 inline void plane_product(const TermView& v, const Activations& a, const uint8_t*, float* y, size_t, uint32_t rb0,
                           uint32_t rb1) {
@@ -169,7 +189,8 @@ inline void plane_product(const TermView& v, const Activations& a, const uint8_t
     Lanes acc = lanes_at(y + 16 * rb);
     for (uint32_t ag = 0; ag < a.groups; ag++) {
       g.template go<format::kPlanes>(v, a, rb, ag);
-      Ints sum = P::lookups(v, rb, g.u0, g.u1, a.tables);
+      bool half = is_left_to_portable<format::kPlanes>(v, g.u0, g.u1);
+      Ints sum = half ? lookups<Portable>(v, rb, g.u0, g.u1, a.tables) : lookups<P>(v, rb, g.u0, g.u1, a.tables);
       float fsum = a.fsum[ag];
       Lanes t = (as_floats(sum) * (a.table_scale[ag] * step) + (middle - g.p.zero) * fsum) * g.p.scale;
       acc = acc + (offset ? t + g.p.offset * fsum : t);

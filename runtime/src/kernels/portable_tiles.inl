@@ -5,6 +5,7 @@
 inline uint32_t group_of(const TermView& v, uint32_t u) { return v.term->group ? u * 16 / v.term->group : 0; }
 
 constexpr bool is_table(int kind) { return kind == format::kTable4 || kind == format::kTable3; }
+constexpr bool is_of_32(int kind) { return kind == format::kTable3 || kind == format::kPlanes; }  // columns together
 constexpr bool is_integer(int kind) { return kind >= format::kNibbles && kind <= format::kPlanes; }
 
 inline const uint8_t* selects(const TermView& v, uint32_t rb, uint32_t g) {
@@ -12,12 +13,24 @@ inline const uint8_t* selects(const TermView& v, uint32_t rb, uint32_t g) {
   return v.base + v.term->select_at + (static_cast<size_t>(rb) * v.term->groups + g) * 16;
 }
 
+// Where unit u of a row block begins in the codes of a term, or of one of its planes; two units of 32 columns that are
+// stored together begin at the same place.
+template <int K>
+inline size_t codes_at(const TermView& v, uint32_t rb, uint32_t u) {
+  static_assert(is_integer(K) || is_table(K), "a kind with codes");
+  constexpr size_t bytes = K == format::kPlanes   ? 32
+                           : K == format::kPairs  ? 64
+                           : K == format::kTable3 ? 96
+                           : K == format::kBytes  ? 256
+                                                  : 128;
+  return (static_cast<size_t>(rb) * (v.columns / 16) + (is_of_32(K) ? u & ~1u : u)) * bytes;
+}
+
 // Codes as they are stored; of kPlanes the resident bits only.
 template <int K>
 inline void codes16(const TermView& v, uint32_t rb, uint32_t u, int16_t (*c)[16]) {
-  size_t columns = v.columns;
+  const uint8_t* p = v.codes[0] + codes_at<K>(v, rb, u);
   if constexpr (K == format::kNibbles || K == format::kTable4) {
-    const uint8_t* p = v.codes[0] + (rb * (columns / 8) + 2 * u) * 64;
     for (int h = 0; h < 2; h++)
       for (int j = 0; j < 4; j++)
         for (int r = 0; r < 16; r++) {
@@ -26,17 +39,14 @@ inline void codes16(const TermView& v, uint32_t rb, uint32_t u, int16_t (*c)[16]
           c[8 * h + 4 + j][r] = b >> 4;
         }
   } else if constexpr (K == format::kPairs) {
-    const uint8_t* p = v.codes[0] + (rb * (columns / 16) + u) * 64;
     for (int f = 0; f < 4; f++)
       for (int j = 0; j < 4; j++)
         for (int r = 0; r < 16; r++) c[4 * f + j][r] = (p[4 * r + j] >> (2 * f)) & 3;
   } else if constexpr (K == format::kBytes) {
-    const uint8_t* p = v.codes[0] + (rb * (columns / 4) + 4 * u) * 64;
     for (int f = 0; f < 4; f++)
       for (int j = 0; j < 4; j++)
         for (int r = 0; r < 16; r++) c[4 * f + j][r] = p[64 * f + 4 * r + j];
   } else if constexpr (K == format::kTable3) {
-    const uint8_t* p = v.codes[0] + (rb * (columns / 32) + u / 2) * 192;
     const uint8_t *low = p + 64 * (u & 1), *high = p + 128;
     int top = 4 * (u & 1);
     for (int f = 0; f < 4; f++)
@@ -49,7 +59,7 @@ inline void codes16(const TermView& v, uint32_t rb, uint32_t u, int16_t (*c)[16]
     memset(c, 0, 512);
     int shift = 4 * (u & 1);
     for (uint32_t plane = 0; plane < v.planes; plane++) {
-      const uint8_t* p = v.codes[plane] + (rb * (columns / 32) + u / 2) * 64;
+      p = v.codes[plane] + codes_at<K>(v, rb, u);
       for (int q = 0; q < 4; q++)
         for (int i = 0; i < 4; i++)
           for (int r = 0; r < 16; r++)

@@ -15,6 +15,7 @@ from qdeploy.backends.native.layout import NODE, NONE, Op, Role, SectionId, Valu
 from qdeploy.backends.native.options import Lowered
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.native.sums import lower_matrix
+from qdeploy.backends.native.write import write_head
 from qdeploy.backends.results import Choice
 from qdeploy.conversion import convert
 from qdeploy.errors import BadFileError, OutputError, ProofError, QdeployError
@@ -118,6 +119,13 @@ def test_convert_gives_one_file_and_replaces_only_a_file(testdata, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError):
         convert(path, tmp_path / "folder", to="native", force=True)
+
+
+@pytest.mark.parametrize("write", [lower, write_head])
+def test_a_folder_that_cannot_be_written_to_is_named(testdata, tmp_path, write):
+    model = registry.open_model(testdata / "checkpoints" / "gptq4-g128-sym-tinyllama", "", False)
+    with pytest.raises(OutputError, match="nowhere"):
+        write(model, tmp_path / "nowhere", Options())
 
 
 def test_a_damaged_byte_is_seen(testdata, tmp_path):
