@@ -3,7 +3,7 @@
 A convolution keeps a tile of output positions times 16 channels in registers over the whole reduction:
 
     blocks of channels (parallel)            weights are unpacked here, once
-      rows, tiles of positions
+      rows, tiles of positions               (rows are parallel where there is one block of channels only)
         kh, kw, groups of input channels
           positions of the tile, 16 lanes    the inner product
         rq: bias and chain of the tile
@@ -13,6 +13,7 @@ Everything else is a loop over 16 lanes of channels, or over whatever extent the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from qdeploy.backends.tvm.engine import SBlock, Schedule, walk
 from qdeploy.backends.tvm.targets import LANES
 
 Sch = Any
+LEAST = 1 << 15
+"""Elements of a map that are worth another thread: to start one takes as long as some thousand vectors."""
 
 
 def blocks(function: Any) -> list[str]:
@@ -53,6 +56,8 @@ def _convolution(sch: Sch, names: set[str], attrs: Mapping[str, Any], parallel: 
     n, i, j, o, kh, kw, k = sch.get_loops(block)
     oo, ol = sch.split(o, [None, LANES])
     oo, om = sch.split(oo, [None, attrs["blocks"]])
+    parallel = parallel and is_worth(sch, block, 16)
+    by_rows = parallel and int(sch.get(oo).extent) == 1  # of one block of channels weights are unpacked first
     ko, ki = sch.split(k, [None, attrs["group"]])
     jo, ji = sch.split(j, [None, attrs["tile"]])
     inner = [ol, ki] if attrs["intrinsic"] else [ki, ol]
@@ -60,11 +65,11 @@ def _convolution(sch: Sch, names: set[str], attrs: Mapping[str, Any], parallel: 
     rq = sch.get_sblock("rq")
     sch.reverse_compute_at(rq, jo)
     sch.vectorize(sch.split(sch.get_loops(rq)[-1], [None, LANES])[1])
-    unpack_weights(sch, names, oo, attrs)
+    unpack_weights(sch, names, None if by_rows else oo, attrs)
     if "feed" in names:
         mapped(sch, "feed", parallel)
     if parallel:
-        sch.parallel(oo)
+        sch.parallel(sch.fuse(n, i) if by_rows else oo)
     if not attrs["intrinsic"]:
         sch.unroll(ki)
         sch.vectorize(ol)
@@ -78,12 +83,13 @@ def _convolution(sch: Sch, names: set[str], attrs: Mapping[str, Any], parallel: 
 
 
 def unpack_weights(sch: Sch, names: set[str], at: Any, attrs: Mapping[str, Any]) -> None:
-    """Weights are unpacked for a block of channels at a time; 4-bit codes go through a buffer of one quad pair."""
+    """Weights are unpacked in a loop, or first of all; 4-bit codes go through a buffer of one quad pair."""
     final = "wunpack" if "wunpack" in names else "nibbles" if "nibbles" in names else ""
     if not final:
         return
     block = sch.get_sblock(final)
-    sch.compute_at(block, at)
+    if at is not None:
+        sch.compute_at(block, at)
     quads = sch.get_loops(block)[-3]
     if final == "wunpack" and "nibbles" in names:
         outer, quads = sch.split(quads, [None, 8 // attrs["group"]])
@@ -112,7 +118,7 @@ def _reduction(sch: Sch, parallel: bool) -> None:
     if lanes > 1:  # a loop of one iteration is not made, and the one around it is no vector
         sch.vectorize(sch.get_loops(rq)[-1])
         sch.vectorize(lane)
-    if parallel and rank > 1:
+    if parallel and rank > 1 and is_worth(sch, block):
         sch.parallel(sch.fuse(*spatial[:-1]))
     start = sch.decompose_reduction(block, reduced[0])
     if lanes > 1:
@@ -128,8 +134,13 @@ def mapped(sch: Sch, name: str, parallel: bool) -> None:
     _, lane = sch.split(loops[-1], [None, lanes])
     if lanes > 1:
         sch.vectorize(lane)
-    if parallel:
+    if parallel and is_worth(sch, sch.get_sblock(name)):
         sch.parallel(sch.fuse(*loops[:-1]))
+
+
+def is_worth(sch: Sch, block: Any, times: int = 1) -> bool:
+    """Whether the loops of a block are worth another thread; `times` where an iteration is so much cheaper."""
+    return math.prod(int(sch.get(loop).extent) for loop in sch.get_loops(block)) >= LEAST * times
 
 
 def _reduces(sch: Sch, name: str) -> bool:

@@ -36,7 +36,7 @@ from qdeploy.backends.tvm.arithmetic import Expr, const
 from qdeploy.backends.tvm.builders import Attrs, Tensor, extents, feed, finished, unpacked
 from qdeploy.backends.tvm.engine import Schedule, te, tirx
 from qdeploy.backends.tvm.program import Buffer
-from qdeploy.backends.tvm.schedule import Sch, blocks, mapped, unpack_weights
+from qdeploy.backends.tvm.schedule import Sch, blocks, is_worth, mapped, unpack_weights
 from qdeploy.backends.tvm.targets import LANES
 
 Line = Callable[[int], Expr]
@@ -186,6 +186,7 @@ def _filters_in_parts(sch: Sch, names: set[str], attrs: Mapping[str, Any], paral
     """Filters of a block of channels, a vector of pairs at a time; their codes are unpacked for a quad or two."""
     filters, turned = sch.get_sblock("filters"), sch.get_sblock("turned")
     block, *places, pairs, lanes, each = sch.get_loops(filters)
+    worth = is_worth(sch, filters)
     outer, inner = sch.split(pairs, [None, 4 if "nibbles" in names else 2])
     half, lanes = sch.split(lanes, [None, LANES // 2])
     sch.reorder(outer, inner, half, *places, lanes, each)
@@ -199,7 +200,7 @@ def _filters_in_parts(sch: Sch, names: set[str], attrs: Mapping[str, Any], paral
     for loop in places:
         sch.unroll(loop)
     unpack_weights(sch, names, outer, attrs)
-    if parallel:
+    if parallel and worth:
         sch.parallel(block)
 
 
@@ -207,6 +208,7 @@ def _tiles(sch: Sch, depth: int, parallel: bool) -> None:
     """Tiles of the input, 16 channels at a time, below as many loops as are given."""
     tiles, columns = sch.get_sblock("tiles"), sch.get_sblock("columns")
     i, j, *outer, c = sch.get_loops(tiles)[depth:]
+    worth = is_worth(sch, tiles)
     channels, lanes = sch.split(c, [None, LANES])
     sch.reorder(*outer, channels, i, j, lanes)
     sch.vectorize(lanes)
@@ -215,5 +217,5 @@ def _tiles(sch: Sch, depth: int, parallel: bool) -> None:
     sch.storage_align(tiles, 0, 1, *_APART)
     sch.compute_at(columns, channels)
     _unrolled(sch, columns, 3)
-    if parallel:
+    if parallel and worth:
         sch.parallel(sch.fuse(*outer[:-1]))
