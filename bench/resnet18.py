@@ -1,6 +1,7 @@
 """A ResNet-18 of integers with synthetic weights, 224 x 224: our graph, and ONNX Runtime's of the same network.
 
-Weights are int8 (or int4, packed, on our side), activations uint8; our residual streams have 16 bits, ONNX's 8.
+Weights are int8 (or int4, packed, on our side), activations uint8 (or of 4 bits, on our side); our residual streams
+have 16 bits, ONNX's 8.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def weights(bits: int) -> dict[str, Any]:
 class Integers:
     """Our graph."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, activations: int) -> None:
         from qdeploy.ir.graph import Graph, Value
 
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.held = weights(bits)
-        self.bits = bits
+        self.limits = {"U8": (0, (1 << activations) - 1), "I16": (-32768, 32767)}
         out = self._network()
         self.graph = Graph((Value("x", "U8", ("batch", 3, SIDE, SIDE)),), (Value(out, "I32", ()),), tuple(self.nodes),
                            constants=self.constants, meta={"kind": "integer"})  # fmt: skip
@@ -91,7 +92,7 @@ class Integers:
 
     def scaled(self, x: str, factor: float, channels: int, dtype: str) -> str:
         """A requantization."""
-        lo, hi = {"U8": (0, 255), "I16": (-32768, 32767)}[dtype]
+        lo, hi = self.limits[dtype]
         fraction, exponent = np.frexp(factor)
         m = self.constant(np.full(channels, int(fraction * (2**31 - 1)) | 1 << 30, np.int32))
         e = self.constant(np.full(channels, 31 - exponent, np.int32))
@@ -145,11 +146,11 @@ def pack(constants: dict[str, Any], name: str) -> None:
     constants[name] = QTensor(codes.shape, "I8", (Term(Codes(codes.shape, (held,), Layout("bits", 4), "int4")),))
 
 
-def model(bits: int) -> Any:
+def model(bits: int, activations: int = 8) -> Any:
     """Our graph as a model."""
     from qdeploy.ir.model import Model
 
-    made = Integers(bits)
+    made = Integers(bits, activations)
     if bits == 4:
         for node in made.nodes[1:]:
             if node.op == "IntegerConv":

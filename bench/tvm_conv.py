@@ -1,9 +1,9 @@
 """Integer-only networks by TVM, next to ONNX Runtime's QLinear graph of the same network.
 
-    QDEPLOY_TESTDATA=DIR python bench/tvm_conv.py [--networks resnet18 resnet18-w4 resnet20 resnet8] [--threads 1 2]
-        [--runs 40] [--json FILE]
+    QDEPLOY_TESTDATA=DIR python bench/tvm_conv.py [--networks resnet18 resnet18-w4a8 resnet18-w4a4 resnet20 resnet8]
+        [--threads 1 2] [--runs 40] [--json FILE]
 
-resnet18 has synthetic weights (resnet18.py), resnet18-w4 with 4 bits; resnet20 is trained, and calibrated here; resnet8
+resnet18 has synthetic weights (resnet18.py) of 8 or 4 bits; resnet20 is trained, and calibrated here; resnet8
 is MLPerf Tiny's, from TFLite. Of the last two ONNX Runtime gets what `--to onnx --integer fast` makes.
 
 All run in one process, in turns, so that a slow minute hits all; what counts is the ratio of the least times. ONNX
@@ -31,7 +31,7 @@ LEAST = 0.02
 """Seconds of a turn: short networks run several times."""
 
 
-def synthetic(bits: int, folder: Path) -> float:
+def synthetic(bits: int, activations: int, folder: Path) -> float:
     """Makes both forms of the synthetic network; returns the seconds that ours took to compile."""
     import resnet18
 
@@ -40,7 +40,7 @@ def synthetic(bits: int, folder: Path) -> float:
     for form in ("onnx", "tvm"):
         (folder / form).mkdir()
     (folder / "onnx/model.onnx").write_bytes(resnet18.qlinear(bits))
-    model = resnet18.model(bits)
+    model = resnet18.model(bits, activations)
     start = time.perf_counter()
     tvm.lower(model, folder / "tvm", tvm.Options(forms=("library",)))
     return time.perf_counter() - start
@@ -68,8 +68,9 @@ def images(root: Path) -> Any:
 
 
 NETWORKS: dict[str, Any] = {
-    "resnet18": lambda folder: synthetic(8, folder),
-    "resnet18-w4": lambda folder: synthetic(4, folder),
+    "resnet18": lambda folder: synthetic(8, 8, folder),
+    "resnet18-w4a8": lambda folder: synthetic(4, 8, folder),
+    "resnet18-w4a4": lambda folder: synthetic(4, 4, folder),
     "resnet20": lambda folder: real("vision/cifar10/resnet20_fp32.onnx", folder, images),
     "resnet8": lambda folder: real("mlperf_tiny/pretrainedResnet_quant.tflite", folder),
 }
@@ -126,13 +127,16 @@ def rows_of(name: str, threads: list[int], runs: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         seconds = NETWORKS[name](Path(folder))
+        size = (Path(folder) / "tvm/model.so").stat().st_size
         for count in threads:
             command = [sys.executable, __file__, "--inside", folder, "--threads", str(count), "--runs", str(runs)]
             environment = {**os.environ, "TVM_NUM_THREADS": str(count)}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             times = json.loads(done.stdout.splitlines()[-1])
             ratios = {peer: times["qdeploy"] / ms for peer, ms in times.items() if peer != "qdeploy"}
-            found.append({"network": name, "threads": count, "compile_s": seconds, "ms": times, "ratios": ratios})
+            found.append(
+                {"network": name, "threads": count, "compile_s": seconds, "bytes": size, "ms": times, "ratios": ratios}
+            )
     return found
 
 
@@ -147,12 +151,17 @@ def main() -> None:
     if given.inside:
         print(json.dumps(measure(Path(given.inside), given.threads[0], given.runs)))
         return
+    if "QDEPLOY_TESTDATA" not in os.environ and {"resnet20", "resnet8"} & set(given.networks):
+        parser.error("resnet20 and resnet8 are read from the folder that QDEPLOY_TESTDATA names")
     rows = [row for name in given.networks for row in rows_of(name, given.threads, given.runs)]
-    print("network      threads  compile s  " + "  ".join(f"{name:>18}" for name in rows[0]["ms"]) + "   ratios")
+    print(
+        "network        threads  compile s     MB  " + "  ".join(f"{name:>18}" for name in rows[0]["ms"]) + "   ratios"
+    )
     for row in rows:
         times = "  ".join(f"{ms:15.3f} ms" for ms in row["ms"].values())
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
-        print(f"{row['network']:12} {row['threads']:7}  {row['compile_s']:9.1f}  {times}   {ratios}")
+        size = row["bytes"] / 1e6
+        print(f"{row['network']:14} {row['threads']:7}  {row['compile_s']:9.1f}  {size:5.1f}  {times}   {ratios}")
     text = json.dumps(rows, indent=1)
     if given.json:
         Path(given.json).write_text(text)

@@ -159,7 +159,7 @@ def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
         listed.append({"model": str(case.model), "arrays": f"{place}.npz", "runs": len(case.runs)})
     (job / "cases.json").write_text(json.dumps(listed))
     done = subprocess.run(
-        [sys.executable, "-m", "qdeploy.backends.onnx.child", str(job)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "qdeploy.backends.onnx.child", str(job)], capture_output=True, text=True, check=False
     )
     if done.returncode == 3:
         raise UnsupportedError("the check needs onnxruntime", todo="pip install 'qdeploy[onnx]', or pass --check none.")

@@ -28,12 +28,16 @@ def check(folder: Path, lowered: Lowered, level: str) -> list[CheckResult]:
         return []
     model = lowered.graph
     weights = Weights(model)
-    for trial in range(1 if level == "nodes" else TRIALS):
-        inputs = trial_inputs(model.graph, dict(lowered.axes), trial)
-        wanted, _ = run(model.graph, inputs, weights=weights)
-        found = run_library(folder / LIBRARY, [inputs[value.name] for value in model.graph.inputs])
-        for value, array in zip(model.graph.outputs, found, strict=True):
-            want = wanted[value.name]
+    with process.Child() as child:
+        trials = [
+            trial_inputs(model.graph, dict(lowered.axes), seed) for seed in range(1 if level == "nodes" else TRIALS)
+        ]
+        wanted = [run(model.graph, inputs, weights=weights)[0] for inputs in trials]
+        given = [[inputs[value.name] for value in model.graph.inputs] for inputs in trials]
+        found = run_library(child, folder / LIBRARY, given)
+    for wants, outputs in zip(wanted, found, strict=True):
+        for value, array in zip(model.graph.outputs, outputs, strict=True):
+            want = wants[value.name]
             if array.dtype != want.dtype or array.shape != want.shape or array.tobytes() != want.tobytes():
                 where = int(np.count_nonzero(array != want)) if array.shape == want.shape else "all"
                 raise ProofError("the compiled network computes something else than the graph means",
@@ -56,29 +60,16 @@ def trial_inputs(graph: Graph, axes: dict[str, int], seed: int) -> dict[str, Arr
     return made
 
 
-def run_library(library: Path, inputs: list[Array], threads: int = 0, repeat: int = 0) -> Any:
-    """Runs model.so in a child process.
-
-    Args:
-        library: The file.
-        inputs: In the graph's order.
-        threads: See `process.run`.
-        repeat: Runs to time; 0: none.
-
-    Returns:
-        The outputs in the graph's order; with `repeat`, the seconds of every run instead.
-    """
-    import json
-
+def run_library(child: process.Child, library: Path, trials: list[list[Array]]) -> list[list[Array]]:
+    """Runs model.so in a child process: for each trial its inputs in the graph's order, and so its outputs."""
     with tempfile.TemporaryDirectory() as held:
         job = Path(held)
-        np.savez(job / "inputs.npz", **{str(i): a for i, a in enumerate(inputs)})  # type: ignore[arg-type]
-        process.run(job, {"action": "time" if repeat else "run", "library": str(library.resolve()), "repeat": repeat},
-                    threads)  # fmt: skip
-        if repeat:
-            return json.loads((job / "times.json").read_text())
+        named = {f"{trial}.{i}": array for trial, inputs in enumerate(trials) for i, array in enumerate(inputs)}
+        np.savez(job / "inputs.npz", **named)  # type: ignore[arg-type]
+        child.run(job, {"action": "run", "library": str(library.resolve()), "trials": len(trials)})
         with np.load(job / "outputs.npz") as arrays:
-            return [arrays[str(i)] for i in range(len(arrays.files))]
+            counts = [sum(name.startswith(f"{trial}.") for name in arrays.files) for trial in range(len(trials))]
+            return [[arrays[f"{trial}.{i}"] for i in range(count)] for trial, count in enumerate(counts)]
 
 
 def compare(model: Model, folder: Path) -> Any:

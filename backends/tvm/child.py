@@ -1,10 +1,9 @@
-"""The process that runs TVM: `python -m qdeploy.backends.tvm.child FOLDER`.
+"""The process that runs TVM. `python -m qdeploy.backends.tvm.child` imports it, then reads the path of a folder.
 
 The folder holds job.json, {"action": "compile" | "run" | "time", ...}, and what the action needs:
 
     compile   a program (program.py); writes model.so, kernels.o and kernels.json, proof.json into `out`
-    run       inputs.npz; loads `library`, writes outputs.npz
-    time      the same, and the least seconds of `repeat` runs in times.json
+    run       inputs.npz, arrays "<trial>.<place>"; loads `library`, writes outputs.npz likewise
     compile_parts   each of the folders `parts` in this one as by compile, its output beside its program
     time_parts      loads model.so of each of `parts`, runs them in turns; {part: least seconds} in times.json
 
@@ -17,7 +16,6 @@ import json
 import re
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -34,19 +32,35 @@ if TYPE_CHECKING:
     from qdeploy.backends.tvm.targets import Target
 
 
-def main(folder: Path) -> int:
-    """Does a job."""
+def main() -> int:
+    """Imports TVM and does a job; without one, nothing."""
+    absent = _import()
+    given = sys.stdin.read()
+    if not given:
+        return 0
+    folder = Path(given)
     job = json.loads((folder / "job.json").read_text())
     try:
-        from qdeploy.backends.tvm.engine import check_versions
-
-        check_versions()
+        if absent:
+            raise absent
         ACTIONS[job["action"]](folder, job)
     except QdeployError as error:
         facts = {name: getattr(error, name) for name in ("what", "where", "found", "allowed", "todo")}
         (folder / "error.json").write_text(json.dumps({"kind": type(error).__name__, **facts}))
         return 3
     return 0
+
+
+def _import() -> QdeployError | None:
+    """What stands in the way of TVM, if something does."""
+    from qdeploy.backends.tvm import engine
+
+    try:
+        engine.check_versions()
+        engine.tvm  # noqa: B018
+    except QdeployError as error:
+        return error
+    return None
 
 
 def _compile(folder: Path, job: dict[str, Any]) -> None:
@@ -57,6 +71,7 @@ def _compile(folder: Path, job: dict[str, Any]) -> None:
     from qdeploy.backends.tvm.targets import target
 
     program, chosen, out = load(folder), target(job["target"]), Path(job["out"])
+    emit.register_all(program)
     works: list[Work] = []
     if "library" in job["forms"]:
         own, *others = emit.parts(program, cores(MOST))
@@ -140,17 +155,13 @@ def _run(folder: Path, job: dict[str, Any]) -> None:
 
     loaded = tvm.runtime.load_module(job["library"])
     machine = relax.VirtualMachine(loaded, tvm.cpu())
+    outputs = {}
     with np.load(folder / "inputs.npz") as arrays:
-        given = [tvm.runtime.tensor(arrays[str(i)]) for i in range(len(arrays.files))]
-    found = machine["main"](*given)
-    np.savez(folder / "outputs.npz", **{str(i): part.numpy() for i, part in enumerate(found)})
-    if job["action"] == "time":
-        seconds = []
-        for _ in range(job["repeat"]):
-            start = time.perf_counter()
-            machine["main"](*given)
-            seconds.append(time.perf_counter() - start)
-        (folder / "times.json").write_text(json.dumps(seconds))
+        for trial in range(job["trials"]):
+            count = sum(name.startswith(f"{trial}.") for name in arrays.files)
+            found = machine["main"](*(tvm.runtime.tensor(arrays[f"{trial}.{i}"]) for i in range(count)))
+            outputs.update({f"{trial}.{i}": part.numpy() for i, part in enumerate(found)})
+    np.savez(folder / "outputs.npz", **outputs)
 
 
 def _compile_parts(folder: Path, job: dict[str, Any]) -> None:
@@ -174,7 +185,7 @@ def _time_parts(folder: Path, job: dict[str, Any]) -> None:
     (folder / "times.json").write_text(json.dumps(least))
 
 
-ACTIONS = {"compile": _compile, "run": _run, "time": _run, "compile_parts": _compile_parts, "time_parts": _time_parts}
+ACTIONS = {"compile": _compile, "run": _run, "compile_parts": _compile_parts, "time_parts": _time_parts}
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main())

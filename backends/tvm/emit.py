@@ -34,6 +34,12 @@ def kernel_names(program: Program) -> dict[str, str]:
     return names
 
 
+def register_all(program: Program) -> None:
+    """Makes the intrinsics known that steps of a program name."""
+    for name in sorted({step.attrs.get("intrinsic") or "" for step in program.steps} - {""}):
+        register(name)
+
+
 def parts(program: Program, count: int) -> list[list[str]]:
     """The kernels of a program in parts that take about as long to compile."""
     weights: dict[str, int] = {}
@@ -51,7 +57,7 @@ def parts(program: Program, count: int) -> list[list[str]]:
 def kernels(program: Program, parallel: bool, scheduled: bool = True,
             only: Collection[str] | None = None) -> dict[str, Any]:  # fmt: skip
     """The PrimFuncs of a program by name; `only` these, where given."""
-    register()
+    register_all(program)
     made: dict[str, Any] = {}
     names = kernel_names(program)
     for step in program.steps:

@@ -6,7 +6,7 @@
     arm_usdot   C[16] += A[4] . B[16][4]     uint8 with int8
     avx2_widen  W[2][16][2] = B[16][4]       int8 to int16, a quad of every lane to two pairs
 
-All but the last take the same blocks of packed weights. `register` must run before a schedule names them.
+All but the last take the same blocks of packed weights. `register` must run before a schedule names one.
 """
 
 # TVMScript: annotations are calls that TVM reads
@@ -14,6 +14,8 @@ All but the last take the same blocks of packed weights. `register` must run bef
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from qdeploy.backends.tvm.engine import T, TensorIntrin
@@ -21,20 +23,21 @@ from qdeploy.backends.tvm.engine import T, TensorIntrin
 LANES = 16
 
 
-def register() -> None:
-    """Makes all intrinsics known to TVM, once."""
-    for name, (description, body) in _all().items():
-        TensorIntrin.register(name, description, body, override=True)
+@cache
+def register(name: str) -> None:
+    """Makes an intrinsic known to TVM, and what unpacks weights for it."""
+    TensorIntrin.register(name, *_PARTS[name](), override=True)
+    if name == "avx2_madd":
+        register("avx2_widen")
 
 
-def _all() -> dict[str, tuple[Any, Any]]:
-    return {
-        "avx2_madd": (_product("int16", "int16", 2), _madd()),
-        "vnni_dot": (_product("uint8", "int8", 4), _dot("uint8", "llvm.x86.avx512.vpdpbusd.512", 16)),
-        "arm_sdot": (_product("int8", "int8", 4), _dot("int8", "llvm.aarch64.neon.sdot.v4i32.v16i8", 4)),
-        "arm_usdot": (_product("uint8", "int8", 4), _dot("uint8", "llvm.aarch64.neon.usdot.v4i32.v16i8", 4)),
-        "avx2_widen": (_widening(), _widen()),
-    }
+_PARTS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "avx2_madd": lambda: (_product("int16", "int16", 2), _madd()),
+    "vnni_dot": lambda: (_product("uint8", "int8", 4), _dot("uint8", "llvm.x86.avx512.vpdpbusd.512", 16)),
+    "arm_sdot": lambda: (_product("int8", "int8", 4), _dot("int8", "llvm.aarch64.neon.sdot.v4i32.v16i8", 4)),
+    "arm_usdot": lambda: (_product("uint8", "int8", 4), _dot("uint8", "llvm.aarch64.neon.usdot.v4i32.v16i8", 4)),
+    "avx2_widen": lambda: (_widening(), _widen()),
+}
 
 
 def _product(left: str, right: str, group: int) -> Any:

@@ -15,30 +15,53 @@ from typing import Any
 from qdeploy import errors
 
 
+class Child:
+    """A process that imports TVM while its job is still being made; as a context it ends with it."""
+
+    def __init__(self, threads: int = 0) -> None:
+        """Starts the process; `threads` of TVM's pool, 0: as many as it likes."""
+        environment = {**os.environ, **({"TVM_NUM_THREADS": str(threads)} if threads else {})}
+        command = [sys.executable, "-P", "-m", "qdeploy.backends.tvm.child"]  # not what lies in the working folder
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def run(self, folder: Path, job: Mapping[str, Any]) -> None:
+        """Runs a job, the only one of this process.
+
+        Args:
+            folder: Where job.json is written, and everything that belongs to the job.
+            job: See child.py.
+
+        Raises:
+            QdeployError: What the child raised.
+            UnsupportedError: The process died.
+        """
+        (folder / "job.json").write_text(json.dumps(dict(job)))
+        said, complaints = self._process.communicate(str(folder))
+        code = self._process.returncode
+        if code == 3 and (folder / "error.json").is_file():
+            facts = json.loads((folder / "error.json").read_text())
+            raise getattr(errors, facts.pop("kind"))(facts.pop("what"), **facts)
+        if code:
+            raise errors.UnsupportedError(
+                f"TVM did not {job['action']} this network", where=str(job.get("target", job.get("library", ""))),
+                found=_reason(subprocess.CompletedProcess([], code, said, complaints)),
+                todo="This is an error of ours: please report it with the model's graph.",
+            )  # fmt: skip
+
+
 def run(folder: Path, job: Mapping[str, Any], threads: int = 0) -> None:
-    """Runs a job (child.py) in a folder of its own.
-
-    Args:
-        folder: Where job.json is written, and everything that belongs to the job.
-        job: See there.
-        threads: Of TVM's pool; 0: as many as it likes.
-
-    Raises:
-        QdeployError: What the child raised.
-        UnsupportedError: The process died.
-    """
-    (folder / "job.json").write_text(json.dumps(dict(job)))
-    environment = {**os.environ, **({"TVM_NUM_THREADS": str(threads)} if threads else {})}
-    done = subprocess.run([sys.executable, "-m", "qdeploy.backends.tvm.child", str(folder)], capture_output=True,
-                          text=True, check=False, env=environment)  # fmt: skip
-    if done.returncode == 3 and (folder / "error.json").is_file():
-        facts = json.loads((folder / "error.json").read_text())
-        raise getattr(errors, facts.pop("kind"))(facts.pop("what"), **facts)
-    if done.returncode:
-        raise errors.UnsupportedError(
-            f"TVM did not {job['action']} this network", where=str(job.get("target", job.get("library", ""))),
-            found=_reason(done), todo="This is an error of ours: please report it with the model's graph.",
-        )  # fmt: skip
+    """Runs a job in a process of its own; see `Child`."""
+    with Child(threads) as child:
+        child.run(folder, job)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

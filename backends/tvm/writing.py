@@ -53,12 +53,12 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
     made = integer_model(model)
     progress.start("compiling", 3, "steps")
     axes = _axes(made.graph, options.axes)
-    program = plan(made.graph, Weights(made), chosen.kernel, axes)
-    progress.advance(1, "planned")
-    with tempfile.TemporaryDirectory() as held:
+    with tempfile.TemporaryDirectory() as held, process.Child() as child:
         job = Path(held)
+        program = plan(made.graph, Weights(made), chosen.kernel, axes)
         program.save(job)
-        process.run(job, {"action": "compile", "target": chosen.name, "forms": forms, "out": str(folder)})
+        progress.advance(1, "planned")
+        child.run(job, {"action": "compile", "target": chosen.name, "forms": forms, "out": str(folder)})
         progress.advance(1, "compiled")
         files = [LIBRARY] if "library" in forms else []
         if "bare" in forms:
