@@ -158,9 +158,8 @@ def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
         np.savez(job / f"{place}.npz", **arrays)  # type: ignore[arg-type]
         listed.append({"model": str(case.model), "arrays": f"{place}.npz", "runs": len(case.runs)})
     (job / "cases.json").write_text(json.dumps(listed))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "qdeploy.backends.onnx.child", str(job)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-P", "-m", "qdeploy.backends.onnx.child", str(job)]  # -P: nothing of the working folder
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 3:
         raise UnsupportedError("the check needs onnxruntime", todo="pip install 'qdeploy[onnx]', or pass --check none.")
     if done.returncode:
