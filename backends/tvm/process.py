@@ -20,17 +20,20 @@ class Child:
 
     def __init__(self, threads: int = 0) -> None:
         """Starts the process; `threads` of TVM's pool, 0: as many as it likes."""
-        environment = {**os.environ, **({"TVM_NUM_THREADS": str(threads)} if threads else {})}
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # it forks, and multiplies no matrices
+        if threads:
+            environment["TVM_NUM_THREADS"] = str(threads)
         command = [sys.executable, "-P", "-m", "qdeploy.backends.tvm.child"]  # not what lies in the working folder
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment,
+                                         process_group=0)  # fmt: skip
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # and all that it has forked
         self._process.communicate()
 
     def run(self, folder: Path, job: Mapping[str, Any]) -> None:

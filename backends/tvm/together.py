@@ -18,9 +18,13 @@ MOST = 4
 
 
 def cores(wanted: int) -> int:
-    """How many parts are worth while: as many as wanted, and as this process has cores, but not more than MOST."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(wanted, found, MOST)) if hasattr(os, "fork") else 1
+    """How many parts are worth while: as many as wanted, and as this process has cores, but not more than MOST.
+
+    One where forking a process that has loaded libraries is not safe.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # there is none where system libraries break in forked processes
+        return 1
+    return max(1, min(wanted, len(os.sched_getaffinity(0)), MOST))
 
 
 def together(works: Sequence[Work]) -> list[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from qdeploy.cli import cli
 from qdeploy.errors import BadArgumentError, UnsupportedError
@@ -31,9 +32,8 @@ def refused(*arguments: object) -> Exception:
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network(save_network: Callable[..., Path]) -> Path:
     """A small float network, and beside it data.npz."""
-    folder = tmp_path_factory.mktemp("network")
     weights = {"w1": RNG.standard_normal((8, 3, 3, 3)) / 5, "w2": RNG.standard_normal((8, 8, 3, 3)) / 8,
                "w3": RNG.standard_normal((5, 8)) / 3}  # fmt: skip
     pads = {"kernel_shape": [3, 3], "pads": [1] * 4}
@@ -43,14 +43,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper.make_node("Relu", ["a1"], ["r2"]), helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
         helper.make_node("Flatten", ["p"], ["f"]), helper.make_node("Gemm", ["f", "w3"], ["y"], transB=1),
     ]  # fmt: skip
-    graph = helper.make_graph(
-        nodes, "n", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()])  # fmt: skip
-    path = folder / "net.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    np.savez(folder / "data.npz", x=RNG.standard_normal((40, 3, 8, 8)).astype(np.float32))
-    return path
+    return save_network(nodes, weights)
 
 
 @pytest.fixture(scope="module")
