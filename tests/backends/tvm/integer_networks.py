@@ -96,17 +96,17 @@ def stored_dtype(name: str) -> Any:
     return {"U8": np.uint8, "I8": np.int8, "I16": np.int16, "I32": np.int32}[name]
 
 
-def resnet8(bits: int = 8, dtype: str = "I8", rounding: str = "half_up", seed: int = 0) -> Net:
+def resnet8(bits: int = 8, dtype: str = "I8", seed: int = 0) -> Net:
     """Three blocks on 32 x 32 images with residual streams of 16 bits, as in the MLPerf Tiny network."""
     net = Net(("batch", 3, 32, 32), dtype, seed)
-    wide = {"dtype": "I16", "rounding": rounding}
+    wide = {"dtype": "I16"}
     total = net.conv("x", 16, 3, x_zero=-5 if dtype == "I8" else 7)
     stream = net.requantize(net.add("Relu", total), 2**-4, 16, **wide)
     inner = 16
     for out, stride in ((16, 1), (32, 2), (64, 2)):
-        x = net.requantize(stream, 2**-5, rounding=rounding)
+        x = net.requantize(stream, 2**-5)
         h = net.conv(x, out, inner, bits=bits, strides=[stride] * 2)
-        h = net.requantize(net.add("Relu", h), 2**-9 if bits == 8 else 2**-5, out, rounding=rounding)
+        h = net.requantize(net.add("Relu", h), 2**-9 if bits == 8 else 2**-5, out)
         h = net.requantize(net.conv(h, out, out, bits=bits), 2**-5, out, **wide)
         side = stream
         if stride == 2:
