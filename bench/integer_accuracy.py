@@ -5,6 +5,8 @@
 resnet20 on CIFAR-10: converted by the command line's own way to ONNX over integers alone (strict) and to ONNX Runtime's
 8-bit kernels (fast), calibrated on 256 images; weights of 8, 4, and mixed bits, the mix chosen by `--allocate` at half
 of what lies between the sizes, once by each sensitivity. Two MLPerf Tiny networks in int8, in the numpy interpreter.
+Networks with learned clips (APoT and uniform, 3 and 4 bits): floats on their levels in the numpy interpreter, and in
+integers, both ways, without any data.
 MiniLM W8A8: cosines of sentence embeddings over integers alone, with those of the float model.
 """
 
@@ -99,6 +101,43 @@ def resnet20(results: Results, root: Path, count: int) -> None:
     results.table(f"resnet20, {count} images", ["network", "accuracy", "change"], rows)
 
 
+LEARNED = {
+    "mnist_resnet10_3bit_apot": (0.9881, "mnist/test_10000.npz", 0.131, 0.308),
+    "mnist_resnet10_4bit_uniform": (0.9873, "mnist/test_10000.npz", 0.131, 0.308),
+    "cifar_res20_4bit_apot": (0.9076, "cifar10/test_249_lossless.npz", (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+}
+"""Known accuracy, test images, and how they are normalised."""
+
+
+def learned(results: Results, root: Path) -> None:
+    """Networks with learned clips and levels: floats on their levels, and integers."""
+    from qdeploy.ir.run import Weights, run
+
+    rows = []
+    for name, (known, file, mean, spread) in LEARNED.items():
+        source, held = root / f"vision/apot/{name}.safetensors", np.load(root / "vision" / file)
+        pixels = held["x"].reshape(*held["x"].shape[:3], -1) / np.float32(255)
+        x = ((pixels - np.float32(mean)) / np.float32(spread)).transpose(0, 3, 1, 2).astype(np.float32)
+        parts = [slice(first, first + 250) for first in range(0, len(x), 250)]
+        model = qdeploy.load(source)
+        weights = Weights(model)
+        found = [run(model.graph, {"input": x[part]}, {}, weights)[0]["logits"] for part in parts]
+        exact = float((np.concatenate(found).argmax(axis=1) == held["y"]).mean())
+        results.bar(f"{name}: off the known accuracy", abs(exact - known), 5e-5, at_least=False)
+        row = [name, known, exact]
+        for form in ("strict", "fast"):
+            with tempfile.TemporaryDirectory() as made:
+                report = qdeploy.convert(source, Path(made) / "out", to="onnx", integer=form, check="none")
+                engine = session(Path(made) / "out/model.onnx")
+                given = engine.get_inputs()[0]
+                fed = codes(x, report["integers"]["quantization"][given.name], given.type)
+                found = [engine.run(None, {given.name: fed[part]})[0] for part in parts]
+            row.append(float((np.concatenate(found).argmax(axis=1) == held["y"]).mean()))
+            results.bar(f"{name} {form}: accuracy lost", exact - row[-1], 0.005, at_least=False)
+        rows.append(row)
+    results.table("learned clips, without data", ["network", "known", "levels", "strict", "fast"], rows)
+
+
 def tiny(results: Results, root: Path) -> None:
     """MLPerf Tiny: int8 networks as TFLite has them."""
     from qdeploy.ir.run import Weights, run
@@ -174,7 +213,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--sentences", type=int, default=300)
-    parts = ["resnet20", "tiny", "minilm"]
+    parts = ["resnet20", "learned", "tiny", "minilm"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     root = Path(os.environ.get("QDEPLOY_TESTDATA", ""))
@@ -183,6 +222,8 @@ def main() -> None:
     results = Results("integer_accuracy.py", options.json)
     if "resnet20" in options.only:
         resnet20(results, root, options.images)
+    if "learned" in options.only:
+        learned(results, root)
     if "tiny" in options.only:
         tiny(results, root)
     if "minilm" in options.only:

@@ -26,6 +26,8 @@ BUILT_IN = {
     "onnx": "qdeploy.formats.onnx",
     "tflite": "qdeploy.formats.tflite",
     "hawq": "qdeploy.formats.hawq",
+    "apot": "qdeploy.formats.apot",
+    "lsq": "qdeploy.formats.lsq",
     "package": "qdeploy.formats.package",
 }
 """Format name -> module."""

@@ -19,11 +19,10 @@ from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
-from qdeploy.formats.stored import ELEMENTS, ByteRange, Stored
+from qdeploy.formats.stored import Stored, of_torch
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import Buffer
 from qdeploy.store.folder import Folder
-from qdeploy.store.origin import Origin
 from qdeploy.store.pickled import PickledTensor, read_torch
 
 NAME = "hawq"
@@ -67,16 +66,10 @@ def _stored(folder: Folder, checkpoint: Any) -> dict[str, Stored]:
                            found=", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else "no dict",
                            allowed=", ".join(PARTS))  # fmt: skip
     rows, found = folder.rows(CHECKPOINT), {}
-    kinds = {element.name: element for element in ELEMENTS.values()}
     for name, tensor in [item for key in PARTS for item in checkpoint[key].items()]:
         if not isinstance(name, str) or not isinstance(tensor, PickledTensor):
             raise BadFileError("not a tensor", where=f"{CHECKPOINT}: {name}")
-        element = kinds[tensor.dtype]
-        count = 1
-        for n in tensor.shape:
-            count *= n
-        origin = Origin(CHECKPOINT, name, element.storage, (count,), begin=tensor.begin)
-        found[name] = Stored(name, element, tensor.shape, ByteRange(rows, tensor.begin, element.storage), origin)
+        found[name] = of_torch(CHECKPOINT, name, tensor, rows)
     if not found:
         raise UnsupportedError("a checkpoint without tensors", where=CHECKPOINT)
     return found

@@ -1,7 +1,7 @@
 """Tensors stored as runs of elements, row-major and little-endian, and how those become codes.
 
-Shared by the readers of ONNX, TFLite and HAWQ: each finds out where the elements lie, in a range of a file or already
-in memory, and of which type they are.
+Shared by the readers of ONNX, TFLite and checkpoints of torch.save: each finds out where the elements lie, in a range
+of a file or already in memory, and of which type they are.
 
 Elements of 4 and 2 bits are one stream over the whole tensor, first element in the low bits, padded at its end only.
 Where the last axis of a grid fills whole bytes the stream is a bit stream per row and stays as it is; elsewhere the
@@ -21,6 +21,7 @@ from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shap
 from qdeploy.pack import bits as bit_stream
 from qdeploy.store.folder import FileRows
 from qdeploy.store.origin import Origin
+from qdeploy.store.pickled import PickledTensor
 from qdeploy.store.recode import RecodedRows, Recoding
 from qdeploy.store.storage import storage_dtype
 
@@ -141,6 +142,13 @@ class Stored:
     def array(self) -> Array:
         """All elements, for small tensors of whole bytes."""
         return self.source.slab(0, 0, self.count).reshape(self.shape)
+
+
+def of_torch(file: str, name: str, tensor: PickledTensor, rows: FileRows) -> Stored:
+    """A tensor of a checkpoint that torch.save wrote; `rows` are the bytes of the file."""
+    element = next(e for e in ELEMENTS.values() if e.name == tensor.dtype)
+    origin = Origin(file, name, element.storage, (math.prod(tensor.shape),), begin=tensor.begin)
+    return Stored(name, element, tensor.shape, ByteRange(rows, tensor.begin, element.storage), origin)
 
 
 def source_of(reader: str, writer: str, parts: Sequence[Stored]) -> Source:

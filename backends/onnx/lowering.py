@@ -19,6 +19,7 @@ from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
+from qdeploy.lower.multiples import as_integers
 
 MASK = "attention_mask"
 _KEPT = ("Linear", "SkipNorm")
@@ -154,9 +155,13 @@ def state_names(graph: Graph, kind: str) -> list[str]:
 
 
 def as_stored(name: str, tensor: QTensor) -> Ruling | None:
-    """The ruling for a tensor that stays as an ONNX source stores it; None for floats."""
+    """The ruling for a tensor that stays as its source stores it, or in a codebook of multiples; None for floats."""
     form = stored_form(name, tensor)
-    return None if form is None else Ruling(form, "stored as in the source")
+    if form is not None:
+        return Ruling(form, "stored as in the source")
+    integers = as_integers(tensor)  # float weights behind quantized activations ONNX Runtime would round to 8 bits
+    form = stored_form(name, integers) if integers is not None else None
+    return None if form is None else Ruling(form, "levels are whole multiples of a step")
 
 
 def whole(name: str, tensor: QTensor) -> Ruling:

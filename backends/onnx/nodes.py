@@ -115,6 +115,13 @@ def _clip(scope: Scope, node: Node) -> None:
     scope.builder.node("Clip", [scope.value(node.inputs[0]), *inputs], node.outputs)
 
 
+def _lookup(scope: Scope, node: Node) -> None:
+    """A table of 256 entries by the place of a code among those of its type: here, of unsigned ones."""
+    codes, table = (scope.value(name) for name in node.inputs)
+    index = scope.builder.node("Cast", [codes], to=STORAGE_TO_ONNX["I32"])
+    scope.builder.node("Gather", [table, index], node.outputs, axis=0)
+
+
 def _shape(scope: Scope, node: Node) -> None:
     attrs: dict[str, Any] = {key: value for key, value in node.attrs.items() if value is not None}
     scope.builder.node("Shape", [scope.value(node.inputs[0])], node.outputs, **attrs)
@@ -150,5 +157,5 @@ def _attention(scope: Scope, node: Node) -> None:
 _SPECIAL: Mapping[str, Emitter] = {
     "Constant": _constant, "Gather": _gather, "MatMul": _mat_mul, "Cast": _cast, "Clip": _clip, "Shape": _shape,
     "Linear": _linear, "RMSNormalization": _rms_normalization, "SkipNorm": _skip_norm, "Attention": _attention,
-    "Opaque": emit_opaque,
+    "Opaque": emit_opaque, "Lookup": _lookup,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from qdeploy.calibrate.calibrate import PERCENTILE, Ranges, calibrate, read_data
 from qdeploy.calibrate.methods import METHODS
 from qdeploy.calibrate.moments import input_moments
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.element import integer_type
 from qdeploy.ir.graph import Attr, Graph
 from qdeploy.ir.integer_arithmetic import SINGLE_ROUNDINGS
 from qdeploy.ir.model import Model
@@ -81,7 +82,7 @@ def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) 
             moments = input_moments(model, data, progress=progress)
     made = integerize(model, ranges.values if ranges else None, bits, Arithmetic(asked.rounding), moments,
                       ranges.channels if ranges else None)  # fmt: skip
-    return _described(made, model, _said(model, bits, ranges, asked.rounding))
+    return _described(made, model, _said(model, bits, ranges, asked.rounding, made))
 
 
 def layer_bits(given: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -126,9 +127,12 @@ def _refuse(model: Model, measured: bool) -> None:
                                where=model.path, todo="Pass --calibrate DATA.npz with some of its inputs.")  # fmt: skip
 
 
-def _said(model: Model, bits: Bits, ranges: Ranges | None, rounding: str) -> dict[str, Attr]:
+def _said(model: Model, bits: Bits, ranges: Ranges | None, rounding: str, made: Model) -> dict[str, Attr]:
     names = layer_names(model)
     listed = {name: list(bits.of(name, name in (names[0], names[-1]))) for name in names}
+    for name, pair in listed.items():  # weights that the source has quantized have bits of their own
+        table = integer_type(made.tensors[f"{name}/codes"]) if f"{name}/codes" in made.tensors else None
+        pair[0] = int(table[1:]) if table is not None else pair[0]
     said: dict[str, Attr] = {"rounding": rounding, "bits": listed}
     if ranges is not None:
         said |= {"method": ranges.method, "samples": ranges.samples,

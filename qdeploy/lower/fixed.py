@@ -10,6 +10,8 @@ import numpy.typing as npt
 from qdeploy.ir.element import element_dtype
 
 Float64 = npt.NDArray[np.float64]
+FINE = 20
+"""Bits of a value that is summed up, or only moved, where no scale is given for it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ def signed_grid(size: float, bits: int) -> Grid:
     """-size to size in signed codes; up to 8 bits in I8, up to 16 in I16."""
     top = (1 << (bits - 1)) - 1
     return Grid(_scale(size, top), 0, -top - 1, top, "I8" if bits <= 8 else "I16")
+
+
+def fine_grid(size: float) -> Grid:
+    """-size to size, and as much again, in int32 codes so fine that their rounding vanishes: size / 2^20."""
+    return Grid(max(size, 1e-30) / (1 << FINE), 0, -(1 << FINE + 1), 1 << FINE + 1, "I32")
 
 
 def range_grid(low: float, high: float, bits: int, zero_point: bool = False) -> Grid:

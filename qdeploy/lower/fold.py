@@ -8,8 +8,8 @@
                                                         g = scale / sqrt(variance + epsilon);  W g,  (b - mean) g + bias
     x @ W + b over constants                            Linear(x, W.T, b)
 
-Batch norms are folded in float64 and rounded once. Weights that are quantized stay as they are, and so does what stands
-behind them.
+Batch norms are folded in float64 and rounded once. The codes of weights that are quantized stay as they are: a batch
+norm behind them goes into their scales, one per output.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from qdeploy.ir.match import plain_float
 from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 from qdeploy.lower.extents import UNKNOWN, extents
+from qdeploy.lower.scaled import is_quantized, scaled
 
 _WHOLE = frozenset({"Linear", "MeanPool", "Positions"})
 """Composites that stay."""
@@ -87,15 +88,20 @@ class _Fold:
     def array(self, name: str) -> Array | None:
         """A constant that is not quantized."""
         found = self.tensor(name)
-        if found is None or not (plain_float(found) or name in self.constants or found.dtype.startswith(("I", "U"))):
+        bare = name in self.constants and found is not None and not is_quantized(found)
+        if found is None or not (bare or plain_float(found) or found.dtype.startswith(("I", "U"))):
             return None
         return as_value(found)
 
     def constant(self, name: str, array: Array) -> str:
         """Adds a constant; returns its name, which is new."""
+        return self.keep(name, plain_tensor(array))
+
+    def keep(self, name: str, tensor: QTensor) -> str:
+        """Adds a tensor as a constant; returns its name, which is new."""
         while name in self.constants or name in self.tensors:
             name += "'"
-        self.constants[name] = plain_tensor(array)
+        self.constants[name] = tensor
         return name
 
     def uses(self) -> Counter[str]:
@@ -206,16 +212,24 @@ class _Fold:
     def _normalised(self, layer: Node, norm: Node) -> Node | None:
         if layer.op not in _LAYERS or (layer.op == "Gemm" and not _is_linear(layer)):
             return None
-        weight = self.array(layer.inputs[1])
+        weight, held = self.array(layer.inputs[1]), self.tensor(layer.inputs[1])
         bias = self.array(layer.inputs[2]) if layer.inputs[2:3] else np.zeros(1, np.float32)
         params = [self.array(name) for name in norm.inputs[1:5]]
-        if weight is None or bias is None or weight.dtype.kind != "f" or any(p is None for p in params):
+        if held is None or bias is None or any(p is None for p in params):
             return None
         scale, shift, mean, variance = (np.asarray(p, np.float64) for p in params)
         factor = scale / np.sqrt(variance + float(norm.attrs.get("epsilon", 1e-5)))  # type: ignore[arg-type]
-        folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))  # [M, ...]
+        if weight is None:
+            folded = scaled(held, factor)
+        elif weight.dtype.kind == "f":
+            shape = (-1, *[1] * (weight.ndim - 1))
+            folded = plain_tensor((weight * factor.reshape(shape)).astype(np.float32))  # [M, ...]
+        else:
+            folded = None
+        if folded is None:
+            return None
         moved = (bias.astype(np.float64) - mean) * factor + shift
-        names = (self.constant(layer.inputs[1] + ".folded", folded.astype(np.float32)),
+        names = (self.keep(layer.inputs[1] + ".folded", folded),
                  self.constant(layer.inputs[1] + ".bias", moved.astype(np.float32)))  # fmt: skip
         return Node(layer.op, (layer.inputs[0], *names), norm.outputs, layer.attrs, layer.name or norm.name)
 

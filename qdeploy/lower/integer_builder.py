@@ -16,7 +16,7 @@ from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.match import plain_float
 from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.lower.extents import Extents, extents
-from qdeploy.lower.fixed import Fixed, Float64, Grid
+from qdeploy.lower.fixed import Fixed, Float64, Grid, fine_grid, signed_grid
 from qdeploy.lower.fold import plain_tensor
 from qdeploy.lower.integer_plan import Plan
 from qdeploy.lower.integer_weights import Coded, codes_tensor, stored_codes
@@ -196,16 +196,21 @@ class Builder:
         x = self.value(name)
         if x.is_codes:
             return x
+        if not self.plan.knows(name) and self.plan.stream(name) is None:
+            return self.requantize(x, fine_grid(self.plan.reached(name)), name)
         return self.requantize(x, self.plan.stream(name) or self.plan.grid(name, bits), name)
 
-    def narrow(self, name: str, bits: int = 8, zero_point: bool = False) -> Fixed:
+    def narrow(self, name: str, bits: int = 8, zero_point: bool = False, most: int = 16) -> Fixed:
         """A value as codes of so many bits, what layers multiply; `zero_point`: they may have one.
 
-        Codes of 16 bits that the source gives stay as they are.
+        Codes of 16 bits that the source gives stay as they are. A value without a scale that is bounded by what comes
+        before it has `most` bits.
         """
         x = self.value(name)
         if x.is_codes and (x.hi - x.lo < 1 << bits or not self.plan.knows(name)):
             return x
+        if not self.plan.knows(name):
+            return self.requantize(x, signed_grid(self.plan.reached(name), most), name)
         return self.requantize(x, self.plan.grid(name, bits, zero_point), name)
 
 

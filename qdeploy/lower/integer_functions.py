@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from qdeploy.ir.element import element_dtype
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.element import element_dtype, element_name
 from qdeploy.ir.graph import Node
 from qdeploy.ir.ops import op
 from qdeploy.lower.fixed import Fixed
 from qdeploy.lower.integer_builder import Builder, Rule
+from qdeploy.lower.ranges import where
 
 TABLED = ("Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Erf", "Exp", "Softplus", "Abs",
           "Neg", "Sqrt", "Log", "Reciprocal")  # fmt: skip
@@ -27,4 +29,16 @@ def table(build: Builder, node: Node) -> None:
     build.values[name] = Fixed.on(grid, build.add("Lookup", (x.name, held), name))
 
 
-FUNCTION_RULES: dict[str, Rule] = dict.fromkeys(TABLED, table)
+def lookup(build: Builder, node: Node) -> None:
+    """Lookup: the table of the source, over codes of the source."""
+    name, x, entries = node.outputs[0], build.value(node.inputs[0]), build.array(node.inputs[1])
+    if entries is None or entries.dtype.kind not in "iu" or not x.is_codes or x.dtype not in ("U8", "I8"):
+        raise UnsupportedError("a look-up that is not of codes of 8 bits in a constant table", where=where(node))
+    least = int(np.iinfo(element_dtype(x.dtype)).min)
+    reached = entries[x.lo - least : x.hi - least + 1]
+    made = build.add("Lookup", (x.name, build.constant(entries, f"{name}/table")), name)
+    dtype = element_name(entries.dtype)
+    build.values[name] = Fixed(made, np.ones(1), dtype, int(reached.min()), int(reached.max()))
+
+
+FUNCTION_RULES: dict[str, Rule] = {**dict.fromkeys(TABLED, table), "Lookup": lookup}

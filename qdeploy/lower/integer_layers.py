@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from qdeploy.lower.integer_weights import Coded, quantized
 from qdeploy.lower.ranges import INT32, where
 from qdeploy.lower.smooth import smoothed
 
+_WIDEST = 512
+"""Codes up to here are split into a few of 8 bits."""
 _CONV_ATTRS = ("strides", "pads", "dilations", "group", "auto_pad", "kernel_shape")
 
 
@@ -21,15 +24,25 @@ def layer(build: Builder, node: Node) -> None:
     """Conv, Linear and Gemm."""
     weight_bits, activation_bits = build.plan.layer_bits(node.inputs[1])
     divided = smoothed(build, node, activation_bits) if node.op == "Linear" else None
-    x = divided[0] if divided else build.narrow(node.inputs[0], activation_bits, zero_point=True)
-    weight = _weight(build, node, weight_bits, divided[1] if divided else None)
+    given = build.coded(node.inputs[1])
+    weight = (given or _weight(build, node, weight_bits, divided[1] if divided else None)).settled()
     bias = build.real(node.inputs[2]) if node.inputs[2:3] and node.inputs[2] else None
     attrs: dict[str, Any] = {}
     if node.op == "Conv":
         attrs = {key: node.attrs[key] for key in _CONV_ATTRS if key in node.attrs}
     elif node.op == "Gemm":
         weight, bias = _gemm(node, weight, bias)
-    accumulate(build, node, x, weight, bias, weight_bits, attrs)
+    if divided:
+        x = divided[0]
+    else:
+        x = build.narrow(node.inputs[0], activation_bits, zero_point=True, most=_most_bits(weight))
+    accumulate(build, node, x, weight, bias, weight.bits if given else weight_bits, attrs)
+
+
+def _most_bits(weight: Coded) -> int:
+    """Bits of a signed input with which the products of a weight surely fit an int32, and a bias besides; up to 16."""
+    rows = np.abs(weight.codes).reshape(len(weight.codes), -1).sum(axis=1)
+    return max(2, min(16, 31 - int(rows.max(initial=0)).bit_length()))
 
 
 def accumulate(build: Builder, node: Node, x: Fixed, weight: Coded, bias: Float64 | None, bits: int,
@@ -37,12 +50,27 @@ def accumulate(build: Builder, node: Node, x: Fixed, weight: Coded, bias: Float6
     """Adds the product of codes with a weight; the result of the node is the accumulator."""
     scale = x.scale * _per_output(node, weight)
     name = node.outputs[0]
-    inputs = [x.name, build.weight(weight, bits, f"{node.inputs[1]}/codes")]
-    if bias is not None and bias.any():
-        inputs.append(build.constant(_bias(node, bias, scale), f"{name}/bias"))
     op = "IntegerConv" if node.op == "Conv" else "IntegerLinear"
-    made = build.add(op, inputs, f"{name}/sum", x_zero=x.zero, **attrs)
+    made = ""
+    for part in _bytes(weight):
+        inputs = [x.name, build.weight(part, bits, f"{node.inputs[1]}/codes")]
+        if not made and bias is not None and bias.any():
+            inputs.append(build.constant(_bias(node, bias, scale), f"{name}/bias"))
+        product = build.add(op, inputs, f"{name}/sum", x_zero=x.zero, **attrs)
+        made = build.add("IntegerAdd", (made, product), f"{name}/sum") if made else product
     build.values[name] = Fixed.accumulator(made, scale, 1 if node.op == "Conv" else -1)
+
+
+def _bytes(weight: Coded) -> list[Coded]:
+    """A weight as a sum of codes of 8 bits; one with codes far beyond them as it is."""
+    rest = weight.codes
+    parts: list[Coded] = []
+    if not rest.size or np.abs(rest).max() > _WIDEST:
+        return [weight]
+    while rest.any() or not parts:
+        parts.append(replace(weight, codes=np.clip(rest, -128, 127)))
+        rest = rest - parts[-1].codes
+    return parts
 
 
 def product(build: Builder, node: Node) -> None:
@@ -62,9 +90,6 @@ def product(build: Builder, node: Node) -> None:
 
 
 def _weight(build: Builder, node: Node, bits: int, divisors: Float64 | None) -> Coded:
-    coded = build.coded(node.inputs[1])
-    if coded is not None:
-        return coded
     array = build.array(node.inputs[1])
     if array is None or array.dtype.kind != "f":
         raise UnsupportedError("a layer whose weight is no constant", where=where(node), found=node.inputs[1])

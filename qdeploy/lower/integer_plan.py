@@ -1,7 +1,9 @@
 """Which scale each value of an integer network gets.
 
 A scale of the source comes first: a value that the source quantizes has that grid. Every other one is taken from
-calibrated ranges, at the bits that its user asks for; without either there is no integer network.
+calibrated ranges, at the bits that its user asks for. A value that is only summed up, moved, or given to the last layer
+may have neither: it is bounded by the quantized ones before it (`reach.py`), at 16 bits or more. Without any of these
+there is no integer network.
 
 Values that meet in an addition, directly or through what keeps a scale (ReLU, moves, pooling), are one *stream*: 16
 bits, one scale for all of it, so that the untouched branch of an addition needs no rescaling.
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.lower.fixed import Grid, range_grid, signed_grid
+from qdeploy.lower.reach import Reach
 
 KEEPS_SCALE = frozenset({
     "Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Flatten", "Slice", "Pad", "Squeeze", "Unsqueeze", "Identity",
@@ -59,11 +62,12 @@ class Plan:
         ranges: Of its values; empty where the source has all scales.
         bits: Per layer.
         source: Grids that the source gives, by the value that it quantizes.
+        reach: Bounds of other values.
     """
 
     def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], bits: Bits,
-                 source: Mapping[str, Grid]) -> None:  # fmt: skip
-        self.ranges, self.bits, self.source = ranges, bits, source
+                 source: Mapping[str, Grid], reach: Reach | None = None) -> None:  # fmt: skip
+        self.ranges, self.bits, self.source, self._reach = ranges, bits, source, reach
         self.uses = Counter([name for node in graph.nodes for name in node.inputs] + [v.name for v in graph.outputs])
         layers = [node.inputs[1] for node in graph.nodes if node.op in LAYERS]
         self.edges = {layers[0], layers[-1]} if layers else set()
@@ -101,9 +105,20 @@ class Plan:
             grid = self.source[name]
             return (grid.lo - grid.zero) * grid.scale, (grid.hi - grid.zero) * grid.scale
         if not self.knows(name):
-            raise UnsupportedError("a value has no activation scale, which an integer network needs", where=name,
-                                   todo="Give calibration data, or a model with quantized activations.")  # fmt: skip
+            raise _unknown(name)
         return self.ranges[name]
+
+    def reached(self, name: str) -> float:
+        """How large the numbers of a value without a scale can be; raises as `grid` does."""
+        found = self._reach.get(name) if self._reach else None
+        if found is None:
+            raise _unknown(name)
+        return max(abs(found[0]), abs(found[1]))
+
+
+def _unknown(name: str) -> UnsupportedError:
+    return UnsupportedError("a value has no activation scale, which an integer network needs", where=name,
+                            todo="Give calibration data, or a model with quantized activations.")  # fmt: skip
 
 
 def _streams(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Grid]:

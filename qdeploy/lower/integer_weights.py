@@ -8,7 +8,7 @@ channel. With the second moments of a layer's inputs the errors are weighted by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.decode import decode_codes
 from qdeploy.ir.element import INTEGER_TABLES, as_value, element_name
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Layout, Param, QTensor, Term
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Layout, Param, QTensor, Table, Term
 from qdeploy.lower.compensate import compensated
+from qdeploy.lower.multiples import multiples
 from qdeploy.pack import bits as bit_stream
 
 Float64 = npt.NDArray[np.float64]
@@ -40,6 +41,25 @@ class Coded:
     scale: Float64
     axis: int = 0
     bits: int = 8
+
+    def settled(self) -> Coded:
+        """As a batch norm leaves it, made fit for sums: scales above 0, and all of them of a size.
+
+        Codes of negative scales are turned. Outputs that a batch norm has all but taken out, less than 2^-20 of the
+        greatest one, lose their codes: at their scale no bias would fit an int32.
+        """
+        if self.scale.size == 1 and self.scale[0] > 0:
+            return self
+        axis = self.axis % self.codes.ndim
+        others = tuple(i for i in range(self.codes.ndim) if i != axis)
+        size = np.abs(self.codes).sum(axis=others) * np.abs(self.scale)  # [n]
+        kept = size > size.max(initial=0) * 2.0**-20
+        if self.scale.size == 1 or not kept.any():
+            kept = self.scale != 0
+        scale = np.where(kept, np.abs(self.scale), np.abs(self.scale[kept]).max(initial=0) or 1.0)
+        shape = [-1 if scale.size > 1 and i == axis else 1 for i in range(self.codes.ndim)]
+        codes = self.codes * (np.sign(self.scale) * kept).astype(np.int64).reshape(shape)
+        return replace(self, codes=codes, scale=scale)
 
     def transposed(self) -> Coded:
         """Of a matrix."""
@@ -98,6 +118,8 @@ def stored_codes(tensor: QTensor, where: str) -> Coded | None:
     codes = tensor.terms[0].values if len(tensor.terms) == 1 else None
     if isinstance(codes, Codes) and codes.scale is None and codes.zero is None and isinstance(codes.table, str):
         return None
+    if isinstance(codes, Codes) and isinstance(codes.table, Table):
+        return _multiples(tensor, codes, where)
     named = isinstance(codes, Codes) and isinstance(codes.table, str) and codes.table in INTEGER_TABLES
     if not isinstance(codes, Codes) or not named or codes.offset or codes.shape != (tensor.shape or (1,)):
         raise UnsupportedError("a weight that is quantized in a way that integer arithmetic has no form for",
@@ -108,6 +130,17 @@ def stored_codes(tensor: QTensor, where: str) -> Coded | None:
     integers = as_value(bare).astype(np.int64)
     place = [-1 if zero.size > 1 and i == zero_axis else 1 for i in range(integers.ndim)]
     return Coded(integers - np.rint(zero).astype(np.int64).reshape(place), scale, axis, datatype(str(codes.table)).bits)
+
+
+def _multiples(tensor: QTensor, codes: Codes, where: str) -> Coded:
+    """Codes into a codebook of whole multiples of one step."""
+    found = multiples(tensor)
+    if found is None:
+        raise UnsupportedError("a weight with a codebook that integer arithmetic has no form for", where=where,
+                               allowed="one table of levels that are whole multiples of a step")  # fmt: skip
+    integers, step = found
+    scale, axis = _per_axis(codes.scale, codes.shape, where)
+    return Coded(integers, scale * step, axis, int(np.abs(integers).max(initial=0)).bit_length() + 1)
 
 
 def _per_axis(param: Param | None, shape: tuple[int, ...], where: str) -> tuple[Float64, int]:

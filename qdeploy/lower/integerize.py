@@ -6,7 +6,7 @@
     integer_layers.py     convolutions and matrix products       integer_sums.py       sums and products of values
     integer_moves.py      limits, pooling, moves                 integer_quantized.py  quantize nodes of the source
     integer_functions.py  tables                                 integer_transformer.py  encoders
-    smooth.py             channels of different sizes on one grid
+    smooth.py             channels of different sizes on one grid   reach.py           bounds of values without a scale
 
 The scheme is that of HAWQ-V3 (arXiv 2011.10680): codes of at most 8 bits go into each layer, products add up in an
 int32 with the bias at their scale, a dyadic factor per channel brings them to the next grid, and limits (ReLU) are
@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.model import Model
@@ -31,9 +32,11 @@ from qdeploy.lower.integer_functions import FUNCTION_RULES
 from qdeploy.lower.integer_plan import LAYERS, Bits, Plan
 from qdeploy.lower.integer_transformer import TRANSFORMER_RULES
 from qdeploy.lower.ranges import INT32, check_ranges
+from qdeploy.lower.reach import Reach
 from qdeploy.lower.smooth import Channels
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_FAR = 1e30  # beyond what an input can be
 
 
 def integerize(model: Model, ranges: Mapping[str, tuple[float, float]] | None = None, bits: Bits | None = None,
@@ -60,7 +63,8 @@ def integerize(model: Model, ranges: Mapping[str, tuple[float, float]] | None = 
         raise UnsupportedError("a decoder has no integer-only form yet: its activations need a scale per token",
                                where=model.path, todo="Convert it for another target.")  # fmt: skip
     graph = fold(model.graph, model.tensors)
-    plan = Plan(graph, ranges or {}, bits or Bits(), _source(graph, model))
+    known = {**_declared(graph), **(ranges or {})}
+    plan = Plan(graph, known, bits or Bits(), _source(graph, model), Reach(graph, model.tensors, known))
     build = Builder(graph, model.tensors, RULES, plan, arithmetic or Arithmetic(), moments or {}, channels or {})
     _enter(build)
     for node in graph.nodes:
@@ -69,6 +73,18 @@ def integerize(model: Model, ranges: Mapping[str, tuple[float, float]] | None = 
     made = _finished(build)
     check_ranges(made, build.weights)
     return Model("integer", model.path, build.weights, build_graph=lambda _: made, notes=list(model.notes))
+
+
+def _declared(graph: Graph) -> dict[str, tuple[float, float]]:
+    """Ranges of inputs that the source says."""
+    said: Any = graph.meta.get("ranges", {})
+    pairs: list[Any] = list(said.values()) if isinstance(said, dict) else [None]
+    for pair in pairs:
+        whole = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) in (int, float) for n in pair)
+        if not whole or not -_FAR <= pair[0] <= pair[1] <= _FAR:
+            raise BadFileError("a range of an input that is none", where="meta: ranges", found=said,
+                               allowed="[least, greatest]")  # fmt: skip
+    return {str(name): (float(low), float(high)) for name, (low, high) in said.items()}
 
 
 def layer_names(model: Model) -> list[str]:
@@ -92,7 +108,8 @@ def _enter(build: Builder) -> None:
         if value.dtype not in _FLOATS:
             build.integers[value.name] = value.name
         else:
-            build.values[value.name] = Fixed.on(build.plan.grid(value.name, 8), value.name)
+            declared = value.name in _declared(build.graph)  # of images: never in a sum, where a zero point would cost
+            build.values[value.name] = Fixed.on(build.plan.grid(value.name, 8, zero_point=declared), value.name)
 
 
 def _settle(build: Builder, node: Node) -> None:
