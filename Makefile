@@ -33,7 +33,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/run_native.py demo-out.qd "ROMEO:"
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Integer-only networks by TVM, next to ONNX Runtime's QLinear graph of the same network.
 
     QDEPLOY_TESTDATA=DIR python bench/tvm_conv.py [--networks resnet18 resnet18-w4a8 resnet18-w4a4 resnet20 resnet8]
-        [--threads 1 2] [--runs 40] [--json FILE]
+        [--threads 1 2] [--runs 15] [--json FILE]
 
 resnet18 has synthetic weights (resnet18.py) of 8 or 4 bits; resnet20 is trained, and calibrated here; resnet8
 is MLPerf Tiny's, from TFLite. Of the last two ONNX Runtime gets what `--to onnx --integer fast` makes.
@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-PAUSE = 0.05
+PAUSE = 0.3
 """Seconds before every turn: threads of the one before keep a core busy while they wait for work."""
-LEAST = 0.02
+LEAST = 0.1
 """Seconds of a turn: short networks run several times."""
 
 
@@ -143,7 +143,7 @@ def rows_of(name: str, threads: list[int], runs: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", default="")
     parser.add_argument("--inside", default="", help=argparse.SUPPRESS)
