@@ -67,13 +67,28 @@ def images(root: Path) -> Any:
     return images(root / "vision/cifar10/calib_1024_jpeg.npz", SAMPLES)[0]
 
 
+RESNET8 = "mlperf_tiny/pretrainedResnet_quant.tflite"
 NETWORKS: dict[str, Any] = {
     "resnet18": lambda folder: synthetic(8, 8, folder),
     "resnet18-w4a8": lambda folder: synthetic(4, 8, folder),
     "resnet18-w4a4": lambda folder: synthetic(4, 4, folder),
     "resnet20": lambda folder: real("vision/cifar10/resnet20_fp32.onnx", folder, images),
-    "resnet8": lambda folder: real("mlperf_tiny/pretrainedResnet_quant.tflite", folder),
+    "resnet8": lambda folder: real(RESNET8, folder),
 }
+
+
+def bare_code(source: str) -> int:
+    """Bytes of code of the bare form of a network of the data folder."""
+    import qdeploy
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        path = Path(os.environ["QDEPLOY_TESTDATA"]) / source
+        qdeploy.convert(path, out, to="tvm", forms=("bare",), check="none")
+        command = ["size", str(out / "bare/kernels.o")]
+        return int(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[1].split()[0]
+        )
 
 
 def calls(folder: Path, threads: int) -> dict[str, Any]:
@@ -162,6 +177,8 @@ def main() -> None:
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
         size = row["bytes"] / 1e6
         print(f"{row['network']:14} {row['threads']:7}  {row['compile_s']:9.1f}  {size:5.1f}  {times}   {ratios}")
+    if "resnet8" in given.networks:
+        print(f"bare form of resnet8: {bare_code(RESNET8):,} bytes of code")
     text = json.dumps(rows, indent=1)
     if given.json:
         Path(given.json).write_text(text)
