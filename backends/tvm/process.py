@@ -48,7 +48,7 @@ class Child:
             UnsupportedError: The process died.
         """
         (folder / "job.json").write_text(json.dumps(dict(job)))
-        said, complaints = self._process.communicate(str(folder))
+        _, complaints = self._process.communicate(str(folder))
         code = self._process.returncode
         if code == 3 and (folder / "error.json").is_file():
             facts = json.loads((folder / "error.json").read_text())
@@ -56,7 +56,7 @@ class Child:
         if code:
             raise errors.UnsupportedError(
                 f"TVM did not {job['action']} this network", where=str(job.get("target", job.get("library", ""))),
-                found=_reason(subprocess.CompletedProcess([], code, said, complaints)),
+                found=_reason(code, complaints),
                 todo="This is an error of ours: please report it with the model's graph.",
             )  # fmt: skip
 
@@ -67,9 +67,9 @@ def run(folder: Path, job: Mapping[str, Any], threads: int = 0) -> None:
         child.run(folder, job)
 
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
+def _reason(code: int, complaints: str) -> str:
     """Why a process ended: the signal that killed it, or the last error that it named, else the last thing it said."""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in complaints.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
     said = (named or lines or ["nothing was said"])[-1][:300]
-    return f"killed by {signal.Signals(-done.returncode).name}: {said}" if done.returncode < 0 else said
+    return f"killed by {signal.Signals(-code).name}: {said}" if code < 0 else said
