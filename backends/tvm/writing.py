@@ -21,15 +21,14 @@ from qdeploy.backends.tvm.packing import is_small
 from qdeploy.backends.tvm.plan import plan, unsupported
 from qdeploy.backends.tvm.program import Program
 from qdeploy.backends.tvm.targets import target
-from qdeploy.errors import BadArgumentError, ProofError, UnsupportedError
+from qdeploy.errors import ProofError, UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights
+from qdeploy.lower.extents import chosen_axes
 from qdeploy.progress import Progress
 
 LIBRARY, BARE, PROOF, MANIFEST = "model.so", "bare", "proof.json", "tvm.json"
-USUAL = {"sequence": 128}
-"""Extents of axes by their names, where none is given."""
 
 
 def can(graph: Graph) -> bool:
@@ -52,7 +51,7 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
     forms = [form for form in options.forms if form == "bare" or _links(chosen.compiler, options)]
     made = integer_model(model)
     progress.start("compiling", 3, "steps")
-    axes = _axes(made.graph, options.axes)
+    axes = chosen_axes(made.graph, options.axes)
     with tempfile.TemporaryDirectory() as held, process.Child() as child:
         job = Path(held)
         program = plan(made.graph, Weights(made), chosen.kernel, axes)
@@ -71,16 +70,6 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
     progress.advance(1, "proven")
     return Lowered((*files, PROOF, MANIFEST), tuple(choices(made)), _notes(proof, options, forms), chosen.name, proof,
                    made, axes)  # fmt: skip
-
-
-def _axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
-    """Extents of the free axes; see `Options.axes` for those that are not given."""
-    free = dict.fromkeys(axis for value in graph.inputs for axis in value.shape if isinstance(axis, str))
-    if unknown := [name for name in given if name not in free]:
-        raise BadArgumentError("the network has no such free axis", found=", ".join(unknown),
-                               allowed=", ".join(free) or "none: all of its axes are fixed")  # fmt: skip
-    batches = {axis: 1 for value in graph.inputs for axis in value.shape[:1] if isinstance(axis, str)}
-    return {**{name: n for name, n in USUAL.items() if name in free}, **batches, **given}
 
 
 def _bare(program: Program, kernels: Mapping[str, Any], folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qdeploy.errors import BadArgumentError
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.run import run
@@ -18,6 +19,25 @@ from qdeploy.ir.tensor import Array
 
 Extents = tuple[int | str, ...]
 UNKNOWN = -1
+USUAL = {"sequence": 128}
+"""Extents of free axes by their names, where none is given."""
+
+
+def chosen_axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
+    """Extents of the free axes of the inputs: as given, else 1 for a batch (a first axis of any name), else USUAL.
+
+    Axes with none of these are left out.
+
+    Raises:
+        BadArgumentError: An axis is given that the network does not have.
+    """
+    free = list(dict.fromkeys(axis for value in graph.inputs for axis in value.shape if isinstance(axis, str)))
+    if unknown := [name for name in given if name not in free]:
+        raise BadArgumentError("the network has no such free axis", found=", ".join(unknown),
+                               allowed=", ".join(free) or "none: all of its axes are fixed")  # fmt: skip
+    batches = {axis: 1 for value in graph.inputs for axis in value.shape[:1] if isinstance(axis, str)}
+    found = {**USUAL, **batches, **given}
+    return {name: found[name] for name in free if name in found}
 
 
 def extents(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Extents]:

@@ -14,11 +14,10 @@ from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array
+from qdeploy.lower.extents import chosen_axes
 from qdeploy.lower.fold import fold
 from qdeploy.lower.integer_plan import LAYERS
 
-USUAL = {"sequence": 128}
-"""Extents of free axes by their names, where none is given."""
 _CONV_ATTRS = ("strides", "pads", "dilations", "group", "auto_pad")
 
 
@@ -69,18 +68,12 @@ def fixed_axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
     Raises:
         BadArgumentError: An axis that the network does not have, no positive extent, or one that has to be given.
     """
-    axes = list(dict.fromkeys(axis for value in graph.inputs for axis in value.shape if isinstance(axis, str)))
-    batches = {value.shape[0]: 1 for value in graph.inputs if value.shape and isinstance(value.shape[0], str)}
-    found = {**{name: n for name, n in USUAL.items() if name in axes}, **batches, **given}
-    for name in given:
-        if name not in axes:
-            raise BadArgumentError("the network has no such free axis", found=name,
-                                   allowed=", ".join(axes) or "none: all of its axes are fixed")  # fmt: skip
-    for name in axes:
+    found = chosen_axes(graph, given)
+    for name in (axis for value in graph.inputs for axis in value.shape if isinstance(axis, str)):
         if not isinstance(found.get(name), int) or found[name] < 1:
             raise BadArgumentError("a free axis needs an extent, a positive integer", where=name,
                                    found=found.get(name, "none"), todo=f"Give --axis {name}=EXTENT.")  # fmt: skip
-    return {name: found[name] for name in axes}
+    return found
 
 
 def layer_shapes(graph: Graph, weights: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, LayerShape]:
