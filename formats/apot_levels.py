@@ -31,8 +31,8 @@ import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.formats.residual_network import Network
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, Param, QTensor, Table, Term
-from qdeploy.pack import bits as bit_stream
+from qdeploy.ir.codes import packed_codes
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Param, QTensor, Table, Term
 
 _SETS = {
     2: ((1, 2, 3),), 3: ((1, 2, 4), (3,)), 4: ((1, 3, 5), (2, 4, 6)), 5: ((1, 3, 6), (2, 4, 7), (5,)),
@@ -96,14 +96,15 @@ def table_tensor(indices: Array, table: Float32, scale: np.float32) -> QTensor:
     """table[index] * scale; indices are kept in as few bits as they have, or in 16."""
     bits = max(len(table) - 1, 1).bit_length()
     shape = indices.shape
-    if bits > 8:
-        data, layout = Buffer.of("codes", indices.astype("<u2"), "U16"), PLAIN
-    else:
-        data, layout = Buffer.of("codes", bit_stream.pack(indices.astype(np.uint8), bits), "U8"), Layout("bits", bits)
     ones = (1,) * len(shape)
     alpha = Codes(ones, (Buffer.of("scale", np.full(ones, scale, np.float32), "F32"),), PLAIN, "f32")
     values = Table(Buffer.of("table", table.reshape(1, -1), "F32"))
-    return QTensor(shape, "F32", (Term(Codes(shape, (data,), layout, values, scale=Param(alpha, shape))),))
+    if bits > 8:
+        data = Buffer.of("codes", indices.astype("<u2"), "U16")
+        codes = Codes(shape, (data,), PLAIN, values, scale=Param(alpha, shape))
+    else:
+        codes = packed_codes(indices, bits, values, Param(alpha, shape))
+    return QTensor(shape, "F32", (Term(codes),))
 
 
 @dataclass(frozen=True)

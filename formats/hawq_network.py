@@ -24,12 +24,12 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.hawq import CHECKPOINT, CONFIG
+from qdeploy.ir.codes import packed_codes
 from qdeploy.ir.datatype import PLAIN_TABLE
 from qdeploy.ir.dyadic import dyadics, quotient
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Layout, QTensor, Term
-from qdeploy.pack import bits as bit_stream
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, QTensor, Term
 from qdeploy.store.folder import Folder
 
 
@@ -164,9 +164,7 @@ class Builder:
     def constant(self, array: Array, name: str, bits: int = 0) -> str:
         """Adds integers as a constant, packed where they have fewer than 8 bits."""
         if 0 < bits < 8:
-            packed = bit_stream.pack((array & ((1 << bits) - 1)).astype(np.uint8), bits)
-            codes = Codes(array.shape, (Buffer.of("data", packed, "U8"),), Layout("bits", bits), f"int{bits}")
-            self.constants[name] = QTensor(array.shape, "I8", (Term(codes),))
+            self.constants[name] = QTensor(array.shape, "I8", (Term(packed_codes(array, bits, f"int{bits}")),))
             return name
         kind = {"int8": "I8", "int32": "I32", "int64": "I64"}[array.dtype.name]
         plain = Codes(array.shape, (Buffer.of("data", array, kind),), PLAIN, PLAIN_TABLE[kind])

@@ -28,10 +28,10 @@ from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.residual_network import IMAGE_KEYS, Image, Network, read_image, residual_network, stem_of
 from qdeploy.formats.training_state import holds, read_side, read_state, weights_file
+from qdeploy.ir.codes import packed_codes
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Layout, Param, QTensor, Term
-from qdeploy.pack import bits as bit_stream
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Term
 from qdeploy.store.folder import Folder
 
 NAME = "lsq"
@@ -173,12 +173,10 @@ class Steps:
 def codes_tensor(codes: Array, table: str, step: Array) -> QTensor:
     """Codes times a step, one for all or one per output; they are packed as their number format has them."""
     shape, width = codes.shape, int(table.lstrip("uint"))
-    packed = bit_stream.pack((codes & ((1 << width) - 1)).astype(np.uint8), width)
     grid = (step.size, *[1] * (len(shape) - 1))
     values = Codes(grid, (Buffer.of("scale", step.reshape(grid), "F32"),), PLAIN, "f32")
     tile = (1 if step.size > 1 else shape[0], *shape[1:])
-    held = Codes(shape, (Buffer.of("codes", packed, "U8"),), Layout("bits", width), table, scale=Param(values, tile))
-    return QTensor(shape, "F32", (Term(held),))
+    return QTensor(shape, "F32", (Term(packed_codes(codes, width, table, Param(values, tile))),))
 
 
 def _object(found: object, what: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from qdeploy.errors import BadFileError
-from qdeploy.ir.tensor import Array, Buffer, Codes, Shape
+from qdeploy.ir.tensor import Array, Buffer, Codes, Layout, Param, Shape, Table
 from qdeploy.pack import bits, planes, radix
 from qdeploy.store.storage import storage_dtype
 
@@ -28,6 +30,12 @@ def read_codes(codes: Codes, start: int, stop: int) -> Array:
         BadFileError: The buffers do not hold the grid.
     """
     return read_grid(codes, codes.shape, start, stop)
+
+
+def packed_codes(numbers: Array, width: int, table: str | Table, scale: Param | None = None) -> Codes:
+    """Integers as a stream of `width` bits each, at most 8, in memory; negative ones in two's complement."""
+    packed = bits.pack((numbers & ((1 << width) - 1)).astype(np.uint8), width)
+    return Codes(numbers.shape, (Buffer.of("codes", packed, "U8"),), Layout("bits", width), table, scale=scale)
 
 
 def read_grid(codes: Codes, shape: Shape, start: int, stop: int, resident: int | None = None) -> Array:

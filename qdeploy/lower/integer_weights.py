@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.codes import packed_codes
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.decode import decode_codes
 from qdeploy.ir.element import INTEGER_TABLES, as_value, element_name
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Layout, Param, QTensor, Table, Term
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Table, Term
 from qdeploy.lower.compensate import compensated
 from qdeploy.lower.multiples import multiples
-from qdeploy.pack import bits as bit_stream
 
 Float64 = npt.NDArray[np.float64]
 FACTORS = np.arange(8, 21) / 20
@@ -162,10 +162,7 @@ def codes_tensor(coded: Coded, bits: int) -> QTensor:
     need = max(int(codes.max(initial=0)).bit_length(), int(-1 - codes.min(initial=0)).bit_length()) + 1
     width = next(n for n in (2, 4, 8, 16, 32) if n >= max(need, min(bits, 8)))
     if width < 8:
-        packed = bit_stream.pack((codes & ((1 << width) - 1)).astype(np.uint8), width)
-        data = Buffer.of("codes", packed, "U8")
-        held = Codes(codes.shape, (data,), Layout("bits", width), f"int{width}")
-        return QTensor(codes.shape, "I8", (Term(held),))
+        return QTensor(codes.shape, "I8", (Term(packed_codes(codes, width, f"int{width}")),))
     array = codes.astype(f"<i{width // 8}")
     data = Buffer.of("codes", array, element_name(array.dtype))
     return QTensor(codes.shape, data.dtype, (Term(Codes(codes.shape, (data,), PLAIN, f"int{width}")),))

@@ -10,10 +10,9 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.ir.codes import read_codes
+from qdeploy.ir.codes import packed_codes, read_codes
 from qdeploy.ir.decode import decode_codes
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Table, Term
-from qdeploy.pack import bits as bit_stream
+from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Param, QTensor, Table, Term
 
 MOST_PARTS = 512
 """The step is the greatest level over at most so many."""
@@ -65,8 +64,8 @@ def as_integers(tensor: QTensor) -> QTensor | None:
 
 def _packed(tensor: QTensor, integers: npt.NDArray[np.int64], scale: Param, bits: int) -> QTensor:
     if bits == 8:
-        data, layout = Buffer.of("codes", integers.astype(np.int8), "I8"), PLAIN
+        data = Buffer.of("codes", integers.astype(np.int8), "I8")
+        codes = Codes(tensor.shape, (data,), PLAIN, "int8", scale=scale)
     else:
-        packed = bit_stream.pack((integers & ((1 << bits) - 1)).astype(np.uint8), bits)
-        data, layout = Buffer.of("codes", packed, "U8"), Layout("bits", bits)
-    return QTensor(tensor.shape, "F32", (Term(Codes(tensor.shape, (data,), layout, f"int{bits}", scale=scale)),))
+        codes = packed_codes(integers, bits, f"int{bits}", scale)
+    return QTensor(tensor.shape, "F32", (Term(codes),))
