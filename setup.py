@@ -16,9 +16,14 @@ class ParallelBuild(build_ext):
 
         def compiled(source):
             return self.compiler.compile(
-                [source], output_dir=self.build_temp, macros=macros, include_dirs=ext.include_dirs, debug=self.debug,
-                extra_postargs=ext.extra_compile_args, depends=ext.depends,
-            )  # fmt: skip
+                [source],
+                output_dir=self.build_temp,
+                macros=macros,
+                include_dirs=ext.include_dirs,
+                debug=self.debug,
+                extra_postargs=ext.extra_compile_args,
+                depends=ext.depends,
+            )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [made for found in pool.map(compiled, ext.sources) for made in found]

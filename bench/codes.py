@@ -72,8 +72,11 @@ def onnx_layers(folder: Path) -> dict[str, tuple[Array, Array, Array]]:
         rows, groups = size["N"], -(-size["K"] // size["block_size"])
         codes, scales = (_initializer(stored[name], folder) for name in node.input[1:3])
         zeros = _initializer(stored[node.input[3]], folder) if node.input[3:] and node.input[3] else np.uint8(0x88)
-        zeros = np.broadcast_to(zeros.reshape(rows, -1), (rows, -(-groups // 2))) if zeros.ndim else np.full(
-            (rows, -(-groups // 2)), zeros)  # fmt: skip
+        zeros = (
+            np.broadcast_to(zeros.reshape(rows, -1), (rows, -(-groups // 2)))
+            if zeros.ndim
+            else np.full((rows, -(-groups // 2)), zeros)
+        )
         codes = _split(codes.reshape(rows, -1))[:, : size["K"]]
         found[node.input[1]] = (codes, scales.reshape(rows, groups), _split(zeros)[:, :groups])
     return found

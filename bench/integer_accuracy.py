@@ -204,8 +204,11 @@ def minilm(results: Results, root: Path, count: int) -> None:
             found = outputs["sentence_embedding"][0].astype(np.float64)
             cosines.append(float(exact @ found / np.linalg.norm(exact) / np.linalg.norm(found)))
     reached = float(np.mean(np.array(cosines) >= 0.99))
-    results.table(f"MiniLM W8A8 strict, {count} sentences", ["mean cosine", "least", "share of at least 0.99"],
-                  [[float(np.mean(cosines)), min(cosines), reached]])  # fmt: skip
+    results.table(
+        f"MiniLM W8A8 strict, {count} sentences",
+        ["mean cosine", "least", "share of at least 0.99"],
+        [[float(np.mean(cosines)), min(cosines), reached]],
+    )
     results.bar("MiniLM W8A8: mean cosine", float(np.mean(cosines)), 0.99)
 
 

@@ -72,8 +72,13 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
     load = os.getloadavg()[0]
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
-        child = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=log,
-                                 stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})  # fmt: skip
+        child = subprocess.Popen(
+            [str(c) for c in command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+        )
         own = tree = anon = 0
         ended = os.pidfd_open(child.pid)
         while not select.select([ended], [], [], POLL_SECONDS)[0]:
@@ -97,8 +102,10 @@ def interleave(jobs: Mapping[str, Callable[[], Usage]], rounds: int) -> dict[str
         for name, job in jobs.items():
             used = job()
             taken[name].append(used)
-            print(f"[{turn + 1}/{rounds}] {name}: {used.cpu:.2f} CPU s, {used.wall:.2f} s, "
-                  f"{used.own / MB:.0f} MB", file=sys.stderr)  # fmt: skip
+            print(
+                f"[{turn + 1}/{rounds}] {name}: {used.cpu:.2f} CPU s, {used.wall:.2f} s, {used.own / MB:.0f} MB",
+                file=sys.stderr,
+            )
     return taken
 
 

@@ -67,15 +67,23 @@ def llama(size: int) -> tuple[list[Tensor], dict[str, Any]]:
     hidden = 2048
     rows = size // 2 // hidden
     settings = config("bf16", 1) | {
-        "vocab_size": rows, "tie_word_embeddings": True, "intermediate_size": 256, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 64,
-    }  # fmt: skip
+        "vocab_size": rows,
+        "tie_word_embeddings": True,
+        "intermediate_size": 256,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    }
     prefix = "model.layers.0"
     shapes = {
-        "self_attn.q_proj": (128, hidden), "self_attn.k_proj": (128, hidden), "self_attn.v_proj": (128, hidden),
-        "self_attn.o_proj": (hidden, 128), "mlp.gate_proj": (256, hidden), "mlp.up_proj": (256, hidden),
+        "self_attn.q_proj": (128, hidden),
+        "self_attn.k_proj": (128, hidden),
+        "self_attn.v_proj": (128, hidden),
+        "self_attn.o_proj": (hidden, 128),
+        "mlp.gate_proj": (256, hidden),
+        "mlp.up_proj": (256, hidden),
         "mlp.down_proj": (hidden, 256),
-    }  # fmt: skip
+    }
     stored = [Tensor("model.embed_tokens.weight", "BF16", (rows, hidden), "normal")]
     stored += [Tensor(f"{prefix}.{name}.weight", "BF16", shape, "normal") for name, shape in shapes.items()]
     norms = (f"{prefix}.input_layernorm", f"{prefix}.post_attention_layernorm", "model.norm")

@@ -100,8 +100,18 @@ def speed(results: Results, engines: Engines, only: list[str], threads: int, rou
             memory = [max(r["own"] for r in runs) / MB for runs in (ours, peer)]
             rows.append([f"{name} / {peer_name}", decode, spread, prefill, *middle, *memory])
             bars(results, name, peer_name, threads, decode, prefill)
-    columns = ["ours / peer", "decode ratio", "range", "prefill ratio", "decode tok/s", "prefill", "peer's", "prefill",
-               "MB", "peer's MB"]  # fmt: skip
+    columns = [
+        "ours / peer",
+        "decode ratio",
+        "range",
+        "prefill ratio",
+        "decode tok/s",
+        "prefill",
+        "peer's",
+        "prefill",
+        "MB",
+        "peer's MB",
+    ]
     results.table(f"{threads} thread(s), {rounds} rounds", columns, rows)
 
 

@@ -49,12 +49,18 @@ class Integers:
         self.held = weights(bits)
         self.limits = {"U8": (0, (1 << activations) - 1), "I16": (-32768, 32767)}
         out = self._network()
-        self.graph = Graph((Value("x", "U8", ("batch", 3, SIDE, SIDE)),), (Value(out, "I32", ()),), tuple(self.nodes),
-                           constants=self.constants, meta={"kind": "integer"})  # fmt: skip
+        self.graph = Graph(
+            (Value("x", "U8", ("batch", 3, SIDE, SIDE)),),
+            (Value(out, "I32", ()),),
+            tuple(self.nodes),
+            constants=self.constants,
+            meta={"kind": "integer"},
+        )
 
     def _network(self) -> str:
-        x = self.add("MaxPool", self.add("Relu", self.conv("x", "stem", 2, 3)), kernel_shape=[3, 3], strides=[2, 2],
-                     pads=[1] * 4)  # fmt: skip
+        x = self.add(
+            "MaxPool", self.add("Relu", self.conv("x", "stem", 2, 3)), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4
+        )
         stream = self.scaled(x, 2**-6, 64, "I16")
         listed = {name: rest for name, *rest in layers()}
         for stage, out in enumerate(STAGES):
@@ -104,8 +110,10 @@ def qlinear(bits: int) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     nodes: list[Any] = []
-    held = [numpy_helper.from_array(np.asarray(a), n) for n, a in
-            {"s": np.float32(0.05), "z": np.uint8(0), "wz": np.int8(0), "big": np.float32(4)}.items()]  # fmt: skip
+    held = [
+        numpy_helper.from_array(np.asarray(a), n)
+        for n, a in {"s": np.float32(0.05), "z": np.uint8(0), "wz": np.int8(0), "big": np.float32(4)}.items()
+    ]
 
     def add(op: str, *inputs: str, domain: str = "", **attrs: Any) -> str:
         nodes.append(helper.make_node(op, list(inputs), [f"v{len(nodes)}"], domain=domain, **attrs))
@@ -113,11 +121,29 @@ def qlinear(bits: int) -> bytes:
 
     def conv(x: str, key: str, stride: int, pad: int) -> str:
         out = len(codes[key])
-        held.extend(numpy_helper.from_array(a, f"{key}{n}") for n, a in (
-            ("w", codes[key]), ("ws", np.full(out, 0.01, np.float32)), ("wz", np.zeros(out, np.int8)),
-            ("b", np.zeros(out, np.int32))))  # fmt: skip
-        return add("QLinearConv", x, "s", "z", f"{key}w", f"{key}ws", f"{key}wz", "big", "z", f"{key}b",
-                   strides=[stride] * 2, pads=[pad] * 4)  # fmt: skip
+        held.extend(
+            numpy_helper.from_array(a, f"{key}{n}")
+            for n, a in (
+                ("w", codes[key]),
+                ("ws", np.full(out, 0.01, np.float32)),
+                ("wz", np.zeros(out, np.int8)),
+                ("b", np.zeros(out, np.int32)),
+            )
+        )
+        return add(
+            "QLinearConv",
+            x,
+            "s",
+            "z",
+            f"{key}w",
+            f"{key}ws",
+            f"{key}wz",
+            "big",
+            "z",
+            f"{key}b",
+            strides=[stride] * 2,
+            pads=[pad] * 4,
+        )
 
     codes = weights(bits)
     x = add("MaxPool", conv("x", "stem", 2, 3), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
@@ -129,8 +155,13 @@ def qlinear(bits: int) -> bytes:
     x = add("Flatten", add("QLinearGlobalAveragePool", x, "s", "z", "s", "z", domain="com.microsoft"))
     held.append(numpy_helper.from_array(np.ascontiguousarray(codes["fc"].T), "fcw"))
     out = add("MatMulInteger", x, "fcw")
-    graph = helper.make_graph(nodes, "net", [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 3, SIDE, SIDE])],
-                              [helper.make_tensor_value_info(out, TensorProto.INT32, None)], held)  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info(out, TensorProto.INT32, None)],
+        held,
+    )
     sets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return bytes(helper.make_model(graph, opset_imports=sets, ir_version=10).SerializeToString())
 

@@ -48,11 +48,24 @@ LINEARS = {  # name: (outputs, inputs)
     "mlp.down_proj": (HIDDEN, FFN),
 }
 QUANTIZATION: dict[str, dict[str, Any]] = {
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False,
-             "checkpoint_format": "gptq", "lm_head": False},
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm",
-            "modules_to_not_convert": None},
-}  # fmt: skip
+    "gptq": {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": GROUP,
+        "sym": True,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
+        "lm_head": False,
+    },
+    "awq": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": GROUP,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": None,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -99,14 +112,32 @@ def config(kind: str, layers: int) -> dict[str, Any]:
     """config.json of a model."""
     quantized = {"quantization_config": QUANTIZATION[kind]} if kind in QUANTIZATION else {}
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
-        "num_hidden_layers": layers, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-        "head_dim": HIDDEN // HEADS, "vocab_size": VOCABULARY, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "rope_scaling": None, "hidden_act": "silu", "initializer_range": SPREAD,
-        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "tie_word_embeddings": False,
-        "use_cache": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-        "torch_dtype": "float16" if quantized else "bfloat16", **quantized,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HIDDEN // HEADS,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "initializer_range": SPREAD,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "float16" if quantized else "bfloat16",
+        **quantized,
+    }
 
 
 def tensors(kind: str, layers: int) -> Iterator[Tensor]:

@@ -30,21 +30,38 @@ def write_tokenizer(folder: Path, size: int) -> None:
     restore = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     model = {
-        "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": vocabulary, "merges": merges,
-    }  # fmt: skip
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": vocabulary,
+        "merges": merges,
+    }
     document = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace]},
-        "pre_tokenizer": None, "post_processor": _starts_with_bos(),
+        "pre_tokenizer": None,
+        "post_processor": _starts_with_bos(),
         "decoder": {"type": "Sequence", "decoders": [restore, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]},
         "model": model,
-    }  # fmt: skip
+    }
     settings = {
-        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-        "add_bos_token": True, "add_eos_token": False, "model_max_length": 4096, "legacy": False,
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "model_max_length": 4096,
+        "legacy": False,
         "clean_up_tokenization_spaces": False,
-    }  # fmt: skip
+    }
     (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -17,17 +17,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BUILT_IN = {
-    "safetensors": "qdeploy.formats.safetensors",
-    "gptq": "qdeploy.formats.gptq",
-    "awq": "qdeploy.formats.awq",
-    "autoround": "qdeploy.formats.autoround",
-    "bitstack": "qdeploy.formats.bitstack",
-    "gguf": "qdeploy.formats.gguf",
-    "onnx": "qdeploy.formats.onnx",
-    "tflite": "qdeploy.formats.tflite",
-    "hawq": "qdeploy.formats.hawq",
-    "apot": "qdeploy.formats.apot",
-    "lsq": "qdeploy.formats.lsq",
+    "safetensors": "qdeploy.formats.huggingface.safetensors",
+    "gptq": "qdeploy.formats.huggingface.gptq",
+    "awq": "qdeploy.formats.huggingface.awq",
+    "autoround": "qdeploy.formats.huggingface.autoround",
+    "bitstack": "qdeploy.formats.huggingface.bitstack",
+    "gguf": "qdeploy.formats.gguf.reader",
+    "onnx": "qdeploy.formats.onnx.reader",
+    "tflite": "qdeploy.formats.tflite.reader",
+    "hawq": "qdeploy.formats.networks.hawq",
+    "apot": "qdeploy.formats.networks.apot",
+    "lsq": "qdeploy.formats.networks.lsq",
     "package": "qdeploy.formats.package",
 }
 """Format name -> module."""

@@ -39,17 +39,27 @@ class ElementType:
 
 
 ELEMENTS = {
-    1: ElementType("F32", "f32", 32, "F32"), 2: ElementType("U8", "uint8", 8, "U8"),
-    3: ElementType("I8", "int8", 8, "I8"), 4: ElementType("U16", "uint16", 16, "U16"),
-    5: ElementType("I16", "int16", 16, "I16"), 6: ElementType("I32", "int32", 32, "I32"),
-    7: ElementType("I64", "int64", 64, "I64"), 9: ElementType("BOOL", "bool", 8, "BOOL"),
-    10: ElementType("F16", "f16", 16, "F16"), 11: ElementType("F64", "f64", 64, "F64"),
-    12: ElementType("U32", "uint32", 32, "U32"), 16: ElementType("BF16", "bf16", 16, "BF16"),
-    17: ElementType("F8_E4M3", "e4m3", 8, "F8_E4M3"), 19: ElementType("F8_E5M2", "e5m2", 8, "F8_E5M2"),
-    21: ElementType("U4", "uint4", 4, "U8"), 22: ElementType("I4", "int4", 4, "U8"),
-    23: ElementType("F4_E2M1", "e2m1", 4, "U8"), 24: ElementType("F8_E8M0", "e8m0", 8, "F8_E8M0"),
-    25: ElementType("U2", "uint2", 2, "U8"), 26: ElementType("I2", "int2", 2, "U8"),
-}  # fmt: skip
+    1: ElementType("F32", "f32", 32, "F32"),
+    2: ElementType("U8", "uint8", 8, "U8"),
+    3: ElementType("I8", "int8", 8, "I8"),
+    4: ElementType("U16", "uint16", 16, "U16"),
+    5: ElementType("I16", "int16", 16, "I16"),
+    6: ElementType("I32", "int32", 32, "I32"),
+    7: ElementType("I64", "int64", 64, "I64"),
+    9: ElementType("BOOL", "bool", 8, "BOOL"),
+    10: ElementType("F16", "f16", 16, "F16"),
+    11: ElementType("F64", "f64", 64, "F64"),
+    12: ElementType("U32", "uint32", 32, "U32"),
+    16: ElementType("BF16", "bf16", 16, "BF16"),
+    17: ElementType("F8_E4M3", "e4m3", 8, "F8_E4M3"),
+    19: ElementType("F8_E5M2", "e5m2", 8, "F8_E5M2"),
+    21: ElementType("U4", "uint4", 4, "U8"),
+    22: ElementType("I4", "int4", 4, "U8"),
+    23: ElementType("F4_E2M1", "e2m1", 4, "U8"),
+    24: ElementType("F8_E8M0", "e8m0", 8, "F8_E8M0"),
+    25: ElementType("U2", "uint2", 2, "U8"),
+    26: ElementType("I2", "int2", 2, "U8"),
+}
 """Element types by their number in ONNX (TensorProto.DataType)."""
 
 

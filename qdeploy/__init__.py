@@ -43,8 +43,20 @@ _WHERE = {
     "QdeployError": "qdeploy.errors",
 }
 
-__all__ = ["Model", "QTensor", "QdeployError", "Runtime", "__version__", "allocate", "convert", "diff", "latency_table",
-           "load", "plan", "verify"]  # fmt: skip
+__all__ = [
+    "Model",
+    "QTensor",
+    "QdeployError",
+    "Runtime",
+    "__version__",
+    "allocate",
+    "convert",
+    "diff",
+    "latency_table",
+    "load",
+    "plan",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,8 @@ from qdeploy import registry
 from qdeploy.calibrate.calibrate import calibrate, fitted, read_data
 from qdeploy.calibrate.moments import input_moments
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.integer.layer_shapes import folded
+from qdeploy.integer.weights import quantized
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.match import plain_float
 from qdeploy.ir.model import Model
@@ -30,8 +32,6 @@ from qdeploy.ir.run import batches
 from qdeploy.ir.tensor import Array
 from qdeploy.latency import latencies, read_table
 from qdeploy.limits import Limit, rounded_up, show_cost
-from qdeploy.lower.integer_weights import quantized
-from qdeploy.lower.layers import folded
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize import allocate as programme
 from qdeploy.quantize.allocate import Choices, Widths, parse_choices, show_choice
@@ -75,11 +75,17 @@ class Asked:
         if self.sensitivity not in SENSITIVITIES:
             raise BadArgumentError("unknown sensitivity", found=self.sensitivity, allowed=", ".join(SENSITIVITIES))
         if self.sensitivity != "output" and len({w for w, _ in options}) < len(options):
-            raise BadArgumentError("choices that differ in the bits of inputs alone need the sensitivity of outputs",
-                                   found=f"{self.choices} with {self.sensitivity}", allowed="output")  # fmt: skip
+            raise BadArgumentError(
+                "choices that differ in the bits of inputs alone need the sensitivity of outputs",
+                found=f"{self.choices} with {self.sensitivity}",
+                allowed="output",
+            )
         if (limit.kind == "latency") != bool(self.latency):
-            raise BadArgumentError("a limit of latency and a table of latencies go together", found=self.limit,
-                                   todo="Measure one: qdeploy bench MODEL --layers --out table.json")  # fmt: skip
+            raise BadArgumentError(
+                "a limit of latency and a table of latencies go together",
+                found=self.limit,
+                todo="Measure one: qdeploy bench MODEL --layers --out table.json",
+            )
         if self.samples < 0:
             raise BadArgumentError("a negative number of samples", found=self.samples, allowed="0 or more")
 
@@ -91,15 +97,27 @@ class Asked:
         known = ("sensitivity", "choices", "latency", "samples")
         samples = given.get("samples", "0")
         if any(name not in known or not value for name, value in given.items()) or not samples.isdecimal():
-            raise BadArgumentError("no such option of an allocation", found=", ".join(rest),
-                                   allowed=", ".join(f"{name}=..." for name in known))  # fmt: skip
+            raise BadArgumentError(
+                "no such option of an allocation",
+                found=", ".join(rest),
+                allowed=", ".join(f"{name}=..." for name in known),
+            )
         choices = given.get("choices", "8,4").replace("/", ",")
         return cls(limit, given.get("sensitivity", "output"), choices, given.get("latency", ""), samples=int(samples))
 
 
-def allocate(path: str | os.PathLike[str], data: str | os.PathLike[str] | Mapping[str, Array], limit: str, *,
-             out: str | os.PathLike[str] = "", force: bool = False, format: str = "", trust_links: bool = False,
-             progress: Progress = SILENT, **how: Any) -> Result:  # fmt: skip
+def allocate(
+    path: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Mapping[str, Array],
+    limit: str,
+    *,
+    out: str | os.PathLike[str] = "",
+    force: bool = False,
+    format: str = "",
+    trust_links: bool = False,
+    progress: Progress = SILENT,
+    **how: Any,
+) -> Result:
     """Chooses the bits of every layer of a float network so that it loses least within a limit.
 
     Args:
@@ -129,8 +147,11 @@ def allocate(path: str | os.PathLike[str], data: str | os.PathLike[str] | Mappin
     """
     unknown = set(how) - {field.name for field in fields(Asked)}
     if unknown:
-        raise BadArgumentError("an allocation has no such option", found=", ".join(sorted(unknown)),
-                               allowed=", ".join(field.name for field in fields(Asked)))  # fmt: skip
+        raise BadArgumentError(
+            "an allocation has no such option",
+            found=", ".join(sorted(unknown)),
+            allowed=", ".join(field.name for field in fields(Asked)),
+        )
     asked = Asked(limit, **how)
     if out:
         refuse_existing(Path(out), force, file=True)
@@ -151,26 +172,45 @@ def allocated(model: Model, data: Mapping[str, Array], asked: Asked, progress: P
     fixed = _fixed(asked.fixed, list(layers))
     free = [name for name in layers if name not in fixed]
     if not free:
-        raise UnsupportedError("no layer is left whose bits could be chosen", where=model.path,
-                               found=f"{len(layers)} layers, all of them fixed", todo="Fix fewer.")  # fmt: skip
+        raise UnsupportedError(
+            "no layer is left whose bits could be chosen",
+            where=model.path,
+            found=f"{len(layers)} layers, all of them fixed",
+            todo="Fix fewer.",
+        )
     choices = {name: (FIXED,) if name in fixed else options for name in layers}
     ties = [[n for n in tie if n in free] for tie in programme.shared_inputs(graph)] if asked.ties else []
-    costs = (_costs(limit.kind, layers, choices) if table is None else
-             latencies(table, graph, weights, choices, asked.latency))  # fmt: skip
+    costs = (
+        _costs(limit.kind, layers, choices)
+        if table is None
+        else latencies(table, graph, weights, choices, asked.latency)
+    )
     amount, least, greatest = _amount(limit, costs, ties)
     losses, traces = _losses(model, graph, weights, given, {n: layers[n] for n in free}, options, asked, progress)
     every = {name: losses.get(name, {FIXED: 0.0}) for name in layers}
     found = programme.allocate(every, costs, amount, ties)
-    rows = {name: {
-        "weights": layer.weights, "products": layer.products, "fixed": name in fixed,
-        "tied": next((tie for tie in ties if name in tie and len(tie) > 1), []),
-        "chosen": show_choice(found.layers[name]), "loss": {show_choice(b): x for b, x in every[name].items()},
-        "cost": {show_choice(b): x for b, x in costs[name].items()}, **_traced(traces.get(name)),
-    } for name, layer in layers.items()}  # fmt: skip
-    return {"bits": {name: list(bits) for name, bits in found.layers.items()}, "loss": found.loss, "cost": found.cost,
-            "limit": {"kind": limit.kind, "asked": asked.limit, "cost": amount, "least": least, "greatest": greatest},
-            "sensitivity": asked.sensitivity, "samples": min(_samples(asked), len(next(iter(given.values())))),
-            "layers": rows}  # fmt: skip
+    rows = {
+        name: {
+            "weights": layer.weights,
+            "products": layer.products,
+            "fixed": name in fixed,
+            "tied": next((tie for tie in ties if name in tie and len(tie) > 1), []),
+            "chosen": show_choice(found.layers[name]),
+            "loss": {show_choice(b): x for b, x in every[name].items()},
+            "cost": {show_choice(b): x for b, x in costs[name].items()},
+            **_traced(traces.get(name)),
+        }
+        for name, layer in layers.items()
+    }
+    return {
+        "bits": {name: list(bits) for name, bits in found.layers.items()},
+        "loss": found.loss,
+        "cost": found.cost,
+        "limit": {"kind": limit.kind, "asked": asked.limit, "cost": amount, "least": least, "greatest": greatest},
+        "sensitivity": asked.sensitivity,
+        "samples": min(_samples(asked), len(next(iter(given.values())))),
+        "layers": rows,
+    }
 
 
 def _traced(trace: Trace | None) -> dict[str, float | None]:
@@ -185,8 +225,11 @@ def _choosers(model: Model, graph: Graph, layers: Mapping[str, Layer]) -> dict[s
     held = {name: graph.constants.get(name) or model.tensors[name] for name in layers}
     found = {name: layer for name, layer in layers.items() if plain_float(held[name]) is not None}
     if not found:
-        raise UnsupportedError("the network has no float weights: bits of layers are chosen before they are quantized",
-                               where=model.path, found=model.format)  # fmt: skip
+        raise UnsupportedError(
+            "the network has no float weights: bits of layers are chosen before they are quantized",
+            where=model.path,
+            found=model.format,
+        )
     return found
 
 
@@ -195,16 +238,20 @@ def _fixed(text: str, names: Sequence[str]) -> set[str]:
     asked = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
     unknown = [part for part in asked if part not in ends and part not in names]
     if unknown:
-        raise BadArgumentError("no such layer to fix", found=", ".join(unknown),
-                               allowed=f"none, first, last, {', '.join(names)}")  # fmt: skip
+        raise BadArgumentError(
+            "no such layer to fix", found=", ".join(unknown), allowed=f"none, first, last, {', '.join(names)}"
+        )
     return {part if part in names else ends[part] for part in asked}
 
 
 def _costs(kind: str, layers: Mapping[str, Layer], choices: Mapping[str, Sequence[Widths]]) -> Choices:
     found: dict[str, Mapping[Widths, float]] = {}
     for name, layer in layers.items():
-        made = (programme.sizes({name: layer.weights}, choices[name]) if kind == "size" else
-                programme.bit_operations({name: layer.products}, choices[name]))  # fmt: skip
+        made = (
+            programme.sizes({name: layer.weights}, choices[name])
+            if kind == "size"
+            else programme.bit_operations({name: layer.products}, choices[name])
+        )
         found.update(made)
     return found
 
@@ -214,16 +261,25 @@ def _amount(limit: Limit, costs: Choices, ties: Sequence[Sequence[str]]) -> tupl
     least, greatest = programme.cost_range(costs, ties)
     amount = programme.limit_between(costs, limit.amount, ties) if limit.ratio else limit.amount
     if amount < least:
-        raise BadArgumentError("no choice of bits meets the limit", 
-                               found=f"{limit.kind}:{show_cost(limit.kind, amount)}",
-                               allowed=f"{show_cost(limit.kind, rounded_up(least))} or more",
-                               todo="Allow fewer bits with --choices, or fix fewer layers.")  # fmt: skip
+        raise BadArgumentError(
+            "no choice of bits meets the limit",
+            found=f"{limit.kind}:{show_cost(limit.kind, amount)}",
+            allowed=f"{show_cost(limit.kind, rounded_up(least))} or more",
+            todo="Allow fewer bits with --choices, or fix fewer layers.",
+        )
     return amount, least, greatest
 
 
-def _losses(model: Model, graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array],
-            layers: Mapping[str, Layer], options: Sequence[Widths], asked: Asked,
-            progress: Progress) -> tuple[Choices, dict[str, Trace]]:  # fmt: skip
+def _losses(
+    model: Model,
+    graph: Graph,
+    weights: Mapping[str, Array],
+    data: Mapping[str, Array],
+    layers: Mapping[str, Layer],
+    options: Sequence[Widths],
+    asked: Asked,
+    progress: Progress,
+) -> tuple[Choices, dict[str, Trace]]:
     """What each layer loses at each choice, and the traces that this was found by."""
     part = {name: array[: _samples(asked)] for name, array in data.items()}
     if asked.sensitivity == "hessian":
@@ -233,8 +289,9 @@ def _losses(model: Model, graph: Graph, weights: Mapping[str, Array], data: Mapp
     rounded = _rounding(graph, weights, moments)
     if asked.sensitivity == "weights":
         energies = {name: layer.energy for name, layer in layers.items()}
-        return weight_losses({n: weights[n] for n in layers}, options, rounded, _fitting(graph, weights, moments),
-                             energies), {}  # fmt: skip
+        return weight_losses(
+            {n: weights[n] for n in layers}, options, rounded, _fitting(graph, weights, moments), energies
+        ), {}
     ranges = calibrate(model, data, progress=progress).values
     return output_losses(graph, weights, part, ranges, options, rounded, layers=list(layers), progress=progress), {}
 
@@ -245,12 +302,15 @@ def _samples(asked: Asked) -> int:
 
 def _fitting(graph: Graph, weights: Mapping[str, Array], moments: Mapping[str, Any]) -> dict[str, Any]:
     """The moments of layers whose weights are [N, ...]."""
-    return {name: moments[name] for name, node in layer_nodes(graph, weights).items()
-            if name in moments and (node.op != "Gemm" or node.attrs.get("transB", 0))}  # fmt: skip
+    return {
+        name: moments[name]
+        for name, node in layer_nodes(graph, weights).items()
+        if name in moments and (node.op != "Gemm" or node.attrs.get("transB", 0))
+    }
 
 
 def _rounding(graph: Graph, weights: Mapping[str, Array], moments: Mapping[str, Any]) -> Quantizer:
-    """Weights as a conversion rounds them (`lower/integer_layers.py`)."""
+    """Weights as a conversion rounds them (`integer/layers.py`)."""
     nodes, fitting = layer_nodes(graph, weights), _fitting(graph, weights, moments)
 
     @cache

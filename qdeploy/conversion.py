@@ -48,10 +48,24 @@ def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = 
     return registry.open_model(path, format, trust_links)
 
 
-def convert(source: str | os.PathLike[str], output: str | os.PathLike[str], /, *, to: str = "onnx",
-            activations: str = "exact", quantize: str | Sequence[str] = (), requantize: bool = False, jobs: int = 1,
-            check: Check = "auto", force: bool = False, format: str = "", trust_links: bool = False,
-            progress: Progress = SILENT, lower: str = "", **more: Any) -> Report:  # fmt: skip
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    /,
+    *,
+    to: str = "onnx",
+    activations: str = "exact",
+    quantize: str | Sequence[str] = (),
+    requantize: bool = False,
+    jobs: int = 1,
+    check: Check = "auto",
+    force: bool = False,
+    format: str = "",
+    trust_links: bool = False,
+    progress: Progress = SILENT,
+    lower: str = "",
+    **more: Any,
+) -> Report:
     """Converts a checkpoint.
 
     Args:
@@ -116,9 +130,12 @@ def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> tuple[A
     unknown = [name for name in more if name not in own]
     if unknown:
         todo = "Integers are made with --to tvm, --to onnx --integer strict|fast, or --to ir --calibrate."
-        raise BadArgumentError(f"the target {to} has no such option", found=", ".join(unknown),
-                               allowed=", ".join(own) or "none of its own",
-                               todo=todo if set(unknown) & {*INTEGER_OPTIONS, "allocate"} else "")  # fmt: skip
+        raise BadArgumentError(
+            f"the target {to} has no such option",
+            found=", ".join(unknown),
+            allowed=", ".join(own) or "none of its own",
+            todo=todo if set(unknown) & {*INTEGER_OPTIONS, "allocate"} else "",
+        )
     asked = {"quantize": options["quantize"], "lower": options.get("lower", "")}
     if to == "source" and any(asked.values()):
         raise BadArgumentError(
@@ -135,9 +152,11 @@ def _bits(model: Model, asked: Mapping[str, Any], progress: Progress) -> dict[st
     how = Asked.parse(asked["allocate"])
     given = [name for name in ("layer_bits", "weight_bits", "activation_bits") if asked.get(name)]
     if given or not asked.get("calibrate"):
-        raise BadArgumentError("bits are chosen by calibration data, and by nothing else",
-                               found=", ".join(given) or "no calibration data",
-                               todo="Pass --calibrate DATA.npz, and no bits beside --allocate.")  # fmt: skip
+        raise BadArgumentError(
+            "bits are chosen by calibration data, and by nothing else",
+            found=", ".join(given) or "no calibration data",
+            todo="Pass --calibrate DATA.npz, and no bits beside --allocate.",
+        )
     bits: dict[str, Any] = allocated(model, read_data(str(asked["calibrate"])), how, progress)["bits"]
     return bits
 

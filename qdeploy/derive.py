@@ -17,14 +17,19 @@ INTEGER_OPTIONS = ("calibrate", "calibrate_method", "weight_bits", "activation_b
 """What a conversion to integers can be asked for (`calibrate.network.Integers`)."""
 
 
-def derived(model: Model, quantize: Sequence[str] = (), lower: str = "", integers: Mapping[str, Any] | None = None,
-            progress: Progress = SILENT) -> Model:  # fmt: skip
+def derived(
+    model: Model,
+    quantize: Sequence[str] = (),
+    lower: str = "",
+    integers: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
+) -> Model:
     """Returns the model with its tensors quantized and lowered as they are read.
 
     Args:
         model: As its reader gives it.
         quantize: Specs of `qdeploy.quantize`.
-        lower: Spec of `qdeploy.lower.model`.
+        lower: Spec of `qdeploy.quantize.restate`.
         integers: What `calibrate.network.Integers` takes, for a network of integers; None: it stays as it is.
         progress: Told of calibration.
 
@@ -37,7 +42,7 @@ def derived(model: Model, quantize: Sequence[str] = (), lower: str = "", integer
 
         model = quantize_model(model, quantize)
     if lower:
-        from qdeploy.lower.model import lower_model
+        from qdeploy.quantize.restate import lower_model
 
         model = lower_model(model, lower)
     if integers is not None:

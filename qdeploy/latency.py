@@ -19,9 +19,9 @@ import numpy as np
 
 from qdeploy import registry
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.integer.layer_shapes import LayerShape, fixed_axes, folded, layer_shapes
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.layers import LayerShape, fixed_axes, folded, layer_shapes
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.allocate import Widths, parse_choices, show_choice
 from qdeploy.store.output import refuse_existing, write_json
@@ -29,9 +29,19 @@ from qdeploy.store.output import refuse_existing, write_json
 Table = dict[str, Any]
 
 
-def latency_table(path: str | os.PathLike[str], *, choices: str = "8,4", target: str = "host", threads: int = 0,
-                  axes: Mapping[str, int] | None = None, out: str | os.PathLike[str] = "", force: bool = False,
-                  format: str = "", trust_links: bool = False, progress: Progress = SILENT) -> Table:  # fmt: skip
+def latency_table(
+    path: str | os.PathLike[str],
+    *,
+    choices: str = "8,4",
+    target: str = "host",
+    threads: int = 0,
+    axes: Mapping[str, int] | None = None,
+    out: str | os.PathLike[str] = "",
+    force: bool = False,
+    format: str = "",
+    trust_links: bool = False,
+    progress: Progress = SILENT,
+) -> Table:
     """Compiles every distinct layer of a float network alone, in integers by TVM, and times it on this machine.
 
     Args:
@@ -64,12 +74,21 @@ def latency_table(path: str | os.PathLike[str], *, choices: str = "8,4", target:
     if not shapes:
         raise UnsupportedError("the network has no convolutions or linear layers", where=str(path))
     threads = threads or os.cpu_count() or 1
-    found = registry.backend("tvm").layer_times(list(shapes.values()), options, target=target, threads=threads,
-                                                progress=progress)  # fmt: skip
-    rows = {key: {show_choice(bits): seconds for bits, seconds in times.items()}
-            for key, times in zip(shapes, found["seconds"], strict=True)}  # fmt: skip
-    table = {"network": Path(path).name, "machine": _machine(), "target": found["target"], "threads": threads,
-             "axes": extents, "layers": rows}  # fmt: skip
+    found = registry.backend("tvm").layer_times(
+        list(shapes.values()), options, target=target, threads=threads, progress=progress
+    )
+    rows = {
+        key: {show_choice(bits): seconds for bits, seconds in times.items()}
+        for key, times in zip(shapes, found["seconds"], strict=True)
+    }
+    table = {
+        "network": Path(path).name,
+        "machine": _machine(),
+        "target": found["target"],
+        "threads": threads,
+        "axes": extents,
+        "layers": rows,
+    }
     if out:
         write_json(Path(out), table, force)
     return table
@@ -82,18 +101,27 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     except (OSError, ValueError, RecursionError) as error:
         raise BadArgumentError(f"a latency table cannot be read: {error}", where=str(path)) from error
     rows = found.get("layers") if isinstance(found, dict) else None
-    fine = isinstance(rows, dict) and isinstance(found.get("axes", {}), dict) and all(
-        isinstance(row, dict) and all(type(n) in (int, float) and 0 <= n < float("inf") for n in row.values())
-        for row in rows.values())  # fmt: skip
+    fine = (
+        isinstance(rows, dict)
+        and isinstance(found.get("axes", {}), dict)
+        and all(
+            isinstance(row, dict) and all(type(n) in (int, float) and 0 <= n < float("inf") for n in row.values())
+            for row in rows.values()
+        )
+    )
     if not fine:
-        raise BadArgumentError("this is no latency table", where=str(path),
-                               allowed='{"layers": {shape: {bits: seconds}}, "axes": {name: extent}, ...}',
-                               todo="Make one: qdeploy bench MODEL --layers --out table.json")  # fmt: skip
+        raise BadArgumentError(
+            "this is no latency table",
+            where=str(path),
+            allowed='{"layers": {shape: {bits: seconds}}, "axes": {name: extent}, ...}',
+            todo="Make one: qdeploy bench MODEL --layers --out table.json",
+        )
     return {"axes": {}, **found}
 
 
-def latencies(table: Table, graph: Graph, weights: Mapping[str, Array], options: Mapping[str, Sequence[Widths]],
-              where: str = "") -> dict[str, dict[Widths, float]]:  # fmt: skip
+def latencies(
+    table: Table, graph: Graph, weights: Mapping[str, Array], options: Mapping[str, Sequence[Widths]], where: str = ""
+) -> dict[str, dict[Widths, float]]:
     """Seconds of each layer at each of its choices.
 
     Args:
@@ -112,9 +140,12 @@ def latencies(table: Table, graph: Graph, weights: Mapping[str, Array], options:
         row = table["layers"].get(shapes[name].key, {})
         missing = [show_choice(bits) for bits in choices if show_choice(bits) not in row]
         if missing:
-            raise BadArgumentError("the latency table misses a layer of this network, or a choice of bits of it",
-                                   where=where or name, found=f"{shapes[name].key} ({name}) at {', '.join(missing)}",
-                                   todo="Measure it: qdeploy bench MODEL --layers --choices 8,4")  # fmt: skip
+            raise BadArgumentError(
+                "the latency table misses a layer of this network, or a choice of bits of it",
+                where=where or name,
+                found=f"{shapes[name].key} ({name}) at {', '.join(missing)}",
+                todo="Measure it: qdeploy bench MODEL --layers --choices 8,4",
+            )
         found[name] = {bits: float(row[show_choice(bits)]) for bits in choices}
     return found
 
@@ -128,5 +159,8 @@ def _machine() -> dict[str, Any]:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "machine": platform.machine(),
-            "cores": os.cpu_count() or 1}  # fmt: skip
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 1,
+    }

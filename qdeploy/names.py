@@ -89,5 +89,9 @@ def _translate(name: str, family: str, column: int) -> str:
     for row in _FAMILIES.get(family, ()):
         if row[column] == template and parameter in ("weight", "bias"):
             return row[1 - column].replace("{i}", found[2] if found else "") + "." + parameter
-    raise UnsupportedError("a parameter has no name in this dialect", where=family, found=name,
-                           allowed=", ".join(row[column] for row in _FAMILIES.get(family, ())))  # fmt: skip
+    raise UnsupportedError(
+        "a parameter has no name in this dialect",
+        where=family,
+        found=name,
+        allowed=", ".join(row[column] for row in _FAMILIES.get(family, ())),
+    )

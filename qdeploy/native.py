@@ -29,8 +29,11 @@ Float32 = npt.NDArray[np.float32]
 
 _HUGE_PAGES, _SMALL_PAGES = 1, 8
 _ERRORS: dict[str, type[QdeployError]] = {
-    "QD_BAD_FILE": BadFileError, "QD_CHECKSUM": BadFileError, "QD_UNSUPPORTED": UnsupportedError, "QD_IO": OutputError,
-}  # fmt: skip
+    "QD_BAD_FILE": BadFileError,
+    "QD_CHECKSUM": BadFileError,
+    "QD_UNSUPPORTED": UnsupportedError,
+    "QD_IO": OutputError,
+}
 
 
 def _library() -> tuple[Any, Any]:
@@ -231,8 +234,20 @@ class Runtime:
         """Memory now by pools, rung, floor, ceiling and peak (bytes), and tokens and nanoseconds of the last step."""
         memory, step = self._memory(), self._ffi.new("qd_step *", [self._ffi.sizeof("qd_step")])
         self._lib.qd_step_info(self._session, step)
-        names = ("rungs", "rung", "pending", "budget", "total", "weights", "kv", "scratch", "fixed", "floor", "ceiling",
-                 "peak")  # fmt: skip
+        names = (
+            "rungs",
+            "rung",
+            "pending",
+            "budget",
+            "total",
+            "weights",
+            "kv",
+            "scratch",
+            "fixed",
+            "floor",
+            "ceiling",
+            "peak",
+        )
         found = {name: int(getattr(memory, name)) for name in names}
         return {**found, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}
 
@@ -263,9 +278,12 @@ class Runtime:
         tokens = np.ascontiguousarray(ids, np.int32)
         logits = np.empty(self.vocab, np.float32)
         self._call(
-            self._lib.qd_decode, self._session, self._from(tokens, "int32_t[]"), tokens.size,
+            self._lib.qd_decode,
+            self._session,
+            self._from(tokens, "int32_t[]"),
+            tokens.size,
             self._from(logits, "float[]"),
-        )  # fmt: skip
+        )
         return logits
 
     def sample(self, logits: Float32, ids: Sequence[int] = (), **sampling: float) -> int:
@@ -282,9 +300,14 @@ class Runtime:
             setattr(settings, name, value)
         tokens = np.ascontiguousarray(ids, np.int32)
         self._call(
-            self._lib.qd_sample, self._session, settings, self._from(np.ascontiguousarray(logits), "float[]"),
-            self._from(tokens, "int32_t[]"), tokens.size, out,
-        )  # fmt: skip
+            self._lib.qd_sample,
+            self._session,
+            settings,
+            self._from(np.ascontiguousarray(logits), "float[]"),
+            self._from(tokens, "int32_t[]"),
+            tokens.size,
+            out,
+        )
         return int(out[0])
 
     def generate_ids(self, ids: Sequence[int], tokens: int = 128, **sampling: float) -> Iterator[int]:

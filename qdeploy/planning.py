@@ -67,8 +67,12 @@ def plan(
     if made is backend:
         return _planned(backend, str(path), budget, context, threads, kv)
     if made is not None:
-        raise UnsupportedError("only the native runtime has budgets", where=str(path), found=made.NAME,
-                               todo="Give the checkpoint, or a native file.")  # fmt: skip
+        raise UnsupportedError(
+            "only the native runtime has budgets",
+            where=str(path),
+            found=made.NAME,
+            todo="Give the checkpoint, or a native file.",
+        )
     specs = [quantize] if isinstance(quantize, str) else list(quantize)
     options = target_options(backend, more)
     model = derived(registry.open_model(path, format, trust_links), specs, lower)
@@ -98,13 +102,18 @@ def _planned(backend: Any, path: str, budget: int | None, context: int, threads:
         "fits": None if budget is None else stack.rung(chosen.count),
         "rung": stack.rung(chosen.count),
         "rungs": [
-            {"rung": stack.rung(p.count), "stack": ends[p.count], "total": p.nbytes,
-             "bits": 8 * ends[p.count] / max(1, weights), "error": p.loss}
+            {
+                "rung": stack.rung(p.count),
+                "stack": ends[p.count],
+                "total": p.nbytes,
+                "bits": 8 * ends[p.count] / max(1, weights),
+                "error": p.loss,
+            }
             for p in curve.points
         ],
         **_shares(stack, chosen.count),
         "notes": ["the activations of an encoder come on top; they grow with the text"] if stack.encoder else [],
-    }  # fmt: skip
+    }
 
 
 def _shares(stack: Any, count: int) -> dict[str, Any]:

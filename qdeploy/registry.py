@@ -142,8 +142,12 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
 def _refuse_output(path: str | os.PathLike[str]) -> None:
     made = artifact_backend(path)
     if made is not None:
-        raise UnsupportedError("this is an output, not a source", where=str(path), found=made.TITLE,
-                               todo="Give the checkpoint or package that it was made from.")  # fmt: skip
+        raise UnsupportedError(
+            "this is an output, not a source",
+            where=str(path),
+            found=made.TITLE,
+            todo="Give the checkpoint or package that it was made from.",
+        )
 
 
 def _describe(folder: Folder) -> str:

@@ -30,9 +30,28 @@ FILE = "model.qd"
 MAGIC = b"qdeploy\n"
 """What it begins with, by which it is known."""
 
-__all__ = ["FILE", "MAGIC", "NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "compare",
-           "conversion", "damaged_pages", "describe", "logits", "logits_limit", "lower", "opened", "outline",
-           "session_bytes", "sketch"]  # fmt: skip
+__all__ = [
+    "FILE",
+    "MAGIC",
+    "NAME",
+    "TITLE",
+    "CheckResult",
+    "Choice",
+    "Lowered",
+    "Options",
+    "check",
+    "compare",
+    "conversion",
+    "damaged_pages",
+    "describe",
+    "logits",
+    "logits_limit",
+    "lower",
+    "opened",
+    "outline",
+    "session_bytes",
+    "sketch",
+]
 
 
 def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:

@@ -32,8 +32,12 @@ def check(model: Model, target: Path, lowered: Lowered, level: str) -> list[Chec
         worst = max(differences(file, model, choice.tensor, matrix, level == "full"))
         result = CheckResult(choice.tensor, choice.form, worst, ROUNDED)
         if not worst <= ROUNDED:
-            raise ProofError("a matrix does not read back as its source", where=choice.tensor, found=worst,
-                             allowed=f"at most {ROUNDED:.1e}")  # fmt: skip
+            raise ProofError(
+                "a matrix does not read back as its source",
+                where=choice.tensor,
+                found=worst,
+                allowed=f"at most {ROUNDED:.1e}",
+            )
         if choice.form not in results or results[choice.form].error < worst:
             results[choice.form] = result
     return list(results.values())

@@ -12,9 +12,12 @@ from qdeploy.backends.native.reading import ModelFile
 from qdeploy.store.folder import parse_json
 
 _KINDS = {
-    TermKind.NIBBLES: "int4", TermKind.PAIRS: "int2", TermKind.BYTES: "int8", TermKind.TABLE4: "table of 16",
+    TermKind.NIBBLES: "int4",
+    TermKind.PAIRS: "int2",
+    TermKind.BYTES: "int8",
+    TermKind.TABLE4: "table of 16",
     TermKind.TABLE3: "table of 8",
-}  # fmt: skip
+}
 
 
 def describe(file: ModelFile) -> dict[str, Any]:
@@ -36,19 +39,29 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "files": [name for name in FILES if name in file.metadata],
         "notes": [],
         "tensors": tensors,
-        "file": {"bytes": int(header["file_bytes"]), "version": int(header["version"]),
-                 "content_sha256": header["content_sha256"].tobytes().hex(), "resident": resident,
-                 "resident_tensors": len(file.section(SectionId.TENSORS)), "stack": int(header["stack_bytes"])},
+        "file": {
+            "bytes": int(header["file_bytes"]),
+            "version": int(header["version"]),
+            "content_sha256": header["content_sha256"].tobytes().hex(),
+            "resident": resident,
+            "resident_tensors": len(file.section(SectionId.TENSORS)),
+            "stack": int(header["stack_bytes"]),
+        },
         "rungs": _rungs(file),
         "floor": {"rung": stack.floor, "bytes": resident + _at(file, stack.floor)},
         "ceiling": {"rung": len(file.section(SectionId.RUNGS)), "bytes": weights},
-        "plan": {"kind": meta.get("kind", ""), "vocab": int(header["vocab"]), "context": int(header["context"]),
-                 "nodes": len(nodes), "values": len(file.section(SectionId.VALUES)),
-                 "floats_per_token": int(header["slot_width"]),
-                 "ops": dict(Counter(Op(op).name.lower() for op in nodes["op"].tolist()).most_common())},
+        "plan": {
+            "kind": meta.get("kind", ""),
+            "vocab": int(header["vocab"]),
+            "context": int(header["context"]),
+            "nodes": len(nodes),
+            "values": len(file.section(SectionId.VALUES)),
+            "floats_per_token": int(header["slot_width"]),
+            "ops": dict(Counter(Op(op).name.lower() for op in nodes["op"].tolist()).most_common()),
+        },
         "conversion": document(file, "conversion"),
         "metadata": {key: len(value) for key, value in file.metadata.items()},
-    }  # fmt: skip
+    }
 
 
 def document(file: ModelFile, key: str) -> dict[str, Any]:

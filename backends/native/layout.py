@@ -127,51 +127,139 @@ class Activation(IntEnum):
 
 
 SECTION = np.dtype([("at", "<u8"), ("count", "<u8")])
-HEADER = np.dtype([
-    ("magic", "u1", 8), ("version", "<u4"), ("front_crc", "<u4"), ("front_end", "<u8"),
-    ("resident_at", "<u8"), ("resident_bytes", "<u8"), ("stack_at", "<u8"), ("stack_bytes", "<u8"),
-    ("file_bytes", "<u8"), ("floor_rung", "<u4"), ("kind", "<u4"), ("vocab", "<u4"), ("context", "<u4"),
-    ("slot_width", "<u4"), ("logits_value", "<u4"), ("parameters", "<u8"), ("content_sha256", "u1", 32),
-    ("sections", SECTION, len(SectionId)), ("reserved", "u1", 200), ("reserved2", "<u4"), ("header_crc", "<u4"),
-])  # fmt: skip
-PARAM = np.dtype([
-    ("at", "<u8"), ("super_at", "<u8"), ("super_span", "<u4"), ("kind", "u1"), ("super_kind", "u1"),
-    ("reserved", "<u2"),
-])  # fmt: skip
-TERM = np.dtype([
-    ("kind", "<u2"), ("planes", "u1"), ("element", "u1"), ("first_block", "<u4"), ("group", "<u4"), ("groups", "<u4"),
-    ("zero_for_all", "<f4"), ("rank", "<u4"), ("width", "<u4"), ("books", "<u4"), ("levels", "<u4"), ("tables", "<u4"),
-    ("table_tensor", "<u4"), ("itable_tensor", "<u4"), ("table_unit", "<f4"), ("entries", "<u4"), ("codes_at", "<u8"),
-    ("select_at", "<u8"), ("scale", PARAM), ("zero", PARAM), ("offset", PARAM), ("reserved", "u1", 48),
-])  # fmt: skip
-MATRIX = np.dtype([
-    ("rows", "<u4"), ("columns", "<u4"), ("padded_columns", "<u4"), ("first_term", "<u4"), ("terms", "<u4"),
-    ("map_tensor", "<u4"), ("scale_tensor", "<u4"), ("name_at", "<u4"), ("reserved", "u1", 32),
-])  # fmt: skip
+HEADER = np.dtype(
+    [
+        ("magic", "u1", 8),
+        ("version", "<u4"),
+        ("front_crc", "<u4"),
+        ("front_end", "<u8"),
+        ("resident_at", "<u8"),
+        ("resident_bytes", "<u8"),
+        ("stack_at", "<u8"),
+        ("stack_bytes", "<u8"),
+        ("file_bytes", "<u8"),
+        ("floor_rung", "<u4"),
+        ("kind", "<u4"),
+        ("vocab", "<u4"),
+        ("context", "<u4"),
+        ("slot_width", "<u4"),
+        ("logits_value", "<u4"),
+        ("parameters", "<u8"),
+        ("content_sha256", "u1", 32),
+        ("sections", SECTION, len(SectionId)),
+        ("reserved", "u1", 200),
+        ("reserved2", "<u4"),
+        ("header_crc", "<u4"),
+    ]
+)
+PARAM = np.dtype(
+    [
+        ("at", "<u8"),
+        ("super_at", "<u8"),
+        ("super_span", "<u4"),
+        ("kind", "u1"),
+        ("super_kind", "u1"),
+        ("reserved", "<u2"),
+    ]
+)
+TERM = np.dtype(
+    [
+        ("kind", "<u2"),
+        ("planes", "u1"),
+        ("element", "u1"),
+        ("first_block", "<u4"),
+        ("group", "<u4"),
+        ("groups", "<u4"),
+        ("zero_for_all", "<f4"),
+        ("rank", "<u4"),
+        ("width", "<u4"),
+        ("books", "<u4"),
+        ("levels", "<u4"),
+        ("tables", "<u4"),
+        ("table_tensor", "<u4"),
+        ("itable_tensor", "<u4"),
+        ("table_unit", "<f4"),
+        ("entries", "<u4"),
+        ("codes_at", "<u8"),
+        ("select_at", "<u8"),
+        ("scale", PARAM),
+        ("zero", PARAM),
+        ("offset", PARAM),
+        ("reserved", "u1", 48),
+    ]
+)
+MATRIX = np.dtype(
+    [
+        ("rows", "<u4"),
+        ("columns", "<u4"),
+        ("padded_columns", "<u4"),
+        ("first_term", "<u4"),
+        ("terms", "<u4"),
+        ("map_tensor", "<u4"),
+        ("scale_tensor", "<u4"),
+        ("name_at", "<u4"),
+        ("reserved", "u1", 32),
+    ]
+)
 BLOCK = np.dtype([("at", "<u8"), ("bytes", "<u8"), ("term", "<u4"), ("plane", "<u4"), ("reserved", "<u4", 2)])
 RUNG = np.dtype([("bytes", "<u8"), ("error", "<f8")])
 TENSOR = np.dtype([("at", "<u8"), ("bytes", "<u8"), ("kind", "<u4"), ("count", "<u4"), ("reserved", "<u8")])
-VALUE = np.dtype([
-    ("kind", "<u4"), ("width", "<u4"), ("slot", "<u4"), ("name_at", "<u4"), ("role", "<u4"), ("reserved", "<u4", 3),
-])  # fmt: skip
-NODE = np.dtype([
-    ("op", "<u2"), ("reserved", "<u2"), ("inputs", "<u4", 4), ("outputs", "<u4", 2), ("matrix", "<u4"),
-    ("tensors", "<u4", 2), ("state", "<u4"), ("attr", "<u4"), ("attrs", "<u4"), ("reserved2", "<u4", 3),
-])  # fmt: skip
+VALUE = np.dtype(
+    [
+        ("kind", "<u4"),
+        ("width", "<u4"),
+        ("slot", "<u4"),
+        ("name_at", "<u4"),
+        ("role", "<u4"),
+        ("reserved", "<u4", 3),
+    ]
+)
+NODE = np.dtype(
+    [
+        ("op", "<u2"),
+        ("reserved", "<u2"),
+        ("inputs", "<u4", 4),
+        ("outputs", "<u4", 2),
+        ("matrix", "<u4"),
+        ("tensors", "<u4", 2),
+        ("state", "<u4"),
+        ("attr", "<u4"),
+        ("attrs", "<u4"),
+        ("reserved2", "<u4", 3),
+    ]
+)
 STATE = np.dtype([("heads", "<u4"), ("head_dim", "<u4"), ("reserved", "<u4", 2)])
 META_ENTRY = np.dtype([("key_at", "<u4"), ("key_bytes", "<u4"), ("value_at", "<u8"), ("value_bytes", "<u8")])
 
 RECORDS = {
-    SectionId.MATRICES: MATRIX, SectionId.TERMS: TERM, SectionId.BLOCKS: BLOCK, SectionId.RUNGS: RUNG,
-    SectionId.TENSORS: TENSOR, SectionId.VALUES: VALUE, SectionId.NODES: NODE, SectionId.STATES: STATE,
-    SectionId.ATTRIBUTES: np.dtype("<u4"), SectionId.METADATA: np.dtype("u1"), SectionId.PAGES: np.dtype("<u4"),
-}  # fmt: skip
+    SectionId.MATRICES: MATRIX,
+    SectionId.TERMS: TERM,
+    SectionId.BLOCKS: BLOCK,
+    SectionId.RUNGS: RUNG,
+    SectionId.TENSORS: TENSOR,
+    SectionId.VALUES: VALUE,
+    SectionId.NODES: NODE,
+    SectionId.STATES: STATE,
+    SectionId.ATTRIBUTES: np.dtype("<u4"),
+    SectionId.METADATA: np.dtype("u1"),
+    SectionId.PAGES: np.dtype("<u4"),
+}
 """What each section is an array of."""
 
 STRUCTS = {
-    "Section": SECTION, "Header": HEADER, "Param": PARAM, "Term": TERM, "Matrix": MATRIX, "Block": BLOCK,
-    "RungRecord": RUNG, "Tensor": TENSOR, "Value": VALUE, "Node": NODE, "State": STATE, "MetaEntry": META_ENTRY,
-}  # fmt: skip
+    "Section": SECTION,
+    "Header": HEADER,
+    "Param": PARAM,
+    "Term": TERM,
+    "Matrix": MATRIX,
+    "Block": BLOCK,
+    "RungRecord": RUNG,
+    "Tensor": TENSOR,
+    "Value": VALUE,
+    "Node": NODE,
+    "State": STATE,
+    "MetaEntry": META_ENTRY,
+}
 """The same, by their names in format.h."""
 
 

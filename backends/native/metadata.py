@@ -22,16 +22,23 @@ from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
 
 FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
     "generation_config.json",
-)  # fmt: skip
+)
 """Files of the source that are carried under their names."""
 
 
 def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
     """The metadata of a model by key."""
-    found = {"meta": _json(dict(model.graph.meta)), "config": _json(dict(model.config)),
-             "source": _json({"format": model.format}), "conversion": _json(dict(conversion))}  # fmt: skip
+    found = {
+        "meta": _json(dict(model.graph.meta)),
+        "config": _json(dict(model.config)),
+        "source": _json({"format": model.format}),
+        "conversion": _json(dict(conversion)),
+    }
     for file in model.files:
         if file.path in FILES and file.role in ("side", "derived"):
             found[file.path] = file.data.read().tobytes()
@@ -73,8 +80,11 @@ def unpack(section: bytes) -> dict[str, bytes]:
 
 def _range(section: bytes, at: int, size: int) -> bytes:
     if at + size > len(section):
-        raise BadFileError("an entry of the metadata lies outside of it", found=f"bytes {at}..{at + size}",
-                           allowed=f"0..{len(section)}")  # fmt: skip
+        raise BadFileError(
+            "an entry of the metadata lies outside of it",
+            found=f"bytes {at}..{at + size}",
+            allowed=f"0..{len(section)}",
+        )
     return section[at : at + size]
 
 

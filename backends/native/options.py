@@ -44,8 +44,9 @@ class Options:
     def __post_init__(self) -> None:
         for name, allowed in (("layout", get_args(Layout)), ("order", get_args(Order))):
             if getattr(self, name) not in allowed:
-                raise BadArgumentError(f"no such {name} of a native file", found=getattr(self, name),
-                                       allowed=", ".join(allowed))  # fmt: skip
+                raise BadArgumentError(
+                    f"no such {name} of a native file", found=getattr(self, name), allowed=", ".join(allowed)
+                )
         if self.sensitivities and self.order != "gain":
             raise BadArgumentError("sensitivities weigh the order by gain", found=f"order {self.order}", allowed="gain")
 

@@ -66,9 +66,11 @@ def outline(file: ModelFile) -> Outline:
         first[names[own[block]]][0] += held[block]
         first[names[own[block]]][1] += stored[block]
     gains = -np.diff(rungs["error"][max(0, floor - 1) :])
-    order = _chained([*first, *(names[m] for m in own[floor:])],
-                     [*(pair[0] for pair in first.values()), *held[floor:]],
-                     [*([0.0] * len(first)), *gains.tolist()])  # fmt: skip
+    order = _chained(
+        [*first, *(names[m] for m in own[floor:])],
+        [*(pair[0] for pair in first.values()), *held[floor:]],
+        [*([0.0] * len(first)), *gains.tolist()],
+    )
     sizes = (matrices["rows"].astype(np.int64) * matrices["columns"]).tolist()
     weights, encoder = dict(zip(names, sizes, strict=True)), bool(file.header["kind"])
     whole = (*(pair[1] for pair in first.values()), *stored[floor:])

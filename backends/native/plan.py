@@ -87,8 +87,11 @@ class _Planning:
 
     def run(self) -> Plan:
         if self.graph.meta.get("kind") not in ("decoder", "encoder"):
-            raise UnsupportedError("the native runtime runs decoders and encoders", found=self.graph.meta.get("kind"),
-                                   allowed="decoder, encoder")  # fmt: skip
+            raise UnsupportedError(
+                "the native runtime runs decoders and encoders",
+                found=self.graph.meta.get("kind"),
+                allowed="decoder, encoder",
+            )
         for given in self.graph.inputs:
             self._values[given.name] = len(self.plan.values)
             self.plan.values.append(PlannedValue(given.name, ValueKind.IDS, 1, Role.INPUT))
@@ -104,12 +107,22 @@ class _Planning:
 
     def _node(self, node: Node, following: tuple[Node, ...], place: int) -> None:
         ops: Mapping[str, Callable[[Node], None]] = {
-            "Linear": self._linear, "RMSNormalization": self._norm, "LayerNormalization": self._norm,
-            "SkipNorm": self._skip_norm, "Attention": self._attention, "GatedMlp": self._gated_mlp,
-            "Gelu": self._gelu, "Relu": self._unary, "Tanh": self._unary, "Sigmoid": self._unary,
-            "Add": self._binary, "Mul": self._binary, "MeanPool": self._mean_pool,
-            "LpNormalization": self._normalize, "Gather": self._gather,
-        }  # fmt: skip
+            "Linear": self._linear,
+            "RMSNormalization": self._norm,
+            "LayerNormalization": self._norm,
+            "SkipNorm": self._skip_norm,
+            "Attention": self._attention,
+            "GatedMlp": self._gated_mlp,
+            "Gelu": self._gelu,
+            "Relu": self._unary,
+            "Tanh": self._unary,
+            "Sigmoid": self._unary,
+            "Add": self._binary,
+            "Mul": self._binary,
+            "MeanPool": self._mean_pool,
+            "LpNormalization": self._normalize,
+            "Gather": self._gather,
+        }
         kinds = [n.op for n in following]
         if node.op in ("Identity", "Positions"):
             return  # an alias; the Gather of positions takes its place
@@ -169,9 +182,16 @@ class _Planning:
         return self._small[name]
 
     def _emit(
-        self, op: Op, inputs: tuple[int, ...], output: str, width: int, kind: ValueKind = ValueKind.PER_TOKEN,
-        matrix: int = NONE, tensors: tuple[int, ...] = (), attrs: tuple[int | float, ...] = (),
-    ) -> int:  # fmt: skip
+        self,
+        op: Op,
+        inputs: tuple[int, ...],
+        output: str,
+        width: int,
+        kind: ValueKind = ValueKind.PER_TOKEN,
+        matrix: int = NONE,
+        tensors: tuple[int, ...] = (),
+        attrs: tuple[int | float, ...] = (),
+    ) -> int:
         value = self._value(output, width, kind)
         self.plan.nodes.append(PlannedNode(op, inputs, (value,), matrix, tensors, NONE, attrs))
         return value
@@ -190,16 +210,23 @@ class _Planning:
     def _linear(self, node: Node) -> None:
         x, weight, *bias = node.inputs
         tensors = tuple(self._tensor(b) for b in bias if b)
-        self._emit(Op.LINEAR, (self._in(x),), node.outputs[0], self._rows(weight), matrix=self._matrix(weight),
-                   tensors=tensors)  # fmt: skip
+        self._emit(
+            Op.LINEAR, (self._in(x),), node.outputs[0], self._rows(weight), matrix=self._matrix(weight), tensors=tensors
+        )
 
     def _norm(self, node: Node) -> None:
         x, *parameters = node.inputs
         source, epsilon = self._in(x), float(node.attrs["epsilon"])  # type: ignore[arg-type]
         rms = node.op == "RMSNormalization"
-        self._emit(Op.RMS_NORM if rms else Op.LAYER_NORM, (source,), node.outputs[0], self._width(source),
-                   self.plan.values[source].kind, tensors=tuple(self._tensor(p) for p in parameters if p),
-                   attrs=(epsilon, 0) if rms else (epsilon,))  # fmt: skip
+        self._emit(
+            Op.RMS_NORM if rms else Op.LAYER_NORM,
+            (source,),
+            node.outputs[0],
+            self._width(source),
+            self.plan.values[source].kind,
+            tensors=tuple(self._tensor(p) for p in parameters if p),
+            attrs=(epsilon, 0) if rms else (epsilon,),
+        )
 
     def _inner_norm(self, node: Node, following: tuple[Node, ...]) -> None:
         """A norm of every head: Reshape [0, 0, heads, inner], RMSNormalization, Reshape [0, 0, heads * inner]."""
@@ -209,8 +236,14 @@ class _Planning:
         width, chained = self._width(source), norm.inputs[0] == node.outputs[0] and joined.inputs[0] == norm.outputs[0]
         if not chained or len(shape) != 4 or shape[2] * shape[3] != width or back != [0, 0, width]:
             raise UnsupportedError("a Reshape that is not around a norm of heads", where=node.name, found=shape)
-        self._emit(Op.RMS_NORM, (source,), joined.outputs[0], width, tensors=(self._tensor(norm.inputs[1]),),
-                   attrs=(float(norm.attrs["epsilon"]), int(shape[3])))  # type: ignore[arg-type] # fmt: skip
+        self._emit(
+            Op.RMS_NORM,
+            (source,),
+            joined.outputs[0],
+            width,
+            tensors=(self._tensor(norm.inputs[1]),),
+            attrs=(float(norm.attrs["epsilon"]), int(shape[3])),  # type: ignore[arg-type]
+        )
 
     def _skip_norm(self, node: Node) -> None:
         x, skip, *parameters = node.inputs
@@ -220,10 +253,17 @@ class _Planning:
         if len(node.outputs) > 1 and node.outputs[1]:
             outputs.append(self._value(node.outputs[1], width))
         tensors = tuple(self._tensor(p) for p in parameters if p)
-        self.plan.nodes.append(PlannedNode(
-            Op.SKIP_RMS_NORM if rms else Op.SKIP_LAYER_NORM, inputs, tuple(outputs), NONE, tensors, NONE,
-            (epsilon, 0) if rms else (epsilon,),
-        ))  # fmt: skip
+        self.plan.nodes.append(
+            PlannedNode(
+                Op.SKIP_RMS_NORM if rms else Op.SKIP_LAYER_NORM,
+                inputs,
+                tuple(outputs),
+                NONE,
+                tensors,
+                NONE,
+                (epsilon, 0) if rms else (epsilon,),
+            )
+        )
 
     def _attention(self, node: Node) -> None:
         a, inputs = node.attrs, tuple(self._in(name) for name in node.inputs if name)
@@ -234,8 +274,15 @@ class _Planning:
             tensors = (self._tensor(str(rope["inv_freq"])),)  # type: ignore[assignment]
             turned = (int(rope["rotary_dim"]), int(bool(rope["interleaved"])), float(rope["factor"]))
         state = self._states[str(a["state"])] if a.get("state") else NONE
-        attrs = (heads, kv_heads, width // heads, float(a["scale"]), int(bool(a.get("causal"))),  # type: ignore[arg-type]
-                 int(a.get("window") or 0), *turned)  # type: ignore[arg-type] # fmt: skip
+        attrs = (
+            heads,
+            kv_heads,
+            width // heads,
+            float(a["scale"]),  # type: ignore[arg-type]
+            int(bool(a.get("causal"))),
+            int(a.get("window") or 0),  # type: ignore[arg-type]
+            *turned,
+        )
         value = self._value(node.outputs[0], width)
         self.plan.nodes.append(PlannedNode(Op.ATTENTION, inputs, (value,), NONE, tensors, state, attrs))
 

@@ -52,14 +52,23 @@ class ModelFile:
             raise BadFileError("not a model file of qdeploy", where=str(path), found=f"{len(self.data)} bytes")
         self.header: Any = self.data[: HEADER.itemsize].view(HEADER)[0]
         if self.header["version"] != VERSION:
-            raise UnsupportedError("a model file of another version", where=str(path), found=self.header["version"],
-                                   allowed=str(VERSION), todo="Convert the model again.")  # fmt: skip
+            raise UnsupportedError(
+                "a model file of another version",
+                where=str(path),
+                found=self.header["version"],
+                allowed=str(VERSION),
+                todo="Convert the model again.",
+            )
         check_header(self.header, len(self.data), str(path))
         front = self.data[HEADER.itemsize : int(self.header["front_end"])]
         sums = (crc32c(self.data[:508]), crc32c(front))
         if sums != (int(self.header["header_crc"]), int(self.header["front_crc"])):
-            raise BadFileError("the front of the model file is damaged", where=str(path), found="other checksums",
-                               todo="Fetch or convert it again.")  # fmt: skip
+            raise BadFileError(
+                "the front of the model file is damaged",
+                where=str(path),
+                found="other checksums",
+                todo="Fetch or convert it again.",
+            )
         check_directory({which: self.section(which) for which in SectionId}, self.header, str(path))
 
     def section(self, which: SectionId) -> Any:

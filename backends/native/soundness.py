@@ -22,8 +22,13 @@ def check_header(header: Any, size: int, path: str) -> None:
         BadFileError: One lies outside.
     """
     if int(header["file_bytes"]) != size:
-        raise BadFileError("the model file is cut short, or longer than it says", where=path, found=f"{size} bytes",
-                           allowed=f"{header['file_bytes']} bytes", todo="Fetch or convert it again.")  # fmt: skip
+        raise BadFileError(
+            "the model file is cut short, or longer than it says",
+            where=path,
+            found=f"{size} bytes",
+            allowed=f"{header['file_bytes']} bytes",
+            todo="Fetch or convert it again.",
+        )
     end = int(header["front_end"])
     ranges = [("front", HEADER.itemsize, end - HEADER.itemsize)]
     ranges += [(part, int(header[f"{part}_at"]), int(header[f"{part}_bytes"])) for part in ("resident", "stack")]
@@ -97,5 +102,10 @@ def _one_of(found: Any, kinds: Iterable[int]) -> Any:
 
 
 def _wrong(section: str, found: object, allowed: str, path: str) -> BadFileError:
-    return BadFileError("the model file contradicts itself", where=f"{path}: {section}", found=found, allowed=allowed,
-                        todo="Fetch or convert it again.")  # fmt: skip
+    return BadFileError(
+        "the model file contradicts itself",
+        where=f"{path}: {section}",
+        found=found,
+        allowed=allowed,
+        todo="Fetch or convert it again.",
+    )

@@ -19,7 +19,7 @@ from qdeploy.backends.native.terms import (
     vector_matrix,
 )
 from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.lower.integers import is_integer_table
+from qdeploy.ir.views.integers import is_integer_table
 
 _DENSE = 16
 """More than one outlier in so many elements is not sparse."""
@@ -59,8 +59,13 @@ def _sum(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
     known = [p for p in parts if p is not None]
     step = int(layout == "elastic" and _is_residual(tensor))
     terms = tuple(replace(term, level=step * i) for i, part in enumerate(known) for term in part.terms)
-    return replace(known[0], terms=terms, form=_together([p.form for p in known]), reason="a sum of terms as they are",
-                   lossless=all(p.lossless for p in known))  # fmt: skip
+    return replace(
+        known[0],
+        terms=terms,
+        form=_together([p.form for p in known]),
+        reason="a sum of terms as they are",
+        lossless=all(p.lossless for p in known),
+    )
 
 
 def _together(forms: list[str]) -> str:
@@ -93,8 +98,13 @@ def _with_outliers(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | N
     reason = "outliers are stored as what they add to the rest"
     if rounded:
         reason += f"; {rounded} of them in float32 that rounds"
-    return replace(under, terms=(*under.terms, sparse), form=f"{under.form} + {entries} outliers", reason=reason,
-                   lossless=under.lossless and not rounded)  # fmt: skip
+    return replace(
+        under,
+        terms=(*under.terms, sparse),
+        form=f"{under.form} + {entries} outliers",
+        reason=reason,
+        lossless=under.lossless and not rounded,
+    )
 
 
 def _changes(tensor: QTensor, base: QTensor, start: int, stop: int) -> tuple[Array, Array, Array, int]:

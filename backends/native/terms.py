@@ -27,9 +27,9 @@ from qdeploy.ir import match
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Param, QTensor
-from qdeploy.lower.affine import Affine, affine
-from qdeploy.lower.integers import power_of_two_unit
-from qdeploy.lower.params import Grid, common_group, is_blockwise, spread
+from qdeploy.ir.views.affine import Affine, affine
+from qdeploy.ir.views.integers import power_of_two_unit
+from qdeploy.ir.views.params import Grid, common_group, is_blockwise, spread
 
 _WHOLE = {4: TermKind.NIBBLES, 2: TermKind.PAIRS, 8: TermKind.BYTES}
 _FLOATS = {"F16": NumberKind.F16, "BF16": NumberKind.BF16, "F32": NumberKind.F32}
@@ -96,8 +96,9 @@ def _sign_matrix(name: str, tensor: QTensor, view: Affine) -> LoweredMatrix | No
 
     scale = param("scale", twice, rows, columns, numbers.SCALES)
     term = grouped_term(TermKind.PLANES, rows, columns, {"codes": size}, produce, [scale], 1, {"zero_for_all": 0.5})
-    return LoweredMatrix(name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are",
-                         not _divides(tensor))  # fmt: skip
+    return LoweredMatrix(
+        name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are", not _divides(tensor)
+    )
 
 
 def _divides(tensor: QTensor) -> bool:
@@ -191,8 +192,14 @@ def table_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
     record, tensors = _tables(found.table, width)
     term = grouped_term(kind, rows, columns, {"codes": size}, produce, params, 1, record, tensors)
     term = replace(term, params={k: v for k, v in term.params.items() if k != "select"})
-    return LoweredMatrix(name, (rows, count), columns, (term,), f"table of {found.table.shape[1]} group {group}",
-                         "codes of a table as they are")  # fmt: skip
+    return LoweredMatrix(
+        name,
+        (rows, count),
+        columns,
+        (term,),
+        f"table of {found.table.shape[1]} group {group}",
+        "codes of a table as they are",
+    )
 
 
 def _tables(values: Array, width: int) -> tuple[dict[str, float], dict[str, Array]]:
@@ -292,10 +299,19 @@ def vector_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
         yield "codes", first * size, interleave.entries(codes)
 
     record = {"width": width, "books": len(books), "levels": levels}
-    term = grouped_term(TermKind.VECTOR, rows, columns, {"codes": size}, produce, [], 1, record,
-                        {"table_tensor": books})  # fmt: skip
-    return LoweredMatrix(name, (rows, count), columns, (term,), f"{len(books)} codebooks of {levels} x {width}",
-                         "vector codes as they are", True, scale)  # fmt: skip
+    term = grouped_term(
+        TermKind.VECTOR, rows, columns, {"codes": size}, produce, [], 1, record, {"table_tensor": books}
+    )
+    return LoweredMatrix(
+        name,
+        (rows, count),
+        columns,
+        (term,),
+        f"{len(books)} codebooks of {levels} x {width}",
+        "vector codes as they are",
+        True,
+        scale,
+    )
 
 
 def bitstack_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:

@@ -30,9 +30,15 @@ from qdeploy.measure import decibels, energy
 from qdeploy.progress import Progress
 
 _DERIVED = (
-    SectionId.MATRICES, SectionId.TERMS, SectionId.TENSORS, SectionId.VALUES, SectionId.NODES, SectionId.STATES,
-    SectionId.ATTRIBUTES, SectionId.METADATA,
-)  # fmt: skip
+    SectionId.MATRICES,
+    SectionId.TERMS,
+    SectionId.TENSORS,
+    SectionId.VALUES,
+    SectionId.NODES,
+    SectionId.STATES,
+    SectionId.ATTRIBUTES,
+    SectionId.METADATA,
+)
 
 
 def compare(model: Model, path: str, options: Options, progress: Progress) -> Iterator[Row]:

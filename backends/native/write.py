@@ -118,8 +118,12 @@ def plan_file(model: Model, options: Options) -> File:
         block_at[block.term, block.plane] = end
         end = aligned(end + block.nbytes, LINE)
     file = File(plan, matrices, stack, {}, np.zeros(1, f.HEADER), block_at, [_laid(t)[0] for t in terms], [])
-    conversion = {**options.conversion, "layout": options.layout, "order": options.order,
-                  "sensitivities": dict(stack.sensitivities)}  # fmt: skip
+    conversion = {
+        **options.conversion,
+        "layout": options.layout,
+        "order": options.order,
+        "sensitivities": dict(stack.sensitivities),
+    }
     meta = metadata.entries(model, conversion)
     names = [*plan.matrices, *(v.name for v in plan.values if v.role)]
     packed, places = metadata.pack(meta, names)
@@ -231,8 +235,13 @@ def _graph_records(file: File, model: Model, names: Mapping[str, int]) -> None:
         row["kind"] = _TENSOR_KINDS[tensor.dtype.str]
         file.tensor_at.append(end)
         end = aligned(end + tensor.nbytes, LINE)
-    file.records |= {SectionId.VALUES: values, SectionId.NODES: nodes, SectionId.STATES: states,
-                     SectionId.TENSORS: tensors, SectionId.ATTRIBUTES: np.array(words, "<u4")}  # fmt: skip
+    file.records |= {
+        SectionId.VALUES: values,
+        SectionId.NODES: nodes,
+        SectionId.STATES: states,
+        SectionId.TENSORS: tensors,
+        SectionId.ATTRIBUTES: np.array(words, "<u4"),
+    }
 
 
 def _header(file: File, model: Model) -> None:

@@ -90,8 +90,8 @@ def compare(model: Model, path: str, options: Options, progress: Progress = SILE
 
 
 def integer_only(path: str | Path) -> dict[str, Any]:
-    """What types the values of an output have (see integer_proof.py): integer_only, nodes, values, floats, externs."""
-    from qdeploy.backends.onnx import integer_proof
+    """What types the values of an output have (see proof.py): integer_only, nodes, values, floats, externs."""
+    from qdeploy.backends.onnx.integer import proof as integer_proof
 
     return integer_proof.integer_only(path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdeploy.backends.onnx.genai import genai_config, write_side_files
-from qdeploy.backends.onnx.integer_lowering import IntegerLowering
+from qdeploy.backends.onnx.integer.lowering import IntegerLowering
 from qdeploy.backends.onnx.lowering import GraphLowering
 from qdeploy.backends.onnx.options import Lowered, Options
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
@@ -50,5 +50,12 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
     if rounds(lowering.graph) or fast:
         notes += (SATURATION,)
     forms = {name: ruling.form for name, ruling in lowering.rulings.items()}
-    return Lowered((MODEL_FILE, DATA_FILE, *side), choices, notes, digests, forms, builder.places(),
-                   options.activations == "int8" or fast)  # fmt: skip
+    return Lowered(
+        (MODEL_FILE, DATA_FILE, *side),
+        choices,
+        notes,
+        digests,
+        forms,
+        builder.places(),
+        options.activations == "int8" or fast,
+    )

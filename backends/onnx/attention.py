@@ -116,16 +116,25 @@ class DecoderAttention:
         self._crop(mixed, heads, size, node.outputs[0])
 
     def _grouped(
-        self, attrs: Mapping[str, Any], inputs: tuple[str, ...], outputs: tuple[str, ...],
+        self,
+        attrs: Mapping[str, Any],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
         rope: Mapping[str, Any] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         caches = self._caches(rope) if rope else ()
         self._builder.node(
-            "GroupQueryAttention", [*inputs, self._lengths.last, self._lengths.total, *caches], outputs, MICROSOFT,
-            num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"], scale=float(attrs["scale"]),
-            do_rotary=int(bool(rope)), rotary_interleaved=int(bool(rope and rope.get("interleaved"))),
+            "GroupQueryAttention",
+            [*inputs, self._lengths.last, self._lengths.total, *caches],
+            outputs,
+            MICROSOFT,
+            num_heads=attrs["heads"],
+            kv_num_heads=attrs["kv_heads"],
+            scale=float(attrs["scale"]),
+            do_rotary=int(bool(rope)),
+            rotary_interleaved=int(bool(rope and rope.get("interleaved"))),
             local_window_size=attrs.get("window") or -1,
-        )  # fmt: skip
+        )
 
     def _caches(self, rope: Mapping[str, Any]) -> tuple[str, str]:
         factor = float(rope.get("factor", 1.0))
@@ -149,10 +158,14 @@ class DecoderAttention:
     def _rotate(self, x: str, heads: int, size: int, rope: Mapping[str, Any]) -> str:
         rotary = rope["rotary_dim"]
         return self._builder.node(
-            "RotaryEmbedding", [x, self._lengths.positions, *self._caches(rope)], "", MICROSOFT,
-            interleaved=int(bool(rope.get("interleaved"))), num_heads=heads,
+            "RotaryEmbedding",
+            [x, self._lengths.positions, *self._caches(rope)],
+            "",
+            MICROSOFT,
+            interleaved=int(bool(rope.get("interleaved"))),
+            num_heads=heads,
             rotary_embedding_dim=rotary if rotary != size else 0,
-        )  # fmt: skip
+        )
 
     def _pad(self, x: str, heads: int, size: int) -> str:
         wide = padded_head(size)
@@ -177,8 +190,15 @@ def emit_encoder_attention(builder: GraphBuilder, node: Node, inputs: tuple[str,
     """Appends MultiHeadAttention for an Attention node without a state; `mask` is I64 [B, S] or empty."""
     attrs: Mapping[str, Any] = node.attrs
     if attrs.get("rope") or attrs.get("causal") or attrs["heads"] != attrs["kv_heads"]:
-        raise UnsupportedError("attention without a state takes no rope, no causal mask and no grouped heads",
-                               where=node.name)  # fmt: skip
+        raise UnsupportedError(
+            "attention without a state takes no rope, no causal mask and no grouped heads", where=node.name
+        )
     extra = ["", builder.once("Cast", [mask], to=onnx.TensorProto.INT32)] if mask else []
-    builder.node("MultiHeadAttention", [*inputs, *extra], node.outputs, MICROSOFT, num_heads=attrs["heads"],
-                 scale=float(attrs["scale"]))  # fmt: skip
+    builder.node(
+        "MultiHeadAttention",
+        [*inputs, *extra],
+        node.outputs,
+        MICROSOFT,
+        num_heads=attrs["heads"],
+        scale=float(attrs["scale"]),
+    )

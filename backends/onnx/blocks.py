@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.affine import Affine
+from qdeploy.ir.views.affine import Affine
 
 BLOCKS = (16, 32, 64, 128, 256)
 """What MatMulNBits takes."""

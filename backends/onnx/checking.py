@@ -69,9 +69,12 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
     for result in results:
         if not result.error <= result.limit:  # NaN fails
             raise ProofError(
-                "ONNX Runtime computes something else than the source means", where=f"{result.name} ({result.kind})",
-                found=f"relative error {result.error:.2e}", allowed=f"<= {result.limit:.0e}", todo=_REPORT,
-            )  # fmt: skip
+                "ONNX Runtime computes something else than the source means",
+                where=f"{result.name} ({result.kind})",
+                found=f"relative error {result.error:.2e}",
+                allowed=f"<= {result.limit:.0e}",
+                todo=_REPORT,
+            )
     return results
 
 
@@ -130,8 +133,10 @@ def _ids(model: Model, shape: tuple[int, int]) -> Array:
 def _decoder_inputs(model: Model) -> list[Arrays]:
     """A prompt of 9 tokens, then 3 more."""
     ids = _ids(model, (1, 12))
-    return [{"input_ids": ids[:, start:stop], "attention_mask": np.ones((1, stop), np.int64)}
-            for start, stop in ((0, 9), (9, 12))]  # fmt: skip
+    return [
+        {"input_ids": ids[:, start:stop], "attention_mask": np.ones((1, stop), np.int64)}
+        for start, stop in ((0, 9), (9, 12))
+    ]
 
 
 def _encoder_inputs(model: Model) -> Arrays:
@@ -164,7 +169,8 @@ def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
         raise UnsupportedError("the check needs onnxruntime", todo="pip install 'qdeploy[onnx]', or pass --check none.")
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it was killed"]
-        raise ProofError("ONNX Runtime does not run what was written", where=str(cases[0].model.parent), found=last[0],
-                         todo=_REPORT)  # fmt: skip
+        raise ProofError(
+            "ONNX Runtime does not run what was written", where=str(cases[0].model.parent), found=last[0], todo=_REPORT
+        )
     errors = json.loads(done.stdout)
     return [CheckResult(c.name, c.kind, e, c.limit) for c, e in zip(cases, errors, strict=True)]

@@ -12,7 +12,7 @@ from qdeploy.backends.onnx.proto import QDEPLOY, GraphBuilder
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.match import TableGrouped, Vector, table_grouped, vector
 from qdeploy.ir.tensor import Array, Codes, Param, QTensor
-from qdeploy.lower.params import Grid, RowReader, is_blockwise, spread
+from qdeploy.ir.views.params import Grid, RowReader, is_blockwise, spread
 from qdeploy.pack import bits as bit_stream
 
 FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
@@ -114,9 +114,14 @@ def _table_form(name: str, tensor: QTensor, found: TableGrouped) -> CodebookForm
         return bit_stream.pack(whole.reshape(-1, groups, group), width)  # [rows, groups, count]
 
     part = Part(
-        name, (n, groups, count), UINT8, codes, _byte_table(found.table, width, per_byte),
-        _selection(select, grid, group, groups), _scale(found.scale, grid, group, groups),
-    )  # fmt: skip
+        name,
+        (n, groups, count),
+        UINT8,
+        codes,
+        _byte_table(found.table, width, per_byte),
+        _selection(select, grid, group, groups),
+        _scale(found.scale, grid, group, groups),
+    )
     return CodebookForm((n, k), f"codebook of {found.table.shape[1]}, {width} bits", (part,))
 
 
@@ -148,10 +153,17 @@ def _vector_form(name: str, tensor: QTensor, found: Vector) -> CodebookForm | No
         return lambda a, b: read_codes(codes, a, b).astype(dtype).reshape(b - a, groups, count)
 
     parts = tuple(
-        Part(f"{name}.{i}", (n, groups, count), UINT16 if wide else UINT8, reader(codes),
-             np.ascontiguousarray(book.reshape(len(book), -1)), None, scale)
+        Part(
+            f"{name}.{i}",
+            (n, groups, count),
+            UINT16 if wide else UINT8,
+            reader(codes),
+            np.ascontiguousarray(book.reshape(len(book), -1)),
+            None,
+            scale,
+        )
         for i, (codes, book) in enumerate(zip(found.codes, found.codebooks, strict=True))
-    )  # fmt: skip
+    )
     return CodebookForm((n, k), f"{len(parts)} codebooks of {found.block[1]}-vectors", parts)
 
 

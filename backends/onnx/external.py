@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from qdeploy.errors import OutputError, ProofError
-from qdeploy.lower.params import RowReader
+from qdeploy.ir.views.params import RowReader
 from qdeploy.progress import Progress
 
 SLAB = 8 << 20
@@ -104,8 +104,11 @@ class ExternalData:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise OutputError(f"cannot write the weights: {error.strerror}", where=str(path),
-                              todo="Free some space or choose another folder.") from error  # fmt: skip
+            raise OutputError(
+                f"cannot write the weights: {error.strerror}",
+                where=str(path),
+                todo="Free some space or choose another folder.",
+            ) from error
         return dict(zip((p.blob.name for p in self.placed), digests, strict=True))
 
     def _fill(self, descriptor: int, progress: Progress, jobs: int) -> list[str]:
@@ -125,8 +128,12 @@ def _fill_one(descriptor: int, place: Placed, progress: Progress) -> str:
         stop = min(start + step, blob.shape[0])
         slab = np.ascontiguousarray(blob.rows(start, stop))
         if slab.nbytes != (stop - start) * blob.row_bytes:
-            raise ProofError("a source gave rows of another size", where=blob.name, found=f"{slab.nbytes} bytes",
-                             allowed=f"{(stop - start) * blob.row_bytes} bytes")  # fmt: skip
+            raise ProofError(
+                "a source gave rows of another size",
+                where=blob.name,
+                found=f"{slab.nbytes} bytes",
+                allowed=f"{(stop - start) * blob.row_bytes} bytes",
+            )
         view = memoryview(slab.reshape(-1).view(np.uint8).data)
         digest.update(view)
         while view:  # a full disk shows as an OSError, an interrupted call as a short count

@@ -9,7 +9,7 @@ import onnx
 
 from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.ir.tensor import QTensor
-from qdeploy.lower.params import RowReader
+from qdeploy.ir.views.params import RowReader
 
 FLOAT = onnx.TensorProto.FLOAT
 

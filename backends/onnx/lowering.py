@@ -12,14 +12,14 @@ from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.passthrough import Literal, StoredForm, literal, needs_type, stored_form
 from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.backends.onnx.rules import Ruling, float_form, rule
-from qdeploy.backends.onnx.turned import turned
+from qdeploy.backends.onnx.transposed import turned
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
-from qdeploy.lower.multiples import as_integers
+from qdeploy.ir.views.multiples import as_integers
 
 MASK = "attention_mask"
 _KEPT = ("Linear", "SkipNorm")

@@ -59,13 +59,15 @@ class SignLowRankForm:
         table = np.array([[1 if byte >> j & 1 else -1 for j in range(8)] for byte in range(256)], np.float32)
         rank = u.decoded_shape[1]
         return (
-            builder.initializer(f"{name}.codes", UINT8, (n, -(-k // 8)),
-                                lambda a, b: bit_stream.pack(read_codes(signs, a, b), 1), 16),
+            builder.initializer(
+                f"{name}.codes", UINT8, (n, -(-k // 8)), lambda a, b: bit_stream.pack(read_codes(signs, a, b), 1), 16
+            ),
             builder.initializer("qdeploy.signs.table", FLOAT, table.shape, lambda a, b: table[a:b], shared=True),
             builder.initializer(f"{name}.u", FLOAT, (n, rank), lambda a, b: decode_codes(u, slice(a, b)), 4),
-            builder.initializer(f"{name}.vt", FLOAT, (rank, k), lambda a, b: decode_codes(vt, slice(a, b)), 4,
-                                shared=True),
-        )  # fmt: skip
+            builder.initializer(
+                f"{name}.vt", FLOAT, (rank, k), lambda a, b: decode_codes(vt, slice(a, b)), 4, shared=True
+            ),
+        )
 
 
 def sign_lowrank_form(name: str, tensor: QTensor) -> SignLowRankForm | None:

@@ -16,7 +16,7 @@ from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.match import minifloat_block
 from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.lower.params import Grid, RowReader, is_blockwise, spread
+from qdeploy.ir.views.params import Grid, RowReader, is_blockwise, spread
 
 _STORAGE = {"e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}
 
@@ -80,8 +80,9 @@ def minifloat_form(name: str, tensor: QTensor) -> MinifloatForm | None:
         return None
     count = -(-k // block)
     if scale is None:
-        return MinifloatForm(name, (n, k), _STORAGE[found.kind], _bytes(found.codes), k,
-                             lambda a, b: np.ones((b - a, 1), np.float32))  # fmt: skip
+        return MinifloatForm(
+            name, (n, k), _STORAGE[found.kind], _bytes(found.codes), k, lambda a, b: np.ones((b - a, 1), np.float32)
+        )
     read = spread(scale, grid, block, count)
     divided: RowReader = (lambda a, b: (1 / read(a, b)).astype(np.float32)) if scale.divide else read
     return MinifloatForm(name, (n, k), _STORAGE[found.kind], _bytes(found.codes), block, divided)

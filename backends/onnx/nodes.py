@@ -18,14 +18,35 @@ from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 
-_SAME = frozenset({
-    "Identity", "Gather", "Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid", "Tanh", "Relu", "Erf", "Sqrt",
-    "Gelu", "LayerNormalization", "LpNormalization", "Transpose", "Concat", "Range",
-})  # fmt: skip
+_SAME = frozenset(
+    {
+        "Identity",
+        "Gather",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Softmax",
+        "Sigmoid",
+        "Tanh",
+        "Relu",
+        "Erf",
+        "Sqrt",
+        "Gelu",
+        "LayerNormalization",
+        "LpNormalization",
+        "Transpose",
+        "Concat",
+        "Range",
+    }
+)
 _CONSTANT_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "Reshape": ("shape",), "Unsqueeze": ("axes",), "Squeeze": ("axes",), "Slice": ("starts", "ends", "axes", "steps"),
+    "Reshape": ("shape",),
+    "Unsqueeze": ("axes",),
+    "Squeeze": ("axes",),
+    "Slice": ("starts", "ends", "axes", "steps"),
     **{f"Reduce{kind}": ("axes",) for kind in ("Sum", "Mean", "Max", "Min", "Prod")},
-}  # fmt: skip
+}
 
 
 class Scope(Protocol):
@@ -70,8 +91,12 @@ def emit(scope: Scope, node: Node) -> None:
     elif node.op in ROWS:
         emit_row(scope, node)
     else:
-        raise UnsupportedError("this op has no form in ONNX", where=node.name, found=node.op,
-                               allowed=", ".join(sorted({*_SAME, *_CONSTANT_INPUTS, *_SPECIAL})))  # fmt: skip
+        raise UnsupportedError(
+            "this op has no form in ONNX",
+            where=node.name,
+            found=node.op,
+            allowed=", ".join(sorted({*_SAME, *_CONSTANT_INPUTS, *_SPECIAL})),
+        )
 
 
 def _emit_plain(scope: Scope, node: Node) -> None:
@@ -137,8 +162,14 @@ def _linear(scope: Scope, node: Node) -> None:
 
 
 def _rms_normalization(scope: Scope, node: Node) -> None:
-    scope.builder.node("SimplifiedLayerNormalization", [scope.value(name) for name in node.inputs], node.outputs,
-                       axis=-1, stash_type=1, epsilon=float(node.attrs.get("epsilon", 1e-5)))  # type: ignore[arg-type]  # fmt: skip
+    scope.builder.node(
+        "SimplifiedLayerNormalization",
+        [scope.value(name) for name in node.inputs],
+        node.outputs,
+        axis=-1,
+        stash_type=1,
+        epsilon=float(node.attrs.get("epsilon", 1e-5)),  # type: ignore[arg-type]
+    )
 
 
 def _skip_norm(scope: Scope, node: Node) -> None:
@@ -155,7 +186,16 @@ def _attention(scope: Scope, node: Node) -> None:
 
 
 _SPECIAL: Mapping[str, Emitter] = {
-    "Constant": _constant, "Gather": _gather, "MatMul": _mat_mul, "Cast": _cast, "Clip": _clip, "Shape": _shape,
-    "Linear": _linear, "RMSNormalization": _rms_normalization, "SkipNorm": _skip_norm, "Attention": _attention,
-    "Opaque": emit_opaque, "Lookup": _lookup,
-}  # fmt: skip
+    "Constant": _constant,
+    "Gather": _gather,
+    "MatMul": _mat_mul,
+    "Cast": _cast,
+    "Clip": _clip,
+    "Shape": _shape,
+    "Linear": _linear,
+    "RMSNormalization": _rms_normalization,
+    "SkipNorm": _skip_norm,
+    "Attention": _attention,
+    "Opaque": emit_opaque,
+    "Lookup": _lookup,
+}

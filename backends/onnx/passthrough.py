@@ -26,13 +26,13 @@ from qdeploy.ir.codes import read_codes
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.element import INTEGER_TABLES, SMALL_TYPES, as_value, integer_type
 from qdeploy.ir.graph import Node
-from qdeploy.ir.ops import OPS
-from qdeploy.ir.ops_conv import CONV_ROWS
-from qdeploy.ir.ops_elementwise import ELEMENTWISE_ROWS
-from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
-from qdeploy.ir.ops_shape import SHAPE_ROWS
+from qdeploy.ir.ops.conv import CONV_ROWS
+from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS
+from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.shape import SHAPE_ROWS
+from qdeploy.ir.ops.table import OPS
 from qdeploy.ir.tensor import Array, Codes, Param, QTensor
-from qdeploy.lower.params import RowReader
+from qdeploy.ir.views.params import RowReader
 from qdeploy.pack import bits as bit_stream
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ _TYPES = ("output_dtype", "to", "dtype")
 _FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _QUANTIZED = {
     **{table: name for table, name in INTEGER_TABLES.items() if table not in ("bool", "int64", "uint32")},
-    "e4m3": "F8_E4M3", "e5m2": "F8_E5M2", "e2m1": "F4_E2M1",
-}  # fmt: skip
+    "e4m3": "F8_E4M3",
+    "e5m2": "F8_E5M2",
+    "e2m1": "F4_E2M1",
+}
 """Number formats that DequantizeLinear takes."""
 _VERSIONS = {"U2": 25, "I2": 25, "F4_E2M1": 23}
 """The version of ONNX that brought an element type, where that is after ours."""
@@ -123,9 +125,13 @@ def needs_operator(builder: GraphBuilder, domain: str, kind: str, version: int) 
         builder.require("", max(OPSET, version))  # an operator that ONNX Runtime alone has in this domain
         return
     if since != ours:
-        raise UnsupportedError("the meaning of an operator changed since the source was written", where=kind,
-                               found=f"ONNX {version}", allowed=f"ONNX {ours} and later",
-                               todo="Convert the source with onnx.version_converter first.")  # fmt: skip
+        raise UnsupportedError(
+            "the meaning of an operator changed since the source was written",
+            where=kind,
+            found=f"ONNX {version}",
+            allowed=f"ONNX {ours} and later",
+            todo="Convert the source with onnx.version_converter first.",
+        )
     builder.require("", since)
 
 

@@ -14,7 +14,7 @@ import onnx
 
 from qdeploy.backends.onnx.external import Blob, ExternalData, Placed
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.params import RowReader
+from qdeploy.ir.views.params import RowReader
 
 OPSET, IR_VERSION = 21, 10
 """The lowest that has everything we emit: ONNX Runtime 1.20 reads it."""
@@ -22,21 +22,46 @@ MICROSOFT, QDEPLOY = "com.microsoft", "qdeploy"
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 
 STORAGE_TO_ONNX: Mapping[str, int] = {
-    "F32": onnx.TensorProto.FLOAT, "F16": onnx.TensorProto.FLOAT16, "BF16": onnx.TensorProto.BFLOAT16,
-    "F64": onnx.TensorProto.DOUBLE, "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN, "F8_E5M2": onnx.TensorProto.FLOAT8E5M2,
-    "U8": onnx.TensorProto.UINT8, "I8": onnx.TensorProto.INT8, "U16": onnx.TensorProto.UINT16,
-    "I16": onnx.TensorProto.INT16, "I32": onnx.TensorProto.INT32, "I64": onnx.TensorProto.INT64,
-    "BOOL": onnx.TensorProto.BOOL, "U32": onnx.TensorProto.UINT32, "U64": onnx.TensorProto.UINT64,
-    "F8_E8M0": 24, "U4": onnx.TensorProto.UINT4,
-    "I4": onnx.TensorProto.INT4, "F4_E2M1": 23, "U2": 25, "I2": 26,
-}  # fmt: skip
+    "F32": onnx.TensorProto.FLOAT,
+    "F16": onnx.TensorProto.FLOAT16,
+    "BF16": onnx.TensorProto.BFLOAT16,
+    "F64": onnx.TensorProto.DOUBLE,
+    "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN,
+    "F8_E5M2": onnx.TensorProto.FLOAT8E5M2,
+    "U8": onnx.TensorProto.UINT8,
+    "I8": onnx.TensorProto.INT8,
+    "U16": onnx.TensorProto.UINT16,
+    "I16": onnx.TensorProto.INT16,
+    "I32": onnx.TensorProto.INT32,
+    "I64": onnx.TensorProto.INT64,
+    "BOOL": onnx.TensorProto.BOOL,
+    "U32": onnx.TensorProto.UINT32,
+    "U64": onnx.TensorProto.UINT64,
+    "F8_E8M0": 24,
+    "U4": onnx.TensorProto.UINT4,
+    "I4": onnx.TensorProto.INT4,
+    "F4_E2M1": 23,
+    "U2": 25,
+    "I2": 26,
+}
 """Element type (qdeploy/ir/element.py) -> element type of ONNX; numbers are of types younger than our oldest onnx."""
 ITEMSIZE: Mapping[int, int] = {
-    onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2, onnx.TensorProto.DOUBLE: 8,
-    onnx.TensorProto.FLOAT8E4M3FN: 1, onnx.TensorProto.FLOAT8E5M2: 1, onnx.TensorProto.UINT8: 1,
-    onnx.TensorProto.INT8: 1, onnx.TensorProto.UINT16: 2, onnx.TensorProto.INT16: 2, onnx.TensorProto.INT32: 4,
-    onnx.TensorProto.INT64: 8, onnx.TensorProto.BOOL: 1, onnx.TensorProto.UINT32: 4, 24: 1,
-}  # fmt: skip
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.BFLOAT16: 2,
+    onnx.TensorProto.DOUBLE: 8,
+    onnx.TensorProto.FLOAT8E4M3FN: 1,
+    onnx.TensorProto.FLOAT8E5M2: 1,
+    onnx.TensorProto.UINT8: 1,
+    onnx.TensorProto.INT8: 1,
+    onnx.TensorProto.UINT16: 2,
+    onnx.TensorProto.INT16: 2,
+    onnx.TensorProto.INT32: 4,
+    onnx.TensorProto.INT64: 8,
+    onnx.TensorProto.BOOL: 1,
+    onnx.TensorProto.UINT32: 4,
+    24: 1,
+}
 """Element type of ONNX -> bytes."""
 
 
@@ -107,9 +132,15 @@ class GraphBuilder:
         return rows
 
     def initializer(
-        self, name: str, dtype: int, shape: Sequence[int], rows: RowReader, weight: int = 1, range_of: str = "",
+        self,
+        name: str,
+        dtype: int,
+        shape: Sequence[int],
+        rows: RowReader,
+        weight: int = 1,
+        range_of: str = "",
         shared: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Declares an initializer in the data file.
 
         Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from qdeploy.ir.decode import slabs
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.lower.affine import Affine
+from qdeploy.ir.views.affine import Affine
 
 _GROUP = 32
 
@@ -42,7 +42,13 @@ def requantized(tensor: QTensor) -> tuple[Affine, float]:
         signal += float(np.square(rows, dtype=np.float64).sum())
         noise += float(np.square(rows - back, dtype=np.float64).sum())
     view = Affine(
-        (n, k), (1 << bits) - 1, _GROUP, groups, lambda a, b: round_rows(tensor.decode(slice(a, b))),
-        lambda a, b: scales(tensor.decode(slice(a, b))), 1 << bits - 1, exact=False,
-    )  # fmt: skip
+        (n, k),
+        (1 << bits) - 1,
+        _GROUP,
+        groups,
+        lambda a, b: round_rows(tensor.decode(slice(a, b))),
+        lambda a, b: scales(tensor.decode(slice(a, b))),
+        1 << bits - 1,
+        exact=False,
+    )
     return view, 10 * math.log10(signal / noise) if noise and signal else math.inf

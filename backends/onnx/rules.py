@@ -24,7 +24,7 @@ from qdeploy.backends.onnx.requantize import requantized
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.lower.affine import Affine, affine
+from qdeploy.ir.views.affine import Affine, affine
 
 FLOAT_TABLES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64"}
 """Number formats that stay as they are."""
@@ -66,9 +66,11 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
         form, reason = affine_form(name, view, activations)
         return Ruling(form, f"requantized, signal to noise {snr:.1f} dB; {reason}", lossless=False)
     raise UnsupportedError(
-        "no form of ONNX Runtime holds this encoding without loss", where=name, found=describe(tensor),
+        "no form of ONNX Runtime holds this encoding without loss",
+        where=name,
+        found=describe(tensor),
         todo="Pass --requantize to round it to 4 or 8 bits; the loss is reported.",
-    )  # fmt: skip
+    )
 
 
 def float_form(name: str, tensor: QTensor) -> FloatForm | None:
@@ -90,13 +92,19 @@ def affine_form(name: str, view: Affine, activations: str) -> tuple[AffineForm, 
         if view.bits <= 2 and two.columns is None:
             return AffineForm(name, view, two, 2, False, 4), _why(view, 2, "int8 activations, 2-bit kernel")
         bits = 4 if view.bits <= 4 else 8
-        return (AffineForm(name, view, blocking(view, BLOCKS, bits), bits, False, 4),
-                _why(view, bits, f"int8 activations, {bits}-bit kernel"))  # fmt: skip
+        return (
+            AffineForm(name, view, blocking(view, BLOCKS, bits), bits, False, 4),
+            _why(view, bits, f"int8 activations, {bits}-bit kernel"),
+        )
     if view.bits <= 4:
-        return (AffineForm(name, view, blocking(view, BLOCKS, 4), 4, False, 0),
-                _why(view, 4, "float32 activations are fast with 4 bits only"))  # fmt: skip
-    return (AffineForm(name, view, blocking(view, BLOCKS, 8), 4, True, 0),
-            _why(view, 8, "float32 activations are fast with 4 bits only: high and low nibbles apart"))  # fmt: skip
+        return (
+            AffineForm(name, view, blocking(view, BLOCKS, 4), 4, False, 0),
+            _why(view, 4, "float32 activations are fast with 4 bits only"),
+        )
+    return (
+        AffineForm(name, view, blocking(view, BLOCKS, 8), 4, True, 0),
+        _why(view, 8, "float32 activations are fast with 4 bits only: high and low nibbles apart"),
+    )
 
 
 def _why(view: Affine, bits: int, kernel: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.forms import Form
-from qdeploy.backends.onnx.integer_lowering import WeightForm
+from qdeploy.backends.onnx.integer.lowering import WeightForm
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.passthrough import StoredForm
 from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
@@ -22,7 +22,7 @@ from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.params import RowReader
+from qdeploy.ir.views.params import RowReader
 from qdeploy.store.folder import File, Folder
 
 EXACT = 1e-4
@@ -64,9 +64,15 @@ class SampleBuilder(GraphBuilder):
         return sum(stop - start for start, stop in self._windows)
 
     def initializer(
-        self, name: str, dtype: int, shape: Sequence[int], rows: RowReader, weight: int = 1, range_of: str = "",
+        self,
+        name: str,
+        dtype: int,
+        shape: Sequence[int],
+        rows: RowReader,
+        weight: int = 1,
+        range_of: str = "",
         shared: bool = False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Puts the rows' bytes into the graph itself."""
         if any(known.name == name for known in self.graph.initializer):
             return name

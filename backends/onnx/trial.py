@@ -7,7 +7,7 @@ import numpy as np
 from qdeploy.backends.onnx.proto import MICROSOFT
 from qdeploy.ir.element import SMALL_TYPES, element_dtype
 from qdeploy.ir.graph import Graph, Value
-from qdeploy.ir.ops_quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.tensor import Array
 
 ROUNDS = frozenset(row[0] for row in QUANTIZED_ROWS)

@@ -26,8 +26,13 @@ def with_unsigned_codes(graph: Graph, tensors: Mapping[str, QTensor]) -> Graph:
         for name in node.inputs:
             users.setdefault(name, []).append(node)
     given = {value.name for value in graph.outputs}
-    moved = {n.outputs[0] for n in graph.nodes if n.op == _PAIR[0] and n.outputs[0] not in given and
-             _is_pair(n, users.get(n.outputs[0], []), {**tensors, **graph.constants})}  # fmt: skip
+    moved = {
+        n.outputs[0]
+        for n in graph.nodes
+        if n.op == _PAIR[0]
+        and n.outputs[0] not in given
+        and _is_pair(n, users.get(n.outputs[0], []), {**tensors, **graph.constants})
+    }
     constants, nodes = dict(graph.constants), []
     for node in graph.nodes:
         codes = {_PAIR[0]: node.outputs[0], _PAIR[1]: node.inputs[0] if node.inputs else ""}.get(node.op)

@@ -31,8 +31,8 @@ import onnx
 from qdeploy.backends.onnx.blocks import Blocking
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.affine import Affine
-from qdeploy.lower.params import RowReader
+from qdeploy.ir.views.affine import Affine
+from qdeploy.ir.views.params import RowReader
 from qdeploy.pack import bits as bit_stream
 
 _PART: Mapping[str, Callable[[Array], Array]] = {"": lambda c: c, ".high": lambda c: c >> 4, ".low": lambda c: c & 15}
@@ -64,11 +64,15 @@ class AffineForm:
     def label(self) -> str:
         """The parts that decide which kernels run."""
         blocking = self.blocking
-        codes, zeros = (f"int{self.view.bits} in nibbles", "nibble zeros") if self.split else (
-            f"int{self.bits}", "zeros")  # fmt: skip
-        parts = [f"{codes} block {blocking.block}", zeros if self._zero_is_stored else "",
-                 "offsets" if self.view.offset else "",
-                 "gathered columns" if blocking.columns is not None else ""]  # fmt: skip
+        codes, zeros = (
+            (f"int{self.view.bits} in nibbles", "nibble zeros") if self.split else (f"int{self.bits}", "zeros")
+        )
+        parts = [
+            f"{codes} block {blocking.block}",
+            zeros if self._zero_is_stored else "",
+            "offsets" if self.view.offset else "",
+            "gathered columns" if blocking.columns is not None else "",
+        ]
         return " + ".join(part for part in parts if part)
 
     @property
@@ -142,16 +146,29 @@ class AffineForm:
         n, count, block = self.shape[0], self.blocking.count, self.blocking.block
         codes = self._codes(builder, part, (n, count, block * self.bits // 8), "")
         return builder.node(
-            "MatMulNBits", [x, codes, self._scale(builder), *self._zero(builder, part)], output, MICROSOFT,
-            K=self._columns, N=builder.extent(n), bits=self.bits, block_size=block, accuracy_level=self.level,
-        )  # fmt: skip
+            "MatMulNBits",
+            [x, codes, self._scale(builder), *self._zero(builder, part)],
+            output,
+            MICROSOFT,
+            K=self._columns,
+            N=builder.extent(n),
+            bits=self.bits,
+            block_size=block,
+            accuracy_level=self.level,
+        )
 
     def _rows(self, builder: GraphBuilder, ids: str, part: str) -> str:
         codes = self._codes(builder, part, (self.shape[0], self._width * self.bits // 8), ".rows")
         return builder.node(
-            "GatherBlockQuantized", [codes, ids, self._scale(builder), *self._zero(builder, part)], "", MICROSOFT,
-            bits=self.bits, block_size=self.blocking.block, gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
+            "GatherBlockQuantized",
+            [codes, ids, self._scale(builder), *self._zero(builder, part)],
+            "",
+            MICROSOFT,
+            bits=self.bits,
+            block_size=self.blocking.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
 
     @property
     def _columns(self) -> int:

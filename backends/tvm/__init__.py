@@ -1,6 +1,6 @@
 """TVM: integer-only networks, compiled ahead of time and proven to hold no floating point number.
 
-The graph must be one of integers (`ir/ops_integer.py`), or `lower/integerize` makes it one. It is planned into fused
+The graph must be one of integers (`ir/ops/integer.py`), or `integer/integerize` makes it one. It is planned into fused
 steps (plan.py), built as TIR (emit.py), scheduled by the names of blocks (schedule.py) and compiled in a child process
 (child.py) to a library for TVM's virtual machine and to the bare form: an object file with a plan in C.
 """
@@ -21,21 +21,34 @@ if TYPE_CHECKING:
 
     from qdeploy.backends.results import CheckResult, Row
     from qdeploy.backends.tvm.options import Choice, Lowered, Options
+    from qdeploy.integer.layer_shapes import LayerShape
     from qdeploy.ir.model import Model
-    from qdeploy.lower.layers import LayerShape
 
 NAME = "tvm"
 TITLE = "integer-only library by TVM, and a bare object file with a plan in C"
 
-__all__ = ["NAME", "TITLE", "CheckResult", "Choice", "Lowered", "Options", "check", "compare", "integer_only",
-           "layer_times", "logits", "logits_limit", "lower"]  # fmt: skip
+__all__ = [
+    "NAME",
+    "TITLE",
+    "CheckResult",
+    "Choice",
+    "Lowered",
+    "Options",
+    "check",
+    "compare",
+    "integer_only",
+    "layer_times",
+    "logits",
+    "logits_limit",
+    "lower",
+]
 
 
 def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
     """Compiles a model.
 
     Args:
-        model: A network of integers, or one that `lower/integerize` takes.
+        model: A network of integers, or one that `integer/integerize` takes.
         target: An existing, empty folder.
         options: See `Options`.
         progress: Told of planning, compiling and proving.
@@ -91,8 +104,14 @@ def integer_only(path: str | Path) -> Mapping[str, Any]:
     return {**proof, "integer_only": proof["integer_only"] and not found, "instructions": found}
 
 
-def layer_times(layers: Sequence[tuple[LayerShape, npt.NDArray[np.float32]]], options: Sequence[tuple[int, int]], *,
-                target: str = "host", threads: int = 1, progress: Progress = SILENT) -> dict[str, Any]:  # fmt: skip
+def layer_times(
+    layers: Sequence[tuple[LayerShape, npt.NDArray[np.float32]]],
+    options: Sequence[tuple[int, int]],
+    *,
+    target: str = "host",
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
     """Compiles layers alone at every choice of bits, and times them on this machine.
 
     Args:

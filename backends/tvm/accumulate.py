@@ -12,7 +12,7 @@ from qdeploy.backends.tvm.targets import LANES, PORTABLE, Kernel
 from qdeploy.backends.tvm.winograd_fit import form
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
-from qdeploy.ir.ops_conv import borders
+from qdeploy.ir.ops.conv import borders
 from qdeploy.ir.tensor import Array
 
 _READ = 0.4
@@ -24,8 +24,9 @@ def plan_conv(planner: Planner, node: Node) -> None:
     last = node.attrs.get("layout", "NCHW") == "NCHW"
     weight, bias = _parameters(planner, node)
     if weight.ndim not in (3, 4):
-        raise UnsupportedError("the TVM backend takes convolutions over one or two axes", where=node.name,
-                               found=f"{weight.ndim - 2} axes")  # fmt: skip
+        raise UnsupportedError(
+            "the TVM backend takes convolutions over one or two axes", where=node.name, found=f"{weight.ndim - 2} axes"
+        )
     filters = np.moveaxis(weight, 1, -1) if last else weight  # [O, *kernel, I]
     shape = planner.shapes[node.outputs[0]]
     place = Place("", shape, last)
@@ -39,13 +40,23 @@ def plan_conv(planner: Planner, node: Node) -> None:
     else:
         x = planner.channels_last(node.inputs[0]) if last else planner.place(node.inputs[0])
     space = x.shape[2:] if last else x.stored[1:-1]
-    border = borders(space, kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
-                     node.attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
+    border = borders(
+        space,
+        kernel,
+        strides,
+        dilations,
+        str(node.attrs.get("auto_pad", "NOTSET")),
+        node.attrs.get("pads"),  # type: ignore[arg-type]
+    )
     attrs = {
-        "kernel": [*row, *kernel], "strides": row + strides, "dilations": row + dilations,
-        "before": [0] * len(row) + [b for b, _ in border], "positions": row + positions,
-        "groups": integer(node, "group", 1), "planar": planar,
-    }  # fmt: skip
+        "kernel": [*row, *kernel],
+        "strides": row + strides,
+        "dilations": row + dilations,
+        "before": [0] * len(row) + [b for b, _ in border],
+        "positions": row + positions,
+        "groups": integer(node, "group", 1),
+        "planar": planar,
+    }
     filters = filters.reshape(len(filters), *row, *filters.shape[1:])  # [O, kh, kw, I]
     if planar:
         image = planner.view(x.buffer, (n, filters.shape[3], *row, *space))
@@ -75,8 +86,15 @@ def plan_linear(planner: Planner, node: Node) -> None:
     *outer, stored = planner.operand(x).shape
     rows = math.prod(outer)
     flat = planner.view(x.buffer, (1, 1, rows, stored))
-    attrs = {"kernel": [1, 1], "strides": [1, 1], "dilations": [1, 1], "before": [0, 0], "positions": [1, rows],
-             "groups": 1, "planar": False}  # fmt: skip
+    attrs = {
+        "kernel": [1, 1],
+        "strides": [1, 1],
+        "dilations": [1, 1],
+        "before": [0, 0],
+        "positions": [1, rows],
+        "groups": 1,
+        "planar": False,
+    }
     out = blocks_of(len(weight))
     step = _opened(planner, flat, weight[:, None, None], bias, integer(node, "x_zero"), attrs, (1, 1, rows, out))
     step.place, step.final = Place("", planner.shapes[node.outputs[0]]), (*outer, out)
@@ -95,13 +113,17 @@ def plan_mat_mul(planner: Planner, node: Node) -> None:
 def _parameters(planner: Planner, node: Node) -> tuple[Array, Array | None]:
     weight = planner.constant(node.inputs[1])
     if weight is None:
-        raise UnsupportedError("weights that the network computes", where=node.name or node.outputs[0],
-                               todo="A product of two activations is IntegerMatMul.")  # fmt: skip
+        raise UnsupportedError(
+            "weights that the network computes",
+            where=node.name or node.outputs[0],
+            todo="A product of two activations is IntegerMatMul.",
+        )
     return weight, planner.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
 
 
-def _opened(planner: Planner, x: str, filters: Array, bias: Array | None, zero: int, attrs: dict[str, object],
-            shape: Shape) -> Open:  # fmt: skip
+def _opened(
+    planner: Planner, x: str, filters: Array, bias: Array | None, zero: int, attrs: dict[str, object], shape: Shape
+) -> Open:
     """The open step of a convolution in the form that its groups allow."""
     groups, inner = int(attrs["groups"]), filters.shape[3]  # type: ignore[call-overload]
     held = planner.program.operand(x)
@@ -117,14 +139,23 @@ def _opened(planner: Planner, x: str, filters: Array, bias: Array | None, zero: 
     else:
         weight = pack_depthwise(filters, padded(len(filters), LANES))
     inputs = [x, planner.data(weight), planner.data(fold(bias, as_int8(filters), fill))]
-    attrs |= {"offset": offset, "fill": fill, "feed": kernel.feed, "group": kernel.group,
-              "intrinsic": kernel.intrinsic, **_tiles(kernel, shape), "small": blocked and is_small(filters),
-              "filters": len(filters),
-              "width": inner * groups, "winograd": None}  # fmt: skip
+    attrs |= {
+        "offset": offset,
+        "fill": fill,
+        "feed": kernel.feed,
+        "group": kernel.group,
+        "intrinsic": kernel.intrinsic,
+        **_tiles(kernel, shape),
+        "small": blocked and is_small(filters),
+        "filters": len(filters),
+        "width": inner * groups,
+        "winograd": None,
+    }
     if blocked and kernel.filtering and _plain(attrs) and held.dtype in EIGHT_BITS:
         limits = np.iinfo(held.dtype)
-        attrs["winograd"] = form(_widened(filters, held.shape[3]), shape, (limits.min + offset, limits.max + offset),
-                                 kernel.positions)  # fmt: skip
+        attrs["winograd"] = form(
+            _widened(filters, held.shape[3]), shape, (limits.min + offset, limits.max + offset), kernel.positions
+        )
     return Open(kind, inputs, attrs, shape, Place("", ()), (), "int32")
 
 

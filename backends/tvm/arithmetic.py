@@ -35,8 +35,13 @@ def limited(x: Expr, lo: int, hi: int, dtype: str = "int32") -> Expr:
     return tirx.max(x, const(lo, dtype)) if lo > -(1 << (bits - 1)) else x
 
 
-def apply(value: Expr, chain: Sequence[Link], read: Callable[[int, int], Expr], element: Callable[[int], Expr],
-          table: Callable[[int, Expr], Expr]) -> Expr:  # fmt: skip
+def apply(
+    value: Expr,
+    chain: Sequence[Link],
+    read: Callable[[int, int], Expr],
+    element: Callable[[int], Expr],
+    table: Callable[[int, Expr], Expr],
+) -> Expr:
     """Applies a chain to an int32 expression.
 
     Args:
@@ -131,20 +136,24 @@ def _tflite_double(x: Expr, m: Expr, e: Expr) -> Expr:
 
 
 ROUNDINGS: dict[str, Callable[[Expr, Expr, Expr], Expr]] = {
-    "half_up": _half_up, "half_even": _half_even, "half_away": _half_away, "tflite_double": _tflite_double,
-}  # fmt: skip
+    "half_up": _half_up,
+    "half_even": _half_even,
+    "half_away": _half_away,
+    "tflite_double": _tflite_double,
+}
 
 
 def exponential(x: Expr, link: Link) -> Expr:
-    """exp(x) for x <= 0 by I-BERT's polynomial (ir/ops_integer_functions.py): int64."""
+    """exp(x) for x <= 0 by I-BERT's polynomial (ir/ops/integer_functions.py): int64."""
     ln2, left = const(link["ln2"], "int64"), const(link.get("left", 0), "int64")
 
     def polynomial(rest: Expr) -> Expr:
         return (rest * (rest + const(link["b"], "int64")) + const(link["c"], "int64")) << left
 
     def reduced(down: Expr) -> Expr:
-        return _bound(tirx.floordiv(down, ln2),
-                      lambda h: _bound(h * ln2 - down, polynomial) >> (h & const(63, "int64")))  # fmt: skip
+        return _bound(
+            tirx.floordiv(down, ln2), lambda h: _bound(h * ln2 - down, polynomial) >> (h & const(63, "int64"))
+        )
 
     return _bound(tirx.min(const(0, "int64") - wide(x), const(31 * link["ln2"], "int64")), reduced)
 

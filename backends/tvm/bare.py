@@ -98,15 +98,19 @@ def _header(program: Program, arena: int, workspace: int, weights: int) -> str:
         lines = [f"#define QD_{kind}S {len(names)}"]
         for place, name in enumerate(names):
             held = program.operand(name)
-            lines += [f"/* {kind.lower()} {place}: {shown.get(name, name)}, {held.dtype} {list(held.shape)} */",
-                      f"#define QD_{kind}_{place}_BYTES {held.nbytes}"]  # fmt: skip
+            lines += [
+                f"/* {kind.lower()} {place}: {shown.get(name, name)}, {held.dtype} {list(held.shape)} */",
+                f"#define QD_{kind}_{place}_BYTES {held.nbytes}",
+            ]
         return lines
 
     return _HEADER.format(
         inputs="\n".join(listed(program.inputs, "INPUT", {})),
         outputs="\n".join(listed(program.outputs, "OUTPUT", program.names)),
-        arena=max(arena, ALIGN), workspace=max(workspace, ALIGN), weights=weights,
-    )  # fmt: skip
+        arena=max(arena, ALIGN),
+        workspace=max(workspace, ALIGN),
+        weights=weights,
+    )
 
 
 def _plan(program: Program, kernels: Mapping[str, str], places: Mapping[str, int], offsets: Mapping[str, int]) -> str:
@@ -124,16 +128,20 @@ def _plan(program: Program, kernels: Mapping[str, str], places: Mapping[str, int
             shape = shapes.setdefault(held.shape, f"shape_{len(shapes)}")
             space, offset = _located(program, root[name], places, offsets)
             arguments.append(f"    {{{offset}, {shape}, {len(held.shape)}, {space}, {_type(held)}}},")
-    outputs = [f"    {{{_located(program, root[n], places, offsets)[1]}, {program.operand(n).nbytes}}},"
-               for n in program.outputs]  # fmt: skip
+    outputs = [
+        f"    {{{_located(program, root[n], places, offsets)[1]}, {program.operand(n).nbytes}}},"
+        for n in program.outputs
+    ]
     return _PLAN.format(
         declared="\n".join(f"extern Kernel __tvm_ffi_{name};" for name in dict.fromkeys(kernels.values())),
         shapes="\n".join(
             f"static const int64_t {name}[] = {{{', '.join(map(str, s)) or '1'}}};" for s, name in shapes.items()
         ),
-        arguments="\n".join(arguments), steps="\n".join(steps), outputs="\n".join(outputs),
+        arguments="\n".join(arguments),
+        steps="\n".join(steps),
+        outputs="\n".join(outputs),
         most=max((len(step.inputs) + 1 for step in program.steps), default=1),
-    )  # fmt: skip
+    )
 
 
 def _located(program: Program, root: str, places: Mapping[str, int], offsets: Mapping[str, int]) -> tuple[int, int]:

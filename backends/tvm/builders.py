@@ -36,8 +36,13 @@ def finished(acc: Callable[..., Expr], args: list[Tensor], attrs: Attrs, out: Bu
         def read(place: int, axis: int) -> Expr:
             return args[place][index[axis] if int(args[place].shape[0]) > 1 else 0]
 
-        value = apply(acc(*index), attrs["chain"], read, lambda place: broadcast(args[place], index).astype("int32"),
-                      lambda place, entry: args[place][entry])  # fmt: skip
+        value = apply(
+            acc(*index),
+            attrs["chain"],
+            read,
+            lambda place: broadcast(args[place], index).astype("int32"),
+            lambda place, entry: args[place][entry],
+        )
         return value.astype(out.dtype)
 
     return te.compute(out.shape, element, name="rq")
@@ -68,8 +73,9 @@ def feed(x: Tensor, attrs: Attrs, positions: tuple[int, int], channels: int) -> 
     dilations = attrs["dilations"]
     single = kh == kw == 1
     pace, steps = (strides, [1, 1]) if single else ([1, 1], strides)
-    tall, broad = ((p - 1) * s + (k - 1) * d + 1
-                   for p, s, k, d in zip(positions, steps, (kh, kw), dilations, strict=True))  # fmt: skip
+    tall, broad = (
+        (p - 1) * s + (k - 1) * d + 1 for p, s, k, d in zip(positions, steps, (kh, kw), dilations, strict=True)
+    )
     last = [(tall - 1) * pace[0] - top, (broad - 1) * pace[1] - left]
     inside = top == left == 0 and last[0] < height and last[1] < width and channels <= held
     if inside and pace == [1, 1] and x.dtype == attrs["feed"] and not attrs["offset"]:

@@ -36,11 +36,19 @@ def plan_requantize(planner: Planner, node: Node) -> None:
     if narrow:
         e, left = e + np.int32(more), left + more
     link: dict[str, Any] = {
-        "op": "requantize", "m": _operand(planner, step, spread(m, extent, 0)), "axis": axis % len(step.shape),
-        "e": _operand(planner, step, spread(e, extent, UNIT)), "rounding": rounding,
-        "lo": integer(node, "lo"), "hi": integer(node, "hi"), "zero": integer(node, "zero"),
-        "x_zero": zero, "left_shift": left, "narrow": narrow, "dtype": element_dtype(str(attrs["dtype"])).name,
-    }  # fmt: skip
+        "op": "requantize",
+        "m": _operand(planner, step, spread(m, extent, 0)),
+        "axis": axis % len(step.shape),
+        "e": _operand(planner, step, spread(e, extent, UNIT)),
+        "rounding": rounding,
+        "lo": integer(node, "lo"),
+        "hi": integer(node, "hi"),
+        "zero": integer(node, "zero"),
+        "x_zero": zero,
+        "left_shift": left,
+        "narrow": narrow,
+        "dtype": element_dtype(str(attrs["dtype"])).name,
+    }
     _join(planner, node, step, link, link["dtype"])
 
 
@@ -80,8 +88,12 @@ def plan_lookup(planner: Planner, node: Node) -> None:
     if table is None:
         raise UnsupportedError("a table that the network computes", where=node.name or node.outputs[0])
     step = planner.opened(node.inputs[0])
-    link = {"op": "lookup", "table": _operand(planner, step, table), "base": int(np.iinfo(step.dtype).min),
-            "dtype": table.dtype.name}  # fmt: skip
+    link = {
+        "op": "lookup",
+        "table": _operand(planner, step, table),
+        "base": int(np.iinfo(step.dtype).min),
+        "dtype": table.dtype.name,
+    }
     _join(planner, node, step, link, table.dtype.name)
 
 
@@ -120,8 +132,10 @@ def _order(planner: Planner, node: Node) -> tuple[str, str]:
     a, b = node.inputs
     shape = planner.shapes[node.outputs[0]]
     first, second = planner.open(a), planner.open(b)
-    rank = [(step is not None and step.kind != "elementwise" and a != b, _shape(planner, name) == shape)
-            for name, step in ((a, first), (b, second))]  # fmt: skip
+    rank = [
+        (step is not None and step.kind != "elementwise" and a != b, _shape(planner, name) == shape)
+        for name, step in ((a, first), (b, second))
+    ]
     return (b, a) if rank[1] > rank[0] or (rank[1] == rank[0] and rank[1][0]) else (a, b)
 
 
@@ -140,9 +154,12 @@ def _other(planner: Planner, step: Open, name: str) -> tuple[str, list[dict[str,
         return _constant(planner, step, array), []
     pending = planner.open(name)
     chain: list[dict[str, Any]] = []
-    if _simple(pending) and pending is not None and pending.place.last == step.place.last and (
-        pending.place.shape == step.place.shape and pending.final == step.final
-    ):  # fmt: skip
+    if (
+        _simple(pending)
+        and pending is not None
+        and pending.place.last == step.place.last
+        and (pending.place.shape == step.place.shape and pending.final == step.final)
+    ):
         chain = [
             {**link, **{key: pending.inputs[link[key]] for key in ("m", "e", "table") if key in link}}
             for link in pending.chain
@@ -172,9 +189,11 @@ def _alike(planner: Planner, name: str, step: Open) -> str:
 
 def _simple(pending: Open | None) -> bool:
     """Whether an open step is a chain over one buffer that reads nothing else but parameters."""
-    return pending is not None and pending.kind == "elementwise" and all(
-        link["op"] in ("requantize", "clip") for link in pending.chain
-    )  # fmt: skip
+    return (
+        pending is not None
+        and pending.kind == "elementwise"
+        and all(link["op"] in ("requantize", "clip") for link in pending.chain)
+    )
 
 
 def _constant(planner: Planner, step: Open, array: Array) -> str:

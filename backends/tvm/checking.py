@@ -40,9 +40,12 @@ def check(folder: Path, lowered: Lowered, level: str) -> list[CheckResult]:
             want = wants[value.name]
             if array.dtype != want.dtype or array.shape != want.shape or array.tobytes() != want.tobytes():
                 where = int(np.count_nonzero(array != want)) if array.shape == want.shape else "all"
-                raise ProofError("the compiled network computes something else than the graph means",
-                                 where=value.name, found=f"{where} of {want.size} numbers differ",
-                                 allowed="every byte equal")  # fmt: skip
+                raise ProofError(
+                    "the compiled network computes something else than the graph means",
+                    where=value.name,
+                    found=f"{where} of {want.size} numbers differ",
+                    allowed="every byte equal",
+                )
     return [CheckResult("model", "integer-only, equal byte for byte", 0.0, 0.0)]
 
 

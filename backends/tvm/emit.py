@@ -13,15 +13,28 @@ from qdeploy.backends.tvm.schedule import schedule
 
 Builder = Callable[..., Any]
 BUILDERS: dict[str, Builder] = {
-    "conv": builders.conv, "depthwise": builders.depthwise, "grouped": builders.depthwise,
-    "mat_mul": builders.mat_mul, "elementwise": builders.elementwise,
-    "max_pool": windows.max_pool, "average_pool": windows.average_pool, "reduce": windows.reduce,
-    "to_last": windows.to_last, "to_padded": windows.to_padded, "to_plain": windows.to_plain,
-    "transpose": windows.transpose, "concat": windows.concat, "slice": windows.slice_, "pad": windows.pad,
+    "conv": builders.conv,
+    "depthwise": builders.depthwise,
+    "grouped": builders.depthwise,
+    "mat_mul": builders.mat_mul,
+    "elementwise": builders.elementwise,
+    "max_pool": windows.max_pool,
+    "average_pool": windows.average_pool,
+    "reduce": windows.reduce,
+    "to_last": windows.to_last,
+    "to_padded": windows.to_padded,
+    "to_plain": windows.to_plain,
+    "transpose": windows.transpose,
+    "concat": windows.concat,
+    "slice": windows.slice_,
+    "pad": windows.pad,
     "gather": windows.gather,
-    "IntegerSqrt": rows.roots, "IntegerSoftmax": rows.softmax, "IntegerLayerNorm": rows.layer_norm,
-    "IntegerRMSNorm": rows.rms_norm, "TfliteSoftmax": rows.tflite_softmax,
-}  # fmt: skip
+    "IntegerSqrt": rows.roots,
+    "IntegerSoftmax": rows.softmax,
+    "IntegerLayerNorm": rows.layer_norm,
+    "IntegerRMSNorm": rows.rms_norm,
+    "TfliteSoftmax": rows.tflite_softmax,
+}
 """Kind of step -> builder."""
 
 
@@ -54,8 +67,9 @@ def parts(program: Program, count: int) -> list[list[str]]:
     return made
 
 
-def kernels(program: Program, parallel: bool, scheduled: bool = True,
-            only: Collection[str] | None = None) -> dict[str, Any]:  # fmt: skip
+def kernels(
+    program: Program, parallel: bool, scheduled: bool = True, only: Collection[str] | None = None
+) -> dict[str, Any]:
     """The PrimFuncs of a program by name; `only` these, where given."""
     register_all(program)
     made: dict[str, Any] = {}

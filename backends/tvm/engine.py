@@ -57,8 +57,9 @@ def timer(library: str, inputs: Sequence[Any], least_ms: int = 2) -> Callable[[]
     return lambda: float(evaluate(*given).mean)
 
 
-_NAMES = frozenset({"tvm", "ir", "relax", "te", "tirx", "T", "Schedule", "SBlock", "TensorIntrin", "walk",
-                    "create_shared"})  # fmt: skip
+_NAMES = frozenset(
+    {"tvm", "ir", "relax", "te", "tirx", "T", "Schedule", "SBlock", "TensorIntrin", "walk", "create_shared"}
+)
 
 
 def _load() -> dict[str, Any]:
@@ -69,6 +70,16 @@ def _load() -> dict[str, Any]:
     from tvm.support.cc import create_shared
     from tvm_ffi import structural
 
-    return {"tvm": tvm, "ir": ir, "relax": relax, "te": te, "tirx": tirx, "T": script, "Schedule": s_tir.Schedule,
-            "SBlock": s_tir.SBlock, "TensorIntrin": TensorIntrin, "walk": structural.structural_walk,
-            "create_shared": create_shared}  # fmt: skip
+    return {
+        "tvm": tvm,
+        "ir": ir,
+        "relax": relax,
+        "te": te,
+        "tirx": tirx,
+        "T": script,
+        "Schedule": s_tir.Schedule,
+        "SBlock": s_tir.SBlock,
+        "TensorIntrin": TensorIntrin,
+        "walk": structural.structural_walk,
+        "create_shared": create_shared,
+    }

@@ -12,8 +12,8 @@ from qdeploy.backends.tvm.planner import Open, Place, Planner, integer, integers
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.integer_arithmetic import half_up
-from qdeploy.ir.ops_conv import borders
-from qdeploy.ir.ops_tflite import exp_negative
+from qdeploy.ir.ops.conv import borders
+from qdeploy.ir.ops.tflite import exp_negative
 
 
 def plan_identity(planner: Planner, node: Node) -> None:
@@ -125,16 +125,28 @@ def plan_pool(planner: Planner, node: Node) -> None:
     place = Place("", planner.shapes[node.outputs[0]], last)
     kernel = integers(node, "kernel_shape")
     if len(kernel) not in (1, 2):
-        raise UnsupportedError("the TVM backend pools over one or two axes", where=node.name,
-                               found=f"{len(kernel)} axes")  # fmt: skip
+        raise UnsupportedError(
+            "the TVM backend pools over one or two axes", where=node.name, found=f"{len(kernel)} axes"
+        )
     row = [1] * (2 - len(kernel))
     strides, dilations = (integers(node, name) or [1] * len(kernel) for name in ("strides", "dilations"))
-    border = borders(x.stored[1:-1], kernel, strides, dilations, str(node.attrs.get("auto_pad", "NOTSET")),
-                     node.attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
-    attrs: dict[str, Any] = {"kernel": row + kernel, "strides": row + strides, "dilations": row + dilations,
-                             "before": [0] * len(row) + [b for b, _ in border],
-                             "rounding": node.attrs.get("rounding", "floor"),
-                             "lo": node.attrs.get("lo"), "hi": node.attrs.get("hi")}  # fmt: skip
+    border = borders(
+        x.stored[1:-1],
+        kernel,
+        strides,
+        dilations,
+        str(node.attrs.get("auto_pad", "NOTSET")),
+        node.attrs.get("pads"),  # type: ignore[arg-type]
+    )
+    attrs: dict[str, Any] = {
+        "kernel": row + kernel,
+        "strides": row + strides,
+        "dilations": row + dilations,
+        "before": [0] * len(row) + [b for b, _ in border],
+        "rounding": node.attrs.get("rounding", "floor"),
+        "lo": node.attrs.get("lo"),
+        "hi": node.attrs.get("hi"),
+    }
     held = planner.operand(x)
     image = planner.view(x.buffer, (held.shape[0], *row, *held.shape[1:]))
     n, *positions, _ = place.stored
@@ -156,8 +168,12 @@ def plan_reduce(planner: Planner, node: Node) -> None:
     over = [found.axis(axis) for axis in axes]
     kept = [1 if i in over else n for i, n in enumerate(held.shape) if keep or i not in over]
     dtype = "int32" if node.op == "IntegerSum" else held.dtype
-    attrs = {"axes": sorted(over), "keepdims": keep, "mean": node.op == "IntegerMean",
-             "rounding": node.attrs.get("rounding", "floor")}  # fmt: skip
+    attrs = {
+        "axes": sorted(over),
+        "keepdims": keep,
+        "mean": node.op == "IntegerMean",
+        "rounding": node.attrs.get("rounding", "floor"),
+    }
     place = Place("", shape, found.last and keep)
     planner.set(node.outputs[0], Open("reduce", [found.buffer], attrs, tuple(kept), place, tuple(kept), dtype))
 

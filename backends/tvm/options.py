@@ -41,14 +41,18 @@ class Options:
         if self.target != "host":
             target(self.target)
         if unknown := [form for form in self.forms if form not in get_args(Form)]:
-            raise BadArgumentError("unknown form of a compiled network", found=", ".join(map(str, unknown)),
-                                   allowed=", ".join(get_args(Form)))  # fmt: skip
+            raise BadArgumentError(
+                "unknown form of a compiled network",
+                found=", ".join(map(str, unknown)),
+                allowed=", ".join(get_args(Form)),
+            )
         if not self.forms:
             raise BadArgumentError("no form of a compiled network is asked for", allowed=", ".join(get_args(Form)))
         for name, extent in self.axes.items():
             if not isinstance(extent, int) or isinstance(extent, bool) or extent < 1:
-                raise BadArgumentError("the extent of an axis is no positive integer", where=name, found=extent,
-                                       allowed="1, 2, ...")  # fmt: skip
+                raise BadArgumentError(
+                    "the extent of an axis is no positive integer", where=name, found=extent, allowed="1, 2, ..."
+                )
 
 
 @dataclass(frozen=True)

@@ -28,22 +28,41 @@ from qdeploy.backends.tvm.targets import Kernel
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.fold import plain_tensor
+from qdeploy.passes.fold import plain_tensor
 
 POSITIONS = "Positions"
 RULES: dict[str, Callable[[Planner, Node], None]] = {
-    "IntegerConv": plan_conv, "IntegerLinear": plan_linear, "IntegerMatMul": plan_mat_mul,
-    "Requantize": plan_requantize, "Relu": plan_clip, "Clip": plan_clip, "Lookup": plan_lookup,
-    "IntegerAdd": plan_binary, "IntegerMul": plan_binary,
-    "IntegerSqrt": plan_rows, "IntegerExp": plan_function, "IntegerGelu": plan_function,
-    "IntegerSoftmax": plan_rows, "IntegerLayerNorm": plan_rows, "IntegerRMSNorm": plan_rows,
+    "IntegerConv": plan_conv,
+    "IntegerLinear": plan_linear,
+    "IntegerMatMul": plan_mat_mul,
+    "Requantize": plan_requantize,
+    "Relu": plan_clip,
+    "Clip": plan_clip,
+    "Lookup": plan_lookup,
+    "IntegerAdd": plan_binary,
+    "IntegerMul": plan_binary,
+    "IntegerSqrt": plan_rows,
+    "IntegerExp": plan_function,
+    "IntegerGelu": plan_function,
+    "IntegerSoftmax": plan_rows,
+    "IntegerLayerNorm": plan_rows,
+    "IntegerRMSNorm": plan_rows,
     "TfliteSoftmax": plan_tflite_softmax,
-    "IntegerSum": plan_reduce, "IntegerMean": plan_reduce,
-    "MaxPool": plan_pool, "IntegerAveragePool": plan_pool,
-    "Identity": plan_identity, "Reshape": plan_reshape, "Flatten": plan_reshape, "Squeeze": plan_reshape,
-    "Unsqueeze": plan_reshape, "Transpose": plan_transpose, "Concat": plan_concat, "Slice": plan_slice,
-    "Pad": plan_pad, "Gather": plan_gather,
-}  # fmt: skip
+    "IntegerSum": plan_reduce,
+    "IntegerMean": plan_reduce,
+    "MaxPool": plan_pool,
+    "IntegerAveragePool": plan_pool,
+    "Identity": plan_identity,
+    "Reshape": plan_reshape,
+    "Flatten": plan_reshape,
+    "Squeeze": plan_reshape,
+    "Unsqueeze": plan_reshape,
+    "Transpose": plan_transpose,
+    "Concat": plan_concat,
+    "Slice": plan_slice,
+    "Pad": plan_pad,
+    "Gather": plan_gather,
+}
 """Op -> its rule."""
 
 
@@ -62,8 +81,9 @@ def plan(graph: Graph, weights: Mapping[str, Array], kernel: Kernel, axes: Mappi
     """
     unknown = unsupported(graph)
     if unknown:
-        raise UnsupportedError("ops that the TVM backend does not have", found=", ".join(unknown),
-                               allowed=", ".join(RULES))  # fmt: skip
+        raise UnsupportedError(
+            "ops that the TVM backend does not have", found=", ".join(unknown), allowed=", ".join(RULES)
+        )
     planner = Planner(graph, weights, kernel, axes)
     if any(node.op == POSITIONS for node in graph.nodes):
         graph = with_fixed_positions(graph, planner.shapes)

@@ -25,8 +25,9 @@ class Child:
             environment["TVM_NUM_THREADS"] = str(threads)
         command = [sys.executable, "-P", "-m", "qdeploy.backends.tvm.child"]  # not what lies in the working folder
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment,
-                                         process_group=0)  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment, process_group=0
+        )
 
     def __enter__(self) -> Child:
         return self
@@ -55,10 +56,11 @@ class Child:
             raise getattr(errors, facts.pop("kind"))(facts.pop("what"), **facts)
         if code:
             raise errors.UnsupportedError(
-                f"TVM did not {job['action']} this network", where=str(job.get("target", job.get("library", ""))),
+                f"TVM did not {job['action']} this network",
+                where=str(job.get("target", job.get("library", ""))),
                 found=_reason(code, complaints),
                 todo="This is an error of ours: please report it with the model's graph.",
-            )  # fmt: skip
+            )
 
 
 def run(folder: Path, job: Mapping[str, Any], threads: int = 0) -> None:

@@ -83,10 +83,13 @@ class Program:
     def save(self, folder: Path) -> None:
         """Writes program.json and constants.npz."""
         listed = {
-            "inputs": self.inputs, "outputs": self.outputs, "names": self.names,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "names": self.names,
             "buffers": {name: asdict(buffer) for name, buffer in self.buffers.items()},
-            "steps": [asdict(step) for step in self.steps], "constants": list(self.constants),
-        }  # fmt: skip
+            "steps": [asdict(step) for step in self.steps],
+            "constants": list(self.constants),
+        }
         (folder / "program.json").write_text(json.dumps(listed))
         np.savez(folder / "constants.npz", **{str(i): a for i, a in enumerate(self.constants.values())})  # type: ignore[arg-type]
 
@@ -97,7 +100,10 @@ def load(folder: Path) -> Program:
     with np.load(folder / "constants.npz") as arrays:
         constants = {name: arrays[str(i)] for i, name in enumerate(listed["constants"])}
     return Program(
-        listed["inputs"], listed["outputs"],
-        {name: Buffer(tuple(b["shape"]), b["dtype"]) for name, b in listed["buffers"].items()}, constants,
-        [Step(s["kind"], tuple(s["inputs"]), s["output"], s["attrs"]) for s in listed["steps"]], listed["names"],
-    )  # fmt: skip
+        listed["inputs"],
+        listed["outputs"],
+        {name: Buffer(tuple(b["shape"]), b["dtype"]) for name, b in listed["buffers"].items()},
+        constants,
+        [Step(s["kind"], tuple(s["inputs"]), s["output"], s["attrs"]) for s in listed["steps"]],
+        listed["names"],
+    )

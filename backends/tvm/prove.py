@@ -29,8 +29,16 @@ DIVISION_IR = re.compile(r"= (sdiv|udiv|srem|urem)(?: exact)? \S+(?: x i\d+>)? [
 CALL_IR = re.compile(r"\bcall\b[^@%(]*(?:\([^)]*\)\s*)?@([\w.$]+|\"[^\"]+\")\(")
 HELPERS = frozenset({"__truncsfhf2", "__extendhfsf2"})
 """Two conversions of half precision that TVM adds to every module; nothing calls them."""
-RUNTIME = frozenset({"TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace", "TVMBackendParallelLaunch", "memset",
-                     "TVMBackendParallelBarrier", "TVMFFIErrorSetRaisedFromCStrParts"})  # fmt: skip
+RUNTIME = frozenset(
+    {
+        "TVMBackendAllocWorkspace",
+        "TVMBackendFreeWorkspace",
+        "TVMBackendParallelLaunch",
+        "memset",
+        "TVMBackendParallelBarrier",
+        "TVMFFIErrorSetRaisedFromCStrParts",
+    }
+)
 RELAX_OPS = frozenset({"relax.call_tir", "relax.call_dps_packed", "relax.reshape"})
 EXTERN_OPS = ("call_extern", "call_pure_extern", "call_packed", "call_cpacked", "tvm_call")
 X86_FLOAT = re.compile(r"^v?(add|sub|mul|div|sqrt|min|max|cvt\w*|fn?m(add|sub)\w*|round|rcp|rsqrt|u?comi)[sp][sd]")

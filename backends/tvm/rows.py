@@ -1,4 +1,4 @@
-"""Builders of functions over rows: softmax and normalisations (ir/ops_integer_functions.py has their formulas)."""
+"""Builders of functions over rows: softmax and normalisations (ir/ops/integer_functions.py has their formulas)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _norm(args: list[Tensor], attrs: Attrs, out: Buffer, centred: bool) -> Tenso
     return finished(result, args, attrs, out)
 
 
-# ---- TFLite's softmax (ir/ops_tflite.py) ----------------------------------------------------------------------------
+# ---- TFLite's softmax (ir/ops/tflite.py) ----------------------------------------------------------------------------
 
 
 def _high(a: Expr, b: Expr) -> Expr:

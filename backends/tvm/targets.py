@@ -80,21 +80,54 @@ _V4 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"})
 _AVX2 = Kernel("avx2_madd", "int16", 2, 5, filtering=True)
 _VNNI = Kernel("vnni_dot", "uint8", 4, 8, 2)
 
-TARGETS: dict[str, Target] = {t.name: t for t in (
-    Target("x86-64-v3", {"kind": "llvm", "mcpu": "x86-64-v3"}, "x86_64", _V3, _AVX2),
-    Target("x86-64-v4", {"kind": "llvm", "mcpu": "x86-64-v4"}, "x86_64", _V3 | _V4, _AVX2),
-    Target("x86-64-v4+vnni", {"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]}, "x86_64",
-           _V3 | _V4 | {"avx512_vnni"}, _VNNI),
-    Target("aarch64", {**_ARM, "mcpu": "generic"}, "aarch64", frozenset({"asimd"}), PORTABLE, "aarch64-linux-gnu-g++"),
-    Target("aarch64+dotprod", {**_ARM, "mcpu": "generic", "mattr": ["+dotprod"]}, "aarch64",
-           frozenset({"asimd", "asimddp"}), Kernel("arm_sdot", "int8", 4, 5), "aarch64-linux-gnu-g++"),
-    Target("aarch64+i8mm", {**_ARM, "mcpu": "generic", "mattr": ["+dotprod", "+i8mm"]}, "aarch64",
-           frozenset({"asimd", "asimddp", "i8mm"}), Kernel("arm_usdot", "uint8", 4, 5), "aarch64-linux-gnu-g++"),
-    Target("riscv64", {"kind": "llvm", "mtriple": "riscv64-unknown-linux-gnu", "mcpu": "generic-rv64",
-                       "mattr": ["+m", "+a", "+f", "+d", "+c"], "mabi": "lp64d"}, "riscv64", frozenset(), PORTABLE,
-           "riscv64-linux-gnu-g++"),
-    Target("wasm32", {"kind": "llvm", "mtriple": "wasm32-unknown-unknown"}, "wasm32", frozenset(), PORTABLE, ""),
-)}  # fmt: skip
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("x86-64-v3", {"kind": "llvm", "mcpu": "x86-64-v3"}, "x86_64", _V3, _AVX2),
+        Target("x86-64-v4", {"kind": "llvm", "mcpu": "x86-64-v4"}, "x86_64", _V3 | _V4, _AVX2),
+        Target(
+            "x86-64-v4+vnni",
+            {"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
+            "x86_64",
+            _V3 | _V4 | {"avx512_vnni"},
+            _VNNI,
+        ),
+        Target(
+            "aarch64", {**_ARM, "mcpu": "generic"}, "aarch64", frozenset({"asimd"}), PORTABLE, "aarch64-linux-gnu-g++"
+        ),
+        Target(
+            "aarch64+dotprod",
+            {**_ARM, "mcpu": "generic", "mattr": ["+dotprod"]},
+            "aarch64",
+            frozenset({"asimd", "asimddp"}),
+            Kernel("arm_sdot", "int8", 4, 5),
+            "aarch64-linux-gnu-g++",
+        ),
+        Target(
+            "aarch64+i8mm",
+            {**_ARM, "mcpu": "generic", "mattr": ["+dotprod", "+i8mm"]},
+            "aarch64",
+            frozenset({"asimd", "asimddp", "i8mm"}),
+            Kernel("arm_usdot", "uint8", 4, 5),
+            "aarch64-linux-gnu-g++",
+        ),
+        Target(
+            "riscv64",
+            {
+                "kind": "llvm",
+                "mtriple": "riscv64-unknown-linux-gnu",
+                "mcpu": "generic-rv64",
+                "mattr": ["+m", "+a", "+f", "+d", "+c"],
+                "mabi": "lp64d",
+            },
+            "riscv64",
+            frozenset(),
+            PORTABLE,
+            "riscv64-linux-gnu-g++",
+        ),
+        Target("wasm32", {"kind": "llvm", "mtriple": "wasm32-unknown-unknown"}, "wasm32", frozenset(), PORTABLE, ""),
+    )
+}
 """Every target but `host`, which is the best of these that this machine runs."""
 
 
@@ -115,9 +148,12 @@ def require(chosen: Target) -> None:
     """Raises UnsupportedError where this machine does not run what is compiled for a target."""
     absent = missing(chosen)
     if absent:
-        raise UnsupportedError("this machine does not run what is compiled for this target", where=chosen.name,
-                               found=f"{platform.machine()} without {', '.join(absent)}",
-                               todo="Run it on such a machine, or compile for the target host.")  # fmt: skip
+        raise UnsupportedError(
+            "this machine does not run what is compiled for this target",
+            where=chosen.name,
+            found=f"{platform.machine()} without {', '.join(absent)}",
+            todo="Run it on such a machine, or compile for the target host.",
+        )
 
 
 def missing(chosen: Target) -> list[str]:

@@ -20,14 +20,14 @@ from qdeploy.backends.tvm import process
 from qdeploy.backends.tvm.plan import plan
 from qdeploy.backends.tvm.program import Program
 from qdeploy.backends.tvm.targets import Target, require, target
+from qdeploy.integer.fixed import Float64
+from qdeploy.integer.layer_shapes import LayerShape
+from qdeploy.integer.weights import codes_tensor, quantized
 from qdeploy.ir.dyadic import dyadics
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.lower.fixed import Float64
-from qdeploy.lower.fold import plain_tensor
-from qdeploy.lower.integer_weights import codes_tensor, quantized
-from qdeploy.lower.layers import LayerShape
+from qdeploy.passes.fold import plain_tensor
 from qdeploy.progress import SILENT, Progress
 
 ROUNDS = 3
@@ -37,9 +37,15 @@ TURNS = 30
 _MOVES = ("to_last", "to_plain")
 
 
-def layer_times(layers: Sequence[tuple[LayerShape, Array]], options: Sequence[tuple[int, int]], *, name: str = "host",
-                threads: int = 0, rounds: int = ROUNDS,
-                progress: Progress = SILENT) -> list[dict[tuple[int, int], float]]:  # fmt: skip
+def layer_times(
+    layers: Sequence[tuple[LayerShape, Array]],
+    options: Sequence[tuple[int, int]],
+    *,
+    name: str = "host",
+    threads: int = 0,
+    rounds: int = ROUNDS,
+    progress: Progress = SILENT,
+) -> list[dict[tuple[int, int], float]]:
     """Compiles every layer at every choice of bits and times them all in turns.
 
     Args:
@@ -76,8 +82,9 @@ def layer_times(layers: Sequence[tuple[LayerShape, Array]], options: Sequence[tu
     return [{bits: least[part] for part, bits in zip(names, options, strict=True)} for names in parts]
 
 
-def _compile(folder: Path, layer: LayerShape, weight: Array, parts: Mapping[str, tuple[int, int]],
-             chosen: Target) -> None:  # fmt: skip
+def _compile(
+    folder: Path, layer: LayerShape, weight: Array, parts: Mapping[str, tuple[int, int]], chosen: Target
+) -> None:
     for part, bits in parts.items():
         graph, weights = layer_graph(layer, weight, *bits)
         program = without_moves(plan(graph, {n: as_value(t) for n, t in weights.items()}, chosen.kernel, {}))
@@ -86,8 +93,9 @@ def _compile(folder: Path, layer: LayerShape, weight: Array, parts: Mapping[str,
     process.run(folder, {"action": "compile_parts", "parts": list(parts), "target": chosen.name, "forms": ["library"]})
 
 
-def layer_graph(layer: LayerShape, weight: Array, weight_bits: int,
-                activation_bits: int) -> tuple[Graph, dict[str, QTensor]]:  # fmt: skip
+def layer_graph(
+    layer: LayerShape, weight: Array, weight_bits: int, activation_bits: int
+) -> tuple[Graph, dict[str, QTensor]]:
     """A layer alone in integers: unsigned codes in and out."""
     rng, high = np.random.default_rng(0), (1 << activation_bits) - 1
     outputs = layer.weight[0]
@@ -99,8 +107,12 @@ def layer_graph(layer: LayerShape, weight: Array, weight_bits: int,
         Node(f"Integer{layer.op}", ("x", "weight", "bias"), ("sum",), dict(layer.attrs), "layer"),
         Node("Requantize", ("sum", "m", "e"), ("y",), {"lo": 0, "hi": high, "dtype": "U8", **attrs}, "codes"),
     )
-    graph = Graph((Value("x", "U8", layer.input),), (Value("y", "U8", ()),), nodes,
-                  constants={name: plain_tensor(array) for name, array in constants.items()})  # fmt: skip
+    graph = Graph(
+        (Value("x", "U8", layer.input),),
+        (Value("y", "U8", ()),),
+        nodes,
+        constants={name: plain_tensor(array) for name, array in constants.items()},
+    )
     return graph, {"weight": codes_tensor(quantized(weight, weight_bits), weight_bits)}
 
 
@@ -112,7 +124,12 @@ def without_moves(program: Program) -> Program:
     while len(steps) > 1 and steps[-1].kind in _MOVES:
         outputs = [steps.pop().inputs[0]]
     used = {name for step in steps for name in (*step.inputs, step.output)}
-    return replace(program, inputs=inputs, outputs=outputs, steps=steps,
-                   buffers={name: b for name, b in program.buffers.items() if name in used},
-                   constants={name: a for name, a in program.constants.items() if name in used},
-                   names={})  # fmt: skip
+    return replace(
+        program,
+        inputs=inputs,
+        outputs=outputs,
+        steps=steps,
+        buffers={name: b for name, b in program.buffers.items() if name in used},
+        constants={name: a for name, a in program.constants.items() if name in used},
+        names={},
+    )

@@ -147,8 +147,10 @@ def concat(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
         for part, length in zip(reversed(args), reversed(lengths), strict=True):
             at = list(index)
             at[axis] = tirx.max(index[axis] - (stop - length), 0)
-            at = [tirx.min(i, n - 1) if place == axis or place == len(index) - 1 else i
-                  for place, (i, n) in enumerate(zip(at, extents(part), strict=True))]  # fmt: skip
+            at = [
+                tirx.min(i, n - 1) if place == axis or place == len(index) - 1 else i
+                for place, (i, n) in enumerate(zip(at, extents(part), strict=True))
+            ]
             value = tirx.if_then_else(index[axis] < stop, part[tuple(at)], value)
             stop -= length
         return value

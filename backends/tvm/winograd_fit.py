@@ -43,8 +43,9 @@ def form(filters: Array, shape: Sequence[int], limits: tuple[int, int], position
         return None
     by_chunks = out <= down * right
     most = min(MOST_TILES, MOST_INPUTS // inner) if by_chunks else MOST_TILES
-    choices = [(rows, n) for rows in range(1, down + 1) if rows * right <= most or rows == 1
-               for n in range(2, positions + 1)]  # fmt: skip
+    choices = [
+        (rows, n) for rows in range(1, down + 1) if rows * right <= most or rows == 1 for n in range(2, positions + 1)
+    ]
     rows, tile = min(choices, key=lambda choice: _cost(choice, down, right))
     return {"rows": rows, "positions": tile, "order": "chunks" if by_chunks else "channels"}
 

@@ -25,7 +25,7 @@ from qdeploy.errors import ProofError, UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights
-from qdeploy.lower.extents import chosen_axes
+from qdeploy.passes.shapes import chosen_axes
 from qdeploy.progress import Progress
 
 LIBRARY, BARE, PROOF, MANIFEST = "model.so", "bare", "proof.json", "tvm.json"
@@ -37,10 +37,10 @@ def can(graph: Graph) -> bool:
 
 
 def integer_model(model: Model) -> Model:
-    """The model, if it is one of integers, or what `lower/integerize` makes of it."""
+    """The model, if it is one of integers, or what `integer/integerize` makes of it."""
     if model.graph.meta.get("kind") == "integer" or can(model.graph):
         return model
-    from qdeploy.lower.integerize import integerize
+    from qdeploy.integer.integerize import integerize
 
     return integerize(model)
 
@@ -64,12 +64,16 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
             files += _bare(program, json.loads((job / "kernels.json").read_text()), folder)
     proof = json.loads((folder / PROOF).read_text())
     if not proof["integer_only"]:
-        raise ProofError("the compiled network computes with more than integers", where=chosen.name,
-                         found="; ".join((proof["floats"] + proof["externs"])[:3]))  # fmt: skip
+        raise ProofError(
+            "the compiled network computes with more than integers",
+            where=chosen.name,
+            found="; ".join((proof["floats"] + proof["externs"])[:3]),
+        )
     (folder / MANIFEST).write_text(json.dumps(_manifest(program, made, chosen.name, axes), indent=1))
     progress.advance(1, "proven")
-    return Lowered((*files, PROOF, MANIFEST), tuple(choices(made)), _notes(proof, options, forms), chosen.name, proof,
-                   made, axes)  # fmt: skip
+    return Lowered(
+        (*files, PROOF, MANIFEST), tuple(choices(made)), _notes(proof, options, forms), chosen.name, proof, made, axes
+    )
 
 
 def _bare(program: Program, kernels: Mapping[str, Any], folder: Path) -> list[str]:
@@ -84,9 +88,12 @@ def _links(compiler: str, options: Options) -> bool:
     if compiler and shutil.which(compiler):
         return True
     if "bare" not in options.forms:
-        raise UnsupportedError("no compiler links a library for this target", where=options.target,
-                               found=compiler or "none is known",
-                               todo="Install it, or ask for the form bare (--form bare).")  # fmt: skip
+        raise UnsupportedError(
+            "no compiler links a library for this target",
+            where=options.target,
+            found=compiler or "none is known",
+            todo="Install it, or ask for the form bare (--form bare).",
+        )
     return False
 
 
@@ -100,8 +107,9 @@ def choices(model: Model) -> list[Choice]:
         if name not in held:
             continue
         bits = 4 if is_small(held[name]) else 8
-        found[name] = Choice(name, f"int{bits}", "blocks of 16 channels for every instruction set", True,
-                             held[name].size * bits // 8)  # fmt: skip
+        found[name] = Choice(
+            name, f"int{bits}", "blocks of 16 channels for every instruction set", True, held[name].size * bits // 8
+        )
     return list(found.values())
 
 
@@ -110,12 +118,22 @@ def _manifest(program: Program, model: Model, name: str, axes: Mapping[str, int]
 
     def listed(buffers: list[str], shown: Mapping[str, str]) -> list[dict[str, Any]]:
         every = [(shown.get(b, b), program.operand(b)) for b in buffers]
-        return [{"name": n, "dtype": held.dtype, "shape": list(held.shape),
-                 "quantization": quantization.get(n) if isinstance(quantization, Mapping) else None}
-                for n, held in every]  # fmt: skip
+        return [
+            {
+                "name": n,
+                "dtype": held.dtype,
+                "shape": list(held.shape),
+                "quantization": quantization.get(n) if isinstance(quantization, Mapping) else None,
+            }
+            for n, held in every
+        ]
 
-    return {"target": name, "axes": dict(axes), "inputs": listed(program.inputs, {}),
-            "outputs": listed(program.outputs, program.names)}  # fmt: skip
+    return {
+        "target": name,
+        "axes": dict(axes),
+        "inputs": listed(program.inputs, {}),
+        "outputs": listed(program.outputs, program.names),
+    }
 
 
 def _notes(proof: Mapping[str, Any], options: Options, forms: Sequence[str]) -> tuple[str, ...]:

@@ -33,8 +33,13 @@ def build_graph(model: Model) -> Graph:
     """
     kind = model.config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UnsupportedError("unknown architecture", where="config.json: model_type", found=kind,
-                               allowed=", ".join(FAMILIES), todo="Convert its tensors with --to ir.")  # fmt: skip
+        raise UnsupportedError(
+            "unknown architecture",
+            where="config.json: model_type",
+            found=kind,
+            allowed=", ".join(FAMILIES),
+            todo="Convert its tensors with --to ir.",
+        )
     graph: Graph = importlib.import_module(FAMILIES[kind]).build(model)
     check_graph(graph, model.tensors.keys())
     return graph

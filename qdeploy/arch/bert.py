@@ -16,11 +16,21 @@ from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
 
 _REFUSED = {
-    "position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
-    "is_encoder_decoder": (False,), "num_experts": (0,), "num_local_experts": (0,), "attention_window": (),
-    "local_attention": (), "relative_attention": (False,), "use_rotary": (False,), "alibi": (False,),
-    "conv_bert": (False,), "rope_scaling": (), "rope_parameters": (),
-}  # fmt: skip
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "attention_window": (),
+    "local_attention": (),
+    "relative_attention": (False,),
+    "use_rotary": (False,),
+    "alibi": (False,),
+    "conv_bert": (False,),
+    "rope_scaling": (),
+    "rope_parameters": (),
+}
 
 
 def build(model: Model) -> Graph:
@@ -42,8 +52,9 @@ class _Encoding:
         self.epsilon = self.config.positive("layer_norm_eps", 1e-12)
         self.act = self.config.choose("hidden_act", ACTIVATIONS, "gelu")
         if self.hidden % self.heads:
-            raise self.config.contradiction("hidden_size, num_attention_heads", f"{self.hidden}, {self.heads}",
-                                            "a multiple")  # fmt: skip
+            raise self.config.contradiction(
+                "hidden_size, num_attention_heads", f"{self.hidden}, {self.heads}", "a multiple"
+            )
 
     def graph(self) -> Graph:
         """All nodes, in order."""
@@ -83,8 +94,19 @@ class _Encoding:
             for part in ("query", "key", "value")
         )
         size = self.hidden // self.heads
-        mixed = add.node("Attention", q, k, v, "attention_mask", name=f"{label}.attention", heads=self.heads,
-                         kv_heads=self.heads, scale=size**-0.5, causal=False, window=0)  # fmt: skip
+        mixed = add.node(
+            "Attention",
+            q,
+            k,
+            v,
+            "attention_mask",
+            name=f"{label}.attention",
+            heads=self.heads,
+            kv_heads=self.heads,
+            scale=size**-0.5,
+            causal=False,
+            window=0,
+        )
         module = f"{source}.attention.output"
         mixed = self._linear(mixed, f"{module}.dense", f"{label}.attention.dense", self.hidden, self.hidden)
         x = self._skip(mixed, x, module, f"{label}.attention.norm")
@@ -111,7 +133,11 @@ class _Encoding:
         )
 
     def _meta(self) -> dict[str, Attr]:
-        meta: dict[str, Attr] = {"kind": "encoder", "model_type": "bert", "context": self.context,
-                                 "vocab": self.config.size("vocab_size")}  # fmt: skip
+        meta: dict[str, Attr] = {
+            "kind": "encoder",
+            "model_type": "bert",
+            "context": self.context,
+            "vocab": self.config.size("vocab_size"),
+        }
         pad = self.config.token("pad_token_id")
         return meta if pad is None else {**meta, "pad_token_id": pad}

@@ -16,10 +16,18 @@ from qdeploy.ir.tensor import Buffer, Float32, QTensor, plain
 from qdeploy.names import layer_of, locate, spellings
 
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh", "relu": "relu", "tanh": "tanh",
-}  # fmt: skip
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "tanh": "tanh",
+}
 """`hidden_act` in transformers' spelling -> ours; its tanh spellings are one formula."""
 
 
@@ -58,12 +66,20 @@ class Builder:
         if name is None:
             name = spellings(parameter, self.family, self.model.dialect)[0]
             fields += "" if layer_of(parameter) is None else ", num_hidden_layers"
-            raise BadFileError("a tensor of the architecture is missing", where=f"tensor {name}", found="nothing",
-                               allowed=f"shape {list(shape)}, which config.json ({fields}) asks for")  # fmt: skip
+            raise BadFileError(
+                "a tensor of the architecture is missing",
+                where=f"tensor {name}",
+                found="nothing",
+                allowed=f"shape {list(shape)}, which config.json ({fields}) asks for",
+            )
         found = self.model.tensors[name].shape
         if found != shape:
-            raise BadFileError("config.json contradicts a tensor", where=f"config.json: {fields}; tensor {name}",
-                               found=f"shape {list(found)}", allowed=f"shape {list(shape)}")  # fmt: skip
+            raise BadFileError(
+                "config.json contradicts a tensor",
+                where=f"config.json: {fields}; tensor {name}",
+                found=f"shape {list(found)}",
+                allowed=f"shape {list(shape)}",
+            )
         return name
 
     def bias(self, parameter: str, size: int, declared: bool, field: str) -> str:
@@ -116,13 +132,21 @@ def layer_count(model: Model, config: Config) -> int:
     """Reads `num_hidden_layers`; BadFileError where the tensors have more layers, or plainly too few."""
     layers, where = config.size("num_hidden_layers"), f"{config.where}: num_hidden_layers"
     if layers > len(model.tensors):
-        raise BadFileError("the configuration has more layers than there are tensors", where=where, found=layers,
-                           allowed=f"at most {len(model.tensors)}")  # fmt: skip
+        raise BadFileError(
+            "the configuration has more layers than there are tensors",
+            where=where,
+            found=layers,
+            allowed=f"at most {len(model.tensors)}",
+        )
     for name in model.tensors:
         layer = layer_of(name)
         if layer is not None and layer >= layers:
-            raise BadFileError("config.json contradicts a tensor", where=f"{where}; tensor {name}",
-                               found=f"layer {layer}", allowed=f"layers 0..{layers - 1}")  # fmt: skip
+            raise BadFileError(
+                "config.json contradicts a tensor",
+                where=f"{where}; tensor {name}",
+                found=f"layer {layer}",
+                allowed=f"layers 0..{layers - 1}",
+            )
     return layers
 
 
@@ -131,5 +155,9 @@ def check_architecture(config: Mapping[str, Any], allowed: tuple[str, ...]) -> N
     named = config.get("architectures") or []
     for name in named if isinstance(named, list) else [named]:
         if name not in allowed:
-            raise UnsupportedError("an unsupported architecture", where="config.json: architectures", found=name,
-                                   allowed=", ".join(allowed))  # fmt: skip
+            raise UnsupportedError(
+                "an unsupported architecture",
+                where="config.json: architectures",
+                found=name,
+                allowed=", ".join(allowed),
+            )

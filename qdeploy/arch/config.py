@@ -80,8 +80,12 @@ class Config:
         """The table's entry for a string field; UnsupportedError for a value that the table does not have."""
         value = self.text(name, default)
         if value not in table:
-            raise UnsupportedError("an unsupported value in the configuration", where=f"{self.where}: {name}",
-                                   found=value, allowed=", ".join(table))  # fmt: skip
+            raise UnsupportedError(
+                "an unsupported value in the configuration",
+                where=f"{self.where}: {name}",
+                found=value,
+                allowed=", ".join(table),
+            )
         return table[value]
 
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
@@ -89,13 +93,18 @@ class Config:
         for name, values in neutral.items():
             found = self.fields.get(name)
             if found is not None and found not in values:
-                raise UnsupportedError("an unsupported field in the configuration", where=f"{self.where}: {name}",
-                                       found=found, allowed=" or ".join(["absent", *map(str, values)]))  # fmt: skip
+                raise UnsupportedError(
+                    "an unsupported field in the configuration",
+                    where=f"{self.where}: {name}",
+                    found=found,
+                    allowed=" or ".join(["absent", *map(str, values)]),
+                )
 
     def contradiction(self, names: str, found: object, allowed: str) -> BadFileError:
         """An error for fields that do not fit each other."""
-        return BadFileError("the configuration contradicts itself", where=f"{self.where}: {names}", found=found,
-                            allowed=allowed)  # fmt: skip
+        return BadFileError(
+            "the configuration contradicts itself", where=f"{self.where}: {names}", found=found, allowed=allowed
+        )
 
     def _value(self, name: str, default: object) -> Any:
         value = self.fields.get(name)
@@ -104,5 +113,9 @@ class Config:
         return default if value is None else value
 
     def _wrong(self, name: str, allowed: str) -> BadFileError:
-        return BadFileError("a field of the configuration has a wrong value", where=f"{self.where}: {name}",
-                            found=self.fields.get(name), allowed=allowed)  # fmt: skip
+        return BadFileError(
+            "a field of the configuration has a wrong value",
+            where=f"{self.where}: {name}",
+            found=self.fields.get(name),
+            allowed=allowed,
+        )

@@ -25,19 +25,50 @@ from qdeploy.ir.tensor import Float32
 from qdeploy.names import ROPE_FACTORS
 
 REFUSED = {
-    "attn_logit_softcapping": (), "final_logit_softcapping": (), "logit_softcapping": (), "query_pre_attn_scalar": (),
-    "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,), "residual_multiplier": (1,),
-    "attention_multiplier": (), "scale_emb": (1,), "scale_depth": (), "dim_model_base": (),
-    "num_local_experts": (0,), "num_experts": (0,), "n_routed_experts": (0,), "num_experts_per_tok": (0,),
-    "kv_lora_rank": (), "q_lora_rank": (), "clip_qkv": (), "attn_output_gate": (False,),
-    "attention_sinks": (False,), "use_attention_sinks": (False,), "attn_sinks": (False,),
-    "qk_layernorm": (False,), "use_qk_norm": (False,), "qk_norm": (False,), "qkv_bias": (False,),
-    "parallel_attn": (False,), "parallel_residual": (False,), "use_parallel_residual": (False,),
-    "alibi": (False,), "use_alibi": (False,), "no_rope_layers": ([],), "no_rope_layer_interval": (0,),
-    "attention_chunk_size": (), "dual_chunk_attention_config": (), "attn_temperature_tuning": (False, 0),
-    "cross_attention_layers": ([],), "add_cross_attention": (False,), "is_encoder_decoder": (False,),
-    "is_causal": (True,), "use_bidirectional_attention": (False,), "bidirectional_attention": (False,),
-}  # fmt: skip
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "embedding_multiplier": (1,),
+    "residual_multiplier": (1,),
+    "attention_multiplier": (),
+    "scale_emb": (1,),
+    "scale_depth": (),
+    "dim_model_base": (),
+    "num_local_experts": (0,),
+    "num_experts": (0,),
+    "n_routed_experts": (0,),
+    "num_experts_per_tok": (0,),
+    "kv_lora_rank": (),
+    "q_lora_rank": (),
+    "clip_qkv": (),
+    "attn_output_gate": (False,),
+    "attention_sinks": (False,),
+    "use_attention_sinks": (False,),
+    "attn_sinks": (False,),
+    "qk_layernorm": (False,),
+    "use_qk_norm": (False,),
+    "qk_norm": (False,),
+    "qkv_bias": (False,),
+    "parallel_attn": (False,),
+    "parallel_residual": (False,),
+    "use_parallel_residual": (False,),
+    "alibi": (False,),
+    "use_alibi": (False,),
+    "no_rope_layers": ([],),
+    "no_rope_layer_interval": (0,),
+    "attention_chunk_size": (),
+    "dual_chunk_attention_config": (),
+    "attn_temperature_tuning": (False, 0),
+    "cross_attention_layers": ([],),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
+    "bidirectional_attention": (False,),
+}
 """Fields of other families that change the arithmetic, with the values that mean nothing."""
 
 
@@ -138,8 +169,20 @@ class _Decoding:
         k = self._heads(h, f"{source}.k_proj", f"{label}.k", spec.kv_heads, "num_key_value_heads")
         v = self._heads(h, f"{source}.v_proj", f"{label}.v", spec.kv_heads, "num_key_value_heads")
         add.states.append(State(f"kv.{i}", spec.kv_heads, size, capacity=self.rope.context))
-        mixed = add.node("Attention", q, k, v, name=label, heads=self.heads, kv_heads=spec.kv_heads, causal=True,
-                         scale=size**-0.5, window=spec.windows[i], state=f"kv.{i}", rope=rope)  # fmt: skip
+        mixed = add.node(
+            "Attention",
+            q,
+            k,
+            v,
+            name=label,
+            heads=self.heads,
+            kv_heads=spec.kv_heads,
+            causal=True,
+            scale=size**-0.5,
+            window=spec.windows[i],
+            state=f"kv.{i}",
+            rope=rope,
+        )
         fields = "hidden_size, num_attention_heads, head_dim"
         weight = add.weight(f"{source}.o_proj.weight", (self.hidden, self.heads * size), fields)
         bias = add.bias(f"{source}.o_proj.bias", self.hidden, spec.o_bias, "attention_bias")
@@ -209,8 +252,12 @@ class _Decoding:
         return factors
 
     def _meta(self) -> dict[str, Attr]:
-        meta: dict[str, Attr] = {"kind": "decoder", "model_type": self.decoder.family, "context": self.rope.context,
-                                 "vocab": self.vocab}  # fmt: skip
+        meta: dict[str, Attr] = {
+            "kind": "decoder",
+            "model_type": self.decoder.family,
+            "context": self.rope.context,
+            "vocab": self.vocab,
+        }
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             token = self.config.token(name)
             if token is not None:
@@ -225,6 +272,10 @@ def check_layer_types(config: Config, layers: int, allowed: tuple[str, ...]) -> 
     kinds = config.entries("layer_types", layers, str)
     for kind in kinds:
         if kind not in allowed:
-            raise UnsupportedError("an unsupported kind of layer", where=f"{config.where}: layer_types", found=kind,
-                                   allowed=", ".join(allowed))  # fmt: skip
+            raise UnsupportedError(
+                "an unsupported kind of layer",
+                where=f"{config.where}: layer_types",
+                found=kind,
+                allowed=", ".join(allowed),
+            )
     return kinds

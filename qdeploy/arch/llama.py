@@ -24,9 +24,18 @@ def _llama(model: Model, config: Config) -> Decoder:
     head_dim, kv_heads = heads_of(config)
     layers, bias = layer_count(model, config), config.flag("attention_bias", False)
     check_layer_types(config, layers, ("full_attention",))
-    return Decoder("llama", (0,) * layers, bias, bias, config.flag("mlp_bias", False), False, head_dim, kv_heads,
-                   config.size("max_position_embeddings", 2048),
-                   {"sliding_window": (), "use_sliding_window": (False,)})  # fmt: skip
+    return Decoder(
+        "llama",
+        (0,) * layers,
+        bias,
+        bias,
+        config.flag("mlp_bias", False),
+        False,
+        head_dim,
+        kv_heads,
+        config.size("max_position_embeddings", 2048),
+        {"sliding_window": (), "use_sliding_window": (False,)},
+    )
 
 
 def _mistral(model: Model, config: Config) -> Decoder:
@@ -35,6 +44,15 @@ def _mistral(model: Model, config: Config) -> Decoder:
     absent = "sliding_window" not in config.fields  # null means none, absent means the default
     window = 4096 if absent else config.size("sliding_window") if config.has("sliding_window") else 0
     check_layer_types(config, layers, ("sliding_attention" if window else "full_attention",))
-    return Decoder("mistral", (window,) * layers, False, False, False, False, head_dim, kv_heads,
-                   config.size("max_position_embeddings", 4096 * 32),
-                   {"attention_bias": (False,), "mlp_bias": (False,)})  # fmt: skip
+    return Decoder(
+        "mistral",
+        (window,) * layers,
+        False,
+        False,
+        False,
+        False,
+        head_dim,
+        kv_heads,
+        config.size("max_position_embeddings", 4096 * 32),
+        {"attention_bias": (False,), "mlp_bias": (False,)},
+    )

@@ -21,11 +21,21 @@ def build(model: Model) -> Graph:
     check_architecture(model.config, ("Qwen3ForCausalLM" if third else "Qwen2ForCausalLM",))
     head_dim, kv_heads = heads_of(config, head_dim=128 if third else None)
     bias = config.flag("attention_bias", False) if third else True
-    return build_decoder(model, Decoder(
-        "qwen3" if third else "qwen2", _windows(model, config), bias, bias and third, False, third, head_dim, kv_heads,
-        config.size("max_position_embeddings", 32768),
-        {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)},
-    ))  # fmt: skip
+    return build_decoder(
+        model,
+        Decoder(
+            "qwen3" if third else "qwen2",
+            _windows(model, config),
+            bias,
+            bias and third,
+            False,
+            third,
+            head_dim,
+            kv_heads,
+            config.size("max_position_embeddings", 32768),
+            {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)},
+        ),
+    )
 
 
 def _windows(model: Model, config: Config) -> tuple[int, ...]:
@@ -35,8 +45,11 @@ def _windows(model: Model, config: Config) -> tuple[int, ...]:
     window = config.size("sliding_window", 4096) if sliding and present else 0
     kinds = check_layer_types(config, layers, ("full_attention", "sliding_attention"))
     if "sliding_attention" in kinds and not window:
-        raise config.contradiction("layer_types, use_sliding_window, sliding_window", "sliding layers without a window",
-                                   "use_sliding_window true and a sliding_window")  # fmt: skip
+        raise config.contradiction(
+            "layer_types, use_sliding_window, sliding_window",
+            "sliding layers without a window",
+            "use_sliding_window true and a sliding_window",
+        )
     if kinds:
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
     first = config.number("max_window_layers", 28)

@@ -28,11 +28,27 @@ from qdeploy.arch.config import Config
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.tensor import Float32
 
-_FIELDS = frozenset((
-    "type", "rope_type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings",
-    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor",
-    "high_freq_factor", "short_factor", "long_factor", "finetuned",
-))  # fmt: skip
+_FIELDS = frozenset(
+    (
+        "type",
+        "rope_type",
+        "rope_theta",
+        "factor",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
+        "short_factor",
+        "long_factor",
+        "finetuned",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -93,15 +109,22 @@ def read_rope(config: Config, head_dim: int, context: int) -> Rope:
     part = scaling.positive("partial_rotary_factor", config.positive("partial_rotary_factor", 1.0))
     dim = int(head_dim * part)
     if dim % 2 or not 2 <= dim <= head_dim or theta == 1:
-        raise config.contradiction("head_dim, partial_rotary_factor, rope_theta", f"rotary extent {dim}",
-                                   f"an even number up to {head_dim}, and a theta other than 1")  # fmt: skip
+        raise config.contradiction(
+            "head_dim, partial_rotary_factor, rope_theta",
+            f"rotary extent {dim}",
+            f"an even number up to {head_dim}, and a theta other than 1",
+        )
     original = config.size(
         "original_max_position_embeddings", scaling.size("original_max_position_embeddings", context)
     )
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind not in _KINDS:
-        raise UnsupportedError("an unknown kind of rotary scaling", where=f"{scaling.where}: rope_type", found=kind,
-                               allowed=", ".join(_KINDS))  # fmt: skip
+        raise UnsupportedError(
+            "an unknown kind of rotary scaling",
+            where=f"{scaling.where}: rope_type",
+            found=kind,
+            allowed=", ".join(_KINDS),
+        )
     return _KINDS[kind](_Source(scaling, theta, dim, context, original))
 
 
@@ -112,8 +135,12 @@ def _dictionary(config: Config) -> Config:
         raise BadFileError("rotary scaling is not an object", where=f"{config.where}: {name}", found=fields)
     for key, value in fields.items():
         if key not in _FIELDS and value is not None:
-            raise UnsupportedError("an unsupported field in the configuration", where=f"{config.where}: {name}: {key}",
-                                   found=value, allowed=", ".join(sorted(_FIELDS)))  # fmt: skip
+            raise UnsupportedError(
+                "an unsupported field in the configuration",
+                where=f"{config.where}: {name}: {key}",
+                found=value,
+                allowed=", ".join(sorted(_FIELDS)),
+            )
     return Config(fields, f"{config.where}: {name}")
 
 
@@ -199,6 +226,10 @@ def _longrope(source: _Source) -> Rope:
 
 
 _KINDS: dict[str, Callable[[_Source], Rope]] = {
-    "default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn,
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
     "longrope": _longrope,
-}  # fmt: skip
+}

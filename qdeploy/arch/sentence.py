@@ -27,8 +27,12 @@ def add_sentence_embedding(add: Builder, hidden: int) -> bool:
         raise BadFileError("modules.json is not a list of modules", where="modules.json")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if kinds not in (["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UnsupportedError("unsupported modules of a sentence model", where="modules.json", found=", ".join(kinds),
-                               allowed="Transformer, Pooling, Normalize")  # fmt: skip
+        raise UnsupportedError(
+            "unsupported modules of a sentence model",
+            where="modules.json",
+            found=", ".join(kinds),
+            allowed="Transformer, Pooling, Normalize",
+        )
     if len(kinds) == 1:
         return False
     pool = _pooling(add.model, str(modules[1].get("path", "")), hidden)
@@ -54,12 +58,20 @@ def _pooling(model: Model, path: str, hidden: int) -> str:
     if isinstance(config.get("pooling_mode"), str):
         chosen = [config["pooling_mode"]]
     if len(chosen) != 1 or chosen[0] not in _POOLS:
-        raise UnsupportedError("an unsupported kind of pooling", where=f"{name}: pooling_mode",
-                               found=", ".join(chosen) or "none", allowed="mean_tokens, cls_token")  # fmt: skip
+        raise UnsupportedError(
+            "an unsupported kind of pooling",
+            where=f"{name}: pooling_mode",
+            found=", ".join(chosen) or "none",
+            allowed="mean_tokens, cls_token",
+        )
     size = config.get("word_embedding_dimension", hidden)
     if size != hidden:
-        raise BadFileError("the pooling contradicts config.json", where=f"{name}: word_embedding_dimension", found=size,
-                           allowed=f"{hidden} (hidden_size)")  # fmt: skip
+        raise BadFileError(
+            "the pooling contradicts config.json",
+            where=f"{name}: word_embedding_dimension",
+            found=size,
+            allowed=f"{hidden} (hidden_size)",
+        )
     return _POOLS[chosen[0]]
 
 

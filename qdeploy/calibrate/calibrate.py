@@ -12,13 +12,13 @@ import numpy as np
 from qdeploy.calibrate.histogram import Histogram
 from qdeploy.calibrate.methods import METHODS
 from qdeploy.errors import BadArgumentError
+from qdeploy.integer.fixed import Float64
+from qdeploy.integer.smooth import Channels, smoothable
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, batches, run
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.fixed import Float64
-from qdeploy.lower.fold import fold
-from qdeploy.lower.smooth import Channels, smoothable
+from qdeploy.passes.fold import fold
 from qdeploy.progress import SILENT, Progress
 
 PERCENTILE = 99.99
@@ -42,8 +42,16 @@ class Ranges:
     channels: Channels = field(default_factory=dict)
 
 
-def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *, bits: int = 8, batch: int = 32,
-              percentile: float = PERCENTILE, progress: Progress = SILENT) -> Ranges:  # fmt: skip
+def calibrate(
+    model: Model,
+    data: Mapping[str, Array],
+    method: str = "minmax",
+    *,
+    bits: int = 8,
+    batch: int = 32,
+    percentile: float = PERCENTILE,
+    progress: Progress = SILENT,
+) -> Ranges:
     """Finds the range of every float value of a model's graph, folded.
 
     Args:
@@ -62,8 +70,11 @@ def calibrate(model: Model, data: Mapping[str, Array], method: str = "minmax", *
     if method not in METHODS:
         raise BadArgumentError("unknown calibration method", found=method, allowed=", ".join(METHODS))
     if not 2 <= bits <= 16 or not 50 < percentile <= 100 or batch < 1:
-        raise BadArgumentError("a setting of the calibration is out of range", found=f"{bits}, {percentile}, {batch}",
-                               allowed="2..16 bits, a percentile of 50..100, a batch of 1 or more")  # fmt: skip
+        raise BadArgumentError(
+            "a setting of the calibration is out of range",
+            found=f"{bits}, {percentile}, {batch}",
+            allowed="2..16 bits, a percentile of 50..100, a batch of 1 or more",
+        )
     graph = fold(model.graph, model.tensors)
     given, count = fitted(graph, data)
     seen: dict[str, Histogram] = {}
@@ -93,8 +104,11 @@ def read_data(path: str) -> dict[str, Array]:
         with np.load(Path(path), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-        raise BadArgumentError(f"calibration data cannot be read: {error}", where=path, allowed="an .npz file with an "
-                               "array for each input of the network") from error  # fmt: skip
+        raise BadArgumentError(
+            f"calibration data cannot be read: {error}",
+            where=path,
+            allowed="an .npz file with an array for each input of the network",
+        ) from error
 
 
 def fitted(graph: Graph, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
@@ -105,8 +119,11 @@ def fitted(graph: Graph, data: Mapping[str, Array]) -> tuple[dict[str, Array], i
         given = {names[0]: next(iter(given.values()))}
     missing = [name for name in names if name not in given]
     if missing or graph.states:
-        raise BadArgumentError("the calibration data does not fit the network", found=", ".join(data) or "nothing",
-                               allowed=", ".join(names))  # fmt: skip
+        raise BadArgumentError(
+            "the calibration data does not fit the network",
+            found=", ".join(data) or "nothing",
+            allowed=", ".join(names),
+        )
     counts = {len(given[name]) if given[name].ndim else 0 for name in names}
     if len(counts) != 1 or 0 in counts:
         raise BadArgumentError("calibration data with another number of entries for each input", found=sorted(counts))

@@ -88,6 +88,9 @@ def _within(seen: Histogram, low: float, high: float) -> Interval:
 
 
 METHODS: dict[str, Callable[[Histogram, int, float], Interval]] = {
-    "minmax": minmax, "percentile": by_percentile, "entropy": by_entropy, "mse": by_mse,
-}  # fmt: skip
+    "minmax": minmax,
+    "percentile": by_percentile,
+    "entropy": by_entropy,
+    "mse": by_mse,
+}
 """Methods by name; each takes a histogram, the bits that the range is for, and the percentile."""

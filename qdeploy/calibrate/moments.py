@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.calibrate.calibrate import fitted
+from qdeploy.integer.plan import LAYERS
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Node
 from qdeploy.ir.model import Model
-from qdeploy.ir.ops_conv import borders, windows
+from qdeploy.ir.ops.conv import borders, windows
 from qdeploy.ir.run import batches, run
 from qdeploy.ir.tensor import Array
-from qdeploy.lower.fold import fold
-from qdeploy.lower.integer_plan import LAYERS
+from qdeploy.passes.fold import fold
 from qdeploy.progress import SILENT, Progress
 
 ROWS = 4096
@@ -28,8 +28,9 @@ WIDEST = 8192
 """Of a moment; wider layers get none."""
 
 
-def input_moments(model: Model, data: Mapping[str, Array], *, batch: int = 32,
-                  progress: Progress = SILENT) -> dict[str, npt.NDArray[np.float64]]:  # fmt: skip
+def input_moments(
+    model: Model, data: Mapping[str, Array], *, batch: int = 32, progress: Progress = SILENT
+) -> dict[str, npt.NDArray[np.float64]]:
     """Runs data through a network.
 
     Args:
@@ -77,8 +78,14 @@ def _rows(node: Node, x: Array, shape: tuple[int, ...]) -> Array:
     strides: Any = attrs.get("strides") or ones
     dilations: Any = attrs.get("dilations") or ones
     group: Any = attrs.get("group", 1)
-    border = borders(x.shape[2:], shape[2:], strides, dilations, str(attrs.get("auto_pad", "NOTSET")),
-                     attrs.get("pads"))  # type: ignore[arg-type]  # fmt: skip
+    border = borders(
+        x.shape[2:],
+        shape[2:],
+        strides,
+        dilations,
+        str(attrs.get("auto_pad", "NOTSET")),
+        attrs.get("pads"),  # type: ignore[arg-type]
+    )
     found = windows(np.pad(x, [(0, 0), (0, 0), *border]), shape[2:], strides, dilations)
     n, places = len(found), found.shape[2 : 2 + rank]
     picked = np.arange(0, n * int(np.prod(places)), -(-n * int(np.prod(places)) // ROWS))

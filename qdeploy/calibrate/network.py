@@ -12,13 +12,13 @@ from qdeploy.calibrate.calibrate import PERCENTILE, Ranges, calibrate, read_data
 from qdeploy.calibrate.methods import METHODS
 from qdeploy.calibrate.moments import input_moments
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.integer.builder import Arithmetic
+from qdeploy.integer.integerize import integerize, layer_names
+from qdeploy.integer.plan import Bits
 from qdeploy.ir.element import integer_type
 from qdeploy.ir.graph import Attr, Graph
 from qdeploy.ir.integer_arithmetic import SINGLE_ROUNDINGS
 from qdeploy.ir.model import Model
-from qdeploy.lower.integer_builder import Arithmetic
-from qdeploy.lower.integer_plan import Bits
-from qdeploy.lower.integerize import integerize, layer_names
 from qdeploy.progress import SILENT, Progress
 
 META = "integers"
@@ -49,8 +49,10 @@ class Integers:
     narrow_sums: bool = False
 
     def __post_init__(self) -> None:
-        for found, allowed, what in ((self.calibrate_method, METHODS, "calibration method"),
-                                     (self.rounding, SINGLE_ROUNDINGS, "rounding")):  # fmt: skip
+        for found, allowed, what in (
+            (self.calibrate_method, METHODS, "calibration method"),
+            (self.rounding, SINGLE_ROUNDINGS, "rounding"),
+        ):
             if found not in allowed:
                 raise BadArgumentError(f"unknown {what}", found=found, allowed=", ".join(allowed))
 
@@ -80,8 +82,14 @@ def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) 
         ranges = calibrate(model, data, method, bits=least, percentile=PERCENTILE, progress=progress)
         if min([asked.weight_bits, *(w for w, _ in layers.values())]) < 8:
             moments = input_moments(model, data, progress=progress)
-    made = integerize(model, ranges.values if ranges else None, bits, Arithmetic(asked.rounding), moments,
-                      ranges.channels if ranges else None)  # fmt: skip
+    made = integerize(
+        model,
+        ranges.values if ranges else None,
+        bits,
+        Arithmetic(asked.rounding),
+        moments,
+        ranges.channels if ranges else None,
+    )
     return _described(made, model, _said(model, bits, ranges, asked.rounding, made))
 
 
@@ -104,27 +112,41 @@ def layer_bits(given: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         pairs = {str(name): [bits, bits] if isinstance(bits, int) else bits for name, bits in found.items()}
         if all(isinstance(b, list | tuple) and len(b) == 2 and all(type(n) is int for n in b) for b in pairs.values()):
             return {name: (b[0], b[1]) for name, b in pairs.items()}
-    raise BadArgumentError("bits per layer that are no such thing", where=where, found=type(found).__name__,
-                           allowed='{"layer": [weight bits, activation bits], ...}')  # fmt: skip
+    raise BadArgumentError(
+        "bits per layer that are no such thing",
+        where=where,
+        found=type(found).__name__,
+        allowed='{"layer": [weight bits, activation bits], ...}',
+    )
 
 
 def _unchanged(model: Model, asked: Integers) -> Model:
     fixed = dataclasses.replace(asked, narrow_sums=False)
     if fixed != Integers():
         changed = [f.name for f in dataclasses.fields(fixed) if getattr(fixed, f.name) != f.default]
-        raise BadArgumentError("the source is a network of integers already: its arithmetic is given", where=model.path,
-                               found=", ".join(changed), todo="Leave these options out.")  # fmt: skip
+        raise BadArgumentError(
+            "the source is a network of integers already: its arithmetic is given",
+            where=model.path,
+            found=", ".join(changed),
+            todo="Leave these options out.",
+        )
     return model
 
 
 def _refuse(model: Model, measured: bool) -> None:
     """Raises UnsupportedError for a decoder, and for a network without activation scales."""
     if model.graph.states:
-        raise UnsupportedError("a decoder has no integer-only form yet: its activations need a scale per token",
-                               where=model.path, todo="Convert it for another target.")  # fmt: skip
+        raise UnsupportedError(
+            "a decoder has no integer-only form yet: its activations need a scale per token",
+            where=model.path,
+            todo="Convert it for another target.",
+        )
     if not measured and not any(node.op.startswith(_SCALED) for node in model.graph.nodes):
-        raise UnsupportedError("the network has no activation scales, and integer arithmetic needs them",
-                               where=model.path, todo="Pass --calibrate DATA.npz with some of its inputs.")  # fmt: skip
+        raise UnsupportedError(
+            "the network has no activation scales, and integer arithmetic needs them",
+            where=model.path,
+            todo="Pass --calibrate DATA.npz with some of its inputs.",
+        )
 
 
 def _said(model: Model, bits: Bits, ranges: Ranges | None, rounding: str, made: Model) -> dict[str, Attr]:
@@ -135,8 +157,11 @@ def _said(model: Model, bits: Bits, ranges: Ranges | None, rounding: str, made: 
         pair[0] = int(table[1:]) if table is not None else pair[0]
     said: dict[str, Attr] = {"rounding": rounding, "bits": listed}
     if ranges is not None:
-        said |= {"method": ranges.method, "samples": ranges.samples,
-                 "ranges": {name: list(pair) for name, pair in ranges.values.items()}}  # fmt: skip
+        said |= {
+            "method": ranges.method,
+            "samples": ranges.samples,
+            "ranges": {name: list(pair) for name, pair in ranges.values.items()},
+        }
     return said
 
 

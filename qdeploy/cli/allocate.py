@@ -50,9 +50,17 @@ from qdeploy.cli.screen import Bar, console, table
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
-    model: str, data: str, limit: str, out: str, force: bool, format_: str, trust_links: bool, as_json: bool,
-    quiet: bool, **how: Any,
-) -> None:  # fmt: skip
+    model: str,
+    data: str,
+    limit: str,
+    out: str,
+    force: bool,
+    format_: str,
+    trust_links: bool,
+    as_json: bool,
+    quiet: bool,
+    **how: Any,
+) -> None:
     """Choose the bits of every convolution and linear layer of MODEL, a float network: the least loss within a limit.
 
     \b
@@ -97,15 +105,29 @@ def _print(found: dict[str, Any]) -> None:
         trace = [_trace(row)] if traced else []
         losses = [f"{row['loss'][c]:.3e}" if c in row["loss"] and not row["fixed"] else "" for c in choices]
         note = "fixed" if row["fixed"] else "tied" if row["tied"] else ""
-        rows.append([name, f"{row['weights']:,}", *trace, *losses, show_cost(kind, row["cost"][row["chosen"]]),
-                     row["chosen"], note])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{row['weights']:,}",
+                *trace,
+                *losses,
+                show_cost(kind, row["cost"][row["chosen"]]),
+                row["chosen"],
+                note,
+            ]
+        )
     total = f"{sum(row['weights'] for row in layers.values()):,}"
-    rows.append(["total", total, *([""] if traced else []), *([""] * len(choices)),
-                 show_cost(kind, found["cost"]), "", ""])  # fmt: skip
+    rows.append(
+        ["total", total, *([""] if traced else []), *([""] * len(choices)), show_cost(kind, found["cost"]), "", ""]
+    )
     screen = console()
     screen.print(table("", heads, rows, right=tuple(range(1, len(heads) - 2))))
-    least, greatest, allowed, cost = (show_cost(kind, n) for n in (limit["least"], limit["greatest"], limit["cost"],
-                                                                   found["cost"]))  # fmt: skip
+    least, greatest, allowed, cost = (
+        show_cost(kind, n) for n in (limit["least"], limit["greatest"], limit["cost"], found["cost"])
+    )
     samples = "" if found["sensitivity"] == "weights" else f" on {found['samples']} samples"
-    screen.print(f"{kind} {cost} of at most {allowed} ({limit['asked']}; from {least} to {greatest}); loss "
-                 f"{found['loss']:.3e} by {found['sensitivity']}{samples}", highlight=False)  # fmt: skip
+    screen.print(
+        f"{kind} {cost} of at most {allowed} ({limit['asked']}; from {least} to {greatest}); loss "
+        f"{found['loss']:.3e} by {found['sensitivity']}{samples}",
+        highlight=False,
+    )

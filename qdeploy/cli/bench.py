@@ -34,14 +34,29 @@ if TYPE_CHECKING:
 )
 @click.option("--choices", metavar="LIST", help="Bits: 8,4 (the default), or weights x inputs: 8x8,4x8,4x4.")
 @click.option("--target", metavar="NAME", help="The processor, as for convert --to tvm; one that this machine is.")
-@click.option("--axis", "axes", multiple=True, metavar="NAME=EXTENT", callback=extents,
-              help="The extent of a free axis, such as sequence=64 (128 if not given; a batch is 1).")  # fmt: skip
+@click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    metavar="NAME=EXTENT",
+    callback=extents,
+    help="The extent of a free axis, such as sequence=64 (128 if not given; a batch is 1).",
+)
 @click.option("--out", metavar="FILE", help="Write the table, for allocate --latency.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 def command(
-    model: str, prompt_tokens: int, tokens: int, runs: int, memory: str | None, threads: int, isa: str | None,
-    as_json: bool, layers: bool, force: bool, **more: Any,
-) -> None:  # fmt: skip
+    model: str,
+    prompt_tokens: int,
+    tokens: int,
+    runs: int,
+    memory: str | None,
+    threads: int,
+    isa: str | None,
+    as_json: bool,
+    layers: bool,
+    force: bool,
+    **more: Any,
+) -> None:
     """Measure MODEL, a decoder that `qdeploy convert --to native` wrote: medians over the runs.
 
     With --layers, MODEL is a float network: each of its convolutions and linear layers is compiled alone in integers by
@@ -104,8 +119,15 @@ def _measure(runtime: Runtime, prompt: int, tokens: int, runs: int) -> dict[str,
         decode.append(tokens / _seconds(lambda: [runtime.decode(ids[:1]) for _ in range(tokens)]))
     stats, speed = runtime.stats, statistics.median(decode)
     read = stats["weights"] * speed / 1e9
-    return {"path": runtime.path, "prefill": statistics.median(prefill), "decode": speed, "read_gb_s": read,
-            "of_bound": read / _read_speed(), "isa": runtime.isa, **stats}  # fmt: skip
+    return {
+        "path": runtime.path,
+        "prefill": statistics.median(prefill),
+        "decode": speed,
+        "read_gb_s": read,
+        "of_bound": read / _read_speed(),
+        "isa": runtime.isa,
+        **stats,
+    }
 
 
 def _seconds(run: Any) -> float:

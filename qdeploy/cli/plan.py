@@ -41,9 +41,21 @@ def curve(losses: list[float], width: int = 72) -> str:
 @click.option("--plot", metavar="FILE", default="", help="Draw the curve: FILE.png or FILE.svg (qdeploy[plot]).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
-    path: str, budget: str | None, context: int, threads: int, kv: Any, quantize: tuple[str, ...], lower: str,
-    format_: str, trust_links: bool, rows: int, tensors: bool, plot: str, as_json: bool, **native: str | None,
-) -> None:  # fmt: skip
+    path: str,
+    budget: str | None,
+    context: int,
+    threads: int,
+    kv: Any,
+    quantize: tuple[str, ...],
+    lower: str,
+    format_: str,
+    trust_links: bool,
+    rows: int,
+    tensors: bool,
+    plot: str,
+    as_json: bool,
+    **native: str | None,
+) -> None:
     """Show what memory budgets give: for a native file from its directory, for anything else as it would be converted.
 
     Nothing is written, and no weights of a native file are read. Everything that the runtime holds is counted.
@@ -61,10 +73,17 @@ def command(
 
         check(plot)
     found = plan(
-        path, budget=None if budget is None else parse_size(budget), context=context, threads=threads, kv=kv,
-        quantize=quantize, lower=lower, format=format_, trust_links=trust_links,
+        path,
+        budget=None if budget is None else parse_size(budget),
+        context=context,
+        threads=threads,
+        kv=kv,
+        quantize=quantize,
+        lower=lower,
+        format=format_,
+        trust_links=trust_links,
         **{name: value for name, value in native.items() if value is not None},
-    )  # fmt: skip
+    )
     if plot:
         draw(found, plot)
     if as_json:
@@ -78,10 +97,15 @@ def _print(found: dict[str, Any], rows: int, each: bool) -> None:
     step = max(1, (len(rungs) - 1) // (rows - 1)) if len(rungs) > 1 else 1
     shown = [r for i, r in enumerate(rungs) if i % step == 0 or r is rungs[-1] or r["rung"] == found["fits"]]
     lines = [
-        [str(r["rung"]), human(r["total"]), f"{r['bits']:.2f}", f"{r['error']:.4g}",
-         "fits" if r["rung"] == found["fits"] else ""]
+        [
+            str(r["rung"]),
+            human(r["total"]),
+            f"{r['bits']:.2f}",
+            f"{r['error']:.4g}",
+            "fits" if r["rung"] == found["fits"] else "",
+        ]
         for r in shown
-    ]  # fmt: skip
+    ]
     screen = console()
     screen.print(table("", ["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
     members = found["tensors"] if each else found["layers"]

@@ -23,8 +23,9 @@ def check(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UnsupportedError("plotting needs a package that is not installed: matplotlib",
-                               todo="pip install 'qdeploy[plot]'") from error  # fmt: skip
+        raise UnsupportedError(
+            "plotting needs a package that is not installed: matplotlib", todo="pip install 'qdeploy[plot]'"
+        ) from error
 
 
 def draw(found: dict[str, Any], path: str) -> None:

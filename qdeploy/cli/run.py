@@ -77,9 +77,20 @@ def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]
 @click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Of the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print text and figures as JSON at the end.")
 def command(
-    model: str, prompt: str, tokens: int, memory: str | None, memory_trace: str, follow_pressure: bool, threads: int,
-    context: int, isa: str | None, activations: Any, kv: Any, as_json: bool, **sampling: Any,
-) -> None:  # fmt: skip
+    model: str,
+    prompt: str,
+    tokens: int,
+    memory: str | None,
+    memory_trace: str,
+    follow_pressure: bool,
+    threads: int,
+    context: int,
+    isa: str | None,
+    activations: Any,
+    kv: Any,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
     """Continue a text with MODEL, a file that `qdeploy convert --to native` wrote.
 
     \b

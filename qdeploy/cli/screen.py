@@ -83,9 +83,18 @@ class Bar:
 
         if self._bar is not None:
             self._bar.stop()
-        done = [rich.MofNCompleteColumn(), rich.TextColumn(self._unit)] if self._unit else [
-            rich.DownloadColumn(), rich.TransferSpeedColumn()]  # fmt: skip
-        self._bar = rich.Progress(rich.TextColumn("{task.description}"), rich.BarColumn(), *done,
-                                  rich.TimeRemainingColumn(), console=console(stderr=True), transient=True)  # fmt: skip
+        done = (
+            [rich.MofNCompleteColumn(), rich.TextColumn(self._unit)]
+            if self._unit
+            else [rich.DownloadColumn(), rich.TransferSpeedColumn()]
+        )
+        self._bar = rich.Progress(
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            *done,
+            rich.TimeRemainingColumn(),
+            console=console(stderr=True),
+            transient=True,
+        )
         self._task = self._bar.add_task(self._title, total=self._total)
         self._bar.start()

@@ -62,8 +62,11 @@ class Curve:
         """
         found = bisect_right(self.points, budget, key=lambda point: point.nbytes)
         if not found:
-            raise BadArgumentError("the budget is too small for this model", found=f"{budget} bytes",
-                                   allowed=f"at least {self.points[0].nbytes} bytes")  # fmt: skip
+            raise BadArgumentError(
+                "the budget is too small for this model",
+                found=f"{budget} bytes",
+                allowed=f"at least {self.points[0].nbytes} bytes",
+            )
         return self.points[found - 1]
 
     def resident(self, budget: int) -> dict[str, int]:

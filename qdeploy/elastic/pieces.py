@@ -79,8 +79,9 @@ def pieces_of(
     """
     keys, sizes, errors = _cut(name, tensor)
     if nbytes is not None and len(nbytes) != len(keys):
-        raise BadArgumentError("a tensor has another number of pieces", where=name, found=len(nbytes),
-                               allowed=str(len(keys)))  # fmt: skip
+        raise BadArgumentError(
+            "a tensor has another number of pieces", where=name, found=len(nbytes), allowed=str(len(keys))
+        )
     weighted = [sensitivity * error for error in errors]
     return tuple(
         Piece(name, term, plane, size, before, after)

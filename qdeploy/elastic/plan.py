@@ -60,8 +60,11 @@ def _by_tensor(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
     for piece in pieces:
         own = found.setdefault(piece.tensor, [])
         if own and (own[-1].term, own[-1].plane) >= (piece.term, piece.plane):
-            raise BadArgumentError("the pieces of a tensor are out of order", where=piece.tensor,
-                                   found=f"term {piece.term}, plane {piece.plane}")  # fmt: skip
+            raise BadArgumentError(
+                "the pieces of a tensor are out of order",
+                where=piece.tensor,
+                found=f"term {piece.term}, plane {piece.plane}",
+            )
         own.append(piece)
     return found
 
@@ -112,8 +115,9 @@ def _by_reference(tensors: dict[str, list[Piece]], reference: Sequence[tuple[str
     for name, number in reference:
         if name not in tensors or number != taken[name] or number >= len(tensors[name]):
             allowed = f"piece {taken[name]} of {len(tensors[name])}" if name in tensors else "a tensor that is cut"
-            raise BadFileError("the reference order does not fit the tensors", where=name, found=f"piece {number}",
-                               allowed=allowed)  # fmt: skip
+            raise BadFileError(
+                "the reference order does not fit the tensors", where=name, found=f"piece {number}", allowed=allowed
+            )
         made.append(tensors[name][number])
         taken[name] += 1
     return made + _by_level(tensors, taken)

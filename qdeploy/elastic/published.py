@@ -51,8 +51,9 @@ def reference_steps(model: Model) -> list[tuple[str, int]]:
         entries = [entry, entries[1] if rising else entry]
     more = [layer for layer, count in entries[1].items() if count != 1] if entries else ["an empty list"]
     if more:
-        raise BadFileError("the smallest configuration is not one block of every layer", where=ORDER,
-                           found=", ".join(more[:3]))  # fmt: skip
+        raise BadFileError(
+            "the smallest configuration is not one block of every layer", where=ORDER, found=", ".join(more[:3])
+        )
     return steps if rising else steps[::-1]
 
 
@@ -93,8 +94,12 @@ def sensitivities(model: Model, pieces: Iterable[Piece], path: str = "") -> dict
 def _check_added(low: dict[str, int], high: dict[str, int], number: int) -> None:
     odd = [layer for layer in {**low, **high} if layer not in low or high.get(layer, 0) < low[layer]]
     if odd:
-        raise BadFileError("a configuration does not continue the one before", where=f"{ORDER}: entry {number}",
-                           found=", ".join(odd[:3]), allowed="the same layers, no block taken away")  # fmt: skip
+        raise BadFileError(
+            "a configuration does not continue the one before",
+            where=f"{ORDER}: entry {number}",
+            found=", ".join(odd[:3]),
+            allowed="the same layers, no block taken away",
+        )
 
 
 def _entries(file: Buffer) -> Iterator[dict[str, int]]:
@@ -111,8 +116,12 @@ def _entries(file: Buffer) -> Iterator[dict[str, int]]:
         text = text[end:]
         if len(text) > 2 * _CHUNK or not more:
             if not _BETWEEN.fullmatch(text):
-                raise BadFileError("not a list of configurations", where=ORDER, found=ascii(text[:60]),
-                                   allowed='[{"memory": bytes, "layers": {name: blocks}}, ...]')  # fmt: skip
+                raise BadFileError(
+                    "not a list of configurations",
+                    where=ORDER,
+                    found=ascii(text[:60]),
+                    allowed='[{"memory": bytes, "layers": {name: blocks}}, ...]',
+                )
             return
 
 
@@ -131,8 +140,11 @@ def _rows(tree: Any) -> Iterator[dict[str, float]]:
     try:
         rows = [{item["layer"]: item["ppl"] for item in row["ppls"]} for row in tree["reduced_ppl"]]
     except (TypeError, KeyError) as error:
-        raise BadFileError("not a list of perplexities", where=PERPLEXITIES,
-                           allowed='{"reduced_ppl": [{"bit", "ppls": [{"layer", "ppl"}]}]}') from error  # fmt: skip
+        raise BadFileError(
+            "not a list of perplexities",
+            where=PERPLEXITIES,
+            allowed='{"reduced_ppl": [{"bit", "ppls": [{"layer", "ppl"}]}]}',
+        ) from error
     for row in rows:
         for layer, value in row.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -146,8 +158,12 @@ def _tensor(layer: str, tensors: Collection[str], where: str) -> str:
     """The tensor of a layer's name in these files."""
     name = f"{re.sub('^layer[.]', 'model.layers.', layer)}.weight"
     if name not in tensors:
-        raise BadFileError("a layer is named that the checkpoint does not have", where=where, found=layer,
-                           todo="The file belongs to another checkpoint; fetch it again.")  # fmt: skip
+        raise BadFileError(
+            "a layer is named that the checkpoint does not have",
+            where=where,
+            found=layer,
+            todo="The file belongs to another checkpoint; fetch it again.",
+        )
     return name
 
 
@@ -167,6 +183,7 @@ def _file(path: str) -> Buffer:
 
 def _text(file: Buffer) -> bytes:
     if file.shape[0] > JSON_LIMIT:
-        raise BadFileError("a JSON file is too large", where=PERPLEXITIES, found=file.shape[0],
-                           allowed=f"<= {JSON_LIMIT}")  # fmt: skip
+        raise BadFileError(
+            "a JSON file is too large", where=PERPLEXITIES, found=file.shape[0], allowed=f"<= {JSON_LIMIT}"
+        )
     return bytes(file.read())

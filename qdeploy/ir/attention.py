@@ -48,10 +48,20 @@ def rotate(
 
 
 def attention(
-    q: Array, k: Array, v: Array, mask: Array | None = None, *, heads: int, kv_heads: int, scale: float,
-    causal: bool = False, window: int = 0, state: str = "", rope: Mapping[str, Any] | None = None,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    *,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool = False,
+    window: int = 0,
+    state: str = "",
+    rope: Mapping[str, Any] | None = None,
     past: tuple[Array, Array] | None = None,
-) -> tuple[Float32, tuple[Float32, Float32]]:  # fmt: skip
+) -> tuple[Float32, tuple[Float32, Float32]]:
     """Softmax(q k^T * scale) v over the past and the new tokens.
 
     Args:

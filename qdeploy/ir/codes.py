@@ -102,10 +102,15 @@ def _unpack(codes: Codes, packed: list[Array], count: int) -> Array:
 def _rows(buffer: Buffer, shape: Shape, start: int, stop: int) -> Array:
     """Rows [start, stop) of a buffer that must have this shape."""
     if buffer.shape != shape:
-        raise BadFileError("a buffer does not have the shape of its grid", where=buffer.key, found=buffer.shape,
-                           allowed=str(shape))  # fmt: skip
+        raise BadFileError(
+            "a buffer does not have the shape of its grid", where=buffer.key, found=buffer.shape, allowed=str(shape)
+        )
     rows = buffer.read(start, stop)
     if rows.shape != (stop - start, *shape[1:]):
-        raise BadFileError("a buffer ends before its last row", where=buffer.key, found=rows.shape,
-                           allowed=str((stop - start, *shape[1:])))  # fmt: skip
+        raise BadFileError(
+            "a buffer ends before its last row",
+            where=buffer.key,
+            found=rows.shape,
+            allowed=str((stop - start, *shape[1:])),
+        )
     return rows

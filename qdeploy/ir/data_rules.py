@@ -39,8 +39,12 @@ def _mask_counts_its_codes(term: Term, where: str) -> None:
     count = selected_before(term.where, term.values.shape, term.values.shape[0])
     for buffer in term.values.data:
         if buffer.shape != packed_shape(term.values, (count,)):
-            raise BadFileError("a mask selects another number of codes than there are", where=f"{where}: {buffer.key}",
-                               found=buffer.shape, allowed=str(packed_shape(term.values, (count,))))  # fmt: skip
+            raise BadFileError(
+                "a mask selects another number of codes than there are",
+                where=f"{where}: {buffer.key}",
+                found=buffer.shape,
+                allowed=str(packed_shape(term.values, (count,))),
+            )
 
 
 def _codes_are_below_their_levels(place: Place, codes: Codes) -> None:
@@ -56,8 +60,9 @@ def _codes_are_below_their_levels(place: Place, codes: Codes) -> None:
         found = read_grid(codes, shape, start, stop)
         if found.size and int(found.max()) >= levels:
             at = _first(found >= levels, start)
-            raise BadFileError("a code is out of range", where=f"{place.path}{at}", found=int(found.max()),
-                               allowed=f"below {levels}")  # fmt: skip
+            raise BadFileError(
+                "a code is out of range", where=f"{place.path}{at}", found=int(found.max()), allowed=f"below {levels}"
+            )
 
 
 def _levels(codes: Codes) -> int:
@@ -71,8 +76,12 @@ def _bytes_are_numbers_of_the_radix(place: Place, codes: Codes) -> None:
         found = buffer.read(start, stop)
         if limit < 256 and found.size and int(found.max()) >= limit:
             at = _first(found >= limit, start)
-            raise BadFileError(f"a byte is not {codes.layout.digits} digits of base {codes.layout.base}",
-                               where=f"{place.path}{at}", found=int(found.max()), allowed=f"below {limit}")  # fmt: skip
+            raise BadFileError(
+                f"a byte is not {codes.layout.digits} digits of base {codes.layout.base}",
+                where=f"{place.path}{at}",
+                found=int(found.max()),
+                allowed=f"below {limit}",
+            )
 
 
 def _index_is_in_range(place: Place, index: Buffer) -> None:
@@ -80,8 +89,12 @@ def _index_is_in_range(place: Place, index: Buffer) -> None:
     found = index.read()
     wrong = (found < 0) | (found >= columns)
     if wrong.any():
-        raise BadFileError("a column index is out of range", where=f"{place.path}{_first(wrong, 0)}",
-                           found=int(found[wrong][0]), allowed=f"0 to {columns - 1}")  # fmt: skip
+        raise BadFileError(
+            "a column index is out of range",
+            where=f"{place.path}{_first(wrong, 0)}",
+            found=int(found[wrong][0]),
+            allowed=f"0 to {columns - 1}",
+        )
 
 
 def _param_is_finite(place: Place) -> None:
@@ -97,9 +110,12 @@ def _param_is_finite(place: Place) -> None:
             found = decode_codes(codes, slice(start, stop))
             wrong = ~np.isfinite(found)
             if wrong.any():
-                raise BadFileError(f"{place.role} is not finite", where=f"{place.path}{_first(wrong, start)}",
-                                   found=float(found[wrong][0]),
-                                   todo="The file is damaged; fetch it again.")  # fmt: skip
+                raise BadFileError(
+                    f"{place.role} is not finite",
+                    where=f"{place.path}{_first(wrong, start)}",
+                    found=float(found[wrong][0]),
+                    todo="The file is damaged; fetch it again.",
+                )
 
 
 def _is_integer(codes: Codes) -> bool:

@@ -283,8 +283,9 @@ def _check_below(index: Array, limit: int, what: str) -> None:
         raise BadFileError(what, found=int(index.max()), allowed=f"below {limit}")
 
 
-def _affine(values: Float32, owner: Shape, start: int, zero: Param | None, scale: Param | None,
-            offset: Param | None) -> Float32:  # fmt: skip
+def _affine(
+    values: Float32, owner: Shape, start: int, zero: Param | None, scale: Param | None, offset: Param | None
+) -> Float32:
     """`((values - zero) * scale) + offset`; `values` are rows of the owner from `start` on, and are overwritten."""
     for param, operation in ((zero, np.subtract), (scale, np.multiply), (offset, np.add)):
         if param is not None:

@@ -20,9 +20,19 @@ from qdeploy.store.storage import STORAGE_TYPES, storage_dtype
 SMALL_TYPES = {"U4": "uint4", "I4": "int4", "U2": "uint2", "I2": "int2", "F4_E2M1": "float4_e2m1fn"}
 """Types of less than a byte: name -> name in ml_dtypes."""
 INTEGER_TABLES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
-    "int64": "I64", "uint4": "U4", "int4": "I4", "uint2": "U2", "int2": "I2",
-}  # fmt: skip
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "int64": "I64",
+    "uint4": "U4",
+    "int4": "I4",
+    "uint2": "U2",
+    "int2": "I2",
+}
 """Number formats that are integers: the name of their element type."""
 
 

@@ -33,9 +33,13 @@ def skip_norm(node: Node, fresh: Fresh) -> list[Node]:
     parameters = (weight,) if rms or not bias else (weight, bias)
     return [
         Node("Add", (x, skip), (total,)),
-        Node("RMSNormalization" if rms else "LayerNormalization", (total, *parameters), (normal,),
-             {"epsilon": node.attrs["epsilon"]}),
-    ]  # fmt: skip
+        Node(
+            "RMSNormalization" if rms else "LayerNormalization",
+            (total, *parameters),
+            (normal,),
+            {"epsilon": node.attrs["epsilon"]},
+        ),
+    ]
 
 
 def activation(name: str, x: str, out: str, fresh: Fresh) -> list[Node]:
@@ -96,7 +100,7 @@ def expand_graph(graph: Graph, keep: Collection[str] = ()) -> Graph:
 
 
 def _expanded(nodes: Collection[Node], keep: Collection[str], scope: str) -> Iterator[Node]:
-    from qdeploy.ir.ops import op
+    from qdeploy.ir.ops.table import op
 
     for node in nodes:
         expansion = None if node.op in keep else op(node.op).expand

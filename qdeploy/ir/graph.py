@@ -2,7 +2,7 @@
 
 One namespace holds everything that a node can take: graph inputs, outputs of earlier nodes, the model's tensors by
 their source names, and the graph's own constants (rope frequencies, made by `arch/`). Nodes stand in an order in which
-every input is already there. What an op means is its row in `ir/ops.py`; this file only says what a graph is.
+every input is already there. What an op means is its row in `ir/ops/table.py`; this file only says what a graph is.
 
 Attributes of a node are JSON values. `Attention` carries `heads`, `kv_heads`, `scale`, `causal`, `window` (0: none),
 `state` (a State's name, or absent) and `rope`, a mapping `{inv_freq, rotary_dim, interleaved, factor}` whose `inv_freq`

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from qdeploy.errors import BadFileError
 from qdeploy.ir.graph import Graph, Node
-from qdeploy.ir.ops import op
+from qdeploy.ir.ops.table import op
 
 _CHOICES = {
     "kind": ("rms", "layer"),
@@ -40,21 +40,33 @@ def check_signature(node: Node) -> None:
     row = op(node.op)
     least, most = row.arity
     if not least <= len(node.inputs) <= most or not all(node.inputs[:least]):
-        raise BadFileError("a node has the wrong number of inputs", where=_where(node), found=len(node.inputs),
-                           allowed=f"{least}..{most}")  # fmt: skip
+        raise BadFileError(
+            "a node has the wrong number of inputs",
+            where=_where(node),
+            found=len(node.inputs),
+            allowed=f"{least}..{most}",
+        )
     if not any(node.outputs):
         raise BadFileError("a node has no output", where=_where(node))
     for name, allowed in _CHOICES.items():
         if name in node.attrs and node.attrs[name] not in allowed:
-            raise BadFileError("a node has an unknown variant", where=f"{_where(node)}: {name}", found=node.attrs[name],
-                               allowed=", ".join(allowed))  # fmt: skip
+            raise BadFileError(
+                "a node has an unknown variant",
+                where=f"{_where(node)}: {name}",
+                found=node.attrs[name],
+                allowed=", ".join(allowed),
+            )
     unknown = sorted(set(node.attrs) - set(row.attributes))
     missing = sorted(name for name, needed in row.attributes.items() if needed and name not in node.attrs)
     lists = enumerate(_LISTS.get(node.op, ()), 1)
     missing += [name for place, name in lists if name not in node.attrs and not any(node.inputs[place : place + 1])]
     if unknown or missing:
-        raise BadFileError("a node has the wrong attributes", where=_where(node), found=", ".join(node.attrs) or "none",
-                           allowed=", ".join(row.attributes) or "none")  # fmt: skip
+        raise BadFileError(
+            "a node has the wrong attributes",
+            where=_where(node),
+            found=", ".join(node.attrs) or "none",
+            allowed=", ".join(row.attributes) or "none",
+        )
 
 
 def check_names(graph: Graph, tensors: Collection[str]) -> None:
@@ -80,14 +92,22 @@ def check_states(graph: Graph) -> None:
     declared = {state.name: state for state in graph.states}
     keepers = {str(node.attrs["state"]): node for node in graph.nodes if node.attrs.get("state")}
     if len(declared) != len(graph.states) or set(declared) != set(keepers):
-        raise BadFileError("the states of the graph are not those that its nodes keep", where="states",
-                           found=", ".join(declared) or "none", allowed=", ".join(keepers) or "none")  # fmt: skip
+        raise BadFileError(
+            "the states of the graph are not those that its nodes keep",
+            where="states",
+            found=", ".join(declared) or "none",
+            allowed=", ".join(keepers) or "none",
+        )
     if len(keepers) != sum(bool(node.attrs.get("state")) for node in graph.nodes):
         raise BadFileError("two nodes keep one state", where="states")
     for name, node in keepers.items():
         if node.attrs.get("kv_heads") != declared[name].heads:
-            raise BadFileError("a state has another number of heads than its node", where=_where(node),
-                               found=declared[name].heads, allowed=str(node.attrs.get("kv_heads")))  # fmt: skip
+            raise BadFileError(
+                "a state has another number of heads than its node",
+                where=_where(node),
+                found=declared[name].heads,
+                allowed=str(node.attrs.get("kv_heads")),
+            )
 
 
 def check_ropes(graph: Graph) -> None:
@@ -97,12 +117,20 @@ def check_ropes(graph: Graph) -> None:
         if rope is None:
             continue
         if not isinstance(rope, Mapping) or set(rope) != {"inv_freq", "rotary_dim", "interleaved", "factor"}:
-            raise BadFileError("rope is not described as it must be", where=_where(node), found=rope,
-                               allowed="inv_freq, rotary_dim, interleaved, factor")  # fmt: skip
+            raise BadFileError(
+                "rope is not described as it must be",
+                where=_where(node),
+                found=rope,
+                allowed="inv_freq, rotary_dim, interleaved, factor",
+            )
         constant, extent = graph.constants.get(str(rope["inv_freq"])), rope["rotary_dim"]
         if constant is None or not isinstance(extent, int) or extent % 2 or constant.shape != (extent // 2,):
-            raise BadFileError("the rotary frequencies do not fit", where=_where(node), found=rope["inv_freq"],
-                               allowed=f"a constant of shape [{extent} / 2]")  # fmt: skip
+            raise BadFileError(
+                "the rotary frequencies do not fit",
+                where=_where(node),
+                found=rope["inv_freq"],
+                allowed=f"a constant of shape [{extent} / 2]",
+            )
 
 
 def _where(node: Node) -> str:

@@ -39,8 +39,11 @@ def fitted(x: Array, dtype: str) -> Array:
     limits = np.iinfo(element_dtype(dtype))
     if x.size and not (limits.min <= x.min() and x.max() <= limits.max):
         found = int(x.max() if x.max() > limits.max else x.min())
-        raise BadFileError("the result of an integer op does not fit its type", found=found,
-                           allowed=f"{limits.min}..{limits.max} ({dtype})")  # fmt: skip
+        raise BadFileError(
+            "the result of an integer op does not fit its type",
+            found=found,
+            allowed=f"{limits.min}..{limits.max} ({dtype})",
+        )
     return x.astype(limits.dtype)
 
 
@@ -76,8 +79,10 @@ def half_away(p: Array, e: Array) -> Array:
 
 
 SINGLE_ROUNDINGS: dict[str, Callable[[Array, Array], Array]] = {
-    "half_up": half_up, "half_even": half_even, "half_away": half_away,
-}  # fmt: skip
+    "half_up": half_up,
+    "half_even": half_even,
+    "half_away": half_away,
+}
 ROUNDINGS = (*SINGLE_ROUNDINGS, "tflite_double")
 
 
@@ -101,8 +106,11 @@ def dyadic_product(x: Array, multiplier: Array, shift: Array, rounding: str) -> 
 def _check_factor(multiplier: Array, shift: Array) -> None:
     legal = (multiplier == 0) | ((multiplier >= MULTIPLIER[0]) & (multiplier <= MULTIPLIER[1]))
     if not legal.all():
-        raise BadFileError("a multiplier is not normalised", found=int(multiplier[~legal][0]),
-                           allowed=f"0 or {MULTIPLIER[0]}..{MULTIPLIER[1]}")  # fmt: skip
+        raise BadFileError(
+            "a multiplier is not normalised",
+            found=int(multiplier[~legal][0]),
+            allowed=f"0 or {MULTIPLIER[0]}..{MULTIPLIER[1]}",
+        )
     legal = (shift >= SHIFT[0]) & (shift <= SHIFT[1])
     if not legal.all():
         raise BadFileError("a shift is out of range", found=int(shift[~legal][0]), allowed=f"{SHIFT[0]}..{SHIFT[1]}")

@@ -156,8 +156,16 @@ def affine_grouped(tensor: QTensor) -> AffineGrouped | None:
     indices = {p.index for p in params if p.values.decoded_shape[-1] > 1}
     if bits > 8 or group is None or len(indices) > 1:
         return None
-    return AffineGrouped(bits, codes.table.startswith("int"), codes, group, codes.scale, _number(codes.zero),
-                         codes.offset, next(iter(indices), None))  # fmt: skip
+    return AffineGrouped(
+        bits,
+        codes.table.startswith("int"),
+        codes,
+        group,
+        codes.scale,
+        _number(codes.zero),
+        codes.offset,
+        next(iter(indices), None),
+    )
 
 
 def table_grouped(tensor: QTensor) -> TableGrouped | None:

@@ -63,8 +63,12 @@ def check_values(tensor: QTensor, where: str) -> None:
 
 def _shape_is_bounded(shape: Shape, where: str) -> None:
     if len(shape) > MAX_RANK or any(n < 0 for n in shape) or math.prod(shape) > MAX_ELEMENTS:
-        raise BadFileError("a shape is out of bounds", where=where, found=shape,
-                           allowed=f"at most {MAX_RANK} axes and 2 ** 48 elements")  # fmt: skip
+        raise BadFileError(
+            "a shape is out of bounds",
+            where=where,
+            found=shape,
+            allowed=f"at most {MAX_RANK} axes and 2 ** 48 elements",
+        )
 
 
 def _keys_are_unique(tensor: QTensor, where: str) -> None:
@@ -93,8 +97,11 @@ def _factors_fit(place: Place) -> None:
         return
     ranks = [len(f.shape) == len(f.block) == 2 for f in (values.u, values.vt)]
     if not all(ranks) or values.u.decoded_shape[1] != values.vt.decoded_shape[0]:
-        place.refuse("the factors of a low-rank product do not fit", f"{values.u.shape} and {values.vt.shape}",
-                     "[N, k] and [k, K]")  # fmt: skip
+        place.refuse(
+            "the factors of a low-rank product do not fit",
+            f"{values.u.shape} and {values.vt.shape}",
+            "[N, k] and [k, K]",
+        )
 
 
 def _layout_is_known(place: Place) -> None:
@@ -126,8 +133,11 @@ def _buffers_hold_the_grid(place: Place) -> None:
         if place.where and len(buffer.shape) != 1:
             place.refuse("codes under a mask are one run", buffer.shape, "one axis")
         if not place.where and buffer.shape != packed_shape(values, values.shape):
-            place.refuse("a buffer does not have the shape of its grid", f"{buffer.key} {buffer.shape}",
-                         str(packed_shape(values, values.shape)))  # fmt: skip
+            place.refuse(
+                "a buffer does not have the shape of its grid",
+                f"{buffer.key} {buffer.shape}",
+                str(packed_shape(values, values.shape)),
+            )
 
 
 def _number_format_fits(place: Place) -> None:
@@ -207,14 +217,22 @@ _RULES: tuple[Callable[[Place], None], ...] = (
 def _term_covers_the_tensor(term: Term, tensor: QTensor, where: str) -> None:
     grid = term.values.decoded_shape
     if math.prod(grid) < math.prod(tensor.shape):
-        raise BadFileError("a term's grid is smaller than its tensor", where=where, found=grid,
-                           allowed=f"at least {math.prod(tensor.shape)} elements")  # fmt: skip
+        raise BadFileError(
+            "a term's grid is smaller than its tensor",
+            where=where,
+            found=grid,
+            allowed=f"at least {math.prod(tensor.shape)} elements",
+        )
 
 
 def _elements_are_stored(tensor: QTensor, where: str) -> None:
     if math.prod(tensor.shape) > MAX_EXPANSION * tensor.nbytes:
-        raise BadFileError("a tensor with far more elements than bytes", where=where, found=tensor.shape,
-                           allowed=f"{MAX_EXPANSION} elements for each of its {tensor.nbytes} bytes")  # fmt: skip
+        raise BadFileError(
+            "a tensor with far more elements than bytes",
+            where=where,
+            found=tensor.shape,
+            allowed=f"{MAX_EXPANSION} elements for each of its {tensor.nbytes} bytes",
+        )
 
 
 def _mask_fits(term: Term, where: str) -> None:
@@ -222,8 +240,12 @@ def _mask_fits(term: Term, where: str) -> None:
         return
     grid = term.values.decoded_shape
     if term.where.shape not in (grid, (*(1 for _ in grid[1:]), grid[-1])):
-        raise BadFileError("a mask covers neither the grid nor its columns", where=where, found=term.where.shape,
-                           allowed=f"{grid}, or 1 on every axis but the last")  # fmt: skip
+        raise BadFileError(
+            "a mask covers neither the grid nor its columns",
+            where=where,
+            found=term.where.shape,
+            allowed=f"{grid}, or 1 on every axis but the last",
+        )
     if isinstance(term.values, Codes) and term.values.shape != grid:
         raise BadFileError("vector codes under a mask", where=where, found=term.values.block)
 
@@ -236,8 +258,9 @@ def _rungs_are_a_ladder(tensor: QTensor, where: str) -> None:
         place = f"{where}: rung {i}"
         steps = zip(before, rung.planes, full, strict=True) if len(rung.planes) == len(full) else None
         if steps is None or not all(low <= n <= high for low, n, high in steps):
-            raise BadFileError("a rung that is no step of a ladder", where=place, found=rung.planes,
-                               allowed=f"{before} to {full}")  # fmt: skip
+            raise BadFileError(
+                "a rung that is no step of a ladder", where=place, found=rung.planes, allowed=f"{before} to {full}"
+            )
         before = rung.planes
         for j, term in enumerate(rung.terms or ()):
             _rung_uses_the_planes(term, tensor.terms[j] if j < len(full) else None, rung.planes[j : j + 1], place)
@@ -254,8 +277,12 @@ def _rung_uses_the_planes(term: Term, whole: Term | None, planes: tuple[int, ...
     if whole is None or not isinstance(term.values, Codes) or not isinstance(whole.values, Codes):
         return
     if planes[0] and term.values.layout.kind == "planes" and term.values.data != whole.values.data[: planes[0]]:
-        raise BadFileError("a rung's term does not read the planes of its rung", where=where,
-                           found=[b.key for b in term.values.data], allowed=f"the first {planes[0]}")  # fmt: skip
+        raise BadFileError(
+            "a rung's term does not read the planes of its rung",
+            where=where,
+            found=[b.key for b in term.values.data],
+            allowed=f"the first {planes[0]}",
+        )
 
 
 def _planes(term: Term) -> int:

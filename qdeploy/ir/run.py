@@ -14,7 +14,7 @@ from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
-from qdeploy.ir.ops import op
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, Float32
 
 Cache = tuple[Float32, Float32]
@@ -131,8 +131,9 @@ def _input(value: Value, inputs: Mapping[str, Array]) -> Array:
     fixed = [n for n in value.shape if isinstance(n, int)]
     given = [n for n, axis in zip(array.shape, value.shape, strict=False) if isinstance(axis, int)]
     if array.ndim != len(value.shape) or fixed != given:
-        raise BadArgumentError("an input has another shape", where=value.name, found=array.shape,
-                               allowed=str(list(value.shape)))  # fmt: skip
+        raise BadArgumentError(
+            "an input has another shape", where=value.name, found=array.shape, allowed=str(list(value.shape))
+        )
     return array.astype(element_dtype(value.dtype))
 
 
@@ -169,8 +170,11 @@ def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict
         result, cache = row.numpy(*arguments, **attrs, past=states.get(state))
     except _NUMPY_ERRORS as error:
         shapes = ", ".join("-" if a is None else str(list(a.shape)) for a in arguments)
-        raise BadFileError(f"a node cannot run: {error}", where=f"node {node.name or node.outputs[0]} ({node.op})",
-                           found=f"inputs {shapes}") from error  # fmt: skip
+        raise BadFileError(
+            f"a node cannot run: {error}",
+            where=f"node {node.name or node.outputs[0]} ({node.op})",
+            found=f"inputs {shapes}",
+        ) from error
     if state:
         states[state] = cache
     return (result,)

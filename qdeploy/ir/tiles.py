@@ -31,8 +31,11 @@ def tiles(param: Param, start: int, stop: int, owner: Shape, values: Values) -> 
     fits = len(tile) == len(grid) == len(owner) and all(t > 0 for t in tile)
     free = len(grid) - 1 if param.index is not None else len(grid)  # an index maps the last axis
     if not fits or grid[:free] != tuple(-(-n // t) for n, t in zip(owner, tile, strict=True))[:free]:
-        raise BadFileError("a parameter's grid does not cover its owner", found=f"{grid} tiles of {tile}",
-                           allowed=f"one per tile of {owner}")  # fmt: skip
+        raise BadFileError(
+            "a parameter's grid does not cover its owner",
+            found=f"{grid} tiles of {tile}",
+            allowed=f"one per tile of {owner}",
+        )
     small = values(param.values, start // tile[0], -(-stop // tile[0]))
     return small if param.index is None else _gather(small, param, owner)
 
@@ -66,8 +69,9 @@ def _gather(small: Array, param: Param, owner: Shape) -> Array:
         raise BadFileError("a column index is not one per column", found=index.shape, allowed=str(owner[-1:]))
     columns = small.shape[-1]
     if index.size and not 0 <= int(index.min()) <= int(index.max()) < columns:
-        raise BadFileError("a column index is out of range", found=f"{index.min()} to {index.max()}",
-                           allowed=f"0 to {columns - 1}")  # fmt: skip
+        raise BadFileError(
+            "a column index is out of range", found=f"{index.min()} to {index.max()}", allowed=f"0 to {columns - 1}"
+        )
     return np.take(small, index, axis=-1)
 
 

@@ -111,8 +111,11 @@ def _check_width(width: int) -> None:
 def _check(packed: UInt8, count: int, width: int) -> None:
     _check_width(width)
     if packed.shape[-1] != row_bytes(count, width):
-        raise BadArgumentError(f"the run is not that of {count} codes of {width} bits",
-                               found=f"{packed.shape[-1]} bytes", allowed=str(row_bytes(count, width)))  # fmt: skip
+        raise BadArgumentError(
+            f"the run is not that of {count} codes of {width} bits",
+            found=f"{packed.shape[-1]} bytes",
+            allowed=str(row_bytes(count, width)),
+        )
 
 
 def _fit(array: Codes, length: int) -> Codes:

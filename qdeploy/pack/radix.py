@@ -34,8 +34,9 @@ def unpack(packed: UInt8, count: int, base: int, digits: int) -> UInt8:
     """
     table = _digits(base, digits)
     if packed.shape[-1] != -(-count // digits):
-        raise BadArgumentError(f"the run is not that of {count} codes", found=f"{packed.shape[-1]} bytes",
-                               allowed=str(-(-count // digits)))  # fmt: skip
+        raise BadArgumentError(
+            f"the run is not that of {count} codes", found=f"{packed.shape[-1]} bytes", allowed=str(-(-count // digits))
+        )
     codes: UInt8 = table[packed]  # [..., bytes, digits]
     return codes.reshape(*packed.shape[:-1], packed.shape[-1] * digits)[..., :count]
 
@@ -55,8 +56,9 @@ def pack(codes: npt.NDArray[Any], base: int, digits: int) -> UInt8:
 def _digits(base: int, digits: int) -> UInt8:
     """[256, digits]: the digits of every byte."""
     if base < 2 or digits < 1 or base**digits > 256:
-        raise BadArgumentError("the digits do not fit a byte", found=f"{digits} of base {base}",
-                               allowed="base ** digits <= 256")  # fmt: skip
+        raise BadArgumentError(
+            "the digits do not fit a byte", found=f"{digits} of base {base}", allowed="base ** digits <= 256"
+        )
     powers = base ** np.arange(digits)
     table: UInt8 = (np.arange(256)[:, None] // powers % base).astype(np.uint8)
     table.setflags(write=False)

@@ -24,7 +24,11 @@ def integer_only(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     backend = registry.artifact_backend(path)
     if not hasattr(backend, "integer_only"):
-        raise UnsupportedError("no output that can be shown to compute with integers alone", where=str(path),
-                               found=backend.NAME if backend else "no output", allowed="outputs of tvm and onnx",
-                               todo="Convert with --to tvm, or with --to onnx --integer strict.")  # fmt: skip
+        raise UnsupportedError(
+            "no output that can be shown to compute with integers alone",
+            where=str(path),
+            found=backend.NAME if backend else "no output",
+            allowed="outputs of tvm and onnx",
+            todo="Convert with --to tvm, or with --to onnx --integer strict.",
+        )
     return dict(backend.integer_only(path))

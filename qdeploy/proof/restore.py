@@ -103,8 +103,12 @@ def _restore_tensor(name: str, tensor: QTensor, package: Package, opened: dict[s
     numbers = package.manifest["sources"][name][4]
     lost = sorted({package.manifest["stored"][number][0] for number in numbers} - set(opened))
     if lost:
-        raise UnsupportedError("files of this format are not written back", where=name, found=", ".join(lost),
-                               todo="Its tensors are proven; the file around them is not kept.")  # fmt: skip
+        raise UnsupportedError(
+            "files of this format are not written back",
+            where=name,
+            found=", ".join(lost),
+            todo="Its tensors are proven; the file around them is not kept.",
+        )
     for number, how in zip(numbers, recodings(source), strict=True):
         file, _, _, shape, axis, begin, dtype = package.manifest["stored"][number]
         entry = _Place(opened[file], tuple(shape), axis, begin, dtype)

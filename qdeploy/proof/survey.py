@@ -44,8 +44,12 @@ def survey(
     made = None if format else registry.artifact_backend(path)
     if made is not None:
         if histogram or (checksums and not hasattr(made, "damaged_pages")):
-            raise BadArgumentError("an output has no codes to count, and no checksums of a package", where=str(path),
-                                   found=made.NAME, todo="Give the checkpoint or package.")  # fmt: skip
+            raise BadArgumentError(
+                "an output has no codes to count, and no checksums of a package",
+                where=str(path),
+                found=made.NAME,
+                todo="Give the checkpoint or package.",
+            )
         return _from_file(made, path, checksums) if hasattr(made, "describe") else _from_report(made, path)
     model = registry.open_model(path, format, trust_links)
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
@@ -78,8 +82,12 @@ def _from_file(backend: Any, path: str | os.PathLike[str], checksums: bool) -> d
     if checksums:
         pages, damaged = backend.damaged_pages(str(path))
         if damaged:
-            raise BadFileError("pages of the model file are damaged", where=str(path), found=damaged[:8],
-                               todo="Fetch or convert it again.")  # fmt: skip
+            raise BadFileError(
+                "pages of the model file are damaged",
+                where=str(path),
+                found=damaged[:8],
+                todo="Fetch or convert it again.",
+            )
         found["checksums"] = pages
     return {"path": str(path), "title": title, **found}
 

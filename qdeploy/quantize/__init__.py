@@ -16,7 +16,7 @@ from qdeploy.ir.match import plain_float
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.quantize.bitstack import BitStack
-from qdeploy.quantize.rtn import Rtn
+from qdeploy.quantize.nearest import Rtn
 
 METHODS: Mapping[str, type[Rtn] | type[BitStack]] = {"rtn": Rtn, "bitstack": BitStack}
 _LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4)}

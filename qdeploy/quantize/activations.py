@@ -98,8 +98,9 @@ def _token_ids(model: Model, path: str) -> list[int]:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
-        raise UnsupportedError("calibrating on a text needs a package that is not installed: tokenizers",
-                               todo="pip install tokenizers") from error  # fmt: skip
+        raise UnsupportedError(
+            "calibrating on a text needs a package that is not installed: tokenizers", todo="pip install tokenizers"
+        ) from error
     tokenizer = next((f.data for f in model.files if f.path == "tokenizer.json"), None)
     if tokenizer is None:
         raise UnsupportedError("the model has no tokenizer", where=model.path, allowed="a tokenizer.json beside it")

@@ -20,7 +20,7 @@ from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.graph import Graph
 
 Widths = tuple[int, int]
-"""Of the weights and of the input of a layer, as `qdeploy.lower.integer_plan.Bits.layers` takes them."""
+"""Of the weights and of the input of a layer, as `qdeploy.integer.plan.Bits.layers` takes them."""
 Choices = Mapping[str, Mapping[Widths, float]]
 """A number for each choice of bits of each layer."""
 LAYERS = frozenset({"Conv", "Linear", "Gemm"})
@@ -50,8 +50,11 @@ def parse_choices(text: str) -> tuple[Widths, ...]:
     found = [re.fullmatch(r"\s*([248])(?:x([2-8]))?\s*", part) for part in text.split(",")]
     choices = [(int(match[1]), int(match[2] or 8)) for match in found if match]
     if len(choices) != len(found) or len(set(choices)) != len(choices):
-        raise BadArgumentError("these are no choices of bits", found=text,
-                               allowed="weights of 2, 4 or 8 bits: 8,4; with inputs of 2 to 8: 8x8,4x4")  # fmt: skip
+        raise BadArgumentError(
+            "these are no choices of bits",
+            found=text,
+            allowed="weights of 2, 4 or 8 bits: 8,4; with inputs of 2 to 8: 8x8,4x4",
+        )
     return tuple(choices)
 
 
@@ -79,8 +82,10 @@ def limit_between(costs: Choices, ratio: float, ties: Sequence[Collection[str]] 
 def cost_range(costs: Choices, ties: Sequence[Collection[str]] = ()) -> tuple[float, float]:
     """The least and the greatest cost that there is, where tied layers choose alike."""
     groups = _groups(costs, ties)
-    totals = [[sum(costs[name][bits] for name in group) for bits in common]
-              for group, common in zip(groups, _common(costs, groups), strict=True)]  # fmt: skip
+    totals = [
+        [sum(costs[name][bits] for name in group) for bits in common]
+        for group, common in zip(groups, _common(costs, groups), strict=True)
+    ]
     return sum(min(part) for part in totals), sum(max(part) for part in totals)
 
 
@@ -109,8 +114,13 @@ def allocate(losses: Choices, costs: Choices, limit: float, ties: Sequence[Colle
     _check(losses, costs, limit)
     groups = _groups(losses, ties)
     common = _common(losses, groups)
-    loss, cost = ([[sum(part[name][bits] for name in group) for bits in options]
-                   for group, options in zip(groups, common, strict=True)] for part in (losses, costs))  # fmt: skip
+    loss, cost = (
+        [
+            [sum(part[name][bits] for name in group) for bits in options]
+            for group, options in zip(groups, common, strict=True)
+        ]
+        for part in (losses, costs)
+    )
     least = sum(min(part) for part in cost)
     if least > limit:
         raise BadArgumentError("no choice of bits meets the limit", found=limit, allowed=f"{least} or more")
@@ -122,8 +132,9 @@ def allocate(losses: Choices, costs: Choices, limit: float, ties: Sequence[Colle
 
 def _check(losses: Choices, costs: Choices, limit: float) -> None:
     if not losses or losses.keys() != costs.keys():
-        raise BadArgumentError("losses and costs of different layers", found=", ".join(costs) or "none",
-                               allowed=", ".join(losses))  # fmt: skip
+        raise BadArgumentError(
+            "losses and costs of different layers", found=", ".join(costs) or "none", allowed=", ".join(losses)
+        )
     for name, choice in losses.items():
         if not choice or choice.keys() != costs[name].keys():
             raise BadArgumentError("losses and costs of different bits", where=name, found=list(costs[name]))
@@ -162,8 +173,10 @@ def _solve(loss: list[list[float]], cost: list[list[float]], limit: float) -> li
     room = limit - sum(min(part) for part in cost)
     extra = [[c - min(part) for c in part] for part in cost]
     allowed = [[e <= room for e in part] for part in extra]
-    cheapest = [min((k for k in range(len(part)) if part[k] == 0), key=losses.__getitem__)
-                for part, losses in zip(extra, loss, strict=True)]  # fmt: skip
+    cheapest = [
+        min((k for k in range(len(part)) if part[k] == 0), key=losses.__getitem__)
+        for part, losses in zip(extra, loss, strict=True)
+    ]
     if room <= 0:
         return cheapest
     for slack in (0.0, 1e-6, 1e-5, 1e-4, 1e-3):  # beyond the limit by less than the solver tells apart: once more
@@ -180,15 +193,21 @@ def _programme(
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
     except ModuleNotFoundError as error:
-        raise UnsupportedError(f"choosing bits needs a package that is not installed: {error.name}",
-                               todo="pip install 'qdeploy[allocate]'") from error  # fmt: skip
+        raise UnsupportedError(
+            f"choosing bits needs a package that is not installed: {error.name}", todo="pip install 'qdeploy[allocate]'"
+        ) from error
     counts = [len(part) for part in loss]
     flat_loss, flat_cost = (np.concatenate([np.asarray(p, np.float64) for p in part]) for part in (loss, cost))
     one = np.repeat(np.eye(len(counts)), counts, axis=1)  # [groups, choices]
     may = np.concatenate([np.asarray(part, np.float64) for part in allowed])
     rules = [LinearConstraint(one, 1, 1), LinearConstraint(flat_cost * may, -np.inf, limit)]
-    found = milp(flat_loss / max(float(flat_loss.max()), 1e-300), integrality=np.ones(flat_loss.size),
-                 bounds=Bounds(0, may), constraints=rules, options={"mip_rel_gap": 0.0})  # fmt: skip
+    found = milp(
+        flat_loss / max(float(flat_loss.max()), 1e-300),
+        integrality=np.ones(flat_loss.size),
+        bounds=Bounds(0, may),
+        constraints=rules,
+        options={"mip_rel_gap": 0.0},
+    )
     if found.x is None:
         return None
     return [int(np.argmax(part)) for part in np.split(found.x, np.cumsum(counts)[:-1])]

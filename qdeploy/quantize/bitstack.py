@@ -30,7 +30,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, LowRank, Param, QTensor, Rows, Rung, Term
 from qdeploy.measure import decibels, energy
 from qdeploy.quantize.activations import activation_scales
-from qdeploy.quantize.rtn import name_pattern
+from qdeploy.quantize.nearest import name_pattern
 from qdeploy.store.spill import Spill
 
 Float16 = npt.NDArray[np.float16]
@@ -68,8 +68,11 @@ class BitStack:
         """Settings from `{"blocks": "8", "rank": "16", ...}`; BadArgumentError for what is unknown."""
         unknown = set(given) - _OPTIONS
         if unknown:
-            raise BadArgumentError("no such option of bitstack", found=", ".join(sorted(unknown)),
-                                   allowed="blocks=N, rank=N, calibrate=FILE, skip=REGEX, only=REGEX")  # fmt: skip
+            raise BadArgumentError(
+                "no such option of bitstack",
+                found=", ".join(sorted(unknown)),
+                allowed="blocks=N, rank=N, calibrate=FILE, skip=REGEX, only=REGEX",
+            )
         blocks, rank = _count(given, "blocks", 8, 32), _count(given, "rank", 16, 256)
         skip, only = name_pattern(given, "skip"), name_pattern(given, "only")
         return cls(blocks, rank, given.get("calibrate", ""), skip, only)
@@ -227,8 +230,9 @@ class _Work:
     def _make(self) -> list[Rows]:
         left = self._tensor.decode()
         if not np.isfinite(left).all():
-            raise BadFileError("a weight is infinite or not a number", where=self._name,
-                               todo="Leave it out with skip=REGEX.")  # fmt: skip
+            raise BadFileError(
+                "a weight is infinite or not a number", where=self._name, todo="Leave it out with skip=REGEX."
+            )
         scale = self._settings.scales.get(self._name)
         signal = energy(left)
         if scale is not None:

@@ -65,9 +65,19 @@ class Trace:
     probes: int
 
 
-def hessian_traces(graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array], *, layers: Sequence[str] = (),
-                   kind: Kind = "auto", probes: int = 0, step: float = STEP, batch: int = BATCH, seed: int = 0,
-                   progress: Progress = SILENT) -> dict[str, Trace]:  # fmt: skip
+def hessian_traces(
+    graph: Graph,
+    weights: Mapping[str, Array],
+    data: Mapping[str, Array],
+    *,
+    layers: Sequence[str] = (),
+    kind: Kind = "auto",
+    probes: int = 0,
+    step: float = STEP,
+    batch: int = BATCH,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> dict[str, Trace]:
     """Estimates the trace of every layer's Hessian; the same arguments give the same numbers.
 
     Args:
@@ -86,8 +96,11 @@ def hessian_traces(graph: Graph, weights: Mapping[str, Array], data: Mapping[str
         BadArgumentError: A setting is out of range, or a distance is not finite.
     """
     if probes < 0 or batch < 1 or not 0 < step <= 1:
-        raise BadArgumentError("a setting of the Hessian is out of range", found=f"{probes}, {batch}, {step}",
-                               allowed="0 or more probes, a batch of 1 or more, a step from 0 to 1")  # fmt: skip
+        raise BadArgumentError(
+            "a setting of the Hessian is out of range",
+            found=f"{probes}, {batch}, {step}",
+            allowed="0 or more probes, a batch of 1 or more, a step from 0 to 1",
+        )
     graph, distance = _objective(graph, kind)
     nodes = {name: node for name, node in layer_nodes(graph, weights).items() if not layers or name in layers}
     parts = list(batches(graph, data, batch))
@@ -99,34 +112,48 @@ def hessian_traces(graph: Graph, weights: Mapping[str, Array], data: Mapping[str
         for suffix in suffixes(graph, weights, feeds, nodes):
             rng = np.random.default_rng((seed, suffix.place, number))
             shape = weights[suffix.layer].shape
-            curvatures = [_curvature(suffix, weights, wanted, distance, rng.choice(_SIGNS, shape), step)
-                          for _ in range(probes)]  # fmt: skip
+            curvatures = [
+                _curvature(suffix, weights, wanted, distance, rng.choice(_SIGNS, shape), step) for _ in range(probes)
+            ]
             found[suffix.layer].append(curvatures)
             progress.advance(1, suffix.layer)
     shares = [len(next(iter(feeds.values()))) for feeds in parts]
     return {name: _summary(np.array(numbers), shares, weights[name].size) for name, numbers in found.items()}
 
 
-def _curvature(suffix: Suffix, weights: Mapping[str, Array], wanted: Mapping[str, Array], distance: Distance,
-               direction: Array, step: float) -> float:  # fmt: skip
+def _curvature(
+    suffix: Suffix,
+    weights: Mapping[str, Array],
+    wanted: Mapping[str, Array],
+    distance: Distance,
+    direction: Array,
+    step: float,
+) -> float:
     """v^T H v of a layer in a direction v, on a batch whose outputs are `wanted`."""
     weight, size = weights[suffix.layer], step_size(weights[suffix.layer], step)
     with np.errstate(all="ignore"):  # what is not finite is said below
         changed = suffix.outputs(Replaced(weights, {suffix.layer: weight + np.float32(size) * direction}))
         found = 2 * distance(wanted, changed) / size**2
     if not math.isfinite(found):
-        raise BadArgumentError("the network's outputs are not finite numbers", where=suffix.layer, found=found,
-                               todo="Look at the calibration data, and at the model's weights.")  # fmt: skip
+        raise BadArgumentError(
+            "the network's outputs are not finite numbers",
+            where=suffix.layer,
+            found=found,
+            todo="Look at the calibration data, and at the model's weights.",
+        )
     return found
 
 
-def hessian_losses(traces: Mapping[str, Trace], weights: Mapping[str, Array], options: Sequence[Widths],
-                   quantizer: Quantizer) -> dict[str, dict[Widths, float]]:  # fmt: skip
+def hessian_losses(
+    traces: Mapping[str, Trace], weights: Mapping[str, Array], options: Sequence[Widths], quantizer: Quantizer
+) -> dict[str, dict[Widths, float]]:
     """Trace / n * |W - W_b|^2 of each layer and choice, which knows the bits of the weights only."""
     found: dict[str, dict[Widths, float]] = {}
     for name, trace in traces.items():
-        by_bits = {b: float(np.square(np.asarray(weights[name], np.float64) - quantizer(name, b)).sum())
-                   for b in {bits[0] for bits in options}}  # fmt: skip
+        by_bits = {
+            b: float(np.square(np.asarray(weights[name], np.float64) - quantizer(name, b)).sum())
+            for b in {bits[0] for bits in options}
+        }
         found[name] = {bits: max(trace.mean, 0.0) * by_bits[bits[0]] for bits in options}
     return found
 
@@ -188,8 +215,9 @@ def _maker(graph: Graph, name: str) -> Node | None:
 def _half_square(wanted: Mapping[str, Array], changed: Mapping[str, Array]) -> float:
     """|y - y_changed|^2 / 2 per entry of the batch."""
     floats = [name for name, array in wanted.items() if array.dtype.kind == "f"]
-    return sum(float(np.square(changed[n] - wanted[n], dtype=np.float64).sum()) / 2 / max(len(wanted[n]), 1)
-               for n in floats)  # fmt: skip
+    return sum(
+        float(np.square(changed[n] - wanted[n], dtype=np.float64).sum()) / 2 / max(len(wanted[n]), 1) for n in floats
+    )
 
 
 def _summary(numbers: Array, shares: Sequence[int], weights: int) -> Trace:

@@ -64,8 +64,9 @@ def layer_nodes(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Node]:
     return found
 
 
-def suffixes(graph: Graph, weights: Mapping[str, Array], feeds: Mapping[str, Array],
-             layers: Mapping[str, Node]) -> Iterator[Suffix]:  # fmt: skip
+def suffixes(
+    graph: Graph, weights: Mapping[str, Array], feeds: Mapping[str, Array], layers: Mapping[str, Node]
+) -> Iterator[Suffix]:
     """One suffix per layer, in order; each is to be used before the next is asked for.
 
     Args:
@@ -83,8 +84,12 @@ def suffixes(graph: Graph, weights: Mapping[str, Array], feeds: Mapping[str, Arr
         wanted = {name for other in rest for name in other.inputs} | {value.name for value in graph.outputs}
         made = [name for other in graph.nodes[at:place] for name in other.outputs if name in wanted]
         if place > at:
-            between = replace(graph, inputs=_inputs(live), nodes=graph.nodes[at:place],
-                              outputs=tuple(Value(name, "F32", ()) for name in made))  # fmt: skip
+            between = replace(
+                graph,
+                inputs=_inputs(live),
+                nodes=graph.nodes[at:place],
+                outputs=tuple(Value(name, "F32", ()) for name in made),
+            )
             live |= run(between, live, None, weights)[0]
         live, at = {name: array for name, array in live.items() if name in wanted}, place
         yield Suffix(layer, number, replace(graph, inputs=_inputs(live), nodes=rest), live)

@@ -70,9 +70,13 @@ def measure(graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array
     return found
 
 
-def weight_losses(weights: Mapping[str, Array], options: Sequence[Widths], quantizer: Quantizer,
-                  moments: Mapping[str, Array],
-                  energies: Mapping[str, float]) -> dict[str, dict[Widths, float]]:  # fmt: skip
+def weight_losses(
+    weights: Mapping[str, Array],
+    options: Sequence[Widths],
+    quantizer: Quantizer,
+    moments: Mapping[str, Array],
+    energies: Mapping[str, float],
+) -> dict[str, dict[Widths, float]]:
     """Mean squared errors of the outputs of layers, from their weights alone.
 
     Args:
@@ -84,8 +88,10 @@ def weight_losses(weights: Mapping[str, Array], options: Sequence[Widths], quant
     """
     found: dict[str, dict[Widths, float]] = {}
     for name, weight in weights.items():
-        by_bits = {b: _perturbation(weight, quantizer(name, b), moments.get(name), energies.get(name, 1.0))
-                   for b in {bits[0] for bits in options}}  # fmt: skip
+        by_bits = {
+            b: _perturbation(weight, quantizer(name, b), moments.get(name), energies.get(name, 1.0))
+            for b in {bits[0] for bits in options}
+        }
         found[name] = {bits: by_bits[bits[0]] for bits in options}
     return found
 
@@ -98,10 +104,18 @@ def _perturbation(weight: Array, rounded: Array, moment: Array | None, energy: f
     return float(sum(np.sum((part @ m) * part) for part, m in zip(parts, moment, strict=True)))
 
 
-def output_losses(graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array],
-                  ranges: Mapping[str, tuple[float, float]], options: Sequence[Widths], quantizer: Quantizer, *,
-                  layers: Sequence[str] = (), batch: int = 32,
-                  progress: Progress = SILENT) -> dict[str, dict[Widths, float]]:  # fmt: skip
+def output_losses(
+    graph: Graph,
+    weights: Mapping[str, Array],
+    data: Mapping[str, Array],
+    ranges: Mapping[str, tuple[float, float]],
+    options: Sequence[Widths],
+    quantizer: Quantizer,
+    *,
+    layers: Sequence[str] = (),
+    batch: int = 32,
+    progress: Progress = SILENT,
+) -> dict[str, dict[Widths, float]]:
     """Mean squared error of the outputs with one layer at a time at few bits.
 
     Args:
@@ -158,9 +172,11 @@ def _with_codes(
         if node.op in LAYERS and node.inputs[1] == layer and node.inputs[0] == source:
             if not any(shown in n.outputs for n in nodes):
                 limits: dict[str, float] = {"min": low, "max": high}
-                nodes += [Node("Clip", (source,), (f"{shown}/limited",), limits),
-                          Node("QuantizeLinear", (f"{shown}/limited", *grid), (f"{shown}/codes",)),
-                          Node("DequantizeLinear", (f"{shown}/codes", *grid), (shown,))]  # fmt: skip
+                nodes += [
+                    Node("Clip", (source,), (f"{shown}/limited",), limits),
+                    Node("QuantizeLinear", (f"{shown}/limited", *grid), (f"{shown}/codes",)),
+                    Node("DequantizeLinear", (f"{shown}/codes", *grid), (shown,)),
+                ]
             node = replace(node, inputs=(shown, *node.inputs[1:]))
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes)), extra

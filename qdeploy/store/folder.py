@@ -40,8 +40,12 @@ class File:
     def read(self, start: int, size: int) -> bytes:
         """Returns exactly `size` bytes; BadFileError where the file ends before."""
         if start < 0 or size < 0 or start + size > self.size:
-            raise BadFileError("a range lies outside of the file", where=self.name,
-                               found=f"bytes {start}..{start + size}", allowed=f"0..{self.size}")  # fmt: skip
+            raise BadFileError(
+                "a range lies outside of the file",
+                where=self.name,
+                found=f"bytes {start}..{start + size}",
+                allowed=f"0..{self.size}",
+            )
         data = os.pread(self._descriptor, size, start)
         while len(data) < size:  # a single call returns at most 2 GiB
             more = os.pread(self._descriptor, size - len(data), start + len(data))
@@ -54,8 +58,12 @@ class File:
         """Fills a contiguous byte array from `start`."""
         done, view = 0, out.reshape(-1).data
         if start < 0 or start + len(view) > self.size:
-            raise BadFileError("a range lies outside of the file", where=self.name,
-                               found=f"bytes {start}..{start + len(view)}", allowed=f"0..{self.size}")  # fmt: skip
+            raise BadFileError(
+                "a range lies outside of the file",
+                where=self.name,
+                found=f"bytes {start}..{start + len(view)}",
+                allowed=f"0..{self.size}",
+            )
         while done < len(view):
             count = os.preadv(self._descriptor, [view[done:]], start + done)
             if not count:
@@ -120,8 +128,11 @@ class Folder:
             problem = "a hard link: it may be a file from outside of the folder"
         if problem:
             os.close(descriptor)
-            raise BadFileError(f"refused to open a file: {problem}", where=str(self.path / name),
-                               todo="Copy the checkpoint to a folder of its own, or pass --trust-links.")  # fmt: skip
+            raise BadFileError(
+                f"refused to open a file: {problem}",
+                where=str(self.path / name),
+                todo="Copy the checkpoint to a folder of its own, or pass --trust-links.",
+            )
         return File(target, name, descriptor)
 
     def json(self, name: str) -> Any:
@@ -147,8 +158,12 @@ class Folder:
     def _inside(self, name: str) -> Path:
         pure = PurePosixPath(name)
         if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise BadFileError("a file name leads outside of the folder", where=str(self.path), found=ascii(name),
-                               allowed="names relative to the folder, without ..")  # fmt: skip
+            raise BadFileError(
+                "a file name leads outside of the folder",
+                where=str(self.path),
+                found=ascii(name),
+                allowed="names relative to the folder, without ..",
+            )
         try:
             target = (self.path / pure).resolve()
             os.fsencode(target)
@@ -156,8 +171,12 @@ class Folder:
             raise BadFileError("a file name cannot be followed", where=str(self.path), found=ascii(name)) from error
         linked = target != self.path / pure
         if linked and not self._trust_links and not target.is_relative_to(self._border):
-            raise BadFileError("a link leads outside of the folder", where=str(self.path / name), found=str(target),
-                               todo="Copy the checkpoint to a folder of its own, or pass --trust-links.")  # fmt: skip
+            raise BadFileError(
+                "a link leads outside of the folder",
+                where=str(self.path / name),
+                found=str(target),
+                todo="Copy the checkpoint to a folder of its own, or pass --trust-links.",
+            )
         return target
 
 

@@ -103,8 +103,12 @@ class Origin:
             ProofError: The shapes differ: the writer is not this tensor's.
         """
         if raw.shape != back.shape:
-            raise ProofError("packing gave back another shape", where=f"{self.file}: {self.name}",
-                             found=back.shape, allowed=str(raw.shape))  # fmt: skip
+            raise ProofError(
+                "packing gave back another shape",
+                where=f"{self.file}: {self.name}",
+                found=back.shape,
+                allowed=str(raw.shape),
+            )
         if not np.array_equal(raw.view(f"u{raw.itemsize}"), back.view(f"u{back.itemsize}")):
             self._differ(start, np.ascontiguousarray(raw), np.ascontiguousarray(back))
         self._note(start, stop)

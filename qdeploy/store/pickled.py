@@ -27,13 +27,36 @@ from qdeploy.store.storage import storage_dtype
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLE_LIMIT, _PARTS_LIMIT = 64 << 20, 1 << 20
 _STORAGES = {
-    "FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16", "ByteStorage": "U8",
-    "CharStorage": "I8", "ShortStorage": "I16", "IntStorage": "I32", "LongStorage": "I64", "BoolStorage": "BOOL",
-}  # fmt: skip
-_DICT, _TENSOR, _PARAMETER = ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), (
-    "torch._utils", "_rebuild_parameter")  # fmt: skip
-_ERRORS = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error, zipfile.BadZipFile,
-           NotImplementedError, EOFError, UnicodeError, RuntimeError)  # fmt: skip
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "ByteStorage": "U8",
+    "CharStorage": "I8",
+    "ShortStorage": "I16",
+    "IntStorage": "I32",
+    "LongStorage": "I64",
+    "BoolStorage": "BOOL",
+}
+_DICT, _TENSOR, _PARAMETER = (
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+)
+_ERRORS = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    UnicodeError,
+    RuntimeError,
+)
 """What a damaged pickle or zip makes the standard library say."""
 
 
@@ -92,8 +115,11 @@ def read_torch(folder: Folder, name: str) -> Any:
             value, places = _sequence(file)
         return _Placer(places, name).placed(value)
     except _ERRORS as error:
-        raise BadFileError(f"not a checkpoint of torch.save: {error}", where=name,
-                           todo="The file is damaged or truncated; fetch it again.") from error  # fmt: skip
+        raise BadFileError(
+            f"not a checkpoint of torch.save: {error}",
+            where=name,
+            todo="The file is damaged or truncated; fetch it again.",
+        ) from error
     finally:
         file.close()
 
@@ -194,8 +220,9 @@ class _Placer:
         size, count = storage_dtype(view.storage.dtype).itemsize, math.prod(view.shape)
         begin, held = self._places[view.storage.key]
         if min((view.offset, *view.shape)) < 0 or len(view.shape) > 8 or (view.offset + count) * size > held:
-            raise BadFileError("a tensor leaves its storage", where=self._name, found=view.shape[:8],
-                               allowed=f"{held} bytes")  # fmt: skip
+            raise BadFileError(
+                "a tensor leaves its storage", where=self._name, found=view.shape[:8], allowed=f"{held} bytes"
+            )
         step = 1
         for n, stride in reversed(list(zip(view.shape, view.strides, strict=True))):
             if n > 1 and stride != step:
@@ -211,8 +238,12 @@ def _find(names: Sequence[str], where: str) -> _Global:
     module, name = names
     legal = (module, name) in (_DICT, _TENSOR, _PARAMETER) or (module == "torch" and name in _STORAGES)
     if not legal:
-        raise UnsupportedError("a checkpoint that asks for something else than tensors", where=where,
-                               found=f"{module}.{name}", todo="It is not run. Save its tensors alone.")  # fmt: skip
+        raise UnsupportedError(
+            "a checkpoint that asks for something else than tensors",
+            where=where,
+            found=f"{module}.{name}",
+            todo="It is not run. Save its tensors alone.",
+        )
     return _Global(module, name)
 
 
@@ -243,8 +274,9 @@ class _Machine:
             if opcode.name == "STOP":
                 return self.popped(1)[0]
             if opcode.name not in _OPCODES:
-                raise UnsupportedError("a pickle with an opcode that no tensor needs", where=self.where,
-                                       found=opcode.name)  # fmt: skip
+                raise UnsupportedError(
+                    "a pickle with an opcode that no tensor needs", where=self.where, found=opcode.name
+                )
             _OPCODES[opcode.name](self, argument)
         raise ValueError("a pickle without an end")
 
@@ -284,29 +316,48 @@ class _Machine:
         self.stack[-1].extend(items)
 
 
-_PUSHES = frozenset({
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-})  # fmt: skip
+_PUSHES = frozenset(
+    {
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINFLOAT",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+    }
+)
 _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(_PUSHES, lambda m, arg: m.stack.append(arg)),
     **dict.fromkeys(("PROTO", "FRAME"), lambda m, arg: None),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda m, arg: m.memo.__setitem__(arg, m.stack[-1])),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, arg: m.stack.append(m.memo[arg])),
     "MEMOIZE": lambda m, arg: m.memo.__setitem__(len(m.memo), m.stack[-1]),
-    "NONE": lambda m, arg: m.stack.append(None), "NEWTRUE": lambda m, arg: m.stack.append(True),
-    "NEWFALSE": lambda m, arg: m.stack.append(False), "MARK": lambda m, arg: m.stack.append(_MARK),
-    "EMPTY_DICT": lambda m, arg: m.stack.append({}), "EMPTY_LIST": lambda m, arg: m.stack.append([]),
-    "EMPTY_TUPLE": lambda m, arg: m.stack.append(()), "TUPLE": lambda m, arg: m.stack.append(tuple(m.to_mark())),
-    "TUPLE1": lambda m, arg: m.stack.append(m.popped(1)), "TUPLE2": lambda m, arg: m.stack.append(m.popped(2)),
-    "TUPLE3": lambda m, arg: m.stack.append(m.popped(3)), "SETITEM": lambda m, arg: m.set_items(m.popped(2)),
-    "SETITEMS": lambda m, arg: m.set_items(m.to_mark()), "APPEND": lambda m, arg: m.append(m.popped(1)),
-    "APPENDS": lambda m, arg: m.append(m.to_mark()), "BUILD": lambda m, arg: m.drop(),
+    "NONE": lambda m, arg: m.stack.append(None),
+    "NEWTRUE": lambda m, arg: m.stack.append(True),
+    "NEWFALSE": lambda m, arg: m.stack.append(False),
+    "MARK": lambda m, arg: m.stack.append(_MARK),
+    "EMPTY_DICT": lambda m, arg: m.stack.append({}),
+    "EMPTY_LIST": lambda m, arg: m.stack.append([]),
+    "EMPTY_TUPLE": lambda m, arg: m.stack.append(()),
+    "TUPLE": lambda m, arg: m.stack.append(tuple(m.to_mark())),
+    "TUPLE1": lambda m, arg: m.stack.append(m.popped(1)),
+    "TUPLE2": lambda m, arg: m.stack.append(m.popped(2)),
+    "TUPLE3": lambda m, arg: m.stack.append(m.popped(3)),
+    "SETITEM": lambda m, arg: m.set_items(m.popped(2)),
+    "SETITEMS": lambda m, arg: m.set_items(m.to_mark()),
+    "APPEND": lambda m, arg: m.append(m.popped(1)),
+    "APPENDS": lambda m, arg: m.append(m.to_mark()),
+    "BUILD": lambda m, arg: m.drop(),
     "GLOBAL": lambda m, arg: m.stack.append(_find(arg.split(" ", 1), m.where)),
     "STACK_GLOBAL": lambda m, arg: m.stack.append(_find(m.popped(2), m.where)),
     "BINPERSID": lambda m, arg: m.persistent(*m.popped(1)),
     "REDUCE": lambda m, arg: m.stack.append(_call(*m.popped(2))),
-}  # fmt: skip
+}
 """What each opcode does."""
 
 

@@ -63,13 +63,22 @@ class SafetensorsFile:
     def __init__(self, folder: Folder, name: str) -> None:
         self.file = folder.open(name)
         if self.file.size < 8:
-            raise BadFileError("too short for a safetensors file", where=name, found=f"{self.file.size} bytes",
-                               allowed="at least 8", todo="Fetch the file again.")  # fmt: skip
+            raise BadFileError(
+                "too short for a safetensors file",
+                where=name,
+                found=f"{self.file.size} bytes",
+                allowed="at least 8",
+                todo="Fetch the file again.",
+            )
         length = int.from_bytes(self.file.read(0, 8), "little")
         if length > min(self.file.size - 8, JSON_LIMIT):
-            raise BadFileError("the header is longer than the file", where=name, found=f"{length} bytes",
-                               allowed=f"<= {min(self.file.size - 8, JSON_LIMIT)}",
-                               todo="The file is truncated or no safetensors file; fetch it again.")  # fmt: skip
+            raise BadFileError(
+                "the header is longer than the file",
+                where=name,
+                found=f"{length} bytes",
+                allowed=f"<= {min(self.file.size - 8, JSON_LIMIT)}",
+                todo="The file is truncated or no safetensors file; fetch it again.",
+            )
         self.head = self.file.read(0, 8 + length)
         header = parse_json(self.head[8:], name)
         _judge(self.file)
@@ -77,10 +86,16 @@ class SafetensorsFile:
         base = 8 + length
         spans = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
         self.entries = {
-            key: TensorEntry(self.file, key, row["dtype"], tuple(row["shape"]),
-                             base + row["data_offsets"][0], base + row["data_offsets"][1])
+            key: TensorEntry(
+                self.file,
+                key,
+                row["dtype"],
+                tuple(row["shape"]),
+                base + row["data_offsets"][0],
+                base + row["data_offsets"][1],
+            )
             for key, row in spans
-        }  # fmt: skip
+        }
         for entry in self.entries.values():
             _check_size(entry, name)
 
@@ -92,12 +107,19 @@ def _judge(file: File) -> None:
         with safe_open(file.path, framework="np"):
             pass
     except (SafetensorError, OSError, ValueError) as error:
-        raise BadFileError(f"not a valid safetensors file: {error}", where=file.name,
-                           todo="The file is damaged or truncated; fetch it again.") from error  # fmt: skip
+        raise BadFileError(
+            f"not a valid safetensors file: {error}",
+            where=file.name,
+            todo="The file is damaged or truncated; fetch it again.",
+        ) from error
 
 
 def _check_size(entry: TensorEntry, where: str) -> None:
     wanted = int(np.prod(entry.shape, dtype=object)) * storage_dtype(entry.dtype).itemsize
     if wanted != entry.end - entry.begin:
-        raise BadFileError("a tensor's size contradicts its shape", where=f"{where}: {entry.name}",
-                           found=f"{entry.end - entry.begin} bytes", allowed=f"{wanted} bytes")  # fmt: skip
+        raise BadFileError(
+            "a tensor's size contradicts its shape",
+            where=f"{where}: {entry.name}",
+            found=f"{entry.end - entry.begin} bytes",
+            allowed=f"{wanted} bytes",
+        )

@@ -42,8 +42,11 @@ class Spill:
         try:
             write_all(self._descriptor, data.reshape(-1).view(np.uint8).data, begin)
         except OSError as error:
-            raise OutputError(f"cannot keep a temporary result: {error.strerror}", where=tempfile.gettempdir(),
-                              todo="Free some space, or name another folder in TMPDIR.") from error  # fmt: skip
+            raise OutputError(
+                f"cannot keep a temporary result: {error.strerror}",
+                where=tempfile.gettempdir(),
+                todo="Free some space, or name another folder in TMPDIR.",
+            ) from error
         return SpilledRows(self, begin, data.shape, data.dtype)
 
     def read_into(self, begin: int, out: npt.NDArray[np.uint8]) -> None:

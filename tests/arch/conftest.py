@@ -14,9 +14,14 @@ from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import Buffer, QTensor, plain
 
 SMALL = {
-    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 """The extents of all small models."""
 
 
@@ -71,8 +76,11 @@ def bert_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...
     for i in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{i}"
         linear = {f"attention.self.{part}": (hidden, hidden) for part in ("query", "key", "value")}
-        linear |= {"attention.output.dense": (hidden, hidden), "intermediate.dense": (inner, hidden),
-                   "output.dense": (hidden, inner)}  # fmt: skip
+        linear |= {
+            "attention.output.dense": (hidden, hidden),
+            "intermediate.dense": (inner, hidden),
+            "output.dense": (hidden, inner),
+        }
         for part, shape in linear.items():
             yield f"{layer}.{part}.weight", shape
             yield f"{layer}.{part}.bias", shape[:1]
@@ -94,9 +102,13 @@ def make_model() -> MakeModel:
     """make_model(model_type, files={path: text}, drop=(names,), arrays={name: array}, **fields of the config)."""
 
     def make(
-        kind: str, files: Mapping[str, str] | None = None, drop: tuple[str, ...] = (), dialect: str = "hf",
-        arrays: Mapping[str, np.ndarray] | None = None, **fields: Any,
-    ) -> Model:  # fmt: skip
+        kind: str,
+        files: Mapping[str, str] | None = None,
+        drop: tuple[str, ...] = (),
+        dialect: str = "hf",
+        arrays: Mapping[str, np.ndarray] | None = None,
+        **fields: Any,
+    ) -> Model:
         config = {**SMALL, "model_type": kind, **fields}
         if kind == "bert":
             del config["num_key_value_heads"]

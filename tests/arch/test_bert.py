@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdeploy.formats import safetensors
+from qdeploy.formats.huggingface.checkpoint import safetensors
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.store.folder import Folder
 
 IDS = [(7 * i * i + 3 * i + 1) % 48 for i in range(12)]
-PADDED = {"input_ids": np.array([IDS, IDS[::-1]]), "attention_mask": np.array([[1] * 12, [1] * 9 + [0] * 3]),
-          "token_type_ids": np.array([[0] * 5 + [1] * 7] * 2)}  # fmt: skip
+PADDED = {
+    "input_ids": np.array([IDS, IDS[::-1]]),
+    "attention_mask": np.array([[1] * 12, [1] * 9 + [0] * 3]),
+    "token_type_ids": np.array([[0] * 5 + [1] * 7] * 2),
+}
 
 
 def outputs(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -37,8 +40,9 @@ def test_a_small_model_gives_the_states_of_transformers(make_model: Any) -> None
 def test_padding_changes_nothing(make_model: Any) -> None:
     model = make_model("bert", files=sentence_files("pooling_mode_mean_tokens", True))
     alone = {name: array[1:, :9] for name, array in PADDED.items()}
-    np.testing.assert_allclose(outputs(model, PADDED)["sentence_embedding"][1:],
-                               outputs(model, alone)["sentence_embedding"], atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        outputs(model, PADDED)["sentence_embedding"][1:], outputs(model, alone)["sentence_embedding"], atol=1e-6
+    )
 
 
 def test_names_may_have_a_prefix_and_old_norms(make_model: Any) -> None:
@@ -58,8 +62,10 @@ def sentence_files(mode: str, normalize: bool) -> dict[str, str]:
     modules = [
         {"idx": i, "path": p, "type": f"sentence_transformers.models.{k}"} for i, (p, k) in enumerate(kinds.items())
     ]
-    return {"modules.json": json.dumps(modules if normalize else modules[:2]),
-            "1_Pooling/config.json": json.dumps({"word_embedding_dimension": 32, mode: True})}  # fmt: skip
+    return {
+        "modules.json": json.dumps(modules if normalize else modules[:2]),
+        "1_Pooling/config.json": json.dumps({"word_embedding_dimension": 32, mode: True}),
+    }
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -95,14 +101,18 @@ def test_minilm_gives_the_embeddings_of_transformers(minilm: Path) -> None:
     texts = ["The quick brown fox jumps over the lazy dog.", "Quantized networks run on small devices."]
     coded = tokenizer.encode_batch(texts)
     ids, mask = (np.array([getattr(c, part) for c in coded]) for part in ("ids", "attention_mask"))
-    found = outputs(safetensors.read(Folder(minilm)), {
-        "input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})  # fmt: skip
+    found = outputs(
+        safetensors.read(Folder(minilm)),
+        {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)},
+    )
     embedding = found["sentence_embedding"]
     assert embedding.shape == (2, 384)
-    np.testing.assert_allclose(embedding[0, :6], [0.0439336, 0.0589344, 0.0481784, 0.0775481, 0.0267444, -0.0376296],
-                               atol=1e-6)  # fmt: skip
-    np.testing.assert_allclose(embedding[1, :6], [0.0177844, -0.0308577, 0.0031128, -0.0034032, 0.0102558, -0.0464464],
-                               atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        embedding[0, :6], [0.0439336, 0.0589344, 0.0481784, 0.0775481, 0.0267444, -0.0376296], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        embedding[1, :6], [0.0177844, -0.0308577, 0.0031128, -0.0034032, 0.0102558, -0.0464464], atol=1e-6
+    )
     assert embedding[0] @ embedding[1] == pytest.approx(-0.0229771, abs=1e-6)
     np.testing.assert_allclose(
         found["last_hidden_state"][0, 0, :4], [0.046444, 0.338061, 0.208205, 0.646798], atol=1e-5

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdeploy.formats import safetensors
+from qdeploy.formats.huggingface.checkpoint import safetensors
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, generate_greedy, run
 from qdeploy.ir.tensor import Buffer, QTensor, plain
@@ -16,30 +16,63 @@ from qdeploy.names import to_gguf
 from qdeploy.store.folder import Folder
 
 IDS = [(7 * i * i + 3 * i + 1) % 48 for i in range(12)]
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 16}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 FIELDS: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-5,
-              "rope_parameters": LLAMA3},
+    "llama": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "hidden_act": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": LLAMA3,
+    },
     "mistral": {"head_dim": 16, "sliding_window": 5},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "rope_parameters": YARN,
-              "layer_types": ["sliding_attention", "full_attention"]},
-    "qwen3": {"head_dim": 16, "attention_bias": True, "use_sliding_window": True, "sliding_window": 5,
-              "max_window_layers": 1, "tie_word_embeddings": True},
-}  # fmt: skip
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "rope_parameters": YARN,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "qwen3": {
+        "head_dim": 16,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+}
 # transformers 5.23.0, <Family>ForCausalLM with eager attention, parameters by the rule in conftest.py, on IDS: the norm
 # of all logits, the first six of the last token, and numbers 10 to 13 of token 7.
 REFERENCE = {
-    "llama": (19.800761663, [-0.599013, 0.02781, 0.0437, -0.555558, -0.664917, -2.413984],
-              [1.22302, 0.662479, -0.87046, -0.966541]),
-    "mistral": (18.835770468, [-0.14725, -1.883874, -0.734405, -0.791953, -0.103954, -0.269126],
-                [1.108872, -0.670899, -0.648554, 1.452257]),
-    "qwen2": (20.195909871, [-0.234441, 1.239874, -0.57128, -0.080006, -0.460636, -2.000063],
-              [0.536456, 0.917544, -0.695285, 0.067648]),
-    "qwen3": (19.466168235, [-0.627745, -0.099078, 0.711032, -1.725626, 1.934203, 0.676072],
-              [-0.386802, -0.662742, -0.635617, -0.972936]),
-}  # fmt: skip
+    "llama": (
+        19.800761663,
+        [-0.599013, 0.02781, 0.0437, -0.555558, -0.664917, -2.413984],
+        [1.22302, 0.662479, -0.87046, -0.966541],
+    ),
+    "mistral": (
+        18.835770468,
+        [-0.14725, -1.883874, -0.734405, -0.791953, -0.103954, -0.269126],
+        [1.108872, -0.670899, -0.648554, 1.452257],
+    ),
+    "qwen2": (
+        20.195909871,
+        [-0.234441, 1.239874, -0.57128, -0.080006, -0.460636, -2.000063],
+        [0.536456, 0.917544, -0.695285, 0.067648],
+    ),
+    "qwen3": (
+        19.466168235,
+        [-0.627745, -0.099078, 0.711032, -1.725626, 1.934203, 0.676072],
+        [-0.386802, -0.662742, -0.635617, -0.972936],
+    ),
+}
 
 
 def logits(model: Model, ids: list[int]) -> np.ndarray:
@@ -94,8 +127,10 @@ def test_stories_begin_as_they_do(stories: tuple[Model, Any, Path]) -> None:
     model, tokenizer, _ = stories
     ids = tokenizer.encode("Once upon a time").ids
     text = tokenizer.decode(ids + generate_greedy(model, ids, 50))
-    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the "
-                           "park. One day, she saw a big, red ball.")  # fmt: skip
+    assert text.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the "
+        "park. One day, she saw a big, red ball."
+    )
 
 
 def test_stories_have_the_perplexity_of_a_trained_model(stories: tuple[Model, Any, Path]) -> None:
@@ -178,6 +213,12 @@ def test_sliding_windows_stand_on_the_layers_that_have_them(make_model: Any) -> 
 
 def test_the_graph_says_what_a_backend_must_know(make_model: Any) -> None:
     graph = make_model("llama", bos_token_id=1, eos_token_id=[2, 3], pad_token_id=None).graph
-    assert graph.meta == {"kind": "decoder", "model_type": "llama", "context": 64, "vocab": 48, "bos_token_id": 1,
-                          "eos_token_id": [2, 3]}  # fmt: skip
+    assert graph.meta == {
+        "kind": "decoder",
+        "model_type": "llama",
+        "context": 64,
+        "vocab": 48,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+    }
     assert [(s.name, s.heads, s.head_dim, s.capacity) for s in graph.states] == [("kv.0", 2, 8, 64), ("kv.1", 2, 8, 64)]

@@ -8,18 +8,44 @@ import pytest
 from qdeploy.errors import UnsupportedError
 from qdeploy.names import layer_of, locate, to_gguf, to_hf
 
-ARCH = {"llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2,
-        "qwen3": gguf.MODEL_ARCH.QWEN3, "bert": gguf.MODEL_ARCH.BERT}  # fmt: skip
+ARCH = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "bert": gguf.MODEL_ARCH.BERT,
+}
 DECODER = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"] + [
-    f"model.layers.11.{part}.weight" for part in (
-        "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-        "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]  # fmt: skip
+    f"model.layers.11.{part}.weight"
+    for part in (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    )
+]
 QK_NORM = ["model.layers.3.self_attn.q_norm.weight", "model.layers.3.self_attn.k_norm.weight"]
-BERT = [f"embeddings.{part}.weight" for part in ("word_embeddings", "position_embeddings", "token_type_embeddings",
-                                                 "LayerNorm")] + [
-    f"encoder.layer.11.{part}.bias" for part in (
-        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-        "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")]  # fmt: skip
+BERT = [
+    f"embeddings.{part}.weight"
+    for part in ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
+] + [
+    f"encoder.layer.11.{part}.bias"
+    for part in (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "attention.output.LayerNorm",
+        "intermediate.dense",
+        "output.dense",
+        "output.LayerNorm",
+    )
+]
 CASES = [(family, name) for family in ("llama", "mistral", "qwen2", "qwen3") for name in DECODER]
 CASES += [("qwen3", name) for name in QK_NORM] + [("bert", name) for name in BERT]
 
@@ -40,8 +66,13 @@ def test_a_name_outside_of_the_table_is_an_error(name: str) -> None:
 
 
 def test_layers_are_found_in_every_dialect() -> None:
-    names = {"model.layers.7.mlp.up_proj.weight": 7, "bert.encoder.layer.3.output.dense.bias": 3,
-             "encoder.layer.0.x": 0, "blk.21.attn_q.weight": 21, "lm_head.weight": None}  # fmt: skip
+    names = {
+        "model.layers.7.mlp.up_proj.weight": 7,
+        "bert.encoder.layer.3.output.dense.bias": 3,
+        "encoder.layer.0.x": 0,
+        "blk.21.attn_q.weight": 21,
+        "lm_head.weight": None,
+    }
     assert {name: layer_of(name) for name in names} == names
 
 

@@ -11,18 +11,34 @@ import pytest
 from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
 
 
-@pytest.mark.parametrize(("kind", "field", "value"), [
-    ("llama", "attn_logit_softcapping", 50.0), ("llama", "final_logit_softcapping", 30.0),
-    ("llama", "num_local_experts", 8), ("llama", "attention_sinks", True), ("llama", "sliding_window", 128),
-    ("llama", "residual_multiplier", 0.22), ("llama", "logits_scaling", 8.0), ("llama", "hidden_act", "quick_gelu"),
-    ("llama", "layer_types", ["full_attention", "sliding_attention"]), ("llama", "kv_lora_rank", 64),
-    ("llama", "use_bidirectional_attention", True), ("llama", "architectures", ["LlamaForSequenceClassification"]),
-    ("mistral", "attention_bias", True), ("mistral", "layer_types", ["full_attention", "full_attention"]),
-    ("qwen2", "dual_chunk_attention_config", {"chunk_size": 4}), ("qwen2", "num_experts", 60),
-    ("qwen2", "layer_types", ["linear_attention", "full_attention"]), ("qwen2", "architectures", ["Qwen2Model"]),
-    ("bert", "position_embedding_type", "relative_key"), ("bert", "is_decoder", True), ("bert", "embedding_size", 16),
-    ("bert", "hidden_act", "mish"), ("bert", "architectures", ["BertForSequenceClassification"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("llama", "attn_logit_softcapping", 50.0),
+        ("llama", "final_logit_softcapping", 30.0),
+        ("llama", "num_local_experts", 8),
+        ("llama", "attention_sinks", True),
+        ("llama", "sliding_window", 128),
+        ("llama", "residual_multiplier", 0.22),
+        ("llama", "logits_scaling", 8.0),
+        ("llama", "hidden_act", "quick_gelu"),
+        ("llama", "layer_types", ["full_attention", "sliding_attention"]),
+        ("llama", "kv_lora_rank", 64),
+        ("llama", "use_bidirectional_attention", True),
+        ("llama", "architectures", ["LlamaForSequenceClassification"]),
+        ("mistral", "attention_bias", True),
+        ("mistral", "layer_types", ["full_attention", "full_attention"]),
+        ("qwen2", "dual_chunk_attention_config", {"chunk_size": 4}),
+        ("qwen2", "num_experts", 60),
+        ("qwen2", "layer_types", ["linear_attention", "full_attention"]),
+        ("qwen2", "architectures", ["Qwen2Model"]),
+        ("bert", "position_embedding_type", "relative_key"),
+        ("bert", "is_decoder", True),
+        ("bert", "embedding_size", 16),
+        ("bert", "hidden_act", "mish"),
+        ("bert", "architectures", ["BertForSequenceClassification"]),
+    ],
+)
 def test_a_field_that_changes_the_arithmetic_is_refused_by_its_name(
     kind: str, field: str, value: object, make_model: Any
 ) -> None:
@@ -31,12 +47,26 @@ def test_a_field_that_changes_the_arithmetic_is_refused_by_its_name(
     assert field in caught.value.where and str(caught.value.found)
 
 
-@pytest.mark.parametrize(("kind", "fields"), [
-    ("llama", {"attention_dropout": 0.1, "use_cache": False, "pretraining_tp": 2, "initializer_range": 1,
-               "num_local_experts": 0, "logits_scaling": 1.0, "num_experts": None, "unheard_of": 7}),
-    ("qwen2", {"attention_dropout": 0.5, "layer_types": ["full_attention", "full_attention"]}),
-    ("bert", {"gradient_checkpointing": True, "chunk_size_feed_forward": 8, "position_embedding_type": "absolute"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (
+            "llama",
+            {
+                "attention_dropout": 0.1,
+                "use_cache": False,
+                "pretraining_tp": 2,
+                "initializer_range": 1,
+                "num_local_experts": 0,
+                "logits_scaling": 1.0,
+                "num_experts": None,
+                "unheard_of": 7,
+            },
+        ),
+        ("qwen2", {"attention_dropout": 0.5, "layer_types": ["full_attention", "full_attention"]}),
+        ("bert", {"gradient_checkpointing": True, "chunk_size_feed_forward": 8, "position_embedding_type": "absolute"}),
+    ],
+)
 def test_fields_that_change_nothing_are_let_be(kind: str, fields: dict[str, Any], make_model: Any) -> None:
     assert make_model(kind, **fields).graph.nodes == make_model(kind).graph.nodes
 
@@ -50,16 +80,26 @@ def test_an_unknown_architecture_is_refused_by_its_name(make_model: Any) -> None
         assert caught.value.where == "config.json: model_type" and "llama" in caught.value.allowed
 
 
-@pytest.mark.parametrize(("kind", "lie", "tensor"), [
-    ("llama", {"hidden_size": 64, "head_dim": 8}, "embed_tokens"), ("llama", {"vocab_size": 50}, "embed_tokens"),
-    ("llama", {"head_dim": 16}, "q_proj"), ("llama", {"num_attention_heads": 2}, "k_proj"),
-    ("llama", {"num_key_value_heads": 4}, "k_proj"), ("llama", {"intermediate_size": 41}, "gate_proj"),
-    ("llama", {"num_hidden_layers": 3}, "layers.2"), ("llama", {"num_hidden_layers": 1}, "layers.1"),
-    ("llama", {"attention_bias": True}, "q_proj.bias"), ("llama", {"mlp_bias": True}, "gate_proj.bias"),
-    ("bert", {"max_position_embeddings": 32}, "position_embeddings"), ("bert", {"type_vocab_size": 1}, "token_type"),
-    ("llama", {"head_dim": 1 << 30}, "q_proj"),
-    ("bert", {"num_hidden_layers": 1}, "layer.1"), ("bert", {"intermediate_size": 8}, "intermediate.dense"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "lie", "tensor"),
+    [
+        ("llama", {"hidden_size": 64, "head_dim": 8}, "embed_tokens"),
+        ("llama", {"vocab_size": 50}, "embed_tokens"),
+        ("llama", {"head_dim": 16}, "q_proj"),
+        ("llama", {"num_attention_heads": 2}, "k_proj"),
+        ("llama", {"num_key_value_heads": 4}, "k_proj"),
+        ("llama", {"intermediate_size": 41}, "gate_proj"),
+        ("llama", {"num_hidden_layers": 3}, "layers.2"),
+        ("llama", {"num_hidden_layers": 1}, "layers.1"),
+        ("llama", {"attention_bias": True}, "q_proj.bias"),
+        ("llama", {"mlp_bias": True}, "gate_proj.bias"),
+        ("bert", {"max_position_embeddings": 32}, "position_embeddings"),
+        ("bert", {"type_vocab_size": 1}, "token_type"),
+        ("llama", {"head_dim": 1 << 30}, "q_proj"),
+        ("bert", {"num_hidden_layers": 1}, "layer.1"),
+        ("bert", {"intermediate_size": 8}, "intermediate.dense"),
+    ],
+)
 def test_a_config_that_contradicts_the_tensors_names_both(
     kind: str, lie: dict[str, int], tensor: str, make_model: Any
 ) -> None:
@@ -93,11 +133,21 @@ def test_a_damaged_extent_is_an_error_that_names_its_field(field: str, value: ob
         assert field in caught.value.where
 
 
-@pytest.mark.parametrize("fields", [
-    {"rms_norm_eps": 0}, {"rms_norm_eps": "x"}, {"hidden_act": 3}, {"attention_bias": 1}, {"num_key_value_heads": 3},
-    {"eos_token_id": "2"}, {"num_attention_heads": 5, "num_key_value_heads": 5}, {"layer_types": ["full_attention"]},
-    {"rope_interleaved": "yes"}, {"max_position_embeddings": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rms_norm_eps": 0},
+        {"rms_norm_eps": "x"},
+        {"hidden_act": 3},
+        {"attention_bias": 1},
+        {"num_key_value_heads": 3},
+        {"eos_token_id": "2"},
+        {"num_attention_heads": 5, "num_key_value_heads": 5},
+        {"layer_types": ["full_attention"]},
+        {"rope_interleaved": "yes"},
+        {"max_position_embeddings": 0},
+    ],
+)
 def test_every_other_damage_is_one_of_the_family(fields: dict[str, Any], make_model: Any) -> None:
     model = make_model("llama")
     model.config |= fields
@@ -110,14 +160,22 @@ def test_sliding_layers_need_a_window(make_model: Any) -> None:
         _ = make_model("qwen2", layer_types=["sliding_attention"] * 2).graph
 
 
-MODULES = [{"path": "", "type": "sentence_transformers.models.Transformer"},
-           {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
+MODULES = [
+    {"path": "", "type": "sentence_transformers.models.Transformer"},
+    {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 
 
-@pytest.mark.parametrize("pooling", [
-    {"pooling_mode_max_tokens": True}, {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, {},
-    {"pooling_mode": "lasttoken"}, {"pooling_mode_mean_sqrt_len_tokens": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+        {},
+        {"pooling_mode": "lasttoken"},
+        {"pooling_mode_mean_sqrt_len_tokens": True},
+    ],
+)
 def test_other_poolings_are_refused_by_name(pooling: dict[str, Any], make_model: Any) -> None:
     files = {"modules.json": json.dumps(MODULES), "1_Pooling/config.json": json.dumps(pooling)}
     with pytest.raises(UnsupportedError) as caught:

@@ -73,8 +73,11 @@ def test_mse_clips_more_for_fewer_bits_and_is_near_the_known_optimum():
 
 
 def test_every_float_value_has_its_range():
-    found = calibrate(model(Node("Relu", ("x",), ("r",)), Node("Add", ("r", "r"), ("y",))),
-                      {"images": np.arange(-4, 8, dtype=np.float32).reshape(3, 4)}, batch=2)  # fmt: skip
+    found = calibrate(
+        model(Node("Relu", ("x",), ("r",)), Node("Add", ("r", "r"), ("y",))),
+        {"images": np.arange(-4, 8, dtype=np.float32).reshape(3, 4)},
+        batch=2,
+    )
     assert found.values == {"x": (-4, 7), "r": (0, 7), "y": (0, 14)} and found.samples == 3
 
 
@@ -88,8 +91,13 @@ def test_a_network_of_a_fixed_batch_is_run_in_such_batches():
 
 def test_what_cannot_be_calibrated_is_said(tmp_path: Path):
     network, x = model(Node("Relu", ("x",), ("y",))), np.ones((2, 4), np.float32)
-    for data, method in (({}, "minmax"), ({"x": x}, "best"), ({"x": x[:0]}, "mse"), ({"x": x * np.inf}, "mse"),
-                         ({"a": x, "b": x}, "minmax")):  # fmt: skip
+    for data, method in (
+        ({}, "minmax"),
+        ({"x": x}, "best"),
+        ({"x": x[:0]}, "mse"),
+        ({"x": x * np.inf}, "mse"),
+        ({"a": x, "b": x}, "minmax"),
+    ):
         with pytest.raises(BadArgumentError):
             calibrate(network, data, method)
     np.savez(tmp_path / "data.npz", x=x)

@@ -23,8 +23,9 @@ def save_network(tmp_path_factory: pytest.TempPathFactory) -> SaveNetwork:
         held = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
-        model = helper.make_model(helper.make_graph(nodes, "n", [x], [y], held),
-                                  opset_imports=[helper.make_opsetid("", 17)], ir_version=8)  # fmt: skip
+        model = helper.make_model(
+            helper.make_graph(nodes, "n", [x], [y], held), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        )
         onnx.save(model, folder / "net.onnx")
         images = np.random.default_rng(5).standard_normal((40, 3, 8, 8)).astype(np.float32)
         np.savez(folder / "data.npz", x=images)

@@ -41,18 +41,27 @@ def refused(*arguments: object) -> QdeployError:
 @pytest.fixture(scope="module")
 def network(save_network: Callable[..., Path]) -> Path:
     """A block whose shortcut has a convolution, and beside it data.npz."""
-    weights = {"w1": RNG.standard_normal((8, 3, 3, 3)) / 5, "w2": RNG.standard_normal((8, 8, 3, 3)) / 8,
-               "w3": RNG.standard_normal((8, 8, 3, 3)) / 8, "ws": RNG.standard_normal((8, 8, 1, 1)) / 3,
-               "w4": RNG.standard_normal((8, 5)) / 3}  # fmt: skip
+    weights = {
+        "w1": RNG.standard_normal((8, 3, 3, 3)) / 5,
+        "w2": RNG.standard_normal((8, 8, 3, 3)) / 8,
+        "w3": RNG.standard_normal((8, 8, 3, 3)) / 8,
+        "ws": RNG.standard_normal((8, 8, 1, 1)) / 3,
+        "w4": RNG.standard_normal((8, 5)) / 3,
+    }
     pads = {"kernel_shape": [3, 3], "pads": [1] * 4}
     nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["c1"], **pads), helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("Conv", ["r1", "w2"], ["c2"], **pads), helper.make_node("Relu", ["c2"], ["r2"]),
-        helper.make_node("Conv", ["r2", "w3"], ["c3"], **pads), helper.make_node("Conv", ["r1", "ws"], ["cs"]),
-        helper.make_node("Add", ["c3", "cs"], ["a1"]), helper.make_node("Relu", ["a1"], ["r3"]),
-        helper.make_node("GlobalAveragePool", ["r3"], ["p"]), helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Conv", ["x", "w1"], ["c1"], **pads),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], **pads),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Conv", ["r2", "w3"], ["c3"], **pads),
+        helper.make_node("Conv", ["r1", "ws"], ["cs"]),
+        helper.make_node("Add", ["c3", "cs"], ["a1"]),
+        helper.make_node("Relu", ["a1"], ["r3"]),
+        helper.make_node("GlobalAveragePool", ["r3"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
         helper.make_node("Gemm", ["f", "w4"], ["y"]),
-    ]  # fmt: skip
+    ]
     return save_network(nodes, weights)
 
 
@@ -144,11 +153,29 @@ def test_one_command_chooses_and_converts(network: Path, tmp_path: Path, to: tup
         assert run("verify", network, tmp_path / "out").strip().endswith("equal")
 
 
-@pytest.mark.parametrize("more", [("--weight-bits", 4), ("--allocate", "size:2"), ("--allocate", "size:0.5,speed=1"),
-                                  ("--allocate", "size:0.5,samples=x"), ("--layer-bits", "x.json")])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--weight-bits", 4),
+        ("--allocate", "size:2"),
+        ("--allocate", "size:0.5,speed=1"),
+        ("--allocate", "size:0.5,samples=x"),
+        ("--layer-bits", "x.json"),
+    ],
+)
 def test_bits_are_asked_for_in_one_way(network: Path, tmp_path: Path, more: tuple):
-    refused("convert", network, tmp_path / "out", "--integer", "strict", "--calibrate", network.parent / "data.npz",
-            "--allocate", "size:0.5", *more)  # fmt: skip
+    refused(
+        "convert",
+        network,
+        tmp_path / "out",
+        "--integer",
+        "strict",
+        "--calibrate",
+        network.parent / "data.npz",
+        "--allocate",
+        "size:0.5",
+        *more,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,8 +213,12 @@ def test_networks_whose_bits_are_given_are_refused(network: Path, tmp_path: Path
 def table(**changed: object) -> dict:
     """Latencies of the network: 4 bits are faster, but in the shortcut."""
     conv, one = "Conv 1x8x8x8 by 8x8x3x3, pads 1 1 1 1", "Conv 1x8x8x8 by 8x8x1x1"
-    rows = {"Conv 1x3x8x8 by 8x3x3x3, pads 1 1 1 1": {"8x8": 2e-5}, "Linear 1x8 by 5x8": {"8x8": 1e-6},
-            conv: {"8x8": 5e-5, "4x8": 3e-5}, one: {"8x8": 1e-5, "4x8": 1.5e-5}}  # fmt: skip
+    rows = {
+        "Conv 1x3x8x8 by 8x3x3x3, pads 1 1 1 1": {"8x8": 2e-5},
+        "Linear 1x8 by 5x8": {"8x8": 1e-6},
+        conv: {"8x8": 5e-5, "4x8": 3e-5},
+        one: {"8x8": 1e-5, "4x8": 1.5e-5},
+    }
     return {"axes": {"n": 1}, "layers": {**rows, **changed}}
 
 
@@ -204,19 +235,39 @@ def test_latencies_come_from_a_table(asked: tuple, tmp_path: Path):
     assert "misses a layer" in error.what and "w2" in error.found and "2x8" in error.found
 
 
-@pytest.mark.parametrize("content", [
-    "", "[]", "{}", '{"layers": 3}', '{"layers": {"a": 3}}', '{"layers": {"a": {"8x8": -1}}}', "[" * 99999,
-    '{"layers": {"a": {"8x8": NaN}}}', '{"layers": {}, "axes": []}', '{"layers": {}, "axes": {"m": 2}}',
-    '{"layers": {}, "axes": {"n": "many"}}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"layers": 3}',
+        '{"layers": {"a": 3}}',
+        '{"layers": {"a": {"8x8": -1}}}',
+        "[" * 99999,
+        '{"layers": {"a": {"8x8": NaN}}}',
+        '{"layers": {}, "axes": []}',
+        '{"layers": {}, "axes": {"m": 2}}',
+        '{"layers": {}, "axes": {"n": "many"}}',
+    ],
+)
 def test_what_is_no_table_is_refused(asked: tuple, tmp_path: Path, content: str):
     (tmp_path / "table.json").write_text(content)
     refused(*asked, "latency:0.5", "--latency", tmp_path / "table.json")
 
 
 def test_an_interruption_leaves_nothing(asked: tuple, tmp_path: Path):
-    command = [sys.executable, "-m", "qdeploy", *map(str, asked), "size:0.5", "--sensitivity", "hessian", "--out",
-               str(tmp_path / "bits.json")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "qdeploy",
+        *map(str, asked),
+        "size:0.5",
+        "--sensitivity",
+        "hessian",
+        "--out",
+        str(tmp_path / "bits.json"),
+    ]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True)
     assert child.stderr is not None
     for line in child.stderr:

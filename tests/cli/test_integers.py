@@ -34,23 +34,44 @@ def refused(*arguments: object) -> Exception:
 @pytest.fixture(scope="module")
 def network(save_network: Callable[..., Path]) -> Path:
     """A small float network, and beside it data.npz."""
-    weights = {"w1": RNG.standard_normal((8, 3, 3, 3)) / 5, "w2": RNG.standard_normal((8, 8, 3, 3)) / 8,
-               "w3": RNG.standard_normal((5, 8)) / 3}  # fmt: skip
+    weights = {
+        "w1": RNG.standard_normal((8, 3, 3, 3)) / 5,
+        "w2": RNG.standard_normal((8, 8, 3, 3)) / 8,
+        "w3": RNG.standard_normal((5, 8)) / 3,
+    }
     pads = {"kernel_shape": [3, 3], "pads": [1] * 4}
     nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["c1"], **pads), helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("Conv", ["r1", "w2"], ["c2"], **pads), helper.make_node("Add", ["c2", "r1"], ["a1"]),
-        helper.make_node("Relu", ["a1"], ["r2"]), helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
-        helper.make_node("Flatten", ["p"], ["f"]), helper.make_node("Gemm", ["f", "w3"], ["y"], transB=1),
-    ]  # fmt: skip
+        helper.make_node("Conv", ["x", "w1"], ["c1"], **pads),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], **pads),
+        helper.make_node("Add", ["c2", "r1"], ["a1"]),
+        helper.make_node("Relu", ["a1"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3"], ["y"], transB=1),
+    ]
     return save_network(nodes, weights)
 
 
 @pytest.fixture(scope="module")
 def strict(network: Path) -> Path:
     out = network.parent / "strict"
-    run("convert", network, out, "--integer", "strict", "--calibrate", network.parent / "data.npz", "--weight-bits", 4,
-        "--calibrate-method", "mse", "--rounding", "half_even", "-q")  # fmt: skip
+    run(
+        "convert",
+        network,
+        out,
+        "--integer",
+        "strict",
+        "--calibrate",
+        network.parent / "data.npz",
+        "--weight-bits",
+        4,
+        "--calibrate-method",
+        "mse",
+        "--rounding",
+        "half_even",
+        "-q",
+    )
     return out
 
 
@@ -100,13 +121,32 @@ def test_a_package_of_integers_goes_on_without_data(network: Path, tmp_path: Pat
 def test_bits_of_single_layers_come_from_a_file(network: Path, tmp_path: Path):
     (tmp_path / "bits.json").write_text('{"w2": [2, 4], "w3": 4}')
     data = network.parent / "data.npz"
-    run("convert", network, tmp_path / "out", "--integer", "strict", "--calibrate", data, "--layer-bits",
-        tmp_path / "bits.json", "-q")  # fmt: skip
+    run(
+        "convert",
+        network,
+        tmp_path / "out",
+        "--integer",
+        "strict",
+        "--calibrate",
+        data,
+        "--layer-bits",
+        tmp_path / "bits.json",
+        "-q",
+    )
     bits = json.loads((tmp_path / "out/report.json").read_text())["integers"]["bits"]
     assert bits == {"w1": [8, 8], "w2": [2, 4], "w3": [4, 4]}
     (tmp_path / "bits.json").write_text('{"w2": "four"}')
-    error = refused("convert", network, tmp_path / "no", "--integer", "strict", "--calibrate", data, "--layer-bits",
-                    tmp_path / "bits.json")  # fmt: skip
+    error = refused(
+        "convert",
+        network,
+        tmp_path / "no",
+        "--integer",
+        "strict",
+        "--calibrate",
+        data,
+        "--layer-bits",
+        tmp_path / "bits.json",
+    )
     assert "bits per layer" in str(error)
 
 
@@ -141,10 +181,22 @@ def test_the_scales_of_a_quantized_source_are_enough(network: Path, tmp_path: Pa
 def test_what_does_not_fit_together_is_said(network: Path, tmp_path: Path):
     data = network.parent / "data.npz"
     assert "no such option" in str(refused("convert", network, tmp_path / "o", "--calibrate", data))
-    assert "unknown calibration method" in str(refused("convert", network, tmp_path / "o", "--integer", "strict",
-                                                       "--calibrate", data, "--calibrate-method", "guess"))  # fmt: skip
-    assert "unknown rounding" in str(refused("convert", network, tmp_path / "o", "--integer", "strict", "--calibrate",
-                                             data, "--rounding", "up"))  # fmt: skip
+    assert "unknown calibration method" in str(
+        refused(
+            "convert",
+            network,
+            tmp_path / "o",
+            "--integer",
+            "strict",
+            "--calibrate",
+            data,
+            "--calibrate-method",
+            "guess",
+        )
+    )
+    assert "unknown rounding" in str(
+        refused("convert", network, tmp_path / "o", "--integer", "strict", "--calibrate", data, "--rounding", "up")
+    )
     llama = ROOT / "examples/models/tiny-llama"
     assert "decoder" in str(refused("convert", llama, tmp_path / "o", "--integer", "strict"))
     assert "shown to compute" in str(refused("verify", network, "--integer-only"))

@@ -258,14 +258,19 @@ def test_a_float_model_is_decomposed_lowered_and_verified_in_one_go(run: Cli, tm
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(("--to", "native", "--layout", "flat"), "elastic, whole"), (("--to", "native", "--order", "random"), "gain"),
-     (("--layout", "whole"), "no such option"), (("--to", "ir", "--order", "gain"), "no such option"),
-     (("--to", "native", "--lower", "planes"), "sign-planes"), (("--lower", "sign-planes:group=0"), "number"),
-     (("--to", "native", "--lower", "sign-planes"), "no tensor"),
-     (("--to", "native", "--order", "uniform", "--sensitivities", "x"), "gain"),
-     (("--to", "native", "--sensitivities", "/nowhere.json"), "nowhere"),
-     (("--to", "source", "--lower", "sign-planes"), "as they were")],
-)  # fmt: skip
+    [
+        (("--to", "native", "--layout", "flat"), "elastic, whole"),
+        (("--to", "native", "--order", "random"), "gain"),
+        (("--layout", "whole"), "no such option"),
+        (("--to", "ir", "--order", "gain"), "no such option"),
+        (("--to", "native", "--lower", "planes"), "sign-planes"),
+        (("--lower", "sign-planes:group=0"), "number"),
+        (("--to", "native", "--lower", "sign-planes"), "no tensor"),
+        (("--to", "native", "--order", "uniform", "--sensitivities", "x"), "gain"),
+        (("--to", "native", "--sensitivities", "/nowhere.json"), "nowhere"),
+        (("--to", "source", "--lower", "sign-planes"), "as they were"),
+    ],
+)
 def test_what_cannot_be_done_is_refused_before_anything_is_written(run: Cli, tmp_path: Path, arguments, word: str):
     assert word in run("convert", GPTQ, tmp_path / "out", *arguments, code=2)
     assert not list(tmp_path.iterdir())

@@ -13,10 +13,10 @@ from qdeploy.elastic.pieces import pieces_of, weigh
 from qdeploy.errors import BadArgumentError
 from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Table, Term, plain
-from qdeploy.lower.sign_planes import sign_planes
 from qdeploy.pack import bits as bitstream
 from qdeploy.quantize.bitstack import BitStack
-from qdeploy.quantize.rtn import Rtn
+from qdeploy.quantize.nearest import Rtn
+from qdeploy.quantize.sign_planes import sign_planes
 
 
 def floats(rows: int, columns: int, seed: int = 0) -> QTensor:
@@ -42,9 +42,13 @@ def chain(pieces) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(2, 8), st.sampled_from(["uint", "int"]), st.integers(1, 60), st.sampled_from([8, 16, 48]),
-    st.booleans(), st.integers(0, 99),
-)  # fmt: skip
+    st.integers(2, 8),
+    st.sampled_from(["uint", "int"]),
+    st.integers(1, 60),
+    st.sampled_from([8, 16, 48]),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_errors_of_planes_are_those_of_codes_read_as_the_middle(bits, kind, rows, columns, divide, seed) -> None:
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 1 << bits, (rows, columns))
@@ -78,8 +82,9 @@ def test_rows_are_sampled_and_always_the_same() -> None:
 
     codes = tensor.terms[0].values
     data = Buffer("codes", "U8", codes.data[0].shape, Counting(codes.data[0].rows))
-    watched = QTensor(tensor.shape, "F32", (Term(Codes(codes.shape, (data,), codes.layout, codes.table, codes.zero,
-                                                       codes.scale)),))  # fmt: skip
+    watched = QTensor(
+        tensor.shape, "F32", (Term(Codes(codes.shape, (data,), codes.layout, codes.table, codes.zero, codes.scale)),)
+    )
     assert pieces_of("w", watched) == pieces_of("w", watched)
     assert sum(reads) < 600
     whole = np.square(tensor.decode() - floats(4000, 64).decode()).sum()  # 4 planes against the float weight

@@ -18,9 +18,14 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def network(
-    nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, Any], outputs: Mapping[str, Any],
-    initializers: Sequence[onnx.TensorProto] = (), opset: int = 21, ir_version: int = 10, functions: Sequence[Any] = (),
-) -> onnx.ModelProto:  # fmt: skip
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    initializers: Sequence[onnx.TensorProto] = (),
+    opset: int = 21,
+    ir_version: int = 10,
+    functions: Sequence[Any] = (),
+) -> onnx.ModelProto:
     """A model; inputs and outputs are name -> (element type, shape)."""
     infos = [[helper.make_tensor_value_info(n, t, s) for n, (t, s) in side.items()] for side in (inputs, outputs)]
     graph = helper.make_graph(list(nodes), "test", *infos, initializer=list(initializers))

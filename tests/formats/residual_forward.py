@@ -29,8 +29,9 @@ def forward(state: State, x: np.ndarray, weight: Weight, activation: Weight) -> 
         return conv(activation(name, y), weight(name, state[f"{name}.weight"]), stride)
 
     def norm(y: np.ndarray, name: str) -> np.ndarray:
-        scale, shift, mean, variance = (state[f"{name}.{part}"].reshape(1, -1, 1, 1)
-                                        for part in ("weight", "bias", "running_mean", "running_var"))  # fmt: skip
+        scale, shift, mean, variance = (
+            state[f"{name}.{part}"].reshape(1, -1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
+        )
         return (y - mean) / np.sqrt(variance + F(1e-5)) * scale + shift
 
     large = state["conv1.weight"].shape[2] == 7
@@ -57,8 +58,16 @@ def forward(state: State, x: np.ndarray, weight: Weight, activation: Weight) -> 
     return flat @ weight(head, state[f"{head}.weight"]).T + state[f"{head}.bias"]
 
 
-def network(blocks: tuple[int, ...], widths: tuple[int, ...], kernel: int = 3, channels: int = 3, three: bool = False,
-            projected: bool = True, head: str = "fc", seed: int = 7) -> State:  # fmt: skip
+def network(
+    blocks: tuple[int, ...],
+    widths: tuple[int, ...],
+    kernel: int = 3,
+    channels: int = 3,
+    three: bool = False,
+    projected: bool = True,
+    head: str = "fc",
+    seed: int = 7,
+) -> State:
     """A state with numbers of the usual size."""
     random, state = np.random.default_rng(seed), {}
 
@@ -79,8 +88,11 @@ def network(blocks: tuple[int, ...], widths: tuple[int, ...], kernel: int = 3, c
         out = width * (4 if three else 1)
         for u in range(count):
             name = f"layer{s}.{u}"
-            shapes = [(width, before, 1, 1), (width, width, 3, 3), (out, width, 1, 1)] if three else [
-                (width, before, 3, 3), (width, width, 3, 3)]  # fmt: skip
+            shapes = (
+                [(width, before, 1, 1), (width, width, 3, 3), (out, width, 1, 1)]
+                if three
+                else [(width, before, 3, 3), (width, width, 3, 3)]
+            )
             for i, shape in enumerate(shapes, 1):
                 layer(f"{name}.conv{i}", *shape)
                 norm(f"{name}.bn{i}", shape[0])

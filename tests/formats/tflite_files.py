@@ -7,10 +7,17 @@ import flatbuffers
 import numpy as np
 import tflite
 
-from qdeploy.formats.tflite_schema import OPTIONS
+from qdeploy.formats.tflite.schema import OPTIONS
 
-KINDS = {"int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float32": "FLOAT32",
-         "float16": "FLOAT16", "uint8": "UINT8"}  # fmt: skip
+KINDS = {
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float32": "FLOAT32",
+    "float16": "FLOAT16",
+    "uint8": "UINT8",
+}
 
 
 @dataclass
@@ -54,8 +61,16 @@ class Network:
         operators = [_operator(b, kinds.index(op[0]), *op) for op in self.operators]
         parts = (_vector(b, tensors), _ints(b, inputs), _ints(b, outputs), _vector(b, operators))
         tflite.SubGraphStart(b)
-        for add, part in zip((tflite.SubGraphAddTensors, tflite.SubGraphAddInputs, tflite.SubGraphAddOutputs,
-                              tflite.SubGraphAddOperators), parts, strict=True):  # fmt: skip
+        for add, part in zip(
+            (
+                tflite.SubGraphAddTensors,
+                tflite.SubGraphAddInputs,
+                tflite.SubGraphAddOutputs,
+                tflite.SubGraphAddOperators,
+            ),
+            parts,
+            strict=True,
+        ):
             add(b, part)
         graphs, held = _vector(b, [tflite.SubGraphEnd(b)]), _vector(b, buffers)
         tflite.ModelStart(b)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
-from qdeploy.formats import gguf
+from qdeploy.formats.gguf import reader as gguf
 from qdeploy.store.folder import Folder
 
 U8, U32, F32, BOOL, STRING, ARRAY = 0, 4, 6, 7, 8, 9
@@ -36,8 +36,15 @@ NAME = entry("general.architecture", STRING, text("none"))
 ROWS = info("w", (32, 2), Q8_0, 0)  # 68 bytes
 
 
-def file(*, entries: tuple[bytes, ...] = (NAME,), infos: tuple[bytes, ...] = (ROWS,), data: int = 96, version: int = 3,
-         counts: tuple[int, int] | None = None, magic: bytes = b"GGUF") -> bytes:  # fmt: skip
+def file(
+    *,
+    entries: tuple[bytes, ...] = (NAME,),
+    infos: tuple[bytes, ...] = (ROWS,),
+    data: int = 96,
+    version: int = 3,
+    counts: tuple[int, int] | None = None,
+    magic: bytes = b"GGUF",
+) -> bytes:
     counts = counts or (len(infos), len(entries))
     head = magic + struct.pack("<IQQ", version, *counts) + b"".join(entries) + b"".join(infos)
     return head + bytes(-len(head) % 32) + bytes(data)
@@ -61,19 +68,29 @@ def test_the_file_that_the_others_are_made_of_is_good(tmp_path):
     assert read(tmp_path, file(version=2)).tensors["w"].shape == (2, 32)
 
 
-@pytest.mark.parametrize(("version", "name"), [(1, "version 1"), (4, "version 4"), (0, "version 0"),
-                                               (3 << 24, "version 3, big-endian")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("version", "name"), [(1, "version 1"), (4, "version 4"), (0, "version 0"), (3 << 24, "version 3, big-endian")]
+)
 def test_other_versions_are_refused_by_name(tmp_path, version, name):
     refused(tmp_path, file(version=version), name, UnsupportedError)
 
 
-@pytest.mark.parametrize(("content", "match"), [
-    (b"", "beyond the end"), (b"GGUF", "beyond the end"), (file(magic=b"GGML"), "not a GGUF file"),
-    (file(counts=(2**60, 1)), "beyond the end"), (file(counts=(1, 2**60)), "beyond the end"),
-    (file(counts=(2**64 - 1, 2**64 - 1)), "beyond the end"), (file(counts=(2, 1)), "no proper name"),
-    (file(counts=(2**19, 1), data=2**25), "too many"), (file(counts=(1, 2**17), data=2**24), "too many"),
-    (file(entries=(NAME, NAME)), "key occurs twice"), (file(infos=(ROWS, ROWS)), "name occurs twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "beyond the end"),
+        (b"GGUF", "beyond the end"),
+        (file(magic=b"GGML"), "not a GGUF file"),
+        (file(counts=(2**60, 1)), "beyond the end"),
+        (file(counts=(1, 2**60)), "beyond the end"),
+        (file(counts=(2**64 - 1, 2**64 - 1)), "beyond the end"),
+        (file(counts=(2, 1)), "no proper name"),
+        (file(counts=(2**19, 1), data=2**25), "too many"),
+        (file(counts=(1, 2**17), data=2**24), "too many"),
+        (file(entries=(NAME, NAME)), "key occurs twice"),
+        (file(infos=(ROWS, ROWS)), "name occurs twice"),
+    ],
+)
 def test_counts_and_names(tmp_path, content, match):
     refused(tmp_path, content, match)
 
@@ -84,15 +101,20 @@ def test_an_array_of_2_to_the_40_is_refused_at_once(tmp_path, kind):
         refused(tmp_path, file(entries=(NAME, entry("x", ARRAY, struct.pack("<IQ", kind, count)))), "beyond the end")
 
 
-@pytest.mark.parametrize(("value", "match"), [
-    (entry("x", ARRAY, struct.pack("<IQ", ARRAY, 1) + struct.pack("<IQB", U8, 1, 7)), "array of an unknown type"),
-    (entry("x", ARRAY, struct.pack("<IQ", 99, 1)), "array of an unknown type"),
-    (entry("x", 13, b""), "value of an unknown type"), (entry("x", BOOL, b"\x02"), "neither 0 nor 1"),
-    (entry("x", STRING, struct.pack("<Q", 2**63)), "too long"),
-    (entry("x", STRING, struct.pack("<Q", 5000)), "beyond the end"),
-    (entry("x", STRING, text(b"\xff\xfe")), "not UTF-8"), (entry(b"\xc3\x28", U8, b"\0"), "not UTF-8"),
-    (entry("k" * 70000, U8, b"\0"), "too long"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (entry("x", ARRAY, struct.pack("<IQ", ARRAY, 1) + struct.pack("<IQB", U8, 1, 7)), "array of an unknown type"),
+        (entry("x", ARRAY, struct.pack("<IQ", 99, 1)), "array of an unknown type"),
+        (entry("x", 13, b""), "value of an unknown type"),
+        (entry("x", BOOL, b"\x02"), "neither 0 nor 1"),
+        (entry("x", STRING, struct.pack("<Q", 2**63)), "too long"),
+        (entry("x", STRING, struct.pack("<Q", 5000)), "beyond the end"),
+        (entry("x", STRING, text(b"\xff\xfe")), "not UTF-8"),
+        (entry(b"\xc3\x28", U8, b"\0"), "not UTF-8"),
+        (entry("k" * 70000, U8, b"\0"), "too long"),
+    ],
+)
 def test_metadata(tmp_path, value, match):
     refused(tmp_path, file(entries=(NAME, value)), match)
 
@@ -107,16 +129,27 @@ def test_an_alignment_that_is_no_integer(tmp_path):
         refused(tmp_path, file(entries=(NAME, entry("general.alignment", kind, value))), "alignment")
 
 
-@pytest.mark.parametrize(("tensor", "match"), [
-    (info("w", (2**32, 2**32), Q8_0, 0), "impossible shape"), (info("w", (2**63, 2), Q8_0, 0), "impossible shape"),
-    (info("w", (32, 0), Q8_0, 0), "impossible shape"), (info("w", (2**40, 2**20), Q8_0, 0), "beyond the end"),
-    (info("w", (1,) * 5, Q8_0, 0), "too many axes"), (text("w") + struct.pack("<I", 2**31), "too many axes"),
-    (info("w", (33, 2), Q8_0, 0), "no whole number of blocks"), (info("w", (), Q8_0, 0), "no whole number of blocks"),
-    (info("w", (32, 2), Q8_0, 4), "not aligned"), (info("w", (32, 2), Q8_0, 2**63), "beyond the end"),
-    (info("w", (32, 2), Q8_0, 2**64 - 32), "beyond the end"), (info("w", (32, 2), Q8_0, 32), "beyond the end"),
-    (info("", (32, 2), Q8_0, 0), "no proper name"), (info("a\0b", (32, 2), Q8_0, 0), "no proper name"),
-    (info("n" * 65, (32, 2), Q8_0, 0), "too long"), (info(b"\xff", (32, 2), Q8_0, 0), "not UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tensor", "match"),
+    [
+        (info("w", (2**32, 2**32), Q8_0, 0), "impossible shape"),
+        (info("w", (2**63, 2), Q8_0, 0), "impossible shape"),
+        (info("w", (32, 0), Q8_0, 0), "impossible shape"),
+        (info("w", (2**40, 2**20), Q8_0, 0), "beyond the end"),
+        (info("w", (1,) * 5, Q8_0, 0), "too many axes"),
+        (text("w") + struct.pack("<I", 2**31), "too many axes"),
+        (info("w", (33, 2), Q8_0, 0), "no whole number of blocks"),
+        (info("w", (), Q8_0, 0), "no whole number of blocks"),
+        (info("w", (32, 2), Q8_0, 4), "not aligned"),
+        (info("w", (32, 2), Q8_0, 2**63), "beyond the end"),
+        (info("w", (32, 2), Q8_0, 2**64 - 32), "beyond the end"),
+        (info("w", (32, 2), Q8_0, 32), "beyond the end"),
+        (info("", (32, 2), Q8_0, 0), "no proper name"),
+        (info("a\0b", (32, 2), Q8_0, 0), "no proper name"),
+        (info("n" * 65, (32, 2), Q8_0, 0), "too long"),
+        (info(b"\xff", (32, 2), Q8_0, 0), "not UTF-8"),
+    ],
+)
 def test_tensors(tmp_path, tensor, match):
     refused(tmp_path, file(infos=(tensor,)), match)
 
@@ -162,8 +195,9 @@ def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 7)), min_size=1, max_size=4))
 def test_flipped_bits_end_in_a_model_or_in_one_of_our_errors(tmp_path_factory, flips):
-    data = np.frombuffer(file(entries=(NAME, entry("x", ARRAY, struct.pack("<IQ", STRING, 2) + text("a") + text("b")))),
-                         np.uint8).copy()  # fmt: skip
+    data = np.frombuffer(
+        file(entries=(NAME, entry("x", ARRAY, struct.pack("<IQ", STRING, 2) + text("a") + text("b")))), np.uint8
+    ).copy()
     for place, bit in flips:
         data[place % (len(data) - 96)] ^= 1 << bit
     try:

@@ -11,9 +11,13 @@ from qdeploy.ir.datatype import DATATYPES, PLAIN_TABLE, datatype
 from qdeploy.store.storage import STORAGE_TYPES, storage_dtype
 
 MINIFLOATS = {
-    "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2, "e8m0": ml_dtypes.float8_e8m0fnu,
-    "e2m1": ml_dtypes.float4_e2m1fn, "e2m3": ml_dtypes.float6_e2m3fn, "e3m2": ml_dtypes.float6_e3m2fn,
-}  # fmt: skip
+    "e4m3": ml_dtypes.float8_e4m3fn,
+    "e5m2": ml_dtypes.float8_e5m2,
+    "e8m0": ml_dtypes.float8_e8m0fnu,
+    "e2m1": ml_dtypes.float4_e2m1fn,
+    "e2m3": ml_dtypes.float6_e2m3fn,
+    "e3m2": ml_dtypes.float6_e3m2fn,
+}
 
 
 def spelled(code: int, exponent: int, mantissa: int, bias: int) -> float:

@@ -103,8 +103,11 @@ def test_any_precision_reads_a_prefix_of_planes_with_that_rungs_table(rng: np.ra
 
 def test_planes_that_are_not_resident_read_as_zero(rng: np.random.Generator) -> None:
     codes, scale = rng.integers(0, 16, (N, K)).astype(np.uint8), halves(rng, N, 1)
-    tensor = whole((N, K), Term(planar("q", codes, 4, "uint4", scale=Param(plain_codes("s", scale), (1, K)))),
-                   rungs=(Rung((2,)), Rung((4,))))  # fmt: skip
+    tensor = whole(
+        (N, K),
+        Term(planar("q", codes, 4, "uint4", scale=Param(plain_codes("s", scale), (1, K)))),
+        rungs=(Rung((2,)), Rung((4,))),
+    )
     np.testing.assert_array_equal(decode_tensor(tensor, rung=0), (codes & 12) * scale.astype(np.float32))
     np.testing.assert_array_equal(decode_tensor(tensor, rung=1), tensor.decode())
     with pytest.raises(BadArgumentError):
@@ -115,8 +118,11 @@ def test_aqlm_scales_after_the_sum_of_its_codebooks(rng: np.random.Generator) ->
     codes = rng.integers(0, 256, (2, N, K // 8)).astype(np.uint8)
     books, scale = halves(rng, 2, 256, 8), halves(rng, N, 1)
     terms = [Term(plain_codes(f"q{i}", codes[i])) for i in range(2)]
-    terms = [Term(Codes(t.values.shape, t.values.data, PLAIN, codebook(f"book{i}", books[i].reshape(1, 256, 1, 8))))
-             for i, t in enumerate(terms) if isinstance(t.values, Codes)]  # fmt: skip
+    terms = [
+        Term(Codes(t.values.shape, t.values.data, PLAIN, codebook(f"book{i}", books[i].reshape(1, 256, 1, 8))))
+        for i, t in enumerate(terms)
+        if isinstance(t.values, Codes)
+    ]
     total = sum(books[i].astype(np.float32)[codes[i]].reshape(N, K) for i in range(2))
     tensor = whole((N, K), *terms, scale=Param(plain_codes("scale", scale), (1, K)))
     assert_decodes(tensor, total * scale.astype(np.float32))
@@ -146,11 +152,22 @@ def test_pb_llm_sets_the_salient_weights_in_place(rng: np.random.Generator) -> N
     salient = rng.random((N, K)) < 0.2
     sign, alpha, mu = rng.integers(0, 2, (N, K)), halves(rng, N, 5), halves(rng, N, 5)
     q, scale, zero = rng.integers(0, 256, (N, K)).astype(np.uint8), halves(rng, N, 1), rng.integers(0, 256, (N, 1))
-    binary = packed("sign", sign, 1, "sign", scale=Param(plain_codes("alpha", alpha), (1, 8)),
-                    offset=Param(plain_codes("mu", mu), (1, 8)))  # fmt: skip
-    run = Codes((N, K), (Buffer.of("q", q[salient], "U8"),), PLAIN, "uint8",
-                zero=Param(plain_codes("zero", zero.astype(np.uint8)), (1, K)),
-                scale=Param(plain_codes("scale", scale), (1, K)))  # fmt: skip
+    binary = packed(
+        "sign",
+        sign,
+        1,
+        "sign",
+        scale=Param(plain_codes("alpha", alpha), (1, 8)),
+        offset=Param(plain_codes("mu", mu), (1, 8)),
+    )
+    run = Codes(
+        (N, K),
+        (Buffer.of("q", q[salient], "U8"),),
+        PLAIN,
+        "uint8",
+        zero=Param(plain_codes("zero", zero.astype(np.uint8)), (1, K)),
+        scale=Param(plain_codes("scale", scale), (1, K)),
+    )
     mask = packed("mask", salient, 1, "uint1")
     alpha32, mu32 = (np.repeat(a, 8, 1).astype(np.float32) for a in (alpha, mu))
     low = (2 * sign - 1).astype(np.float32) * alpha32 + mu32
@@ -183,9 +200,14 @@ def test_double_quantized_blocks_straddle_the_rows(rng: np.random.Generator) -> 
     nf4, dynamic = np.sort(rng.normal(size=16)).astype(np.float32), rng.normal(size=256).astype(np.float32)
     nested, offset = rng.uniform(0.1, 1, (-(-blocks // 4), 1)).astype(np.float32), np.array([[0.037]], np.float32)
     table = codebook("dynamic", dynamic[None])
-    scale = Codes((blocks, 1), (Buffer.of("absmax", absmax[:, None], "U8"),), PLAIN, table,
-                  scale=Param(plain_codes("nested", nested), (4, 1)),
-                  offset=Param(plain_codes("offset", offset), (blocks, 1)))  # fmt: skip
+    scale = Codes(
+        (blocks, 1),
+        (Buffer.of("absmax", absmax[:, None], "U8"),),
+        PLAIN,
+        table,
+        scale=Param(plain_codes("nested", nested), (4, 1)),
+        offset=Param(plain_codes("offset", offset), (blocks, 1)),
+    )
     grid = packed("q", codes.reshape(blocks, 64), 4, codebook("nf4", nf4[None]), scale=Param(scale, (1, 64)))
     per_block = dynamic[absmax] * nested[np.arange(blocks) // 4, 0] + offset[0, 0]
     want = (nf4[codes] * np.repeat(per_block, 64))[:size].reshape(N, K)
@@ -224,16 +246,23 @@ def test_act_order_takes_the_group_of_each_column(rng: np.random.Generator) -> N
     codes, zero, scale = rng.integers(0, 16, (N, K)), rng.integers(0, 16, (N, 5)), halves(rng, N, 5)
     index = rng.integers(0, 5, K).astype(np.int32)
     where = Buffer.of("index", index, "I32")
-    grid = packed("q", codes, 4, "uint4", zero=Param(packed("zero", zero, 4, "uint4"), (1, 1), where),
-                  scale=Param(plain_codes("scale", scale), (1, 1), where))  # fmt: skip
+    grid = packed(
+        "q",
+        codes,
+        4,
+        "uint4",
+        zero=Param(packed("zero", zero, 4, "uint4"), (1, 1), where),
+        scale=Param(plain_codes("scale", scale), (1, 1), where),
+    )
     assert_decodes(whole((N, K), Term(grid)), (codes - zero[:, index]) * scale[:, index].astype(np.float32))
 
 
 def test_the_order_of_the_steps_is_part_of_the_meaning(rng: np.random.Generator) -> None:
     codes = rng.integers(0, 256, (N, K)).astype(np.uint8)
     zero, scale = (rng.normal(size=(N, 1)).astype(np.float32) for _ in range(2))
-    grid = plain_codes("q", codes, zero=Param(plain_codes("zero", zero), (1, K)),
-                       scale=Param(plain_codes("scale", scale), (1, K)))  # fmt: skip
+    grid = plain_codes(
+        "q", codes, zero=Param(plain_codes("zero", zero), (1, K)), scale=Param(plain_codes("scale", scale), (1, K))
+    )
     want = (codes.astype(np.float32) - zero) * scale
     assert_decodes(whole((N, K), Term(grid)), want)
     assert not np.array_equal(codes.astype(np.float32) * scale - zero * scale, want)

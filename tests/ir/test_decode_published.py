@@ -95,8 +95,9 @@ def quanto_qint4(t: Stored) -> Codes:
     data = t[".weight._data._data"]
     tile = (1, data.shape[1])
     offset = Param(negated(t.plain(".weight._shift")), tile)
-    return packed(np.concatenate([data & 15, data >> 4]), 4, "uint4",
-                  scale=Param(t.plain(".weight._scale"), tile), offset=offset)  # fmt: skip
+    return packed(
+        np.concatenate([data & 15, data >> 4]), 4, "uint4", scale=Param(t.plain(".weight._scale"), tile), offset=offset
+    )
 
 
 def whole(
@@ -121,8 +122,14 @@ def ct_packed(width: int, group: int) -> Callable[[Stored], Codes]:
         rows, columns = t[".weight_shape"].tolist()
         stream = t[".weight_packed"].view(np.uint8)[:, : bits.row_bytes(columns, width)]
         half = Codes((1, 1), (Buffer.of("zero", np.array([[1 << (width - 1)]], np.uint8), "U8"),), PLAIN, "uint8")
-        return Codes((rows, columns), (Buffer.of("codes", stream, "U8"),), Layout("bits", width), f"uint{width}",
-                     zero=Param(half, (rows, columns)), scale=Param(t.plain(".weight_scale"), (1, group)))  # fmt: skip
+        return Codes(
+            (rows, columns),
+            (Buffer.of("codes", stream, "U8"),),
+            Layout("bits", width),
+            f"uint{width}",
+            zero=Param(half, (rows, columns)),
+            scale=Param(t.plain(".weight_scale"), (1, group)),
+        )
 
     return build
 

@@ -183,8 +183,11 @@ class Naive:
         size = total.size
         for i, term in enumerate(tensor.terms):
             values = self.values(term.values)
-            mask = np.ones(values.shape, bool) if term.where is None else np.broadcast_to(
-                self.known[id(term.where)], values.shape)  # fmt: skip
+            mask = (
+                np.ones(values.shape, bool)
+                if term.where is None
+                else np.broadcast_to(self.known[id(term.where)], values.shape)
+            )
             flat, chosen = (
                 values.reshape(-1)[:size].reshape(tensor.shape),
                 mask.reshape(-1)[:size].reshape(tensor.shape),

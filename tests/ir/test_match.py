@@ -17,8 +17,15 @@ from qdeploy.pack import bits, radix
 
 Array = npt.NDArray[Any]
 N, K = 12, 64
-PATTERNS = (match.affine_grouped, match.table_grouped, match.ternary, match.minifloat_block, match.sign_lowrank,
-            match.vector, match.plain_float)  # fmt: skip
+PATTERNS = (
+    match.affine_grouped,
+    match.table_grouped,
+    match.ternary,
+    match.minifloat_block,
+    match.sign_lowrank,
+    match.vector,
+    match.plain_float,
+)
 
 
 def floats(key: str, *shape: int, seed: int = 0) -> Codes:
@@ -82,12 +89,15 @@ def test_one_zero_for_all_is_a_number() -> None:
     assert found.zero == 8
 
 
-@pytest.mark.parametrize(("scale", "group"), [
-    (None, K),
-    (Param(floats("scale", N, 1), (1, K)), K),
-    (Param(floats("scale", 1, 1), (N, K)), K),
-    (Param(floats("scale", N, 3), (1, 24)), 24),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scale", "group"),
+    [
+        (None, K),
+        (Param(floats("scale", N, 1), (1, K)), K),
+        (Param(floats("scale", 1, 1), (N, K)), K),
+        (Param(floats("scale", N, 3), (1, 24)), 24),
+    ],
+)
 def test_the_group_is_what_shares_a_scale_along_the_last_axis(scale: Param | None, group: int) -> None:
     found = match.affine_grouped(tensor(packed("q", 8, "uint8", scale=scale)))
     assert found is not None
@@ -96,8 +106,13 @@ def test_the_group_is_what_shares_a_scale_along_the_last_axis(scale: Param | Non
 
 def test_act_order_is_affine_with_its_index() -> None:
     index = Buffer.of("index", np.random.default_rng(0).integers(0, 4, K).astype(np.int32), "I32")
-    codes = packed("q", 4, "uint4", scale=Param(floats("scale", N, 4), (1, 1), index),
-                   zero=Param(packed("zero", 4, "uint4", N, 4), (1, 1), index))  # fmt: skip
+    codes = packed(
+        "q",
+        4,
+        "uint4",
+        scale=Param(floats("scale", N, 4), (1, 1), index),
+        zero=Param(packed("zero", 4, "uint4", N, 4), (1, 1), index),
+    )
     found = match.affine_grouped(tensor(codes))
     assert found is not None
     assert (found.group, found.index) == (16, index)
@@ -144,8 +159,13 @@ def test_e2m1_is_a_minifloat_and_a_table() -> None:
 
 
 def test_fp8_blocks_may_span_rows() -> None:
-    codes = Codes((N, K), (Buffer.of("q", np.zeros((N, K), np.uint8), "F8_E4M3"),), PLAIN, "e4m3",
-                  scale=Param(floats("scale", 2, 1), (8, 128)))  # fmt: skip
+    codes = Codes(
+        (N, K),
+        (Buffer.of("q", np.zeros((N, K), np.uint8), "F8_E4M3"),),
+        PLAIN,
+        "e4m3",
+        scale=Param(floats("scale", 2, 1), (8, 128)),
+    )
     found = match.minifloat_block(tensor(codes))
     assert found is not None
     assert (found.kind, found.tile) == ("e4m3", (8, K))

@@ -31,8 +31,9 @@ def octets(key: str, *shape: int, value: int = 1) -> Buffer:
 
 def scaled(**changes: Any) -> Codes:
     """A legal grid of 4-bit codes with a scale per 16 columns."""
-    legal = Codes((N, K), (octets("codes", N, K // 2),), Layout("bits", 4), "uint4",
-                  scale=Param(floats("scale", N, 2), (1, 16)))  # fmt: skip
+    legal = Codes(
+        (N, K), (octets("codes", N, K // 2),), Layout("bits", 4), "uint4", scale=Param(floats("scale", N, 2), (1, 16))
+    )
     return replace(legal, **changes)
 
 
@@ -284,8 +285,12 @@ def test_decoding_noise_ends_in_an_error_of_the_family(seed: int) -> None:
 
     def codes(depth: int) -> Codes:
         grid = shape() if number(0, 1) else (8, 8)
-        layout = Layout(str(rng.choice(["plain", "bits", "planes", "radix"])), number(0, 1, 3, 8, 20), number(0, 3),  # type: ignore[arg-type]
-                        number(0, 5))  # fmt: skip
+        layout = Layout(
+            str(rng.choice(["plain", "bits", "planes", "radix"])),
+            number(0, 1, 3, 8, 20),
+            number(0, 3),  # type: ignore[arg-type]
+            number(0, 5),
+        )
         entries: str | Table = str(rng.choice(["uint8", "int4", "e2m1", "sign", "f16"]))
         if number(0, 0, 1):
             entries = Table(noise(*shape()), param(depth) if depth and number(0, 1) else None)
@@ -297,8 +302,9 @@ def test_decoding_noise_ends_in_an_error_of_the_family(seed: int) -> None:
         values: Codes | LowRank = LowRank(codes(0), codes(0)) if number(0, 0, 0, 1) else codes(2)
         return Term(values, codes(0) if number(0, 0, 1) else None)
 
-    drawn = QTensor(shape(), "F32", tuple(term() for _ in range(number(0, 1, 1, 2))),
-                    scale=param(1) if number(0, 0, 1) else None)  # fmt: skip
+    drawn = QTensor(
+        shape(), "F32", tuple(term() for _ in range(number(0, 1, 1, 2))), scale=param(1) if number(0, 0, 1) else None
+    )
     try:
         drawn.decode()
         rules.check_values(drawn, "w")

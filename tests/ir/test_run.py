@@ -126,7 +126,7 @@ BROKEN = {
     "rope with a list for a name": edited(2, attrs={**ATTENTION, "rope": {**ROPE, "inv_freq": ["freq"]}}),
     "unknown kind of norm": edited(3, attrs={"kind": "batch", "epsilon": 1e-5}),
     "rope that is a number": edited(2, attrs={**ATTENTION, "rope": 4}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("graph", BROKEN.values(), ids=BROKEN.keys())

@@ -260,11 +260,21 @@ def test_an_int8_cache_stays_near_the_float16_one(tiny: Path):
 
 @pytest.mark.parametrize(
     "name",
-    ["base-tinyllama", "base-tinyqwen2", "gptq3-g64-tinyllama", "gptq4-g64-actorder-asym-tinyllama",
-     "gptq8-gneg1-actorder-tinyqwen2", "awq-gemm-g64-tinyllama", "autoround-w3-tinyllama",
-     "gguf-llamacpp-q2_k-tinyllama", "gguf-llamacpp-q4_k_m-tinyllama", "gguf-llamacpp-tq2_0-tinyllama",
-     "gguf-llamacpp-iq4_nl-tinyllama", "gguf-q8_0-tinyllama"],
-)  # fmt: skip
+    [
+        "base-tinyllama",
+        "base-tinyqwen2",
+        "gptq3-g64-tinyllama",
+        "gptq4-g64-actorder-asym-tinyllama",
+        "gptq8-gneg1-actorder-tinyqwen2",
+        "awq-gemm-g64-tinyllama",
+        "autoround-w3-tinyllama",
+        "gguf-llamacpp-q2_k-tinyllama",
+        "gguf-llamacpp-q4_k_m-tinyllama",
+        "gguf-llamacpp-tq2_0-tinyllama",
+        "gguf-llamacpp-iq4_nl-tinyllama",
+        "gguf-q8_0-tinyllama",
+    ],
+)
 def test_published_checkpoints_run_as_the_interpreter_says(testdata: Path, tmp_path: Path, name: str):
     source = testdata / "checkpoints" / name
     files = list(source.glob("*.gguf"))

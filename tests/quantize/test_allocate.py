@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from qdeploy.calibrate.calibrate import calibrate
 from qdeploy.calibrate.moments import input_moments
 from qdeploy.errors import BadArgumentError
+from qdeploy.integer.integerize import integerize, layer_names
+from qdeploy.integer.plan import Bits
+from qdeploy.integer.weights import quantized
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
-from qdeploy.lower.fold import fold, plain_tensor
-from qdeploy.lower.integer_plan import Bits
-from qdeploy.lower.integer_weights import quantized
-from qdeploy.lower.integerize import integerize, layer_names
+from qdeploy.passes.fold import fold, plain_tensor
 from qdeploy.quantize.allocate import (
     allocate,
     bit_operations,
@@ -87,8 +87,9 @@ def test_limits_that_nothing_meets_are_named():
     assert caught.value.allowed == "50.0 or more"
 
 
-@pytest.mark.parametrize("losses", [{}, {"b": {(4, 8): 1.0}}, {"a": {(8, 8): 1.0}}, {"a": {(4, 8): -1.0}},
-                                    {"a": {(4, 8): float("nan")}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "losses", [{}, {"b": {(4, 8): 1.0}}, {"a": {(8, 8): 1.0}}, {"a": {(4, 8): -1.0}}, {"a": {(4, 8): float("nan")}}]
+)
 def test_tables_that_do_not_fit_are_refused(losses: dict):
     with pytest.raises(BadArgumentError):
         allocate(losses, {"a": {(4, 8): 1.0}}, 10)
@@ -97,15 +98,24 @@ def test_tables_that_do_not_fit_are_refused(losses: dict):
 def block() -> Model:
     """A block with a convolution in its shortcut, and a matrix behind it."""
     weights = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "ws": (8, 8, 1, 1), "w4": (5, 8)}
-    made = {n: plain_tensor((RNG.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32))
-            for n, s in weights.items()}  # fmt: skip
+    made = {
+        n: plain_tensor((RNG.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32))
+        for n, s in weights.items()
+    }
     pads = {"pads": [1, 1, 1, 1]}
-    nodes = (Node("Conv", ("x", "w1"), ("c1",), pads), Node("Relu", ("c1",), ("r1",)),
-             Node("Conv", ("r1", "w2"), ("c2",), pads), Node("Relu", ("c2",), ("r2",)),
-             Node("Conv", ("r2", "w3"), ("c3",), pads), Node("Conv", ("r1", "ws"), ("cs",)),
-             Node("Add", ("c3", "cs"), ("a",)), Node("Relu", ("a",), ("r3",)),
-             Node("GlobalAveragePool", ("r3",), ("p",)), Node("Flatten", ("p",), ("f",)),
-             Node("Gemm", ("f", "w4"), ("y",), {"transB": 1}))  # fmt: skip
+    nodes = (
+        Node("Conv", ("x", "w1"), ("c1",), pads),
+        Node("Relu", ("c1",), ("r1",)),
+        Node("Conv", ("r1", "w2"), ("c2",), pads),
+        Node("Relu", ("c2",), ("r2",)),
+        Node("Conv", ("r2", "w3"), ("c3",), pads),
+        Node("Conv", ("r1", "ws"), ("cs",)),
+        Node("Add", ("c3", "cs"), ("a",)),
+        Node("Relu", ("a",), ("r3",)),
+        Node("GlobalAveragePool", ("r3",), ("p",)),
+        Node("Flatten", ("p",), ("f",)),
+        Node("Gemm", ("f", "w4"), ("y",), {"transB": 1}),
+    )
     graph = Graph((Value("x", "F32", ("batch", 3, 8, 8)),), (Value("y", "F32", ("batch", 5)),), nodes)
     return Model("test", "memory", made, build_graph=lambda _: graph)
 
@@ -118,8 +128,12 @@ def test_facts_of_layers_are_counted():
     model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
     found = measure(model.graph, Weights(model), {"x": x})
     assert {n: (f.input, f.weights, f.products) for n, f in found.items()} == {
-        "w1": ("x", 216, 216 * 64), "w2": ("r1", 576, 576 * 64), "w3": ("r2", 576, 576 * 64),
-        "ws": ("r1", 64, 64 * 64), "w4": ("f", 40, 40)}  # fmt: skip
+        "w1": ("x", 216, 216 * 64),
+        "w2": ("r1", 576, 576 * 64),
+        "w3": ("r2", 576, 576 * 64),
+        "ws": ("r1", 64, 64 * 64),
+        "w4": ("f", 40, 40),
+    }
     assert found["w1"].energy == pytest.approx(float(np.square(x).mean()), rel=1e-5)
 
 
@@ -152,8 +166,10 @@ def test_losses_of_outputs_fall_with_the_bits():
 def test_losses_of_outputs_are_those_of_the_changed_network_however_it_is_run():
     model, x = block(), RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)
     weights, ranges = dict(Weights(model)), calibrate(model, {"x": x}).values
-    found = [output_losses(model.graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), batch=batch)
-             for batch in (8, 3)]  # fmt: skip
+    found = [
+        output_losses(model.graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), batch=batch)
+        for batch in (8, 3)
+    ]
     step = (ranges["r1"][1] - min(ranges["r1"][0], 0)) / 255
     seen: list[np.ndarray] = []
     run(model.graph, {"x": x}, None, weights, lambda name, value: seen.append(value) if name == "r1" else None)
@@ -176,8 +192,10 @@ def test_weights_that_folding_made_are_changed_too():
     weights = dict(Weights(model))
     inside = replace(model.graph, constants={"w2": model.tensors["w2"]})
     ranges = calibrate(model, {"x": x}).values
-    found, wanted = (output_losses(graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), layers=["w2"])
-                     for graph in (inside, model.graph))  # fmt: skip
+    found, wanted = (
+        output_losses(graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), layers=["w2"])
+        for graph in (inside, model.graph)
+    )
     assert found == wanted and found["w2"][2, 8] > 1e-6
 
 

@@ -90,8 +90,9 @@ def test_a_second_run_gives_the_same_bytes_and_reading_decomposes_once(monkeypat
     )
     weight = floats(matrix(300, 260))
     first, second = (BitStack(2, 4).quantize("w", weight, {}) for _ in range(2))
-    parts = [np.concatenate([b.read(i, min(i + 7, b.shape[0])) for i in range(0, b.shape[0], 7)])
-             for b in buffers(first)]  # fmt: skip
+    parts = [
+        np.concatenate([b.read(i, min(i + 7, b.shape[0])) for i in range(0, b.shape[0], 7)]) for b in buffers(first)
+    ]
     assert len(calls) == 2
     for part, buffer in zip(parts, buffers(second), strict=True):
         np.testing.assert_array_equal(part, buffer.read())
@@ -124,9 +125,16 @@ def test_a_weight_that_is_no_number_is_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["bitstack:blocks=0", "bitstack:blocks=33", "bitstack:rank=x", "bitstack:rank=²", "bitstack:int4",
-             "bitstack:only=("],
-)  # fmt: skip
+    "text",
+    [
+        "bitstack:blocks=0",
+        "bitstack:blocks=33",
+        "bitstack:rank=x",
+        "bitstack:rank=²",
+        "bitstack:int4",
+        "bitstack:only=(",
+    ],
+)
 def test_a_spec_that_does_not_parse_says_what_is_allowed(text: str) -> None:
     with pytest.raises(BadArgumentError) as caught:
         parse(text)

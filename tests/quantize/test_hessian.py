@@ -10,7 +10,7 @@ import pytest
 from qdeploy.errors import BadArgumentError
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.run import run
-from qdeploy.lower.fold import plain_tensor
+from qdeploy.passes.fold import plain_tensor
 from qdeploy.quantize.hessian import Trace, divergence, hessian_losses, hessian_traces, is_scores, step_size
 from qdeploy.quantize.perturbed import Replaced, layer_nodes, suffixes
 

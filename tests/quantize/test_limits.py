@@ -8,23 +8,47 @@ from qdeploy.errors import BadArgumentError
 from qdeploy.limits import Limit, rounded_up, show_cost
 
 
-@pytest.mark.parametrize(("text", "limit"), [
-    ("size:0.5", Limit("size", 0.5, True)), ("bops:1", Limit("bops", 1, True)),
-    ("latency:.25", Limit("latency", 0.25, True)), ("size:3.5MB", Limit("size", 3.5e6, False)),
-    ("size:4KiB", Limit("size", 4096, False)), ("size:900B", Limit("size", 900, False)),
-    ("bops:72G", Limit("bops", 72e9, False)), ("latency:12ms", Limit("latency", 0.012, False)),
-    ("latency:850us", Limit("latency", 850e-6, False)), ("latency:0.5 s", Limit("latency", 0.5, False)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("size:0.5", Limit("size", 0.5, True)),
+        ("bops:1", Limit("bops", 1, True)),
+        ("latency:.25", Limit("latency", 0.25, True)),
+        ("size:3.5MB", Limit("size", 3.5e6, False)),
+        ("size:4KiB", Limit("size", 4096, False)),
+        ("size:900B", Limit("size", 900, False)),
+        ("bops:72G", Limit("bops", 72e9, False)),
+        ("latency:12ms", Limit("latency", 0.012, False)),
+        ("latency:850us", Limit("latency", 850e-6, False)),
+        ("latency:0.5 s", Limit("latency", 0.5, False)),
+    ],
+)
 def test_limits_are_read(text: str, limit: Limit):
     found = Limit.parse(text)
     assert (found.kind, found.ratio) == (limit.kind, limit.ratio)
     assert found.amount == pytest.approx(limit.amount)
 
 
-@pytest.mark.parametrize("text", [
-    "", "size", "size:", "size:2", "size:-1", "size:nan", "size:inf", "size:0.5x", "size:1e3", "latency:12",
-    "latency:12MB", "bops:72GB", "speed:0.5", "0.5", "size:0.5:1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "size",
+        "size:",
+        "size:2",
+        "size:-1",
+        "size:nan",
+        "size:inf",
+        "size:0.5x",
+        "size:1e3",
+        "latency:12",
+        "latency:12MB",
+        "bops:72GB",
+        "speed:0.5",
+        "0.5",
+        "size:0.5:1",
+    ],
+)
 def test_what_is_no_limit_is_refused(text: str):
     with pytest.raises(BadArgumentError) as caught:
         Limit.parse(text)

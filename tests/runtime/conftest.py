@@ -12,9 +12,17 @@ import pytest
 
 RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
 FLAGS = [
-    "-std=c++17", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra", "-Werror",
-    f"-I{RUNTIME / 'include'}", f"-I{RUNTIME / 'src'}", "-pthread",
-]  # fmt: skip
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    f"-I{RUNTIME / 'include'}",
+    f"-I{RUNTIME / 'src'}",
+    "-pthread",
+]
 
 Build = Callable[..., Path]
 

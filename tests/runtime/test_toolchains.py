@@ -40,9 +40,11 @@ def test_android_asks_the_ndk_for_arm64(tmp_path: Path, ndk: Path):
         tmp_path, ANDROID, "ANDROID_ABI", "ANDROID_PLATFORM", "ANDROID_STL", "CMAKE_SYSTEM_NAME", ANDROID_NDK=ndk
     )
     assert found == {
-        "ANDROID_ABI": "arm64-v8a", "ANDROID_PLATFORM": "android-26", "ANDROID_STL": "c++_static",
+        "ANDROID_ABI": "arm64-v8a",
+        "ANDROID_PLATFORM": "android-26",
+        "ANDROID_STL": "c++_static",
         "CMAKE_SYSTEM_NAME": "Linux",
-    }  # fmt: skip
+    }
     assert said(tmp_path, ANDROID, "ANDROID_PLATFORM", ANDROID_NDK=ndk, ANDROID_PLATFORM="android-30") == {
         "ANDROID_PLATFORM": "android-30"
     }

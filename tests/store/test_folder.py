@@ -128,10 +128,19 @@ def test_rows_of_a_file(inside: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"", b"{", b"\xff", b'{"a": 1, "a": 2}', b"NaN", b"[" * 65 + b"]" * 65, b"[" * 100_000, b'{"a":' * 100_000,
-        b'["' + b"}" * 200_000 + b'\\"", ' + b"[" * 100_000, b"1" * 5000, b'"\xed\xa0\x80"',
+        b"",
+        b"{",
+        b"\xff",
+        b'{"a": 1, "a": 2}',
+        b"NaN",
+        b"[" * 65 + b"]" * 65,
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'["' + b"}" * 200_000 + b'\\"", ' + b"[" * 100_000,
+        b"1" * 5000,
+        b'"\xed\xa0\x80"',
     ],
-)  # fmt: skip
+)
 def test_json_that_is_refused(text: bytes) -> None:
     with pytest.raises(BadFileError):
         parse_json(text, "x.json")

@@ -22,8 +22,11 @@ from torch_files import save_legacy, save_zip
 
 VALUE = {
     "state_dict": OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.arange(3, dtype=np.int8)),
-    "epoch": 7, "best": 0.5, "names": ["x", ("y", None, True)], "scalar": np.array(2, np.int64),
-}  # fmt: skip
+    "epoch": 7,
+    "best": 0.5,
+    "names": ["x", ("y", None, True)],
+    "scalar": np.array(2, np.int64),
+}
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
@@ -79,8 +82,9 @@ def test_damaged_files_are_an_error_or_another_value(tmp_path: Path, save: Calla
     whole = path.read_bytes()
 
     @settings(deadline=None, max_examples=250)
-    @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=5),
-           st.integers(0, len(whole)))  # fmt: skip
+    @given(
+        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=5), st.integers(0, len(whole))
+    )
     def damaged(changes: list[tuple[int, int]], size: int) -> None:
         data = bytearray(whole)
         for place, byte in changes:

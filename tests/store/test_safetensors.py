@@ -18,10 +18,15 @@ from qdeploy.store.safetensors import SafetensorsFile
 
 RNG = np.random.default_rng(0)
 TENSORS = {
-    "f32": RNG.random((5, 7)).astype(np.float32), "f16": RNG.random((3, 4, 2)).astype(np.float16), "i64": np.arange(3),
-    "bool": np.array([[True, False]]), "scalar": np.array(3, np.uint8), "none": np.zeros((2, 0), np.int32),
-    "bf16": RNG.random((4, 3)).astype(ml_dtypes.bfloat16), "e4m3": RNG.random(9).astype(ml_dtypes.float8_e4m3fn),
-}  # fmt: skip
+    "f32": RNG.random((5, 7)).astype(np.float32),
+    "f16": RNG.random((3, 4, 2)).astype(np.float16),
+    "i64": np.arange(3),
+    "bool": np.array([[True, False]]),
+    "scalar": np.array(3, np.uint8),
+    "none": np.zeros((2, 0), np.int32),
+    "bf16": RNG.random((4, 3)).astype(ml_dtypes.bfloat16),
+    "e4m3": RNG.random(9).astype(ml_dtypes.float8_e4m3fn),
+}
 
 
 def written(folder: Path, header: object, data: bytes) -> SafetensorsFile:

@@ -24,13 +24,20 @@ from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
-from qdeploy.lower.sign_planes import sign_planes
+from qdeploy.quantize.sign_planes import sign_planes
 
 CHECKPOINTS = (
-    "base-tinyllama", "base-tinyqwen2", "gptq4-g64-actorder-asym-tinyllama", "gptq8-gneg1-actorder-tinyqwen2",
-    "awq-gemm-g64-tinyllama", "gguf-llamacpp-q4_k_m-tinyllama", "gguf-llamacpp-q2_k-tinyllama",
-    "gguf-llamacpp-tq2_0-tinyllama", "gguf-llamacpp-iq4_nl-tinyllama", "autoround-w3-tinyllama",
-)  # fmt: skip
+    "base-tinyllama",
+    "base-tinyqwen2",
+    "gptq4-g64-actorder-asym-tinyllama",
+    "gptq8-gneg1-actorder-tinyqwen2",
+    "awq-gemm-g64-tinyllama",
+    "gguf-llamacpp-q4_k_m-tinyllama",
+    "gguf-llamacpp-q2_k-tinyllama",
+    "gguf-llamacpp-tq2_0-tinyllama",
+    "gguf-llamacpp-iq4_nl-tinyllama",
+    "autoround-w3-tinyllama",
+)
 
 
 @pytest.mark.parametrize(
@@ -235,21 +242,30 @@ def minifloat(kind):
 
 MADE = {
     **{f"uint{bits}": (lambda b=bits: integers(b, 32)) for bits in range(1, 9)},
-    "group of 24": lambda: integers(4, 24), "group of 192": lambda: integers(4, 192, columns=384),
-    "odd width": lambda: integers(3, 77, columns=77), "cut group": lambda: integers(5, 64, columns=80),
-    "fraction of a zero": fractional, "tables": table, "table of 8": small_table, "vector": vector,
-    "bit stack": bit_stack, "outliers": outliers, "outliers set": lambda: outliers_set(8),
+    "group of 24": lambda: integers(4, 24),
+    "group of 192": lambda: integers(4, 192, columns=384),
+    "odd width": lambda: integers(3, 77, columns=77),
+    "cut group": lambda: integers(5, 64, columns=80),
+    "fraction of a zero": fractional,
+    "tables": table,
+    "table of 8": small_table,
+    "vector": vector,
+    "bit stack": bit_stack,
+    "outliers": outliers,
+    "outliers set": lambda: outliers_set(8),
     "sign planes": lambda: sign_planes("w", bit_stack(), {}, group=64),
     **{kind: (lambda k=kind: minifloat(k)) for kind in ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")},
     "f64": lambda: plain(Buffer.of("data", RANDOM.standard_normal((37, 96)), "F64"), "f64"),
-}  # fmt: skip
+}
 
 
 def one_matrix(weight):
     graph = Graph(
-        (Value("ids", "I64", ("batch", "sequence")),), (Value("out", "F32", ("batch", "sequence", weight.shape[1])),),
-        (Node("Gather", ("w", "ids"), ("out",), {"axis": 0}),), meta={"kind": "encoder", "context": 8},
-    )  # fmt: skip
+        (Value("ids", "I64", ("batch", "sequence")),),
+        (Value("out", "F32", ("batch", "sequence", weight.shape[1])),),
+        (Node("Gather", ("w", "ids"), ("out",), {"axis": 0}),),
+        meta={"kind": "encoder", "context": 8},
+    )
     return Model("made", "made", {"w": weight}, build_graph=lambda model: graph)
 
 

@@ -20,9 +20,13 @@ def codes(size, bits):
 
 @pytest.mark.parametrize(
     ("bits", "pack", "unpack"),
-    [(4, i.nibbles, i.from_nibbles), (2, i.pairs, i.from_pairs), (8, i.whole_bytes, i.from_whole_bytes),
-     (3, i.triples, i.from_triples)],
-)  # fmt: skip
+    [
+        (4, i.nibbles, i.from_nibbles),
+        (2, i.pairs, i.from_pairs),
+        (8, i.whole_bytes, i.from_whole_bytes),
+        (3, i.triples, i.from_triples),
+    ],
+)
 @settings(deadline=None, max_examples=10)
 @given(size=SIZES)
 def test_packed_codes_come_back(bits, pack, unpack, size):

@@ -12,14 +12,28 @@ from qdeploy.backends.native import layout
 
 SOURCE = Path(__file__).resolve().parents[3] / "runtime" / "src"
 ENUMS = {
-    "SectionId": (layout.SectionId, ""), "TermKind": (layout.TermKind, ""), "NumberKind": (layout.NumberKind, ""),
-    "Op": (layout.Op, ""), "Activation": (layout.Activation, ""), "ValueKind": (layout.ValueKind, ""),
-}  # fmt: skip
+    "SectionId": (layout.SectionId, ""),
+    "TermKind": (layout.TermKind, ""),
+    "NumberKind": (layout.NumberKind, ""),
+    "Op": (layout.Op, ""),
+    "Activation": (layout.Activation, ""),
+    "ValueKind": (layout.ValueKind, ""),
+}
 
 
 def camel(name: str) -> str:
-    fixed = {"RMS_NORM": "RmsNorm", "L2_NORM": "L2Norm", "BF16": "BF16", "F16": "F16", "E8M0": "E8M0", "E4M3": "E4M3",
-             "E5M2": "E5M2", "U8": "U8", "I8": "I8", "F32": "F32"}  # fmt: skip
+    fixed = {
+        "RMS_NORM": "RmsNorm",
+        "L2_NORM": "L2Norm",
+        "BF16": "BF16",
+        "F16": "F16",
+        "E8M0": "E8M0",
+        "E4M3": "E4M3",
+        "E5M2": "E5M2",
+        "U8": "U8",
+        "I8": "I8",
+        "F32": "F32",
+    }
     return "k" + fixed.get(name, "".join(part.capitalize() for part in name.split("_")))
 
 

@@ -15,9 +15,9 @@ from qdeploy.backends.onnx.options import Options
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
-from qdeploy.ir.ops import op
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.run import Weights, run
-from qdeploy.lower.fold import plain_tensor
+from qdeploy.passes.fold import plain_tensor
 from qdeploy.progress import SILENT
 
 
@@ -57,8 +57,9 @@ class Net:
         values = tuple(Value(name, "I32", ()) for name in outputs)
         made = Graph(tuple(self.inputs), values, tuple(self.nodes), (), self.constants, {"kind": "integer"})
         known = dict(zip(outputs, types, strict=True)) if types else kinds(made)
-        graph = Graph(made.inputs, tuple(Value(n, known[n], ()) for n in outputs), made.nodes, (), self.constants,
-                      made.meta)  # fmt: skip
+        graph = Graph(
+            made.inputs, tuple(Value(n, known[n], ()) for n in outputs), made.nodes, (), self.constants, made.meta
+        )
         return Model("made", "here", {}, build_graph=lambda _: graph)
 
 
@@ -99,7 +100,7 @@ def computed(proto: onnx.ModelProto, inputs: dict[str, Any], precise: bool = Fal
 
 def is_exact(model: Model, inputs: dict[str, Any] | None = None) -> onnx.ModelProto:
     """Asserts that strict ONNX gives what the interpreter gives, and holds integers alone."""
-    from qdeploy.backends.onnx.integer_proof import prove
+    from qdeploy.backends.onnx.integer.proof import prove
 
     given = codes(model) if inputs is None else inputs
     wanted = run(model.graph, given, {}, Weights(model))[0]

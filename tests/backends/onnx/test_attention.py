@@ -27,8 +27,14 @@ def attention_model(size: int, rope: dict[str, Any] | None = None, window: int =
     rng, hidden = np.random.default_rng(size), 16
     shapes = {"embed": (VOCAB, hidden), "q": (HEADS * size, hidden), "k": (KV * size, hidden), "v": (KV * size, hidden)}
     tensors = {name: floats(rng.standard_normal(shape)) for name, shape in shapes.items()}
-    attrs: dict[str, Any] = {"heads": HEADS, "kv_heads": KV, "scale": size**-0.5, "causal": True, "window": window,
-                             "state": "kv.0"}  # fmt: skip
+    attrs: dict[str, Any] = {
+        "heads": HEADS,
+        "kv_heads": KV,
+        "scale": size**-0.5,
+        "causal": True,
+        "window": window,
+        "state": "kv.0",
+    }
     constants = {}
     if rope is not None:
         inv_freq = 1 / 10000 ** (np.arange(0, rope["rotary_dim"], 2) / rope["rotary_dim"])
@@ -41,9 +47,12 @@ def attention_model(size: int, rope: dict[str, Any] | None = None, window: int =
     )
     graph = Graph(
         (Value("input_ids", "I64", ("batch", "sequence")),),
-        (Value("logits", "F32", ("batch", "sequence", HEADS * size)),), nodes, (State("kv.0", KV, size),), constants,
+        (Value("logits", "F32", ("batch", "sequence", HEADS * size)),),
+        nodes,
+        (State("kv.0", KV, size),),
+        constants,
         {"kind": "decoder", "model_type": "llama", "context": 64, "vocab": VOCAB},
-    )  # fmt: skip
+    )
     return Model("test", "test", tensors, build_graph=lambda _: graph)
 
 

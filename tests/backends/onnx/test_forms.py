@@ -16,18 +16,22 @@ from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, ten
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Buffer, Layout, LowRank, Param, QTensor, Table
-from qdeploy.lower.affine import affine
-from qdeploy.lower.integers import power_of_two_unit
+from qdeploy.ir.views.affine import affine
+from qdeploy.ir.views.integers import power_of_two_unit
 
 EXACT, INT8 = 5e-6, 2e-2
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 1 << 16), width=st.integers(1, 8), zero=st.sampled_from(["none", "middle", "codes", "float"]),
-    group=st.sampled_from([8, 16, 24, 32, 48, 64, 128, 512]), columns=st.integers(17, 200), offset=st.booleans(),
+    seed=st.integers(0, 1 << 16),
+    width=st.integers(1, 8),
+    zero=st.sampled_from(["none", "middle", "codes", "float"]),
+    group=st.sampled_from([8, 16, 24, 32, 48, 64, 128, 512]),
+    columns=st.integers(17, 200),
+    offset=st.booleans(),
     use=st.sampled_from(["linear", "gather"]),
-)  # fmt: skip
+)
 def test_any_affine_matrix_is_exact_with_float_activations(seed, width, zero, group, columns, offset, use):
     tensor = affine_tensor(seed, 9, columns, width, min(group, columns), zero, offset)
     with tempfile.TemporaryDirectory() as folder:
@@ -35,8 +39,12 @@ def test_any_affine_matrix_is_exact_with_float_activations(seed, width, zero, gr
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1 << 16), width=st.integers(1, 8), group=st.sampled_from([16, 32, 64, 128, 40]),
-       zero=st.sampled_from(["middle", "codes"]))  # fmt: skip
+@given(
+    seed=st.integers(0, 1 << 16),
+    width=st.integers(1, 8),
+    group=st.sampled_from([16, 32, 64, 128, 40]),
+    zero=st.sampled_from(["middle", "codes"]),
+)
 def test_any_affine_matrix_is_close_with_int8_activations(seed, width, group, zero):
     with tempfile.TemporaryDirectory() as folder:
         assert error_of(Path(folder), affine_tensor(seed, 32, 512, width, group, zero), "linear", "int8") < INT8
@@ -185,8 +193,12 @@ def test_eight_bit_floats_are_dequantized_exactly(name, tile, tmp_path, rng):
 
 
 def test_what_has_no_form_is_refused_by_name_and_rounded_on_request(tmp_path, rng):
-    low = LowRank(*(plain_codes(rng.standard_normal(s).astype(np.float32), "F32", "f32", k)
-                    for k, s in (("u", (24, 4)), ("vt", (4, 64)))))  # fmt: skip
+    low = LowRank(
+        *(
+            plain_codes(rng.standard_normal(s).astype(np.float32), "F32", "f32", k)
+            for k, s in (("u", (24, 4)), ("vt", (4, 64)))
+        )
+    )
     tensor = QTensor((24, 64), "F32", tensor_of(low).terms)
     with pytest.raises(UnsupportedError) as refused:
         write(tmp_path, tensor)
@@ -212,8 +224,9 @@ def test_radix_codes_are_read(tmp_path, rng):
     bytes_ = (trits.reshape(4, 12, 5) * 3 ** np.arange(5)).sum(axis=2).astype(np.uint8)
     codes = replace(
         packed(trits, 8, "ternary", scale=scales(rng, 4, 1, (1, 60))),
-        data=(Buffer.of("codes", bytes_, "U8"),), layout=Layout("radix", base=3, digits=5),
-    )  # fmt: skip
+        data=(Buffer.of("codes", bytes_, "U8"),),
+        layout=Layout("radix", base=3, digits=5),
+    )
     assert error_of(tmp_path, tensor_of(codes)) < EXACT
 
 

@@ -33,8 +33,12 @@ def selected(rng: np.random.Generator) -> QTensor:
 def bitstack(rng: np.random.Generator, terms: int = 2, rows: int = 12, columns: int = 50) -> QTensor:
     made = []
     for i in range(terms):
-        low = LowRank(*(plain_codes(rng.standard_normal(shape).astype(np.float32), "F32", "f32", f"{name}{i}")
-                        for name, shape in (("u", (rows, 3)), ("vt", (3, columns)))))  # fmt: skip
+        low = LowRank(
+            *(
+                plain_codes(rng.standard_normal(shape).astype(np.float32), "F32", "f32", f"{name}{i}")
+                for name, shape in (("u", (rows, 3)), ("vt", (3, columns)))
+            )
+        )
         signs = rng.integers(0, 2, (rows, columns), dtype=np.uint8)
         made.append(packed(signs, 1, "sign", f"signs{i}", scale=Param(low, (1, 1))))
     return tensor_of(*made)
@@ -50,10 +54,16 @@ def aqlm(rng: np.random.Generator, levels: int = 256) -> QTensor:
 
 
 CASES = {
-    "codebook4": codebook, "codebook3": lambda rng: codebook(rng, 3), "codebook8": lambda rng: codebook(rng, 8),
-    "ragged": lambda rng: codebook(rng, 4, columns=75), "odd group": lambda rng: codebook(rng, 4, columns=90, group=15),
-    "selected": selected, "bitstack": bitstack, "aqlm": aqlm, "aqlm 16 bits": lambda rng: aqlm(rng, 1024),
-}  # fmt: skip
+    "codebook4": codebook,
+    "codebook3": lambda rng: codebook(rng, 3),
+    "codebook8": lambda rng: codebook(rng, 8),
+    "ragged": lambda rng: codebook(rng, 4, columns=75),
+    "odd group": lambda rng: codebook(rng, 4, columns=90, group=15),
+    "selected": selected,
+    "bitstack": bitstack,
+    "aqlm": aqlm,
+    "aqlm 16 bits": lambda rng: aqlm(rng, 1024),
+}
 
 
 @pytest.mark.parametrize("use", ["linear", "gather"])

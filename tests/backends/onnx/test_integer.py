@@ -16,7 +16,7 @@ from onnx_integers import Net, codes, computed, is_exact, lowered, worst_code
 
 import qdeploy
 from qdeploy.backends.onnx import integer_only
-from qdeploy.backends.onnx.integer_proof import prove
+from qdeploy.backends.onnx.integer.proof import prove
 from qdeploy.calibrate.network import Integers, integer_network
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.model import Model
@@ -36,8 +36,10 @@ def residual(rounding: str = "half_up", dtype: str = "U8", stream: str = "I16") 
         sides = [net.requantize(second, 2**-5, 16, "I16", **how), net.requantize(first, 90.0, dtype="I16", **how)]
     else:
         codes_ = net.requantize(second, 2**-11, 16, "I8", zero=-9, **how)
-        sides = [net.requantize(codes_, 3000.0, dtype="I32", x_zero=-9, **how),
-                 net.requantize(first, 2000.0, dtype="I32", **how)]  # fmt: skip
+        sides = [
+            net.requantize(codes_, 3000.0, dtype="I32", x_zero=-9, **how),
+            net.requantize(first, 2000.0, dtype="I32", **how),
+        ]
     total = net.add("IntegerAdd", *sides)
     third = net.requantize(total, 2**-9 if stream == "I16" else 2**-12, lo=3, hi=250, **how)
     pooled = net.add("IntegerSum", third, axes=[2, 3], keepdims=0)
@@ -62,9 +64,11 @@ def test_convolutions_of_every_kind_are_exact(layout: str, dtype: str):
     zero = {"U8": 3, "I8": -128, "I16": 0}[dtype]
     shape = [(6, 8, 3, 3), (8, 1, 3, 3), (8, 4, 1, 3), (4, 8, 3, 3)]
     how: list[dict[str, Any]] = [
-        {"pads": [0, 1, 1, 2], "strides": [2, 1]}, {"group": 8, "pads": [1] * 4}, {"group": 2, "dilations": [1, 2]},
+        {"pads": [0, 1, 1, 2], "strides": [2, 1]},
+        {"group": 8, "pads": [1] * 4},
+        {"group": 2, "dilations": [1, 2]},
         {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
-    ]  # fmt: skip
+    ]
     for s, attrs in zip(shape, how, strict=True):
         s = s if first else (s[0], *s[2:], s[1])
         net.layer("IntegerConv", "x", *s, x_zero=zero, layout=layout, **attrs)
@@ -90,8 +94,12 @@ def test_pooling_and_means_are_exact(dtype: str):
 def test_moves_limits_and_sums_are_exact(dtype: str):
     net = Net((dtype, ("batch", 4, 6)), (dtype, ("batch", 4, 6)))
     joined = net.add("Concat", "x", "x1", axis=1)
-    padded = net.add("Pad", joined, net.constant(np.array([0, 1, 2, 0, 0, 1])), net.constant(np.array(7, {
-        "U8": np.uint8, "I8": np.int8, "I16": np.int16, "I32": np.int32}[dtype])))  # fmt: skip
+    padded = net.add(
+        "Pad",
+        joined,
+        net.constant(np.array([0, 1, 2, 0, 0, 1])),
+        net.constant(np.array(7, {"U8": np.uint8, "I8": np.int8, "I16": np.int16, "I32": np.int32}[dtype])),
+    )
     net.add("Slice", padded, starts=[1, 5], ends=[9, 0], axes=[1, 2], steps=[2, -2])
     net.add("Reshape", net.add("Transpose", padded, perm=[0, 2, 1]), shape=[0, -1])
     net.add("Clip", net.add("Relu", joined), max=90)
@@ -113,17 +121,21 @@ def test_functions_are_exact():
     net = Net(("I16", ("batch", 2, 5, 40)), ("I64", ("batch", 40)), ("I8", ("batch", 9)))
     exp: dict[str, Any] = {"ln2": 354, "b": 1386, "c": 731926, "left": 11}
     mask = net.add("Unsqueeze", "x1", axes=[1, 2])
-    found = [net.add("IntegerSoftmax", "x", mask, bits=8, hi=255, dtype="U8", **exp),
-             net.add("IntegerSoftmax", "x", axis=2, bits=15, hi=32767, dtype="I16", **exp),
-             net.add("IntegerExp", net.add("Clip", "x", max=0), **exp),
-             net.add("IntegerGelu", "x", b=5000, c=55_000_000, shift=12),
-             net.add("IntegerSqrt", net.add("Relu", "x"))]  # fmt: skip
+    found = [
+        net.add("IntegerSoftmax", "x", mask, bits=8, hi=255, dtype="U8", **exp),
+        net.add("IntegerSoftmax", "x", axis=2, bits=15, hi=32767, dtype="I16", **exp),
+        net.add("IntegerExp", net.add("Clip", "x", max=0), **exp),
+        net.add("IntegerGelu", "x", b=5000, c=55_000_000, shift=12),
+        net.add("IntegerSqrt", net.add("Relu", "x")),
+    ]
     weight = net.constant(net.rng.integers(-16384, 16384, 40).astype(np.int32))
     bias = net.constant(net.rng.integers(-99999, 99999, 40).astype(np.int32))
     for shift in (0, 3):
-        found += [net.add("IntegerLayerNorm", "x", weight, bias, x_shift=shift, epsilon=777, shift=17),
-                  net.add("IntegerRMSNorm", "x", weight, x_shift=shift, shift=17),
-                  net.add("IntegerRMSNorm", "x", x_shift=shift)]  # fmt: skip
+        found += [
+            net.add("IntegerLayerNorm", "x", weight, bias, x_shift=shift, epsilon=777, shift=17),
+            net.add("IntegerRMSNorm", "x", weight, x_shift=shift, shift=17),
+            net.add("IntegerRMSNorm", "x", x_shift=shift),
+        ]
     table = net.constant(net.rng.integers(0, 256, 256).astype(np.uint8))
     found += [net.add("Lookup", "x2", table), net.add("Positions", "x1")]
     is_exact(net.model(*found))
@@ -205,8 +217,10 @@ def test_rescaling_is_that_of_rational_numbers(rounding: str, cases: list[Any], 
 
     with tempfile.TemporaryDirectory() as folder:
         found = computed(lowered(model, "strict", Path(folder)), inputs)
-    exact = [twice(*case) if rounding == "tflite_double" else nearest(*case, rounding)
-             for case in zip(xs, ms, es, strict=True)]  # fmt: skip
+    exact = [
+        twice(*case) if rounding == "tflite_double" else nearest(*case, rounding)
+        for case in zip(xs, ms, es, strict=True)
+    ]
     wanted = [n + zero for n in exact]
     assert found["v0"][0].tolist() == [min(max(n, -(2**31)), 2**31 - 1) for n in wanted]
     assert found["v1"][0].tolist() == [min(max(n, -128), 127) for n in wanted]

@@ -17,10 +17,16 @@ from qdeploy.ir.run import Weights, generate_greedy, run
 
 FLOAT = ("base-tinyllama", "base-tinyqwen2")
 HALF = (
-    "gptq3-g64-tinyllama", "gptq4-g128-sym-tinyllama", "gptq4-g64-actorder-asym-tinyllama",
-    "gptq8-gneg1-actorder-tinyqwen2", "awq-gemm-g128-tinyqwen2", "awq-gemm-g64-tinyllama",
-    "autoround-gptq-w4g128-tinyllama", "autoround-gptqfmt-w4-asym-tinyqwen2", "autoround-w3-tinyllama",
-)  # fmt: skip
+    "gptq3-g64-tinyllama",
+    "gptq4-g128-sym-tinyllama",
+    "gptq4-g64-actorder-asym-tinyllama",
+    "gptq8-gneg1-actorder-tinyqwen2",
+    "awq-gemm-g128-tinyqwen2",
+    "awq-gemm-g64-tinyllama",
+    "autoround-gptq-w4g128-tinyllama",
+    "autoround-gptqfmt-w4-asym-tinyqwen2",
+    "autoround-w3-tinyllama",
+)
 LLAMA_CPP = ("iq4_nl", "q2_k", "q3_k_s", "q4_k_m", "q5_k_s", "tq2_0")
 GGUF = (
     *(f"gguf-llamacpp-{n}-tinyllama" for n in LLAMA_CPP),
@@ -66,9 +72,17 @@ def test_int8_activations_stay_close(name, testdata, tmp_path):
     assert relative(run_decoder(session(tmp_path / "model.onnx"), ids), want) < 0.1
 
 
-@pytest.mark.parametrize("name", ["checkpoints/base-tinyllama", "checkpoints/gptq4-g64-actorder-asym-tinyllama",
-                                  "checkpoints/awq-gemm-g128-tinyqwen2", "checkpoints/gguf-q8_0-tinyllama",
-                                  "checkpoints/gguf-llamacpp-q4_k_m-tinyllama", "lm/stories260K"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints/base-tinyllama",
+        "checkpoints/gptq4-g64-actorder-asym-tinyllama",
+        "checkpoints/awq-gemm-g128-tinyqwen2",
+        "checkpoints/gguf-q8_0-tinyllama",
+        "checkpoints/gguf-llamacpp-q4_k_m-tinyllama",
+        "lm/stories260K",
+    ],
+)
 def test_genai_generates_the_interpreters_tokens(name, testdata, tmp_path):
     genai = pytest.importorskip("onnxruntime_genai")
     model, _ = converted(testdata / name, tmp_path)

@@ -11,7 +11,7 @@ from onnx_forms import affine_tensor, packed, scales, tensor_of
 from qdeploy.backends.onnx.blocks import BLOCKS, blocking
 from qdeploy.backends.onnx.proto import GraphBuilder
 from qdeploy.backends.onnx.rules import rule
-from qdeploy.lower.affine import affine
+from qdeploy.ir.views.affine import affine
 
 FAST = {
     0: {4: {16, 32, 64, 128, 256}},
@@ -28,8 +28,14 @@ def emitted(tensor, activations):
 
 
 @settings(max_examples=120, deadline=None)
-@given(width=st.integers(1, 8), group=st.integers(2, 300), columns=st.integers(1, 600), zero=st.booleans(),
-       offset=st.booleans(), activations=st.sampled_from(["exact", "int8"]))  # fmt: skip
+@given(
+    width=st.integers(1, 8),
+    group=st.integers(2, 300),
+    columns=st.integers(1, 600),
+    zero=st.booleans(),
+    offset=st.booleans(),
+    activations=st.sampled_from(["exact", "int8"]),
+)
 def test_no_cliff_is_ever_emitted(width, group, columns, zero, offset, activations):
     tensor = affine_tensor(1, 4, columns, width, min(group, columns), "codes" if zero else "float", offset)
     ruling, graph = emitted(tensor, activations)
@@ -56,8 +62,10 @@ def test_blocks_keep_to_their_groups_and_cover_every_column_once(group, columns)
         assert set(per_block[block]) <= {of, -1}
 
 
-@pytest.mark.parametrize(("group", "block"), [(16, 16), (32, 32), (128, 128), (256, 256), (512, 256), (1024, 256),
-                                             (48, 16), (96, 32), (1536, 256)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("group", "block"),
+    [(16, 16), (32, 32), (128, 128), (256, 256), (512, 256), (1024, 256), (48, 16), (96, 32), (1536, 256)],
+)
 def test_the_sources_group_is_kept_where_a_kernel_has_it(group, block):
     found = blocking(affine(affine_tensor(1, 2, 3072, 4, group)), BLOCKS, 4)
     assert (found.block, found.columns) == (block, None)
@@ -82,10 +90,13 @@ def test_zero_points_that_all_are_the_implied_one_are_left_out():
 
 
 def test_codes_move_up_where_that_spares_the_zero_points(rng):
-    for tensor in (affine_tensor(1, 8, 256, 3, 128, "middle"),  # zero 4 of 8 levels: 8 in the four-bit container
-                   affine_tensor(1, 8, 256, 6, 128, "middle"),  # zero 32 of 64 levels: 0x88, so both nibbles spare it
-                   tensor_of(packed(rng.integers(0, 3, (8, 256), dtype=np.uint8), 2, "ternary",
-                                    scale=scales(rng, 8, 1, (1, 256))))):  # fmt: skip
+    for tensor in (
+        affine_tensor(1, 8, 256, 3, 128, "middle"),  # zero 4 of 8 levels: 8 in the four-bit container
+        affine_tensor(1, 8, 256, 6, 128, "middle"),  # zero 32 of 64 levels: 0x88, so both nibbles spare it
+        tensor_of(
+            packed(rng.integers(0, 3, (8, 256), dtype=np.uint8), 2, "ternary", scale=scales(rng, 8, 1, (1, 256)))
+        ),
+    ):
         assert not [t.name for t in emitted(tensor, "exact")[1].initializer if t.name.endswith(".zero")]
 
 
@@ -97,10 +108,14 @@ def test_ternary_takes_two_bits_with_int8_activations(rng):
     assert ruling.lossless
 
 
-@pytest.mark.parametrize(("width", "activations", "label"), [
-    (8, "exact", "int8 in nibbles block 32 + nibble zeros"), (8, "int8", "int8 block 32"),
-    (4, "exact", "int4 block 32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "activations", "label"),
+    [
+        (8, "exact", "int8 in nibbles block 32 + nibble zeros"),
+        (8, "int8", "int8 block 32"),
+        (4, "exact", "int4 block 32"),
+    ],
+)
 def test_a_form_is_called_what_it_holds(width, activations, label):
     """Codes of 8 bits are never called int4, and a symmetric weight has no zero points of its own."""
     assert rule("w", affine_tensor(1, 4, 64, width, 32, "middle"), activations).form.label == label

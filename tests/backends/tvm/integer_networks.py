@@ -60,8 +60,9 @@ class Net:
         bias = self.constant(self.rng.integers(-2000, 2000, out).astype(np.int32))
         return self.add("IntegerLinear", x, self.weights(out, inner, bits=bits), bias, **attrs)
 
-    def requantize(self, x: str, factor: float, channels: int = 1, dtype: str = "U8", rounding: str = "half_up",
-                   **attrs: Any) -> str:  # fmt: skip
+    def requantize(
+        self, x: str, factor: float, channels: int = 1, dtype: str = "U8", rounding: str = "half_up", **attrs: Any
+    ) -> str:
         """By about a factor, another one per channel."""
         factors = factor * self.rng.uniform(0.5, 1, channels)
         fraction, exponent = np.frexp(factors)

@@ -19,9 +19,11 @@ from qdeploy.ir.run import run
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "bare" / "run.c"
 ARM = "aarch64-linux-gnu-"
 TARGETS = {
-    "x86-64-v3": ("", []), "aarch64": (ARM, ["qemu-aarch64", "-cpu", "max"]),
-    "aarch64+dotprod": (ARM, ["qemu-aarch64", "-cpu", "max"]), "aarch64+i8mm": (ARM, ["qemu-aarch64", "-cpu", "max"]),
-}  # fmt: skip
+    "x86-64-v3": ("", []),
+    "aarch64": (ARM, ["qemu-aarch64", "-cpu", "max"]),
+    "aarch64+dotprod": (ARM, ["qemu-aarch64", "-cpu", "max"]),
+    "aarch64+i8mm": (ARM, ["qemu-aarch64", "-cpu", "max"]),
+}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -35,8 +37,22 @@ def test_the_example_computes_what_the_interpreter_does(compiled: Callable[..., 
     model = net.model(net.last)
     compiled(model, forms=("bare",), target=target)
     folder = tmp_path / "out" / "bare"
-    command = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-I.", str(EXAMPLE), "model.c",
-               "weights.S", "kernels.o", "-o", "run"]  # fmt: skip
+    command = [
+        compiler,
+        "-std=c11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-static",
+        "-I.",
+        str(EXAMPLE),
+        "model.c",
+        "weights.S",
+        "kernels.o",
+        "-o",
+        "run",
+    ]
     subprocess.run(command, cwd=folder, check=True)
     inputs = random_inputs(model.graph)
     inputs["x"].tofile(folder / "in.bin")
@@ -63,8 +79,10 @@ def test_no_two_living_arrays_share_a_byte():
         program.outputs = ["b11"]
         places, size = allocate(program)
         last = {n: i for i, s in enumerate(program.steps) for n in (*s.inputs, s.output)} | {"b11": 99}
-        spans = [(n, i, last[n], places[n], places[n] + program.buffers[n].nbytes) for i, n in
-                 ((i, s.output) for i, s in enumerate(program.steps))]  # fmt: skip
+        spans = [
+            (n, i, last[n], places[n], places[n] + program.buffers[n].nbytes)
+            for i, n in ((i, s.output) for i, s in enumerate(program.steps))
+        ]
         for one in spans:
             assert one[4] <= size
             for other in spans:

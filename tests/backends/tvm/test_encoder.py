@@ -20,6 +20,12 @@ def test_a_sentence_encoder_computes_with_integers_alone_and_equals_the_interpre
     ids = np.random.default_rng(0).integers(1000, 20000, (8, 12))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     np.savez(tmp_path / "text.npz", **feeds)
-    qdeploy.convert(source, tmp_path / "out", to="tvm", calibrate=str(tmp_path / "text.npz"), forms=("library",),
-                    axes={"batch": 1, "sequence": 12})  # fmt: skip
+    qdeploy.convert(
+        source,
+        tmp_path / "out",
+        to="tvm",
+        calibrate=str(tmp_path / "text.npz"),
+        forms=("library",),
+        axes={"batch": 1, "sequence": 12},
+    )
     assert integer_only(tmp_path / "out")["integer_only"]

@@ -67,12 +67,27 @@ def test_images_with_channels_last_are_exact(compiled: Compile):
     """As TFLite has them: depthwise filters, pooling, a mean over space."""
     net = Net(("batch", 10, 9, 3), "I8")
     nhwc = {"layout": "NHWC"}
-    x = net.requantize(net.conv("x", 24, 3, 3, strides=[2, 2], x_zero=4, **nhwc), 2**-9, 24, axis=3, dtype="I8",
-                       rounding="tflite_double", zero=-128)  # fmt: skip
-    x = net.requantize(net.conv(x, 24, 1, 3, group=24, x_zero=-128, **nhwc), 2**-7, 24, axis=3, dtype="I8",
-                       rounding="tflite_double", zero=-128)  # fmt: skip
-    pooled = net.add("IntegerAveragePool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1],
-                     rounding="half_away", **nhwc)  # fmt: skip
+    x = net.requantize(
+        net.conv("x", 24, 3, 3, strides=[2, 2], x_zero=4, **nhwc),
+        2**-9,
+        24,
+        axis=3,
+        dtype="I8",
+        rounding="tflite_double",
+        zero=-128,
+    )
+    x = net.requantize(
+        net.conv(x, 24, 1, 3, group=24, x_zero=-128, **nhwc),
+        2**-7,
+        24,
+        axis=3,
+        dtype="I8",
+        rounding="tflite_double",
+        zero=-128,
+    )
+    pooled = net.add(
+        "IntegerAveragePool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], rounding="half_away", **nhwc
+    )
     mean = net.add("IntegerMean", x, axes=[1, 2], keepdims=0, rounding="half_away")
     flat = net.add("Reshape", pooled, shape=[1, -1])
     compiled(net.model(net.linear(mean, 11, 24, x_zero=-128), net.linear(flat, 5, 3 * 3 * 24, bits=4, x_zero=-128)))
@@ -114,8 +129,9 @@ def test_an_attention_block_is_exact(compiled: Compile):
     total = net.add("IntegerAdd", net.requantize(net.linear(back, 32, 32), 2**-6, 32, dtype="I16", axis=-1), wide)
     weight, bias = (net.constant(net.rng.integers(1, 900, 32).astype(np.int32)) for _ in range(2))
     normal = net.add("IntegerLayerNorm", total, weight, bias, x_shift=1, epsilon=5, shift=12)
-    inner = net.requantize(net.linear(net.requantize(normal, 2**-8, dtype="I8", axis=-1), 64, 32), 2**-3, 64,
-                           dtype="I16", axis=-1)  # fmt: skip
+    inner = net.requantize(
+        net.linear(net.requantize(normal, 2**-8, dtype="I8", axis=-1), 64, 32), 2**-3, 64, dtype="I16", axis=-1
+    )
     bent = net.add("IntegerGelu", inner, b=900, c=1_300_000, shift=12)
     root = net.add("IntegerSqrt", net.add("Relu", total))
     rms = net.add("IntegerRMSNorm", total, weight, epsilon=3, shift=10)

@@ -43,8 +43,9 @@ def test_every_kind_over_one_axis_is_exact(compiled: Callable[..., Any], batch: 
     outputs.append(net.linear(net.add("Reshape", pooled, shape=[0, -1]), 5, 20 * 12))
     wide = [net.requantize(x, 0.5, 20, dtype="I16") for x in (base, conv(net, base, 20, 20, 3))]
     outputs.append(net.requantize(net.add("IntegerAdd", *wide), 0.3, dtype="I16"))
-    total = net.add("IntegerAdd", conv(net, base, 20, 20, 3),
-                    net.constant(np.arange(20 * 37, dtype=np.int32).reshape(1, 20, 37)))  # fmt: skip
+    total = net.add(
+        "IntegerAdd", conv(net, base, 20, 20, 3), net.constant(np.arange(20 * 37, dtype=np.int32).reshape(1, 20, 37))
+    )
     total = net.add("IntegerAdd", total, net.constant(np.arange(20, dtype=np.int32).reshape(20, 1)))
     outputs.append(net.requantize(total, 2**-10, 20, dtype="I8"))
     outputs.append(net.requantize(conv(net, base, 20, 20, 3), 2**-10, 37, axis=2, dtype="I8"))

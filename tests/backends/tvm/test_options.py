@@ -56,17 +56,20 @@ def test_a_batch_is_one_unless_it_is_given_and_bare_stands_alone(tvm: None, netw
     assert (network.parent / "out/bare/kernels.o").is_file() and not (network.parent / "out/model.so").exists()
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("--axis", "sequence=4"), ["no such free axis", "sequence", "n, length"]),
-    (("--axis", "n=2"), ["a free axis without an extent", "length"]),
-    (("--axis", "length"), ["'length' is not a name and a positive integer"]),
-    (("--axis", "length=0"), ["'length=0' is not"]),
-    (("--axis", "length=-1"), ["'length=-1' is not"]),
-    (("--axis", "=3"), ["'=3' is not"]),
-    (("--axis", "length=4", "--axis", "length=5"), ["length has two extents, 4 and 5"]),
-    (("--form", "c"), ["unknown form", "library, bare"]),
-    (("--form", "bare", "--target", "m68k"), ["no such target", "m68k", "host"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--axis", "sequence=4"), ["no such free axis", "sequence", "n, length"]),
+        (("--axis", "n=2"), ["a free axis without an extent", "length"]),
+        (("--axis", "length"), ["'length' is not a name and a positive integer"]),
+        (("--axis", "length=0"), ["'length=0' is not"]),
+        (("--axis", "length=-1"), ["'length=-1' is not"]),
+        (("--axis", "=3"), ["'=3' is not"]),
+        (("--axis", "length=4", "--axis", "length=5"), ["length has two extents, 4 and 5"]),
+        (("--form", "c"), ["unknown form", "library, bare"]),
+        (("--form", "bare", "--target", "m68k"), ["no such target", "m68k", "host"]),
+    ],
+)
 def test_what_cannot_be_is_refused_with_what_can(network: Path, arguments: tuple[str, ...], said: list[str]):
     error = convert(network, *arguments)
     assert all(part in str(error) for part in said), error

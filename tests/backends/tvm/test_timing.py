@@ -10,9 +10,9 @@ from qdeploy.backends.tvm.plan import plan
 from qdeploy.backends.tvm.targets import target
 from qdeploy.backends.tvm.timing import layer_graph, without_moves
 from qdeploy.errors import UnsupportedError
+from qdeploy.integer.layer_shapes import LayerShape
 from qdeploy.ir.element import as_value
 from qdeploy.ir.run import run
-from qdeploy.lower.layers import LayerShape
 
 RNG = np.random.default_rng(6)
 PADS = {"pads": [1, 1, 1, 1]}

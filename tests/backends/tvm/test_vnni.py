@@ -44,9 +44,14 @@ def whole(bits: int, dtype: str) -> tuple[Model, str]:
     return net.model(net.last), net.last  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("network", "bits", "dtype"), [
-    *itertools.product([convolution, layer], [8, 4], ["U8", "I8"]), (whole, 8, "I8"), (whole, 4, "U8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("network", "bits", "dtype"),
+    [
+        *itertools.product([convolution, layer], [8, 4], ["U8", "I8"]),
+        (whole, 8, "I8"),
+        (whole, 4, "U8"),
+    ],
+)
 def test_what_vnni_computes_is_what_the_interpreter_does(
     compiled: Callable[..., Any],
     tmp_path: Path,

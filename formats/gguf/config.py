@@ -1,0 +1,232 @@
+"""GGUF metadata in the spelling of Hugging Face's config.json (ggml/docs/gguf.md; llama.cpp's `llama-arch.cpp`).
+
+    general.architecture                     "llama", "qwen2", "qwen3", "bert"; it is the prefix of all that follows
+    <arch>.embedding_length                  and so on: `_FIELDS`
+    <arch>.attention.key_length              extent of a head, where it is not embedding_length / head_count
+    <arch>.rope.dimension_count              how much of a head is rotated
+    <arch>.rope.scaling.type                 none, linear, yarn
+    tokenizer.ggml.*_token_id                ids that the model needs
+
+Files of Mistral call themselves `llama`; a sliding window tells them apart. Llama 3's frequency scaling is no metadata
+but the tensor `rope_freqs.weight`, which the graph reads. A number that was stored as float32 is given as the shortest
+decimal that is the same float32 (1e-05, not 9.999999747378752e-06).
+
+A field of the architecture that is set and not understood would change what the network computes: the tensors can be
+read all the same, but the graph is refused, by the name of the field. So is a tensor that no node uses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.model import Model
+from qdeploy.names import ROPE_FACTORS
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "bert": "BertModel",
+}
+_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.key_length": "head_dim",
+    "rope.freq_base": "rope_theta",
+}
+_NEEDED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+_UNDERSTOOD = {
+    "vocab_size",
+    "tensor_data_layout",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.scale_linear",
+    "attention.causal",
+    "pooling_type",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+}
+_TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+_TODO = "Convert its tensors with --to ir."
+_UNUSED = (ROPE_FACTORS, "rope_freqs", "attn_rot_embd")  # tensors that carry no parameter of a node
+
+
+def describe(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Any], Callable[[Model], Graph]]:
+    """Returns the configuration, and what builds the graph from it.
+
+    Args:
+        metadata: Of the first file.
+        shapes: Of every tensor.
+
+    Returns:
+        The fields of config.json, none of them for an architecture that is not known; and a function that builds the
+        graph, or raises UnsupportedError with the name of what stands in its way.
+    """
+    name = str(metadata.get("general.architecture", ""))
+    if name not in _ARCHITECTURES or name == "mistral":
+        known = ", ".join(k for k in _ARCHITECTURES if k != "mistral")
+        return {}, _refused("unknown architecture", "general.architecture", name or "nothing", known)
+    own = {key.removeprefix(f"{name}."): _number(v) for key, v in metadata.items() if key.startswith(f"{name}.")}
+    window = own.pop("attention.sliding_window", 0) if name == "llama" else 0
+    kind = "mistral" if window else name
+    config = {"model_type": kind, "architectures": [_ARCHITECTURES[kind]]}
+    config |= {field: own[key] for key, field in _FIELDS.items() if key in own}
+    config |= _extents(own, shapes) | _tokens(metadata)
+    config |= _encoder(shapes) if name == "bert" else _decoder(own, kind, window, shapes)
+    for key, value in own.items():
+        if isinstance(value, list) or (key not in _FIELDS and key not in _UNDERSTOOD and value not in (0, "", "none")):
+            return config, _refused("an unsupported field of the architecture", f"{name}.{key}", value, "absent")
+    missing = [f"{name}.{key}" for key in _NEEDED if key not in own]
+    if missing:
+        return config, _refused("a field of the architecture is missing", "metadata", missing[0], "a number")
+    if own.get("attention.value_length") not in (None, config.get("head_dim")):
+        return config, _refused(
+            "values of another extent than keys",
+            f"{name}.attention.value_length",
+            own["attention.value_length"],
+            str(config.get("head_dim")),
+        )
+    return config, _build
+
+
+def _build(model: Model) -> Graph:
+    from qdeploy.arch import build_graph
+
+    graph = build_graph(model)
+    used = {name for node in graph.nodes for name in node.inputs}
+    for name in model.tensors:
+        if name not in used and not any(part in name for part in _UNUSED):
+            raise UnsupportedError(
+                "a tensor that the architecture does not use",
+                where=name,
+                found=str(model.config.get("model_type")),
+                todo=_TODO,
+            )
+    return graph
+
+
+def _refused(what: str, where: str, found: object, allowed: str) -> Callable[[Model], Graph]:
+    def build(model: Model) -> Graph:
+        raise UnsupportedError(what, where=f"{model.path}: {where}", found=found, allowed=allowed, todo=_TODO)
+
+    return build
+
+
+def _number(value: Any) -> Any:
+    """A value as JSON has it: one number for an array of equal ones, the shortest decimal for a float32."""
+    if isinstance(value, np.ndarray):
+        items = value.tolist()
+        return items[0] if items and items.count(items[0]) == len(items) else items
+    return float(str(np.float32(value))) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _extents(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    heads = _whole(own.get("attention.head_count"))
+    found: dict[str, Any] = {}
+    if heads:
+        found["num_key_value_heads"] = own.get("attention.head_count_kv", heads)
+        found["head_dim"] = own.get("attention.key_length", _whole(own.get("embedding_length")) // heads)
+    if "token_embd.weight" in shapes:
+        found["vocab_size"] = shapes["token_embd.weight"][0]
+    return found
+
+
+def _tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in (*_TOKENS, "eot")}
+    found: dict[str, Any] = {field: ids[name] for name, field in _TOKENS.items() if isinstance(ids[name], int)}
+    turn = ids["eot"]  # the end of a turn ends a generation, too
+    if isinstance(turn, int) and turn != found.get("eos_token_id", turn):
+        found["eos_token_id"] = [found["eos_token_id"], turn]
+    return found
+
+
+def _decoder(own: Mapping[str, Any], kind: str, window: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    head, rotated = _whole(own.get("attention.key_length")), _whole(own.get("rope.dimension_count"))
+    head = head or _whole(own.get("embedding_length")) // max(1, _whole(own.get("attention.head_count")))
+    found: dict[str, Any] = {
+        "hidden_act": "silu",
+        "rope_theta": own.get("rope.freq_base", 10000.0),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "rope_interleaved": kind in ("llama", "mistral"),
+        "is_causal": own.get("attention.causal", True),
+    }
+    if head and rotated not in (0, head):
+        found["partial_rotary_factor"] = rotated / head
+    if kind != "qwen2":  # there it goes without saying
+        found["attention_bias"] = "blk.0.attn_q.bias" in shapes
+        found["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
+    if kind == "mistral":
+        found["sliding_window"] = window
+    scaling = _scaling(own)
+    return {**found, "rope_scaling": scaling} if scaling else found
+
+
+def _scaling(own: Mapping[str, Any]) -> dict[str, Any]:
+    kind, factor = own.get("rope.scaling.type", "none"), own.get("rope.scaling.factor", own.get("rope.scale_linear", 1))
+    if "rope.scaling.type" not in own and "rope.scale_linear" in own:
+        kind = "linear"
+    if kind == "none" or (kind == "linear" and factor in (0, 1)):
+        return {}
+    found = {"rope_type": kind, "factor": factor}
+    if kind != "yarn":
+        return found
+    names = {
+        "original_context_length": "original_max_position_embeddings",
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+    }
+    found |= {field: own[key] for name, field in names.items() if (key := f"rope.scaling.{name}") in own}
+    extra = own.get("rope.scaling.attn_factor", 1)
+    if isinstance(extra, float) and isinstance(factor, float) and factor > 1:
+        found["attention_factor"] = extra * (0.1 * math.log(factor) + 1)  # as llama.cpp multiplies it
+    return found
+
+
+def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"hidden_act": "gelu"}
+    for field, name in (("type_vocab_size", "token_types.weight"), ("max_position_embeddings", "position_embd.weight")):
+        if name in shapes:
+            found[field] = shapes[name][0]
+    return found
+
+
+def sentence_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """How tokens become one vector, in the files of sentence-transformers: path -> JSON; empty for other models."""
+    pooling = {1: "mean", 2: "cls"}.get(metadata.get("bert.pooling_type", 0)) if _is_encoder(metadata) else None
+    if pooling is None:
+        return {}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+    ]
+    settings = {"word_embedding_dimension": metadata.get("bert.embedding_length"), "pooling_mode": pooling}
+    return {"modules.json": json.dumps(modules).encode(), "1_Pooling/config.json": json.dumps(settings).encode()}
+
+
+def _is_encoder(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("general.architecture") == "bert" and isinstance(metadata.get("bert.pooling_type"), int)

@@ -1,0 +1,127 @@
+"""AutoRound (arXiv 2309.05516): layers packed like GPTQ's or AWQ's, and other settings for some of them.
+
+`quant_method: auto-round` in config.json or quantization_config.json. `packing_format` decides what the tensors are,
+whatever bits and symmetry say:
+
+    auto_round:auto_gptq    as GPTQ v1, zero-points minus one (the default, and what symmetric layers come as)
+    auto_round              as GPTQ v2, zero-points as they are
+    auto_round:gptqmodel    the same
+    auto_round:auto_awq     as AWQ gemm
+
+There is no g_idx; columns belong to groups in order. `extra_config` maps layers to settings of their own: by full name,
+otherwise by the first regular expression that is found in the name. 16 bits and more mean: not quantized. Exports under
+other names of the method (`gptq`, `awq`, with `provider: auto-round`) are ordinary checkpoints of those.
+"""
+
+from __future__ import annotations
+
+from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats import NOT_MINE, Sniff
+from qdeploy.formats.huggingface import awq, gptq
+from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.words import Layer, Settings, layers, pattern
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Source
+from qdeploy.store.folder import Folder
+from qdeploy.store.recode import Recoding
+
+NAME = "autoround"
+TITLE = "AutoRound in its GPTQ- and AWQ-shaped packings, mixed widths too (safetensors)"
+WRITES = True
+
+_METHODS = ("auto-round", "auto_round", "intel/auto-round")
+_PACKINGS = {
+    "": "minus_one",
+    "auto": "minus_one",
+    "auto_round:auto_gptq": "minus_one",
+    "auto_round:gptq": "minus_one",
+    "auto_gptq": "minus_one",
+    "auto_round": "as_is",
+    "auto_round:gptqmodel": "as_is",
+    "auto_round:auto_awq": "awq",
+    "auto_round:awq": "awq",
+    "auto_awq": "awq",
+}
+
+
+def sniff(folder: Folder) -> Sniff:
+    """Declared by the quantization method."""
+    if folder.only or folder.has("qdeploy.json"):
+        return NOT_MINE
+    method = Checkpoint(folder).method
+    return Sniff(100, f"quant_method {method}") if method in _METHODS else NOT_MINE
+
+
+def read(folder: Folder) -> Model:
+    """Opens the checkpoint; only headers are read yet.
+
+    Raises:
+        UnsupportedError: A packing that is not read yet, by its name.
+        BadFileError: The configuration contradicts the tensors.
+    """
+    checkpoint, notes = Checkpoint(folder), list[str]()
+    settings = Settings(checkpoint.quantization)
+    packing = _packing(settings)
+    overrides = _Overrides(settings, checkpoint)
+    claims = [_claim(Layer(checkpoint, name, overrides.of(name)), packing, notes) for name in layers(checkpoint)]
+    return assemble(checkpoint, NAME, claims, notes)
+
+
+def recodings(source: Source) -> tuple[Recoding, ...]:
+    """How each stored tensor of a layer is written back."""
+    return gptq.recodings(source) if source.writer == "gptq" else awq.recodings(source)
+
+
+def _packing(settings: Settings) -> str:
+    name = settings.text("packing_format", "backend")
+    if name not in _PACKINGS:
+        raise UnsupportedError(
+            "this packing of AutoRound is not read yet",
+            where=f"{settings.where}.packing_format",
+            found=name,
+            allowed=", ".join(k for k in _PACKINGS if ":" in k) + ", auto_round",
+            todo="Export the model with format auto_round:auto_gptq.",
+        )
+    return _PACKINGS[name]
+
+
+def _claim(layer: Layer, packing: str, notes: list[str]) -> Claim:
+    settings = layer.settings
+    if settings.text("data_type") not in ("", "int"):
+        raise UnsupportedError(
+            "this number format is not read yet",
+            where=f"{settings.where}.data_type",
+            found=settings.text("data_type"),
+            allowed="int",
+        )
+    if settings.values.get("act_bits") is not None and settings.integer("act_bits") < 16:
+        raise UnsupportedError(
+            "quantized activations are not read yet",
+            where=f"{settings.where}.act_bits",
+            found=settings.integer("act_bits"),
+            allowed="16",
+        )
+    if settings.integer("bits") >= 16:
+        raise layer.contradiction("bits", f"{layer.name}.qweight", "no packed tensors in layers of 16 bits")
+    if packing == "awq":
+        return awq.claim(layer, NAME, "gemm")
+    return gptq.claim(layer, NAME, packing, notes)
+
+
+class _Overrides:
+    """`extra_config`: settings by full name, then by the first pattern that is found in the name."""
+
+    def __init__(self, settings: Settings, checkpoint: Checkpoint) -> None:
+        extra = settings.values.get("extra_config") or {}
+        if not isinstance(extra, dict):
+            raise BadFileError("overrides are not an object", where=f"{settings.where}.extra_config", found=extra)
+        self.settings, self._extra = settings, extra
+        # A key that names a layer is no pattern; one that is no regular expression names a layer that does not occur.
+        modules = {name.rpartition(".")[0] for name in checkpoint.entries}
+        self._patterns = [(key, pattern(key)) for key in extra if key not in modules and extra[key]]
+
+    def of(self, name: str) -> Settings:
+        """The settings of a layer."""
+        matching = (key for key, found in self._patterns if found and found.search(name))
+        key = name if name in self._extra else next(matching, None)
+        return self.settings if key is None else self.settings.overridden(self._extra[key], f"extra_config[{key!r}]")

@@ -1,0 +1,275 @@
+"""The folder that Hugging Face libraries write, as far as all formats that use it agree.
+
+    config.json                         architecture, and for quantized checkpoints `quantization_config`
+    quantize_config.json, quantization_config.json   the same, in a file of its own (GPTQ, AutoRound)
+    model.safetensors                   all tensors, or
+    model.safetensors.index.json        {"weight_map": {tensor name: shard file}} and the shards that it names
+    anything else                       tokenizer, generation settings, ...: carried byte for byte
+
+A bare `.safetensors` file is such a folder with one shard and no config. A format that keeps several stored tensors per
+parameter describes each as a `Claim`; what nobody claims is a plain tensor, unless its name shows that it belongs to a
+quantized parameter that nobody understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
+from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.model import Model, SourceFile
+from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, plain
+from qdeploy.store.folder import Folder
+from qdeploy.store.origin import Origin
+from qdeploy.store.recode import RecodedRows, Recoding, VerbatimRows
+from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
+
+INDEX = "model.safetensors.index.json"
+_QUANTIZED_SUFFIXES = (
+    ".qweight",
+    ".qzeros",
+    ".g_idx",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_zero_point",
+    ".absmax",
+    ".quant_map",
+    ".SCB",
+    ".W_q",
+    "._data",
+    "._scale",
+    "_blocks",
+    ".codebooks",
+    ".weight_shape",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One parameter that is kept as several stored tensors.
+
+    Attributes:
+        parameter: Its name in the float model ("model.layers.0.mlp.up_proj.weight").
+        stored: Names of the stored tensors that it uses up.
+        build: Makes the tensor; called when the parameter is first asked for.
+    """
+
+    parameter: str
+    stored: tuple[str, ...]
+    build: Callable[[], QTensor]
+
+
+class Checkpoint:
+    """An opened folder: configuration, shards, and the ledger of every stored tensor."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.shards: dict[str, SafetensorsFile] = {}
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json; empty where there is none."""
+        loaded = self.folder.json("config.json") if not self.folder.only and self.folder.has("config.json") else {}
+        if not isinstance(loaded, dict):
+            raise BadFileError("config.json is not an object", where=str(self.folder.path))
+        return loaded
+
+    @cached_property
+    def quantization(self) -> Mapping[str, Any]:
+        """`quantization_config`, from config.json or from its own file; empty for a float checkpoint."""
+        inside = self.config.get("quantization_config") or self.config.get("compression_config")
+        if isinstance(inside, dict):
+            return inside
+        for name in ("quantize_config.json", "quantization_config.json", "quant_config.json"):
+            if not self.folder.only and self.folder.has(name):
+                loaded = self.folder.json(name)
+                return loaded if isinstance(loaded, dict) else {}
+        return {}
+
+    @property
+    def method(self) -> str:
+        """`quant_method`, lower case; "" for a float checkpoint; of old files without one, what the settings show."""
+        if not self.quantization or self._is_network:
+            return ""
+        shown = "awq" if "w_bit" in self.quantization else "gptq" if "bits" in self.quantization else "unnamed"
+        return str(self.quantization.get("quant_method") or self.quantization.get("method") or shown).lower()
+
+    @property
+    def _is_network(self) -> bool:
+        """Whether the weights are in an ONNX file; the configuration beside it is that of the model it was made of."""
+        kinds = {name.rpartition(".")[2] for name in self.folder.names() if "/" not in name}
+        return "onnx" in kinds and "safetensors" not in kinds
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Every stored tensor by name, opened from the index or the single file."""
+        found: dict[str, TensorEntry] = {}
+        for name in self._shard_names():
+            shard = self.shards[name] = SafetensorsFile(self.folder, name)
+            for key, entry in shard.entries.items():
+                if key in found:
+                    raise AmbiguousError(
+                        "a tensor is in two shards", where=f"{found[key].file.name}, {name}", found=key
+                    )
+                found[key] = entry
+        self._check_index(found)
+        return found
+
+    @cached_property
+    def origins(self) -> dict[str, Origin]:
+        """The ledger: one origin per stored tensor."""
+        return {k: Origin(e.file.name, k, e.dtype, e.shape, begin=e.begin) for k, e in self.entries.items()}
+
+    def plain(self, name: str, format: str = "safetensors") -> QTensor:
+        """A stored tensor as it is."""
+        entry = self.entries[name]
+        if entry.dtype not in PLAIN_TABLE:
+            raise UnsupportedError(
+                "tensors of this type are not read",
+                where=f"{entry.file.name}: {name}",
+                found=entry.dtype,
+                allowed=", ".join(PLAIN_TABLE),
+            )
+        part = SourceTensor(entry.file.name, name, entry.dtype, entry.shape)
+        source = Source(format, "verbatim", {}, (part,))
+        tensor = plain(self.verbatim("data", name), PLAIN_TABLE[entry.dtype], source)
+        return tensor if entry.shape else QTensor((), tensor.dtype, tensor.terms, source=source)
+
+    def verbatim(self, key: str, name: str) -> Buffer:
+        """A buffer over a stored tensor as it is."""
+        entry = self.entries[name]
+        return Buffer(key, entry.dtype, entry.shape or (1,), VerbatimRows(entry, self.origins[name]))
+
+    def recoded(self, key: str, dtype: str, shape: tuple[int, ...], name: str, how: Recoding) -> Buffer:
+        """A buffer that is made of a stored tensor by a recoding."""
+        origin = self.origins[name]
+        origin.axis = how.axis
+        return Buffer(key, dtype, shape, RecodedRows(how, key, self.entries[name], origin))
+
+    def side_files(self) -> tuple[SourceFile, ...]:
+        """Every file that is no shard, and the head of every shard."""
+        made = [_carried(self.folder, name) for name in self.folder.names() if name not in self.shards]
+        heads = [SourceFile(name, _bytes(shard.head), "head", shard.file.size) for name, shard in self.shards.items()]
+        return (*made, *heads) if not self.folder.only else tuple(heads)
+
+    def _shard_names(self) -> list[str]:
+        if self.folder.only:
+            return [self.folder.only]
+        if self.folder.has(INDEX):
+            return sorted(set(self._weight_map.values()))
+        if self.folder.has("model.safetensors"):
+            return ["model.safetensors"]
+        names = [n for n in self.folder.names() if n.endswith(".safetensors") and "/" not in n]
+        if len(names) != 1:
+            raise BadFileError(
+                "no weights that can be read" if not names else "several weight files and no index",
+                where=str(self.folder.path),
+                found=", ".join(names) or "no .safetensors file",
+                allowed=f"model.safetensors, or shards with {INDEX}",
+                todo="Pickled weights (.bin, .pt) are not read: save as safetensors.",
+            )
+        return names
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str]:
+        loaded = self.folder.json(INDEX)
+        table = loaded.get("weight_map") if isinstance(loaded, dict) else None
+        if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+            raise BadFileError("the index has no weight_map", where=INDEX, allowed='{"weight_map": {tensor: file}}')
+        for name in sorted(set(table.values())):
+            if ".." not in name and not name.startswith("/") and not self.folder.has(name):
+                raise BadFileError("a shard is missing", where=INDEX, found=name, todo="Fetch the missing file.")
+        return table
+
+    def _check_index(self, found: Mapping[str, TensorEntry]) -> None:
+        if self.folder.only or not self.folder.has(INDEX):
+            return
+        for name, file in self._weight_map.items():
+            if name not in found or found[name].file.name != file:
+                where = found[name].file.name if name in found else "no shard"
+                raise BadFileError(
+                    "the index and the shards disagree",
+                    where=f"{INDEX}: {name}",
+                    found=where,
+                    allowed=file,
+                    todo="The shards are not of one checkpoint; fetch them.",
+                )
+
+
+def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes: list[str] | None = None) -> Model:
+    """Makes the model: claimed parameters, and everything else as plain tensors.
+
+    `notes` becomes the model's own list, so that a claim can add to it when its tensor is first asked for.
+
+    Raises:
+        UnsupportedError: A stored tensor belongs to a quantized parameter that nobody claimed.
+    """
+    from qdeploy.arch import build_graph
+
+    taken: set[str] = set()
+    builders: dict[str, Callable[[], QTensor]] = {}
+    for claim in claims:
+        builders[claim.parameter] = claim.build
+        taken.update(claim.stored)
+    for name in checkpoint.entries:
+        if name in taken:
+            continue
+        if name.endswith(_QUANTIZED_SUFFIXES):
+            raise UnsupportedError(
+                "a quantized tensor that this reader does not understand",
+                where=name,
+                found=f"{format} checkpoint",
+                todo="Please report this checkpoint.",
+            )
+        if name in builders:
+            raise AmbiguousError("a parameter is stored both quantized and plain", where=name)
+        builders[name] = lambda name=name: checkpoint.plain(name, "safetensors")  # type: ignore[misc]
+    tensors = LazyTensors(builders)
+    origins = tuple(checkpoint.origins.values())
+    build = build_graph if checkpoint.config.get("model_type") else None
+    path = str(checkpoint.folder.path / checkpoint.folder.only)
+    return Model(
+        format,
+        path,
+        tensors,
+        checkpoint.config,
+        "hf",
+        checkpoint.side_files(),
+        origins,
+        build,
+        [] if notes is None else notes,
+    )
+
+
+class LazyTensors(Mapping[str, QTensor]):
+    """Tensors that are described when they are first asked for."""
+
+    def __init__(self, builders: Mapping[str, Callable[[], QTensor]]) -> None:
+        self._builders = dict(builders)
+        self._made: dict[str, QTensor] = {}
+
+    def __getitem__(self, name: str) -> QTensor:
+        if name not in self._made:
+            self._made[name] = self._builders[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._builders)
+
+    def __len__(self) -> int:
+        return len(self._builders)
+
+
+def _carried(folder: Folder, name: str) -> SourceFile:
+    return SourceFile(name, Buffer(name, "U8", (folder.size(name),), folder.rows(name)))
+
+
+def _bytes(data: bytes) -> Buffer:
+    import numpy as np
+
+    array = np.frombuffer(data, np.uint8)
+    return Buffer("head", "U8", array.shape, ArrayRows(array))

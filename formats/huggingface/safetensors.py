@@ -1,0 +1,38 @@
+"""Float checkpoints of Hugging Face: float32, float16 and bfloat16 in safetensors.
+
+The folder is that of `checkpoint.py`, without a quantization_config. Every tensor is kept as it is. An output
+projection that is tied to the embedding is simply absent; the architecture uses the embedding's tensor twice.
+"""
+
+from __future__ import annotations
+
+from qdeploy.formats import NOT_MINE, Sniff
+from qdeploy.formats.huggingface.checkpoint import INDEX, Checkpoint, assemble
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Source
+from qdeploy.store.folder import Folder
+from qdeploy.store.recode import Recoding, verbatim
+
+NAME = "safetensors"
+TITLE = "Hugging Face checkpoint in float32, float16 or bfloat16 (safetensors, single file or sharded)"
+WRITES = True
+
+
+def sniff(folder: Folder) -> Sniff:
+    """Declared by the absence of a quantization method beside safetensors."""
+    if folder.only:
+        return Sniff(60, "a .safetensors file") if folder.only.endswith(".safetensors") else NOT_MINE
+    if not (folder.has(INDEX) or any(n.endswith(".safetensors") for n in folder.names())) or folder.has("qdeploy.json"):
+        return NOT_MINE
+    method = Checkpoint(folder).method
+    return NOT_MINE if method else Sniff(90, "safetensors without a quantization method")
+
+
+def read(folder: Folder) -> Model:
+    """Opens the checkpoint; nothing but the headers is read yet."""
+    return assemble(Checkpoint(folder), NAME, ())
+
+
+def recodings(source: Source) -> tuple[Recoding, ...]:
+    """Every tensor is its own bytes."""
+    return (verbatim("data"),)

@@ -1,0 +1,1 @@
+"""Checkpoints of quantized vision networks that repositories of papers publish: HAWQ-V3, APoT, LSQ."""

@@ -1,0 +1,299 @@
+"""An ONNX graph as a graph of ours: initializers as tensors, nodes as rows of the table, everything else as Opaque.
+
+Three things change on the way, none of them a number:
+
+    weights that the graph dequantizes are one tensor (formats/onnx/quantized.py), and its dequantizing node is gone
+    small constant inputs are attributes where the row has attributes for them (formats/onnx/nodes.py)
+    float initializers that are not float32 pass through a Cast to their own type, since tensors enter as float32
+
+Values keep their names. An operator that has no row, or not with these attributes, becomes an `Opaque` node with its
+domain, version and attributes as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.onnx.attributes import TENSOR, attributes, captured, encoded, subgraphs
+from qdeploy.formats.onnx.initializers import element_of, typed_units
+from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
+from qdeploy.formats.stored import ELEMENTS, Array, InMemory, Stored
+from qdeploy.ir.graph import Attr, Graph, Node, Value
+from qdeploy.ir.graph_rules import check_graph
+from qdeploy.ir.ops.table import OPS
+from qdeploy.ir.tensor import Buffer, QTensor, plain
+from qdeploy.store.origin import Origin
+
+MICROSOFT = "com.microsoft"
+STATIC_ELEMENTS = 4096
+"""Constants up to this size can become attributes."""
+_CAST = ("F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4_E2M1")
+_TYPE_OF = {"float": "F32", "double": "F64"}
+
+
+class Network:
+    """A parsed graph over its initializers.
+
+    Attributes:
+        proto: The ModelProto without the data of its initializers.
+        stored: Initializers, and constants of nodes, by name.
+        tensors: The model's tensors.
+        versions: Imported version of each domain.
+    """
+
+    def __init__(self, proto: Any, stored: Sequence[Stored], file: str) -> None:
+        self.proto, self.file = proto, file
+        self.versions = {_domain(o.domain): int(o.version) for o in proto.opset_import}
+        self.stored = {s.name: s for s in stored}
+        if len(self.stored) != len(stored) or "" in self.stored:
+            raise BadFileError("two initializers with one name, or one without", where=file)
+        for node in proto.graph.node:
+            if not node.op_type or not any(node.output):
+                raise BadFileError("a node without an operator or an output", where=file, found=node.name)
+        self._constants_of_nodes()
+        self.claimed: dict[str, QTensor] = {}
+        self._claim()
+        self.tensors = {
+            name: self.claimed.get(name) or s.tensor("onnx")
+            for name, s in self.stored.items()
+            if name not in self._absorbed()
+        }
+        self._reset()
+
+    def _reset(self) -> None:
+        self.nodes: list[Node] = []
+        self.constants: dict[str, QTensor] = {}
+        self._alias: dict[str, str] = {}
+        self._cast: dict[str, str] = {}
+
+    # ---- constants and claims
+
+    def _constants_of_nodes(self) -> None:
+        for node in self.proto.graph.node:
+            if node.op_type == "Constant" and not node.domain and len(node.attribute) == 1:
+                made = self._constant(node)
+                if made is not None and made.name in self.stored:
+                    raise BadFileError("a name is made twice", where=self.file, found=made.name)
+                if made is not None:
+                    self.stored[made.name] = made
+
+    def _constant(self, node: Any) -> Stored | None:
+        (attribute,) = node.attribute
+        name, where = node.output[0], f"{self.file}: {node.output[0]}"
+        if attribute.type == TENSOR:
+            element = element_of(attribute.t, where)
+            shape, units = tuple(attribute.t.dims), typed_units(attribute.t, element, where)
+        elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            number = 7 if "int" in attribute.name else 1
+            given = attributes(node)[attribute.name]
+            array = np.array(given, np.int64 if number == 7 else np.float32)
+            element, shape, units = ELEMENTS[number], array.shape, array.reshape(-1)
+        else:
+            return None
+        origin = Origin(self.file, name, element.storage, (units.size,))
+        return Stored(name, element, shape, InMemory(units), origin, exact=False)
+
+    def _claim(self) -> None:
+        """Finds the weights that every use dequantizes alike."""
+        uses: dict[str, set[tuple[Any, ...]]] = {}
+        for node in self.proto.graph.node:
+            signature = dequantizer(node)
+            for place, name in enumerate(node.input):
+                weight = signature is not None and place == (1 if node.op_type == "MatMulNBits" else 0)
+                uses.setdefault(name, set()).add(signature if weight and signature else ("other",))
+            for graph in subgraphs(node):
+                for name in captured(graph):
+                    uses.setdefault(name, set()).add(("other",))
+        for name, found in uses.items():
+            if name in self.stored and len(found) == 1 and found != {("other",)}:
+                made = self._claimed_by(self.stored[name], *found)
+                if made is not None:
+                    self.claimed[name] = made
+
+    def _claimed_by(self, weight: Stored, signature: tuple[Any, ...]) -> QTensor | None:
+        kind, names, attrs = signature
+        if any(name and name not in self.stored for name in names):
+            return None
+        scale, zero, index = (self.stored.get(name) for name in (*names, "", "")[:3])
+        if scale is None:
+            return None
+        if kind == "MatMulNBits":
+            return blocks_of_columns(weight, {"scale": scale, "zero": zero, "index": index}, dict(attrs))
+        return dequantized(weight, scale, zero, *attrs)
+
+    def _absorbed(self) -> set[str]:
+        """Scales and zero points that are only used by weights that hold them."""
+        absorbed: set[str] = set()
+        kept: set[str] = {v.name for v in self.proto.graph.output}
+        for node in self.proto.graph.node:
+            place = 1 if node.op_type == "MatMulNBits" else 0
+            mine = dequantizer(node) is not None and node.input[place] in self.claimed
+            last = 5 if node.op_type == "MatMulNBits" else 3
+            absorbed.update(node.input[place + 1 : last] if mine else ())
+            kept.update(name for i, name in enumerate(node.input) if not mine or not place < i < last)
+            kept.update(name for graph in subgraphs(node) for name in captured(graph))
+        return absorbed - kept
+
+    # ---- what importers of nodes ask for
+
+    def static(self, name: str) -> Array | None:
+        """A small constant as an array; None for anything else."""
+        stored = self.stored.get(name)
+        if stored is None or stored.element.bits < 8 or stored.count > STATIC_ELEMENTS or name in self.claimed:
+            return None
+        return stored.array()
+
+    def value(self, name: str) -> str:
+        """The value of a name in our graph, in its own element type."""
+        name = self._alias.get(name, name)
+        stored = self.stored.get(name)
+        if stored is None or name in self.claimed or stored.element.name not in _CAST:
+            return name
+        if name not in self._cast:
+            self._cast[name] = self.cast(name, stored.element.name, f"{name}/{stored.element.name.lower()}")
+        return self._cast[name]
+
+    def cast(self, name: str, to: str, output: str) -> str:
+        """Adds a Cast; returns its output."""
+        return self.add("Cast", (name,), (output,), {"to": to})
+
+    def alias(self, name: str, of: str) -> None:
+        """Lets a name stand for another value."""
+        self._alias[name] = of
+
+    def constant(self, array: Array, dtype: str) -> str:
+        """A constant of the graph that the source holds in another form."""
+        name = f"constant/{len(self.constants)}"
+        table = next(e.table for e in ELEMENTS.values() if e.name == dtype)
+        self.constants[name] = plain(Buffer.of("data", np.atleast_1d(array), dtype), table)
+        return name
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attrs: dict[str, Any] | None = None,
+        name: str = "",
+    ) -> str:
+        """Adds a node; returns its first output."""
+        trimmed = list(inputs)
+        while trimmed and not trimmed[-1]:
+            trimmed.pop()
+        self.nodes.append(Node(op, tuple(trimmed), tuple(outputs), attrs or {}, name))
+        return outputs[0]
+
+    def is_output(self, name: str) -> bool:
+        """Whether the graph gives this value."""
+        return any(v.name == name for v in self.proto.graph.output)
+
+    def version(self, domain: str) -> int:
+        """The imported version of a domain."""
+        return self.versions.get(_domain(domain), 1)
+
+    # ---- the graph
+
+    def graph(self) -> Graph:
+        """Builds the graph.
+
+        Raises:
+            BadFileError: A node takes what nothing makes, or a name is made twice.
+            UnsupportedError: A value of the graph is no tensor of a known type and rank.
+        """
+        from qdeploy.formats.onnx.nodes import import_node
+
+        self._reset()
+        source = self.proto.graph
+        inputs = tuple(self._value(v) for v in source.input if v.name not in self.stored)
+        for node in source.node:
+            if node.op_type != "Constant" or node.output[0] not in self.stored:
+                import_node(self, node)
+        outputs = tuple(self._value(v) for v in self._typed_outputs())
+        wrong = [v.name for v in outputs if v.name in self.stored]
+        if wrong:
+            raise UnsupportedError("an output of the graph is a constant", where=self.file, found=", ".join(wrong))
+        meta: dict[str, Attr] = {"kind": "network", "opset": self.version("")}
+        graph = Graph(inputs, outputs, tuple(self.nodes), (), self.constants, meta)
+        check_graph(graph, self.tensors)
+        return graph
+
+    def opaque(self, node: Any) -> None:
+        """Carries a node as it is."""
+        outside = list(dict.fromkeys(name for graph in subgraphs(node) for name in captured(graph)))
+        types = {v.name: v for v in self.proto.graph.value_info}
+        attrs: dict[str, Any] = {
+            "domain": _domain(node.domain),
+            "type": node.op_type,
+            "version": self.version(node.domain),
+            "attributes": encoded(node),
+            "outputs": [_described(types.get(name)) for name in node.output],
+        }
+        inputs = [self.value(name) for name in node.input]
+        if outside:
+            attrs["captured"] = outside
+            inputs += [self.value(name) for name in outside]
+            self.nodes.append(Node("Opaque", tuple(inputs), tuple(node.output), attrs, node.name))
+            return
+        self.add("Opaque", inputs, node.output, attrs, node.name)
+
+    def _typed_outputs(self) -> Any:
+        given = self.proto.graph.output
+        if all(v.type.tensor_type.HasField("shape") for v in given):
+            return given
+        import onnx
+
+        return onnx.shape_inference.infer_shapes(self.proto).graph.output
+
+    def _value(self, info: Any) -> Value:
+        kind = info.type.tensor_type
+        if not info.type.HasField("tensor_type") or kind.elem_type not in ELEMENTS or not kind.HasField("shape"):
+            raise UnsupportedError(
+                "an input or output is no tensor of a known type and rank",
+                where=self.file,
+                found=info.name,
+                allowed=", ".join(e.name for e in ELEMENTS.values()),
+            )
+        return Value(info.name, ELEMENTS[kind.elem_type].name, _axes(info))
+
+
+def dequantizer(node: Any) -> tuple[Any, ...] | None:
+    """What a node that dequantizes does to its weight: (kind, names of the parameters, how); None for other nodes."""
+    attrs = attributes(node)
+    if node.op_type == "MatMulNBits" and node.domain == MICROSOFT and not attrs.get("weight_prepacked"):
+        how = tuple((key, attrs.get(key, 0)) for key in ("K", "N", "bits", "block_size"))
+        whole = all(isinstance(value, int) for _, value in how) and len(node.input) > 2
+        return ("MatMulNBits", tuple(node.input[2:5]), how) if whole else None
+    if node.op_type == "DequantizeLinear" and node.domain in ("", "ai.onnx", MICROSOFT) and len(node.input) > 1:
+        axis, block = attrs.get("axis", 1), attrs.get("block_size", 0)
+        if attrs.get("output_dtype") or not (isinstance(axis, int) and isinstance(block, int)) or block < 0:
+            return None
+        return "DequantizeLinear", tuple(node.input[1:3]), (axis, block)
+    return None
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _axes(info: Any) -> tuple[int | str, ...]:
+    dims = info.type.tensor_type.shape.dim
+    return tuple(
+        int(d.dim_value) if d.HasField("dim_value") else d.dim_param or f"{info.name}.{i}" for i, d in enumerate(dims)
+    )
+
+
+def _described(info: Any) -> list[Any] | None:
+    if info is None or info.type.tensor_type.elem_type not in ELEMENTS:
+        return None
+    known = info.type.tensor_type.HasField("shape")
+    return [ELEMENTS[info.type.tensor_type.elem_type].name, list(_axes(info)) if known else None]
+
+
+def row_takes(op: str, inputs: Sequence[str]) -> bool:
+    """Whether a row takes these inputs."""
+    least, most = OPS[op].arity
+    return least <= len(inputs) <= most and all(inputs[:least])

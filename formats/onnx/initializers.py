@@ -1,0 +1,148 @@
+"""Initializers of ONNX: where their elements lie.
+
+    raw_data             a range of the ONNX file, little-endian, row-major
+    external_data        location, offset and length: a range of a file beside it, opened like every other file
+                         (qdeploy/store/folder.py); nothing is taken from the other keys
+    int32_data, ...      typed fields for small tensors, already in memory; their values are kept, not their bytes
+
+`stored.py` says how elements become codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.onnx.scan import Span
+from qdeploy.formats.stored import ELEMENTS, Array, ByteRange, ElementType, InMemory, Stored
+from qdeploy.pack import bits as bit_stream
+from qdeploy.store.folder import Folder
+from qdeploy.store.origin import Origin
+from qdeploy.store.storage import storage_dtype
+
+MAX_RANK = 8
+
+
+def open_initializers(folder: Folder, file: str, protos: Sequence[Any], spans: Sequence[Span | None]) -> list[Stored]:
+    """Finds the elements of every initializer; nothing of them is read.
+
+    Args:
+        folder: The folder of the ONNX file.
+        file: The ONNX file's name.
+        protos: TensorProtos without their raw_data.
+        spans: Where that lies.
+
+    Raises:
+        BadFileError: A size contradicts a shape, a range leaves its file, or a location leads outside of the folder.
+        UnsupportedError: An element type that is not read.
+    """
+    return [_open(folder, file, proto, span) for proto, span in zip(protos, spans, strict=True)]
+
+
+def _open(folder: Folder, file: str, proto: Any, span: Span | None) -> Stored:
+    where = f"{file}: {proto.name}"
+    element, shape = element_of(proto, where), tuple(proto.dims)
+    size = bit_stream.row_bytes(math.prod(shape), element.bits)
+    count = size if element.bits < 8 else math.prod(shape)
+    external = proto.data_location == 1
+    if external + (span is not None) > 1 or (external and _typed(proto)):
+        raise BadFileError("a tensor has its data in two places", where=where)
+    if external:
+        name, begin = _external(folder, proto, size, where)
+    elif span is not None:
+        if span.end - span.begin != size:
+            raise BadFileError(
+                "a tensor's size contradicts its shape",
+                where=where,
+                found=span.end - span.begin,
+                allowed=f"{size} bytes for {list(shape)} {element.name}",
+            )
+        name, begin = file, span.begin
+    else:
+        origin = Origin(file, proto.name, element.storage, (count,), kind=element.name)
+        return Stored(proto.name, element, shape, InMemory(typed_units(proto, element, where)), origin, exact=False)
+    origin = Origin(name, proto.name, element.storage, (count,), kind=element.name, begin=begin)
+    return Stored(proto.name, element, shape, ByteRange(folder.rows(name), begin, element.storage), origin)
+
+
+def element_of(proto: Any, where: str) -> ElementType:
+    """The element type of a TensorProto whose shape is legal."""
+    if proto.data_type not in ELEMENTS:
+        raise UnsupportedError(
+            "tensors of this element type are not read",
+            where=where,
+            found=proto.data_type,
+            allowed=", ".join(e.name for e in ELEMENTS.values()),
+        )
+    if len(proto.dims) > MAX_RANK or any(n < 0 for n in proto.dims) or math.prod(proto.dims) > 1 << 48:
+        raise BadFileError(
+            "a shape is out of bounds", where=where, found=list(proto.dims)[:16], allowed=f"at most {MAX_RANK} axes"
+        )
+    return ELEMENTS[proto.data_type]
+
+
+def _typed(proto: Any) -> bool:
+    return any(
+        len(getattr(proto, name))
+        for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    )
+
+
+def _external(folder: Folder, proto: Any, size: int, where: str) -> tuple[str, int]:
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    if len(entries) != len(proto.external_data) or not entries.get("location"):
+        raise BadFileError("external data without one location", where=where, found=", ".join(entries) or "nothing")
+    given = {"offset": "0", "length": str(size)} | entries
+    begin, length = (_number(given[key], key, where) for key in ("offset", "length"))
+    if length != size:
+        raise BadFileError("a tensor's size contradicts its shape", where=where, found=length, allowed=f"{size} bytes")
+    available = folder.size(entries["location"])
+    if begin + length > available:
+        raise BadFileError(
+            "external data goes beyond the end of its file",
+            where=where,
+            found=f"bytes {begin}..{begin + length}",
+            allowed=f"..{available}",
+        )
+    return entries["location"], begin
+
+
+def _number(text: str, key: str, where: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise BadFileError("external data with a place that is no number", where=f"{where}: {key}", found=text)
+    return int(text)
+
+
+def typed_units(proto: Any, element: ElementType, where: str) -> Array:
+    """The units of a TensorProto in memory: of its typed field, or of the raw_data of a constant in a node."""
+    count = math.prod(proto.dims)
+    size = bit_stream.row_bytes(count, element.bits)
+    if proto.data_location == 1:
+        raise UnsupportedError("a constant inside of a node lies in another file", where=where)
+    units: Array = np.frombuffer(proto.raw_data, np.uint8) if proto.raw_data else _from_field(proto, element)
+    if units.nbytes != size:
+        raise BadFileError(
+            "a tensor's size contradicts its shape",
+            where=where,
+            found=f"{units.nbytes} bytes",
+            allowed=f"{size} bytes for {list(proto.dims)} {element.name}",
+        )
+    return units.view(storage_dtype(element.storage))
+
+
+def _from_field(proto: Any, element: ElementType) -> Array:
+    """Typed fields: float_data, double_data and int64_data as they are; all else in the low bits of int32_data."""
+    if element.name == "F32":
+        return np.array(proto.float_data, np.float32)
+    if element.name == "F64":
+        return np.array(proto.double_data, np.float64)
+    if element.name == "I64":
+        return np.array(proto.int64_data, np.int64)
+    if element.name == "U32":
+        return np.array(proto.uint64_data, np.uint64).astype(np.uint32)
+    unit = max(element.bits, 8) // 8
+    return np.array(proto.int32_data, np.int64).astype(f"<i{unit}")

@@ -1,0 +1,126 @@
+"""Weights that the graph dequantizes: which initializers belong together, and what they mean.
+
+    MatMulNBits (com.microsoft; K, N, bits, block_size)     W[n, k] = (q - zero) * scale per block of columns
+        B            U8 [N, ceil(K / block), block * bits / 8], a little-endian stream along k, padded to whole blocks
+        scales       [N, blocks], or flat
+        zero_points  packed U8 [N, ceil(blocks * bits / 8)], or floats [N, blocks]; absent: 2 ** (bits - 1)
+        g_idx        I32 [K]: the block of each column; absent: columns in order
+    DequantizeLinear(x, scale, zero; axis, block_size)      x in its own shape
+        scale, zero  one number, one per index of an axis, or one per block along it
+
+The tensor has the name of the packed initializer. Its scale and zero points are initializers too, and stay tensors of
+their own only where a node uses them for something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qdeploy.formats.stored import Array, Stored, source_of
+from qdeploy.ir.tensor import ArrayRows, Buffer, Codes, Layout, Param, QTensor, Shape, Term
+from qdeploy.pack import bits as bit_stream
+from qdeploy.store.recode import RecodedRows, Recoding
+
+FLOATS = ("F32", "F16", "BF16")
+_QUANTIZED = ("U8", "I8", "U16", "I16", "I32", "U4", "I4", "U2", "I2", "F8_E4M3", "F8_E5M2", "F4_E2M1")
+
+
+def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs: Mapping[str, Any]) -> QTensor | None:
+    """The weight [N, K] of a MatMulNBits node; None where the initializers are not of its layout.
+
+    Args:
+        weight: B.
+        others: scale, zero and index; None where there is none.
+        attrs: The node's attributes.
+    """
+    n, k, bits, block = (int(attrs.get(key, 0)) for key in ("N", "K", "bits", "block_size"))
+    if min(n, k, block) < 1 or not 1 <= bits <= 8 or block * bits % 8:
+        return None
+    count = -(-k // block)
+    scale, zero, index = others["scale"], others["zero"], others["index"]
+    if weight.element.name != "U8" or weight.count != n * count * block * bits // 8:
+        return None
+    if scale is None or scale.element.name not in FLOATS or scale.count != n * count:
+        return None
+    buffer = None if index is None else Buffer("index", "I32", (k,), index.buffer("index", (k,)).rows)
+    if index is not None and (index.element.name != "I32" or index.count != k):
+        return None
+    tile = (1, 1) if index is not None else (1, block)
+    zeros = _zero_points(zero, (n, count), bits)
+    if zeros is None:
+        return None
+    held = Param(zeros, (n, k) if zero is None else tile, None if zero is None else buffer)
+    scales = Param(scale.codes("scale", (n, count)), tile, buffer)
+    codes = Codes((n, k), (_columns(weight, n, k, bits),), Layout("bits", bits), f"uint{bits}", held, scales)
+    parts = [part for part in (weight, scale, zero, index) if part is not None]
+    return QTensor((n, k), scale.element.name, (Term(codes),), source=source_of("onnx", "matmulnbits", parts))
+
+
+def _zero_points(zero: Stored | None, grid: Shape, bits: int) -> Codes | None:
+    if zero is None:
+        middle = np.array([[1 << (bits - 1)]], np.uint8)
+        return Codes((1, 1), (Buffer("zero", "U8", (1, 1), ArrayRows(middle)),), Layout("plain"), "uint8")
+    if zero.element.name in FLOATS:
+        return zero.codes("zero", grid) if zero.count == math.prod(grid) else None
+    packed = (grid[0], bit_stream.row_bytes(grid[1], bits))
+    if zero.element.name != "U8" or zero.count != math.prod(packed):
+        return None
+    return Codes(grid, (zero.buffer("zero", packed),), Layout("bits", bits), f"uint{bits}")
+
+
+def _columns(weight: Stored, n: int, k: int, bits: int) -> Buffer:
+    """The codes of K columns per row: what pads the last block is dropped, and shown to come back."""
+    stored, kept = weight.count // n, bit_stream.row_bytes(k, bits)
+    if stored * 8 == k * bits:
+        return weight.buffer("codes", (n, kept))
+
+    def unpack(raw: Array) -> tuple[Array, ...]:
+        rows = raw.reshape(-1, stored)[:, :kept].copy()
+        if k * bits % 8:
+            rows[:, -1] &= (1 << (k * bits % 8)) - 1
+        return (rows,)
+
+    def pack(rows: Array) -> Array:
+        return np.pad(rows, ((0, 0), (0, stored - kept))).reshape(-1)
+
+    how = Recoding(("codes",), unpack, pack, units=stored)
+    return Buffer("codes", "U8", (n, kept), RecodedRows(how, "codes", weight.source, weight.origin))
+
+
+def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block: int) -> QTensor | None:
+    """An initializer that a DequantizeLinear node takes; None where its parameters do not fit it."""
+    if x.element.name not in _QUANTIZED or scale.element.name not in FLOATS or not x.count:
+        return None
+    if zero is not None and (zero.shape, zero.element) != (scale.shape, x.element):
+        return None
+    grid = x.shape or (1,)
+    placed = _tiles(grid, scale.shape, axis, block)
+    if placed is None:
+        return None
+    tile, extents = placed
+    zeros = None if zero is None else Param(zero.codes("zero", extents), tile)
+    codes = x.codes("codes", grid, zero=zeros, scale=Param(scale.codes("scale", extents), tile))
+    parts = [part for part in (x, scale, zero) if part is not None]
+    return QTensor(x.shape, scale.element.name, (Term(codes),), source=source_of("onnx", "dequantizelinear", parts))
+
+
+def _tiles(grid: Shape, param: Shape, axis: int, block: int) -> tuple[Shape, Shape] | None:
+    """The tile of a parameter, and the shape of its grid."""
+    if math.prod(param) == 1 and len(param) <= 1 and not block:
+        return grid, (1,) * len(grid)
+    if not -len(grid) <= axis < len(grid):
+        return None
+    axis %= len(grid)
+    if block:
+        extents = tuple(-(-n // block) if i == axis else n for i, n in enumerate(grid))
+        return (tuple(block if i == axis else 1 for i in range(len(grid))), extents) if param == extents else None
+    if param != (grid[axis],):
+        return None
+    return (
+        tuple(1 if i == axis else n for i, n in enumerate(grid)),
+        tuple(n if i == axis else 1 for i, n in enumerate(grid)),
+    )

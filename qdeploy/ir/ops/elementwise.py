@@ -1,0 +1,128 @@
+"""Rows of the table of ops: functions of one element, or of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.tensor import Array
+
+
+def power(x: Array, exponent: Array) -> Any:
+    """X to a power, in the type of x."""
+    if x.dtype.kind == "f":
+        return np.power(x, exponent.astype(x.dtype))
+    return np.power(x.astype(np.float64), exponent).astype(x.dtype)
+
+
+def modulo(a: Array, b: Array, *, fmod: int = 0) -> Any:
+    """The remainder, with the sign of b; with fmod, that of a."""
+    return np.fmod(a, b) if fmod else np.mod(a, b)
+
+
+def leaky_relu(x: Array, *, alpha: float = 0.01) -> Any:
+    """X, or alpha x below 0."""
+    return np.where(x < 0, x * x.dtype.type(alpha), x)
+
+
+def elu(x: Array, *, alpha: float = 1.0) -> Any:
+    """X, or alpha (exp(x) - 1) below 0."""
+    return np.where(x < 0, x.dtype.type(alpha) * (np.exp(np.minimum(x, 0)) - 1), x)
+
+
+def hard_sigmoid(x: Array, *, alpha: float = 0.2, beta: float = 0.5) -> Any:
+    """Alpha x + beta, limited to 0..1."""
+    return np.clip(x.dtype.type(alpha) * x + x.dtype.type(beta), 0, 1)
+
+
+def log_softmax(x: Array, *, axis: int = -1) -> Any:
+    """The logarithm of Softmax."""
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def cum_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Any:
+    """Running sums along an axis."""
+    place = int(axis.reshape(()))
+    turned = np.flip(x, place) if reverse else x
+    total = np.cumsum(turned, axis=place, dtype=x.dtype)
+    total = total - turned if exclusive else total
+    return np.flip(total, place) if reverse else total
+
+
+def trilu(x: Array, k: Array | None = None, *, upper: int = 1) -> Any:
+    """The triangle above (or below) a diagonal."""
+    diagonal = 0 if k is None else int(k.reshape(()))
+    return np.triu(x, diagonal) if upper else np.tril(x, diagonal)
+
+
+def cast_like(x: Array, like: Array) -> Array:
+    """X in the type of another value."""
+    return x.astype(like.dtype)
+
+
+def folded(function: Any) -> Any:
+    """A function of two values, over any number of them."""
+    return lambda first, *others: reduce(function, others, first)
+
+
+def opaque(
+    *inputs: Array,
+    domain: str,
+    type: str,
+    version: int,
+    attributes: list[str],
+    outputs: list[Any],
+    captured: Sequence[str] = (),
+) -> Any:
+    """Refuses: an operator without a row is carried for a backend that knows it, and has no numpy meaning here.
+
+    Args:
+        inputs: The operator's, and behind them the values that its subgraphs take from outside.
+        domain: Of the operator; "" is ai.onnx.
+        type: Its name there.
+        version: The version of the domain that the source imports.
+        attributes: Each an AttributeProto in base64, with tensors and subgraphs whole.
+        outputs: [element type, shape] of each output, or null where the source does not say.
+        captured: What the subgraphs call those last inputs.
+    """
+    raise UnsupportedError(
+        "an operator that the table of ops does not know",
+        found=f"{domain or 'ai.onnx'}.{type}",
+        todo="Only the ONNX backend passes it on.",
+    )
+
+
+ELEMENTWISE_ROWS: tuple[tuple[str, str, Any], ...] = (
+    ("Neg", "-x", lambda x: np.negative(x)),
+    ("Abs", "|x|", lambda x: np.abs(x)),
+    ("Exp", "exp(x)", lambda x: np.exp(x)),
+    ("Log", "the natural logarithm", lambda x: np.log(x)),
+    ("Reciprocal", "1 / x", lambda x: np.reciprocal(x)),
+    ("Floor", "the greatest integer not above x", lambda x: np.floor(x)),
+    ("Ceil", "the smallest integer not below x", lambda x: np.ceil(x)),
+    ("Round", "the nearest integer, halves to even", lambda x: np.rint(x)),
+    ("Sign", "-1, 0 or 1", lambda x: np.sign(x)),
+    ("Sin", "sin(x)", lambda x: np.sin(x)),
+    ("Cos", "cos(x)", lambda x: np.cos(x)),
+    ("Softplus", "log(1 + exp(x))", lambda x: np.logaddexp(x, x.dtype.type(0))),
+    ("LeakyRelu", "x, or alpha x below 0", leaky_relu),
+    ("Elu", "x, or alpha (exp(x) - 1) below 0", elu),
+    ("PRelu", "x, or slope x below 0", lambda x, slope: np.where(x < 0, x * slope, x)),
+    ("HardSigmoid", "alpha x + beta, limited to 0..1", hard_sigmoid),
+    ("HardSwish", "x HardSigmoid(x; 1/6, 1/2)", lambda x: x * hard_sigmoid(x, alpha=1 / 6)),
+    ("LogSoftmax", "x - log(sum(exp(x))) along an axis", log_softmax),
+    ("CumSum", "running sums along an axis", cum_sum),
+    ("Trilu", "the triangle above or below a diagonal", trilu),
+    ("Pow", "x to a power, in the type of x", power),
+    ("Mod", "the remainder of a / b", modulo),
+    ("Min", "the smallest of any number of values", folded(np.minimum)),
+    ("Max", "the greatest of any number of values", folded(np.maximum)),
+    ("Sum", "the sum of any number of values", folded(np.add)),
+    ("CastLike", "x in the type of another value", cast_like),
+)
+"""(name, meaning, function)."""

@@ -1,0 +1,124 @@
+"""Rows of the table of ops: comparisons, selection and the arithmetic of shapes that exported networks carry.
+
+They take their arguments as ONNX does: a shape that is computed by other nodes is an input here, and so is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.element import element_dtype
+from qdeploy.ir.tensor import Array
+
+MAX_ELEMENTS = 1 << 28
+"""Of a value whose shape the graph computes: more is an attack on the memory, or a mistake."""
+
+_PAD_MODES = ("constant", "reflect", "edge", "wrap")
+
+
+def bounded(shape: Sequence[int]) -> list[int]:
+    """Returns a computed shape; UnsupportedError where it is negative or absurdly large."""
+    extents, count = [int(n) for n in shape], 1
+    for n in extents:
+        count *= n
+    if any(n < 0 for n in extents) or count > MAX_ELEMENTS:
+        raise UnsupportedError("a computed shape is out of bounds", found=extents, allowed=f"{MAX_ELEMENTS} elements")
+    return extents
+
+
+def expand(x: Array, shape: Array) -> Array:
+    """Broadcasts in both directions."""
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(bounded(shape.tolist()))))
+
+
+def constant_of_shape(shape: Array, *, value: float = 0.0, dtype: str = "F32") -> Array:
+    """A tensor of one number."""
+    return np.full(bounded(shape.tolist()), value, element_dtype(dtype))
+
+
+def pad(
+    x: Array, pads: Array, value: Array | None = None, axes: Array | None = None, *, mode: str = "constant"
+) -> Array:
+    """Adds to (or, where negative, takes from) both ends of axes."""
+    if mode not in _PAD_MODES:
+        raise UnsupportedError("unknown way of padding", found=mode, allowed=", ".join(_PAD_MODES))
+    listed = range(x.ndim) if axes is None else [int(a) % x.ndim for a in axes]
+    half = len(listed)
+    ends = {axis: (int(pads[i]), int(pads[i + half])) for i, axis in enumerate(listed)}
+    spans = [ends.get(axis, (0, 0)) for axis in range(x.ndim)]
+    bounded([n + low + high for n, (low, high) in zip(x.shape, spans, strict=True)])
+    kept = tuple(slice(max(0, -low), n - max(0, -high)) for n, (low, high) in zip(x.shape, spans, strict=True))
+    added = [(max(0, low), max(0, high)) for low, high in spans]
+    if mode != "constant":
+        return np.pad(x[kept], added, mode=mode)  # type: ignore[call-overload,no-any-return]
+    fill = x.dtype.type(0) if value is None else value.reshape(()).astype(x.dtype)
+    return np.pad(x[kept], added, constant_values=fill)
+
+
+def split(x: Array, sizes: Array | None = None, *, axis: int = 0, num_outputs: int | None = None) -> tuple[Array, ...]:
+    """Cuts an axis into pieces of given sizes, or of equal ones (the last may be shorter)."""
+    if sizes is None:
+        step = -(-x.shape[axis] // (num_outputs or 1))
+        return tuple(np.split(x, list(range(step, x.shape[axis], step)), axis=axis))
+    return tuple(np.split(x, np.cumsum(sizes)[:-1], axis=axis))
+
+
+def tile(x: Array, repeats: Array) -> Array:
+    """Repeats along each axis."""
+    bounded([n * int(r) for n, r in zip(x.shape, repeats, strict=True)])
+    return np.tile(x, tuple(int(r) for r in repeats))
+
+
+def flatten(x: Array, *, axis: int = 1) -> Any:
+    """Two axes: everything before `axis`, and the rest."""
+    rows = int(np.prod(x.shape[: axis if axis >= 0 else x.ndim + axis], dtype=np.int64))
+    columns = x.size // rows if rows else 0
+    made: Array = x.reshape(rows, columns)
+    return made
+
+
+def arg_max(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
+    """The index of the greatest element, the first (or last) of equal ones."""
+    if select_last_index:
+        return np.asarray(x.shape[axis] - 1 - np.argmax(np.flip(x, axis), axis=axis, keepdims=bool(keepdims)))
+    return np.asarray(np.argmax(x, axis=axis, keepdims=bool(keepdims)))
+
+
+def reducer(function: Any) -> Any:
+    """A reduction over axes that are an attribute; without it, over all, or (noop_with_empty_axes) over none."""
+
+    def reduce(x: Array, *, axes: Sequence[int] = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Array:
+        if not axes and noop_with_empty_axes:
+            return x
+        return np.asarray(function(x, axis=tuple(axes) or None, keepdims=bool(keepdims)))
+
+    return reduce
+
+
+SHAPE_ROWS: tuple[tuple[str, str, Any], ...] = (
+    ("Expand", "x broadcast with a shape", expand),
+    ("ConstantOfShape", "one number everywhere", constant_of_shape),
+    ("Pad", "both ends of axes lengthened or cut", pad),
+    ("Split", "an axis cut into pieces", split),
+    ("Tile", "repeats along each axis", tile),
+    ("Flatten", "all axes before `axis` as one, and the others", flatten),
+    ("Size", "I64: the number of elements", lambda x: np.array(x.size, np.int64)),
+    ("Where", "a where the condition holds, else b", lambda condition, a, b: np.where(condition, a, b)),
+    ("Equal", "a == b", lambda a, b: a == b),
+    ("Less", "a < b", lambda a, b: a < b),
+    ("LessOrEqual", "a <= b", lambda a, b: a <= b),
+    ("Greater", "a > b", lambda a, b: a > b),
+    ("GreaterOrEqual", "a >= b", lambda a, b: a >= b),
+    ("Not", "not x", lambda x: ~x),
+    ("And", "a and b", lambda a, b: a & b),
+    ("Or", "a or b", lambda a, b: a | b),
+    ("ArgMax", "I64: where the greatest element of an axis is", arg_max),
+    ("ReduceMax", "the greatest over axes", reducer(np.max)),
+    ("ReduceMin", "the smallest over axes", reducer(np.min)),
+    ("ReduceProd", "the product over axes", reducer(np.prod)),
+)
+"""(name, meaning, function)."""

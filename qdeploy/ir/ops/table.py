@@ -1,0 +1,314 @@
+"""The table of ops: one row each, with its source and its meaning in numpy.
+
+Two kinds of row. A *primitive* is an ONNX operator with ONNX's semantics (opset 21; 23 for RMSNormalization), except
+that what ONNX passes as a small constant input (shape, axes, starts, ends, min, max) is an attribute here. A
+*composite* is ours: a backend matches it or takes its expansion into other rows (`ir/expand.py`), and the tests hold
+the two equal. `Attention` keeps a state and has no expansion; `ir/attention.py` is its definition.
+`Opaque` is an operator of a source graph that has no row: it is carried for the one backend that may know it.
+
+The rows of exported networks stand apart, by concept: elementwise.py, shape.py, conv.py and
+quantized.py; and so do those of integer networks, in integer.py. Reshape, Unsqueeze, Squeeze and Slice take
+their constants as inputs too, where the graph computes them.
+
+The numpy function takes the node's inputs as positional arguments (None where one is left out) and its attributes as
+keywords; arithmetic is float32, integers are int64. It is interpreter, specification and oracle in one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.attention import attention
+from qdeploy.ir.element import element_dtype
+from qdeploy.ir.expand import Expansion, gated_mlp, linear, mean_pool, positions, skip_norm
+from qdeploy.ir.ops.conv import CONV_ROWS
+from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
+from qdeploy.ir.ops.integer import INTEGER_ROWS
+from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.shape import SHAPE_ROWS, bounded, reducer
+from qdeploy.ir.ops.tflite import TFLITE_ROWS
+from qdeploy.ir.tensor import Array
+
+ONNX = "ONNX 21"
+QDEPLOY = "qdeploy"
+_RUNTIME = frozenset({"past"})  # keywords that the interpreter gives and no node carries
+
+
+@dataclass(frozen=True)
+class Op:
+    """One row of the table.
+
+    Attributes:
+        name: As nodes name it.
+        source: Whose semantics it has: "ONNX <opset>" or "qdeploy".
+        semantics: What it computes, in one line; B batch, T new tokens, S all tokens, D head size.
+        numpy: The same as a function: inputs positional, attributes as keywords.
+        expand: For composites: the nodes that mean the same.
+    """
+
+    name: str
+    source: str
+    semantics: str
+    numpy: Callable[..., Any]
+    expand: Expansion | None = None
+
+    @cached_property
+    def arity(self) -> tuple[int, int]:
+        """Least and greatest number of inputs."""
+        given = [p for p in self._parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if any(p.kind is p.VAR_POSITIONAL for p in self._parameters):
+            return sum(p.default is p.empty for p in given), 1 << 30
+        return sum(p.default is p.empty for p in given), len(given)
+
+    @cached_property
+    def attributes(self) -> dict[str, bool]:
+        """Name of every attribute, and whether it must be there."""
+        keywords = [p for p in self._parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RUNTIME]
+        return {p.name: p.default is p.empty for p in keywords}
+
+    @property
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.numpy).parameters.values())
+
+
+def op(name: str) -> Op:
+    """Returns the row of an op; raises UnsupportedError for a name that is not in the table."""
+    if name not in OPS:
+        raise UnsupportedError("unknown op", found=name, allowed=", ".join(sorted(OPS)))
+    return OPS[name]
+
+
+def _gather(data: Array, indices: Array, *, axis: int = 0) -> Array:
+    size = data.shape[axis]
+    if indices.size and not (-size <= indices.min() and indices.max() < size):
+        found = int(indices.max() if indices.max() >= size else indices.min())
+        raise BadArgumentError(
+            "an index lies outside of the tensor that it selects from", found=found, allowed=f"{-size}..{size - 1}"
+        )
+    return np.take(data, indices, axis=axis)
+
+
+def _constant(*, value_int: int | None = None, value_float: float | None = None) -> Array:
+    return np.array(value_float, np.float32) if value_int is None else np.array(value_int, np.int64)
+
+
+def _softmax(x: Array, *, axis: int = -1) -> Any:
+    exponential = np.exp(x - x.max(axis=axis, keepdims=True))
+    return exponential / exponential.sum(axis=axis, keepdims=True)
+
+
+def _sigmoid(x: Array) -> Any:
+    small = np.exp(-np.abs(x))  # never overflows
+    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _erf(x: Array) -> Array:
+    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float32, x.size).reshape(x.shape)
+
+
+def _gelu(x: Array, *, approximate: str = "none") -> Any:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
+
+
+def _rms_normalization(x: Array, weight: Array, *, epsilon: float = 1e-5) -> Any:
+    return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon)) * weight
+
+
+def _layer_normalization(x: Array, weight: Array, bias: Array | None = None, *, epsilon: float = 1e-5) -> Any:
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
+    normal = centred / np.sqrt(variance + np.float32(epsilon)) * weight
+    return normal if bias is None else normal + bias
+
+
+def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Any:
+    norm = np.linalg.norm(x, ord=p, axis=axis, keepdims=True)
+    return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
+
+
+def _cast(x: Array, *, to: str) -> Array:
+    return x.astype(element_dtype(to))
+
+
+def _ints(given: Array | None, constant: Sequence[int] | None) -> list[int]:
+    """A list of integers that is an input or an attribute."""
+    if given is None and constant is None:
+        raise BadArgumentError("a list of integers is neither an input nor an attribute")
+    return [int(n) for n in (given if given is not None else constant or ())]
+
+
+def _reshape(x: Array, to: Array | None = None, *, shape: Sequence[int] | None = None, allowzero: int = 0) -> Array:
+    wanted = _ints(to, shape)
+    return x.reshape([x.shape[i] if n == 0 and not allowzero else n for i, n in enumerate(wanted)])
+
+
+def _transpose(x: Array, *, perm: Sequence[int] | None = None) -> Array:
+    return x.transpose(perm)
+
+
+def _unsqueeze(x: Array, at: Array | None = None, *, axes: Sequence[int] | None = None) -> Array:
+    return np.expand_dims(x, tuple(_ints(at, axes)))
+
+
+def _squeeze(x: Array, at: Array | None = None, *, axes: Sequence[int] | None = None) -> Array:
+    every = at is None and axes is None
+    return np.squeeze(x, None if every else tuple(_ints(at, axes)))
+
+
+def _concat(first: Array, *others: Array, axis: int) -> Array:
+    return np.concatenate((first, *others), axis=axis)
+
+
+def _slice(
+    x: Array,
+    first: Array | None = None,
+    last: Array | None = None,
+    along: Array | None = None,
+    stride: Array | None = None,
+    *,
+    starts: Sequence[int] | None = None,
+    ends: Sequence[int] | None = None,
+    axes: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+) -> Array:
+    begins, stops = _ints(first, starts), _ints(last, ends)
+    every = along is None and axes is None
+    places = list(range(len(begins))) if every else _ints(along, axes)
+    paces = [1] * len(begins) if stride is None and steps is None else _ints(stride, steps)
+    window = [slice(None)] * x.ndim
+    for begin, stop, axis, pace in zip(begins, stops, places, paces, strict=True):
+        if pace < 0 and stop < -x.shape[axis]:  # ONNX: to the beginning, with the first element
+            window[axis] = slice(begin, None, pace)
+        else:
+            window[axis] = slice(begin, stop, pace)
+    return x[tuple(window)]
+
+
+def _divide(a: Array, b: Array) -> Any:
+    if np.result_type(a, b).kind == "f" or a.dtype.kind not in "iu":
+        return a / b
+    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)  # towards zero
+
+
+def _shape(x: Array, *, start: int = 0, end: int | None = None) -> Array:
+    return np.array(x.shape[start:end], np.int64)
+
+
+def _range(start: Array, limit: Array, delta: Array) -> Array:
+    bounded([max(0, math.ceil((limit.item() - start.item()) / delta.item()))])
+    return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+
+
+def _sum(x: Array, **where: Any) -> Any:
+    return np.sum(x, dtype=x.dtype, **where)
+
+
+def _clip(x: Array, *, min: float | None = None, max: float | None = None) -> Array:
+    return x if min is None and max is None else np.clip(x, min, max)
+
+
+def _linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
+    product = x @ weight.T  # [..., K] @ [K, N]
+    return product if bias is None else product + bias
+
+
+def _skip_norm(
+    x: Array, skip: Array, weight: Array, bias: Array | None = None, *, kind: str, epsilon: float
+) -> tuple[Array, Array]:
+    total = x + skip
+    if kind == "rms":
+        return _rms_normalization(total, weight, epsilon=epsilon), total
+    return _layer_normalization(total, weight, bias, epsilon=epsilon), total
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu": _gelu,
+    "gelu_tanh": lambda x: _gelu(x, approximate="tanh"),
+}
+
+
+def _gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str) -> Any:
+    if activation not in _ACTIVATIONS:
+        raise UnsupportedError("unknown activation of GatedMlp", found=activation, allowed=", ".join(_ACTIVATIONS))
+    return _linear(_ACTIVATIONS[activation](_linear(x, gate)) * _linear(x, up), down)
+
+
+def _mean_pool(hidden: Array, mask: Array) -> Any:
+    weight = mask.astype(np.float32)[..., None]  # [B, T, 1]
+    return (hidden * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), np.float32(1e-9))
+
+
+def _positions(ids: Array) -> Array:
+    return np.arange(ids.shape[1], dtype=np.int64)
+
+
+OPS = {
+    row.name: row
+    for row in (
+        Op("Constant", ONNX, "a scalar: I64 value_int, or F32 value_float", _constant),
+        Op("Identity", ONNX, "x", lambda x: x),
+        Op("Gather", ONNX, "entries of data along an axis, selected by indices", _gather),
+        Op("Add", ONNX, "a + b, broadcast", lambda a, b: a + b),
+        Op("Sub", ONNX, "a - b, broadcast", lambda a, b: a - b),
+        Op("Mul", ONNX, "a * b, broadcast", lambda a, b: a * b),
+        Op("Div", ONNX, "a / b, broadcast; integers towards zero", _divide),
+        Op("MatMul", ONNX, "a @ b over the last two axes", lambda a, b: a @ b),
+        Op("Softmax", ONNX, "exp(x) / sum(exp(x)) along an axis", _softmax),
+        Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", _sigmoid),
+        Op("Tanh", ONNX, "tanh(x)", lambda x: np.tanh(x)),
+        Op("Relu", ONNX, "max(x, 0)", lambda x: np.maximum(x, 0)),
+        Op("Erf", ONNX, "the error function", _erf),
+        Op("Sqrt", ONNX, "the square root", lambda x: np.sqrt(x)),
+        Op("Gelu", ONNX, "x * Phi(x), exactly or by the tanh formula", _gelu),
+        Op("RMSNormalization", "ONNX 23", "x / sqrt(mean(x^2) + epsilon) * weight, last axis", _rms_normalization),
+        Op(
+            "LayerNormalization",
+            ONNX,
+            "(x - mean) / sqrt(var + epsilon) * weight + bias, last axis",
+            _layer_normalization,
+        ),
+        Op("LpNormalization", ONNX, "x / |x|_p along an axis, 0 where the norm is 0", _lp_normalization),
+        Op("Cast", ONNX, "x in another storage type", _cast),
+        Op("Reshape", ONNX, "0 keeps an axis, -1 is inferred", _reshape),
+        Op("Transpose", ONNX, "axes permuted by perm", _transpose),
+        Op("Unsqueeze", ONNX, "axes of extent 1 inserted", _unsqueeze),
+        Op("Squeeze", ONNX, "axes of extent 1 removed", _squeeze),
+        Op("Concat", ONNX, "parts joined along an axis", _concat),
+        Op("Slice", ONNX, "x[start:end] on each of axes", _slice),
+        Op("Shape", ONNX, "I64: the extents of axes start..end", _shape),
+        Op("Range", ONNX, "start, start + delta, ... below limit", _range),
+        Op("ReduceSum", ONNX, "the sum over axes", reducer(_sum)),
+        Op("ReduceMean", ONNX, "the mean over axes", reducer(np.mean)),
+        Op("Clip", ONNX, "x limited to min..max", _clip),
+        Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear),
+        Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
+        Op("GatedMlp", QDEPLOY, "Linear(act(Linear(x, gate)) * Linear(x, up), down)", _gated_mlp, gated_mlp),
+        Op(
+            "MeanPool",
+            QDEPLOY,
+            "mean of hidden [B, T, H] over the tokens where mask [B, T] is 1",
+            _mean_pool,
+            mean_pool,
+        ),
+        Op("Positions", QDEPLOY, "I64 [T]: 0 .. T - 1 for ids [B, T]", _positions, positions),
+        Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
+        Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
+        *(
+            Op(name, ONNX, meaning, function)
+            for name, meaning, function in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS)
+        ),
+        *(Op(*row) for row in (*QUANTIZED_ROWS, *INTEGER_ROWS, *TFLITE_ROWS)),
+    )
+}
+"""Every op by its name."""

@@ -1,0 +1,79 @@
+"""Shapes of every value of a graph, with the free axes by name, found by running the graph on zeros.
+
+Every free axis of the inputs gets an extent of its own, and the graph runs twice, with other extents; an axis of a
+value that has the extent of a free axis both times is that axis, one that never changes is fixed, and any other one is
+unknown (-1). So no row needs a rule of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qdeploy.errors import BadArgumentError
+from qdeploy.ir.element import element_dtype
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.run import run
+from qdeploy.ir.tensor import Array
+
+Extents = tuple[int | str, ...]
+UNKNOWN = -1
+USUAL = {"sequence": 128}
+"""Extents of free axes by their names, where none is given."""
+
+
+def chosen_axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
+    """Extents of the free axes of the inputs: as given, else 1 for a batch (a first axis of any name), else USUAL.
+
+    Axes with none of these are left out.
+
+    Raises:
+        BadArgumentError: An axis is given that the network does not have.
+    """
+    free = list(dict.fromkeys(axis for value in graph.inputs for axis in value.shape if isinstance(axis, str)))
+    if unknown := [name for name in given if name not in free]:
+        raise BadArgumentError(
+            "the network has no such free axis",
+            found=", ".join(unknown),
+            allowed=", ".join(free) or "none: all of its axes are fixed",
+        )
+    batches = {axis: 1 for value in graph.inputs for axis in value.shape[:1] if isinstance(axis, str)}
+    found = {**USUAL, **batches, **given}
+    return {name: found[name] for name in free if name in found}
+
+
+def extents(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Extents]:
+    """Returns the shape of every value that a node makes, and of the inputs.
+
+    Raises:
+        QdeployError: The graph does not run on zeros.
+    """
+    names = list(dict.fromkeys(axis for v in graph.inputs for axis in v.shape if isinstance(axis, str)))
+    first, second = ({name: 1 + 3 * i + step for i, name in enumerate(names)} for step in (0, 1))
+    shapes = [_shapes(graph, weights, sizes) for sizes in (first, second)]
+    return {
+        name: tuple(_axis(a, b, first, second) for a, b in zip(shape, shapes[1][name], strict=True))
+        for name, shape in shapes[0].items()
+        if len(shape) == len(shapes[1][name])
+    }
+
+
+def _axis(a: int, b: int, first: Mapping[str, int], second: Mapping[str, int]) -> int | str:
+    if a == b:
+        return a
+    return next((name for name in first if (first[name], second[name]) == (a, b)), UNKNOWN)
+
+
+def _shapes(graph: Graph, weights: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    inputs = {
+        v.name: np.zeros([sizes.get(str(n), 1) if isinstance(n, str) else n for n in v.shape], element_dtype(v.dtype))
+        for v in graph.inputs
+    }
+    found: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, array: Array) -> None:
+        found[name] = array.shape
+
+    run(graph, inputs, {}, weights, note)
+    return found
