@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qdeploy.arch.family import family_of
 from qdeploy.backends.onnx.attention import padded_head
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -33,9 +34,6 @@ TOKENIZER_FILES = (
 )
 """Files of the source that belong beside the model."""
 
-MODEL_TYPES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""model_type of config.json -> the type that onnxruntime-genai knows; any decoder of this form runs as "decoder"."""
-
 
 def genai_config(model: Model, graph: Graph) -> Mapping[str, Any]:
     """Returns the content of genai_config.json for a decoder."""
@@ -51,11 +49,17 @@ def genai_config(model: Model, graph: Graph) -> Mapping[str, Any]:
             **{key: value for key, value in known.items() if value is not None},
             "context_length": meta["context"],
             "decoder": _decoder(graph, _hidden_size(model)),
-            "type": MODEL_TYPES.get(str(meta["model_type"]), "decoder"),
+            "type": _model_type(str(meta["model_type"])),
             "vocab_size": meta["vocab"],
         },
         "search": _search(generation, int(meta["context"])),
     }
+
+
+def _model_type(model_type: str) -> str:
+    """The type that onnxruntime-genai knows; any decoder of this form runs as "decoder"."""
+    family = family_of(model_type)
+    return family.genai.get(model_type, "decoder") if family is not None else "decoder"
 
 
 def write_side_files(model: Model, target: Path, config: Mapping[str, Any] | None) -> list[str]:

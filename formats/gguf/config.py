@@ -1,15 +1,15 @@
 """GGUF metadata in the spelling of Hugging Face's config.json (ggml/docs/gguf.md; llama.cpp's `llama-arch.cpp`).
 
-    general.architecture                     "llama", "qwen2", "qwen3", "bert"; it is the prefix of all that follows
+    general.architecture                     "llama", "qwen2", ...; it is the prefix of all that follows
     <arch>.embedding_length                  and so on: `_FIELDS`
     <arch>.attention.key_length              extent of a head, where it is not embedding_length / head_count
     <arch>.rope.dimension_count              how much of a head is rotated
     <arch>.rope.scaling.type                 none, linear, yarn
     tokenizer.ggml.*_token_id                ids that the model needs
 
-Files of Mistral call themselves `llama`; a sliding window tells them apart. Llama 3's frequency scaling is no metadata
-but the tensor `rope_freqs.weight`, which the graph reads. A number that was stored as float32 is given as the shortest
-decimal that is the same float32 (1e-05, not 9.999999747378752e-06).
+A family says the rest in its row (`qdeploy/arch/family.py`). Llama 3's frequency scaling is no metadata but the tensor
+`rope_freqs.weight`, which the graph reads. A number that was stored as float32 is given as the shortest decimal that is
+the same float32 (1e-05, not 9.999999747378752e-06).
 
 A field of the architecture that is set and not understood would change what the network computes: the tensors can be
 read all the same, but the graph is refused, by the name of the field. So is a tensor that no node uses.
@@ -24,18 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.arch.family import Family, Gguf, Metadata, Shapes, family_of, gguf_architectures
+from qdeploy.arch.gguf import whole
+from qdeploy.arch.names import ROPE_FACTORS
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
-from qdeploy.names import ROPE_FACTORS
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "bert": "BertModel",
-}
 _FIELDS = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -84,18 +79,16 @@ def describe(
         graph, or raises UnsupportedError with the name of what stands in its way.
     """
     name = str(metadata.get("general.architecture", ""))
-    if name not in _ARCHITECTURES or name == "mistral":
-        known = ", ".join(k for k in _ARCHITECTURES if k != "mistral")
+    family = family_of(name)
+    row = family.gguf.get(name) if family is not None else None
+    if family is None or row is None:
+        known = ", ".join(gguf_architectures())
         return {}, _refused("unknown architecture", "general.architecture", name or "nothing", known)
     own = {key.removeprefix(f"{name}."): _number(v) for key, v in metadata.items() if key.startswith(f"{name}.")}
-    window = own.pop("attention.sliding_window", 0) if name == "llama" else 0
-    kind = "mistral" if window else name
-    config = {"model_type": kind, "architectures": [_ARCHITECTURES[kind]]}
-    config |= {field: own[key] for key, field in _FIELDS.items() if key in own}
-    config |= _extents(own, shapes) | _tokens(metadata)
-    config |= _encoder(shapes) if name == "bert" else _decoder(own, kind, window, shapes)
+    config = _config(metadata, own, shapes, family, row)
     for key, value in own.items():
-        if isinstance(value, list) or (key not in _FIELDS and key not in _UNDERSTOOD and value not in (0, "", "none")):
+        known_field = key in _FIELDS or key in row.fields or key in _UNDERSTOOD or key in row.understood
+        if isinstance(value, list) or (not known_field and value not in (0, "", "none")):
             return config, _refused("an unsupported field of the architecture", f"{name}.{key}", value, "absent")
     missing = [f"{name}.{key}" for key in _NEEDED if key not in own]
     if missing:
@@ -108,6 +101,25 @@ def describe(
             str(config.get("head_dim")),
         )
     return config, _build
+
+
+def _config(metadata: Metadata, own: Metadata, shapes: Shapes, family: Family, row: Gguf) -> dict[str, Any]:
+    """The fields of config.json: those of all architectures, and those of the family.
+
+    Args:
+        metadata: All of it.
+        own: Of the architecture, without its prefix.
+        shapes: Of every tensor.
+        family: Whose model it is.
+        row: How such files describe the family.
+    """
+    kind = row.model_type(own) if row.model_type else next(iter(family.heads))
+    if metadata["general.architecture"] in family.heads and not row.model_type:
+        kind = metadata["general.architecture"]
+    config: dict[str, Any] = {"model_type": kind, "architectures": [family.heads[kind][0]]}
+    config |= {field: own[key] for key, field in (_FIELDS | dict(row.fields)).items() if key in own}
+    config |= _extents(own, shapes) | _tokens(metadata)
+    return config | row.config(own, shapes, kind)
 
 
 def _build(model: Model) -> Graph:
@@ -141,16 +153,12 @@ def _number(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) and math.isfinite(value) else value
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
 def _extents(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    heads = _whole(own.get("attention.head_count"))
+    heads = whole(own.get("attention.head_count"))
     found: dict[str, Any] = {}
     if heads:
         found["num_key_value_heads"] = own.get("attention.head_count_kv", heads)
-        found["head_dim"] = own.get("attention.key_length", _whole(own.get("embedding_length")) // heads)
+        found["head_dim"] = own.get("attention.key_length", whole(own.get("embedding_length")) // heads)
     if "token_embd.weight" in shapes:
         found["vocab_size"] = shapes["token_embd.weight"][0]
     return found
@@ -162,56 +170,6 @@ def _tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
     turn = ids["eot"]  # the end of a turn ends a generation, too
     if isinstance(turn, int) and turn != found.get("eos_token_id", turn):
         found["eos_token_id"] = [found["eos_token_id"], turn]
-    return found
-
-
-def _decoder(own: Mapping[str, Any], kind: str, window: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    head, rotated = _whole(own.get("attention.key_length")), _whole(own.get("rope.dimension_count"))
-    head = head or _whole(own.get("embedding_length")) // max(1, _whole(own.get("attention.head_count")))
-    found: dict[str, Any] = {
-        "hidden_act": "silu",
-        "rope_theta": own.get("rope.freq_base", 10000.0),
-        "tie_word_embeddings": "output.weight" not in shapes,
-        "rope_interleaved": kind in ("llama", "mistral"),
-        "is_causal": own.get("attention.causal", True),
-    }
-    if head and rotated not in (0, head):
-        found["partial_rotary_factor"] = rotated / head
-    if kind != "qwen2":  # there it goes without saying
-        found["attention_bias"] = "blk.0.attn_q.bias" in shapes
-        found["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
-    if kind == "mistral":
-        found["sliding_window"] = window
-    scaling = _scaling(own)
-    return {**found, "rope_scaling": scaling} if scaling else found
-
-
-def _scaling(own: Mapping[str, Any]) -> dict[str, Any]:
-    kind, factor = own.get("rope.scaling.type", "none"), own.get("rope.scaling.factor", own.get("rope.scale_linear", 1))
-    if "rope.scaling.type" not in own and "rope.scale_linear" in own:
-        kind = "linear"
-    if kind == "none" or (kind == "linear" and factor in (0, 1)):
-        return {}
-    found = {"rope_type": kind, "factor": factor}
-    if kind != "yarn":
-        return found
-    names = {
-        "original_context_length": "original_max_position_embeddings",
-        "yarn_beta_fast": "beta_fast",
-        "yarn_beta_slow": "beta_slow",
-    }
-    found |= {field: own[key] for name, field in names.items() if (key := f"rope.scaling.{name}") in own}
-    extra = own.get("rope.scaling.attn_factor", 1)
-    if isinstance(extra, float) and isinstance(factor, float) and factor > 1:
-        found["attention_factor"] = extra * (0.1 * math.log(factor) + 1)  # as llama.cpp multiplies it
-    return found
-
-
-def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    found: dict[str, Any] = {"hidden_act": "gelu"}
-    for field, name in (("type_vocab_size", "token_types.weight"), ("max_position_embeddings", "position_embd.weight")):
-        if name in shapes:
-            found[field] = shapes[name][0]
     return found
 
 

@@ -1,27 +1,23 @@
-"""config.json -> graph: one file per model family, listed here by `model_type`.
+"""config.json -> graph: one file per family of models, in families/.
 
-A family is a module with `build(model) -> Graph`. The definitions are those of Hugging Face's transformers; a field
-that changes the arithmetic and is not understood is refused by its name, and a configuration that contradicts the
-tensors is an error that names both.
+    family.py          what a family is, and how it is found by `model_type`
+    names.py           how parameters are called in each dialect
+    config.py          config.json, field by field; rope.py, its rotary frequencies
+    decoder.py         a decoder as data: its layers, norms and residuals
+    self_attention.py  what a layer may mix tokens with; mlp.py, what it may do with each token
+    builder.py         a graph under construction; sentence.py, sentence embeddings
+
+The definitions are those of Hugging Face's transformers; a field that changes the arithmetic and is not understood is
+refused by its name, and a configuration that contradicts the tensors is an error that names both.
 """
 
 from __future__ import annotations
 
-import importlib
-
+from qdeploy.arch.family import check_head, family_of, model_types
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.model import Model
-
-FAMILIES = {
-    "llama": "qdeploy.arch.llama",
-    "mistral": "qdeploy.arch.llama",
-    "qwen2": "qdeploy.arch.qwen",
-    "qwen3": "qdeploy.arch.qwen",
-    "bert": "qdeploy.arch.bert",
-}
-"""model_type -> module."""
 
 
 def build_graph(model: Model) -> Graph:
@@ -32,14 +28,16 @@ def build_graph(model: Model) -> Graph:
         BadFileError: The configuration contradicts itself or the tensors; the field and the tensor are named.
     """
     kind = model.config.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    family = family_of(kind) if isinstance(kind, str) else None
+    if family is None or not isinstance(kind, str) or kind not in family.heads:
         raise UnsupportedError(
             "unknown architecture",
             where="config.json: model_type",
             found=kind,
-            allowed=", ".join(FAMILIES),
+            allowed=", ".join(model_types()),
             todo="Convert its tensors with --to ir.",
         )
-    graph: Graph = importlib.import_module(FAMILIES[kind]).build(model)
+    check_head(kind, model.config, family)
+    graph = family.build(model)
     check_graph(graph, model.tensors.keys())
     return graph

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from qdeploy.arch.config import Config
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.arch.names import Names, layer_of
+from qdeploy.errors import BadFileError
 from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Attr, Graph, Node, State, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Buffer, Float32, QTensor, plain
-from qdeploy.names import layer_of, locate, spellings
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -36,20 +35,20 @@ class Builder:
 
     Attributes:
         model: Whose graph it is.
-        family: Its row in names.py.
+        names: How its parameters are called.
         constants: The graph's own tensors so far.
         states: Caches so far.
     """
 
-    def __init__(self, model: Model, family: str) -> None:
-        self.model, self.family = model, family
+    def __init__(self, model: Model, names: Names) -> None:
+        self.model, self.names = model, names
         self.constants: dict[str, QTensor] = {}
         self.states: list[State] = []
         self._nodes: list[Node] = []
 
     def has(self, parameter: str) -> bool:
         """Whether a canonical parameter is among the tensors."""
-        return locate(parameter, self.family, self.model.dialect, self.model.tensors) is not None
+        return self._locate(parameter) is not None
 
     def weight(self, parameter: str, shape: tuple[int, ...], fields: str) -> str:
         """Returns the stored name of a parameter.
@@ -62,9 +61,9 @@ class Builder:
         Raises:
             BadFileError: It is missing, or has another shape.
         """
-        name = locate(parameter, self.family, self.model.dialect, self.model.tensors)
+        name = self._locate(parameter)
         if name is None:
-            name = spellings(parameter, self.family, self.model.dialect)[0]
+            name = self.names.spellings(parameter, self.model.dialect)[0]
             fields += "" if layer_of(parameter) is None else ", num_hidden_layers"
             raise BadFileError(
                 "a tensor of the architecture is missing",
@@ -89,7 +88,7 @@ class Builder:
         """
         if declared:
             return self.weight(parameter, (size,), field)
-        name = locate(parameter, self.family, self.model.dialect, self.model.tensors)
+        name = self._locate(parameter)
         if name is not None and np.any(self.model.tensors[name].decode()):
             where = f"config.json: {field}; tensor {name}"
             raise BadFileError("config.json denies a bias that is stored", where=where, found="values other than zero")
@@ -116,9 +115,16 @@ class Builder:
         self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(values, np.float32), "F32"), "f32")
         return name
 
+    def scaled(self, x: str, factor: float, name: str) -> str:
+        """Adds x times a number."""
+        return self.node("Mul", x, self.constant(f"{name}.factor", np.array([factor], np.float32)), name=name)
+
     def graph(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], meta: Mapping[str, Attr]) -> Graph:
         """The finished graph."""
         return Graph(inputs, outputs, tuple(self._nodes), tuple(self.states), self.constants, meta)
+
+    def _locate(self, parameter: str) -> str | None:
+        return self.names.locate(parameter, self.model.dialect, self.model.tensors)
 
     def _add(
         self, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], name: str, attrs: Mapping[str, Attr]
@@ -148,16 +154,3 @@ def layer_count(model: Model, config: Config) -> int:
                 allowed=f"layers 0..{layers - 1}",
             )
     return layers
-
-
-def check_architecture(config: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """Refuses a model with another head: every entry of `architectures`, if there is one, must be allowed."""
-    named = config.get("architectures") or []
-    for name in named if isinstance(named, list) else [named]:
-        if name not in allowed:
-            raise UnsupportedError(
-                "an unsupported architecture",
-                where="config.json: architectures",
-                found=name,
-                allowed=", ".join(allowed),
-            )

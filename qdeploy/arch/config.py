@@ -17,13 +17,16 @@ class Config:
     Attributes:
         fields: The object.
         where: How errors call it ("config.json", "config.json: rope_scaling").
+        read: The names of the fields that have been asked for.
     """
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
         self.fields, self.where = fields, where
+        self.read: set[str] = set()
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
+        self.read.add(name)
         return self.fields.get(name) is not None
 
     def size(self, name: str, default: int | None = None) -> int:
@@ -70,6 +73,7 @@ class Config:
 
     def token(self, name: str) -> int | list[Any] | None:
         """A token id, a list of them, or None."""
+        self.read.add(name)
         value = self.fields.get(name)
         ids = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(v, int) and not isinstance(v, bool) for v in ids):
@@ -107,6 +111,7 @@ class Config:
         )
 
     def _value(self, name: str, default: object) -> Any:
+        self.read.add(name)
         value = self.fields.get(name)
         if value is None and default is None:
             raise BadFileError("a field of the configuration is missing", where=f"{self.where}: {name}")

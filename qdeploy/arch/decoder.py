@@ -1,28 +1,30 @@
-"""The decoder that Llama, Mistral and Qwen share: pre-norm blocks of rotary attention and a gated MLP.
+"""A decoder as data: what a family says of its layers, and the graph that follows.
 
-    x = embed(ids)
-    per layer:  h = norm(x);  x = x + o(attention(q(h), k(h), v(h)));  x = x + down(act(gate(norm(x))) * up(norm(x)))
-    logits = head(norm(x))
+    x = embed(ids) * embedding_multiplier
+    per layer, per branch:   x = x + multiplier * after(block(before(x)))
+    logits = softcap(head(norm(x)) * logits_multiplier)
 
-What differs between the families is a `Decoder`: which projections have a bias, whether queries and keys are normed,
-and how far each layer sees. A head that is not stored is the embedding's tensor, used a second time.
+A branch is a block between two norms, either of which may be missing: pre-norm decoders (Llama) have the one before,
+post-norm decoders (OLMo 2) the one after, others (Gemma 2) both. Branches follow each other, or read the same x and are
+added up (`parallel`: Cohere, GPT-NeoX). A block is whatever mixes tokens or works on each of them; a family chooses it
+per layer, so that experts, recurrent and convolutional blocks are classes of their own. A head that is not stored is
+the embedding's tensor, used a second time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
-from qdeploy.arch.builder import ACTIVATIONS, Builder
+from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
-from qdeploy.arch.rope import read_rope
+from qdeploy.arch.names import Names
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.graph import Attr, Graph, State, Value
+from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
-from qdeploy.ir.tensor import Float32
-from qdeploy.names import ROPE_FACTORS
 
 REFUSED = {
     "attn_logit_softcapping": (),
@@ -69,36 +71,107 @@ REFUSED = {
     "use_bidirectional_attention": (False,),
     "bidirectional_attention": (False,),
 }
-"""Fields of other families that change the arithmetic, with the values that mean nothing."""
+"""Fields that change the arithmetic, with the values that mean nothing. A family that reads one of them understands it;
+every other family refuses it."""
+
+
+class Block(Protocol):
+    """What stands in a branch: attention, an MLP, experts, a convolution, a recurrence."""
+
+    def add(self, builder: Builder, layer: int, x: str) -> str:
+        """Adds the nodes of layer number `layer` on the value x [B, T, hidden]; returns the name of the result."""
+        ...
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation over the hidden axis.
+
+    Attributes:
+        kind: "rms" or "layer".
+        epsilon: Added to the mean square or the variance.
+        offset: Added to the stored weight (Gemma stores weight - 1).
+        bias: Whether there is a bias; only with "layer".
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    epsilon: float = 1e-6
+    offset: float = 0.0
+    bias: bool = False
+
+    def parameters(self, builder: Builder, module: str, size: int) -> tuple[str, ...]:
+        """The names of weight and bias of a stored norm [size]."""
+        weight = builder.weight(f"{module}.weight", (size,), "hidden_size")
+        if self.offset:
+            stored = builder.model.tensors[weight].decode()
+            weight = builder.constant(f"{weight}.effective", stored + np.float32(self.offset))
+        bias = (builder.weight(f"{module}.bias", (size,), "hidden_size"),) if self.bias else ()
+        return (weight, *bias)
+
+    def add(self, builder: Builder, x: str, parameters: tuple[str, ...], name: str) -> str:
+        """Adds the norm of x."""
+        op = "RMSNormalization" if self.kind == "rms" else "LayerNormalization"
+        return builder.node(op, x, *parameters, name=name, epsilon=self.epsilon)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch: x + multiplier * after(block(before(x))).
+
+    Attributes:
+        block: What it computes.
+        before: The module of the norm before the block, within the layer; "" for none.
+        after: The same for the norm behind the block.
+    """
+
+    block: Block
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its branches, one after the other, or in parallel on the same input."""
+
+    branches: tuple[Branch, ...]
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What tells one family from another, and the extents that all have.
+    """What tells one decoder from another.
 
     Attributes:
-        family: model_type.
-        windows: Per layer: how many keys a query sees, 0 for all.
-        qkv_bias: Query, key and value projections have a bias.
-        o_bias: The output projection has one.
-        mlp_bias: The three projections of the MLP have one.
-        qk_norm: Every head of queries and keys goes through an RMS norm of its own (Qwen3).
-        head_dim: Extent of a head.
-        kv_heads: Key and value heads.
-        context: `max_position_embeddings`.
+        model_type: As in config.json.
+        names: How parameters are called.
+        layers: In order.
+        context: How many positions the graph is good for.
+        norm: Every norm over the hidden axis.
+        residual_multiplier: Multiplied into every branch.
+        embedding_multiplier: Multiplied into the embeddings.
+        logits_multiplier: Multiplied into the logits.
+        logits_softcap: c of c * tanh(logits / c); 0 for none.
+        head_bias: Whether the output projection has a bias.
         refused: Further fields that are refused, as in `REFUSED`; an entry here replaces the one there.
     """
 
-    family: str
-    windows: tuple[int, ...]
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    head_dim: int
-    kv_heads: int
+    model_type: str
+    names: Names
+    layers: tuple[Layer, ...]
     context: int
+    norm: Norm
+    residual_multiplier: float = 1.0
+    embedding_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    logits_softcap: float = 0.0
+    head_bias: bool = False
     refused: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+
+def refuse_unread(config: Config, refused: Mapping[str, tuple[object, ...]]) -> None:
+    """Refuses fields that change the arithmetic: those of `refused`, and those of `REFUSED` that nobody has read."""
+    unread = {name: values for name, values in REFUSED.items() if name not in config.read}
+    config.refuse({**unread, **refused})
 
 
 def heads_of(config: Config, head_dim: int | None = None, kv_heads: int | None = None) -> tuple[int, int]:
@@ -112,113 +185,90 @@ def heads_of(config: Config, head_dim: int | None = None, kv_heads: int | None =
     return config.size("head_dim", head_dim or max(hidden // heads, 1)), kv
 
 
-def build_decoder(model: Model, decoder: Decoder) -> Graph:
+def build_decoder(model: Model, config: Config, decoder: Decoder) -> Graph:
     """Builds the graph; raises as `build_graph` says."""
-    return _Decoding(model, decoder).graph()
+    refuse_unread(config, decoder.refused)
+    return _Decoding(model, config, decoder).graph()
 
 
 class _Decoding:
-    def __init__(self, model: Model, decoder: Decoder) -> None:
-        self.config, self.decoder = Config(model.config), decoder
-        self.config.refuse({**REFUSED, **decoder.refused})
-        self.builder = Builder(model, decoder.family)
-        self.hidden = self.config.size("hidden_size")
-        self.heads = self.config.size("num_attention_heads")
-        self.inner = self.config.size("intermediate_size")
-        self.vocab = self.config.size("vocab_size")
-        self.epsilon = self.config.positive("rms_norm_eps", 1e-6)
-        self.act = self.config.choose("hidden_act", ACTIVATIONS, "silu")
+    """A decoder's graph under construction."""
+
+    def __init__(self, model: Model, config: Config, decoder: Decoder) -> None:
+        self.config, self.decoder = config, decoder
+        self.builder = Builder(model, decoder.names)
+        self.hidden, self.vocab = config.size("hidden_size"), config.size("vocab_size")
         shape = (self.vocab, self.hidden)
         self.embedding = self.builder.weight("model.embed_tokens.weight", shape, "vocab_size, hidden_size")
-        self._projection("model.layers.0.self_attn.q_proj", self.heads, "num_attention_heads")  # head_dim is real
-        self.rope = read_rope(self.config, decoder.head_dim, decoder.context)
 
     def graph(self) -> Graph:
         """All nodes, in order."""
-        add, layers = self.builder, len(self.decoder.windows)
-        rope = self._rotation()
+        add, spec = self.builder, self.decoder
         x, update = add.node("Gather", self.embedding, "input_ids", name="embed_tokens", axis=0), ""
-        for i in range(layers):
-            x, update = self._layer(i, x, update, rope)
-        last = self._norm("model.norm", x, update, "norm", last=True)
-        add.node("Linear", last, self._head(), self._head_bias(), name="logits")
+        x = self._scaled(x, spec.embedding_multiplier, "embed_tokens.scaled")
+        for i, layer in enumerate(spec.layers):
+            x, update = self._parallel(i, layer, x, update) if layer.parallel else self._layer(i, layer, x, update)
+        self._logits(self._norm("model.norm", x, update, "norm", last=True))
         return add.graph(
             (Value("input_ids", "I64", ("batch", "sequence")),),
             (Value("logits", "F32", ("batch", "sequence", self.vocab)),),
             self._meta(),
         )
 
-    def _layer(self, i: int, x: str, update: str, rope: dict[str, Attr]) -> tuple[str, str]:
-        label, source = f"layers.{i}", f"model.layers.{i}"
-        h = self._norm(f"{source}.input_layernorm", x, update, f"{label}.input_norm")
-        x = f"{h}.sum" if update else x
-        attended = self._attention(i, h, rope)
-        h = self._norm(f"{source}.post_attention_layernorm", attended, x, f"{label}.post_attention_norm")
-        return f"{h}.sum", self._mlp(f"{source}.mlp", h, f"{label}.mlp")
+    def _layer(self, i: int, layer: Layer, x: str, update: str) -> tuple[str, str]:
+        """Adds one layer; returns the residual stream and the last branch, which the next norm adds to it."""
+        for place, branch in enumerate(layer.branches):
+            if branch.before:
+                pair = (update, x) if place else (x, update)
+                h = self._norm(f"model.layers.{i}.{branch.before}", *pair, _label(i, branch.before))
+                x = f"{h}.sum" if update else x
+            else:
+                x = h = self._sum(x, update, f"layers.{i}.{place}.sum")
+            update = self._branch(i, branch, h)
+        return x, update
+
+    def _parallel(self, i: int, layer: Layer, x: str, update: str) -> tuple[str, str]:
+        """Adds one layer whose branches all read the same x."""
+        x = self._sum(x, update, f"layers.{i}.sum")
+        normed: dict[str, str] = {"": x}
+        total = ""
+        for branch in layer.branches:
+            if branch.before not in normed:
+                module = f"model.layers.{i}.{branch.before}"
+                normed[branch.before] = self._norm(module, x, "", _label(i, branch.before))
+            total = self._sum(self._branch(i, branch, normed[branch.before]), total, f"layers.{i}.branches")
+        return x, total
+
+    def _branch(self, i: int, branch: Branch, h: str) -> str:
+        out = branch.block.add(self.builder, i, h)
+        if branch.after:
+            out = self._norm(f"model.layers.{i}.{branch.after}", out, "", _label(i, branch.after))
+        return self._scaled(out, self.decoder.residual_multiplier, f"{out}.scaled")
 
     def _norm(self, module: str, x: str, update: str, name: str, last: bool = False) -> str:
-        weight = self.builder.weight(f"{module}.weight", (self.hidden,), "hidden_size")
-        if not update:  # the first layer: nothing to add yet
-            return self.builder.node("RMSNormalization", x, weight, name=name, epsilon=self.epsilon)
-        return self.builder.skip_norm(x, update, (weight,), name, last=last, kind="rms", epsilon=self.epsilon)
+        norm = self.decoder.norm
+        parameters = norm.parameters(self.builder, module, self.hidden)
+        if not update:  # nothing to add to the stream
+            return norm.add(self.builder, x, parameters, name)
+        return self.builder.skip_norm(x, update, parameters, name, last=last, kind=norm.kind, epsilon=norm.epsilon)
 
-    def _attention(self, i: int, h: str, rope: dict[str, Attr]) -> str:
-        add, spec, source = self.builder, self.decoder, f"model.layers.{i}.self_attn"
-        label, size = f"layers.{i}.self_attn", self.decoder.head_dim
-        q = self._heads(h, f"{source}.q_proj", f"{label}.q", self.heads, "num_attention_heads")
-        k = self._heads(h, f"{source}.k_proj", f"{label}.k", spec.kv_heads, "num_key_value_heads")
-        v = self._heads(h, f"{source}.v_proj", f"{label}.v", spec.kv_heads, "num_key_value_heads")
-        add.states.append(State(f"kv.{i}", spec.kv_heads, size, capacity=self.rope.context))
-        mixed = add.node(
-            "Attention",
-            q,
-            k,
-            v,
-            name=label,
-            heads=self.heads,
-            kv_heads=spec.kv_heads,
-            causal=True,
-            scale=size**-0.5,
-            window=spec.windows[i],
-            state=f"kv.{i}",
-            rope=rope,
-        )
-        fields = "hidden_size, num_attention_heads, head_dim"
-        weight = add.weight(f"{source}.o_proj.weight", (self.hidden, self.heads * size), fields)
-        bias = add.bias(f"{source}.o_proj.bias", self.hidden, spec.o_bias, "attention_bias")
-        return add.node("Linear", mixed, weight, bias, name=f"{label}.o")
+    def _sum(self, x: str, update: str, name: str) -> str:
+        return self.builder.node("Add", x, update, name=name) if update else x
 
-    def _heads(self, h: str, module: str, name: str, heads: int, field: str) -> str:
-        add, spec, size = self.builder, self.decoder, self.decoder.head_dim
-        weight = self._projection(module, heads, field)
-        bias = add.bias(f"{module}.bias", heads * size, spec.qkv_bias, "attention_bias")
-        out = add.node("Linear", h, weight, bias, name=name)
-        if not spec.qk_norm or name.endswith(".v"):
-            return out
-        norm = add.weight(f"{module.replace('_proj', '_norm')}.weight", (size,), "head_dim")
-        split = add.node("Reshape", out, name=f"{name}.split", shape=[0, 0, heads, size])  # [B, T, heads, D]
-        split = add.node("RMSNormalization", split, norm, name=f"{name}.norm", epsilon=self.epsilon)
-        return add.node("Reshape", split, name=f"{name}.joined", shape=[0, 0, heads * size])  # [B, T, heads * D]
+    def _scaled(self, x: str, factor: float, name: str) -> str:
+        return x if factor == 1 else self.builder.scaled(x, factor, name)
 
-    def _projection(self, module: str, heads: int, field: str) -> str:
-        size = "head_dim" if self.config.has("head_dim") else "num_attention_heads"
-        fields = ", ".join(dict.fromkeys((field, size, "hidden_size")))
-        return self.builder.weight(f"{module}.weight", (heads * self.decoder.head_dim, self.hidden), fields)
-
-    def _mlp(self, module: str, h: str, name: str) -> str:
-        add, shape, fields = self.builder, (self.inner, self.hidden), "intermediate_size, hidden_size"
-        gate, up = (add.weight(f"{module}.{part}_proj.weight", shape, fields) for part in ("gate", "up"))
-        down = add.weight(f"{module}.down_proj.weight", shape[::-1], fields)
-        sizes = {"gate": self.inner, "up": self.inner, "down": self.hidden}
-        bias = {
-            part: add.bias(f"{module}.{part}_proj.bias", n, self.decoder.mlp_bias, "mlp_bias")
-            for part, n in sizes.items()
-        }
-        if not any(bias.values()) and self.act in ("silu", "gelu", "gelu_tanh"):
-            return add.node("GatedMlp", h, gate, up, down, name=name, activation=self.act)
-        gated = add.activation(self.act, add.node("Linear", h, gate, bias["gate"], name=f"{name}.gate"), f"{name}.act")
-        raised = add.node("Linear", h, up, bias["up"], name=f"{name}.up")
-        return add.node("Linear", add.node("Mul", gated, raised, name=f"{name}.mul"), down, bias["down"], name=name)
+    def _logits(self, last: str) -> None:
+        add, spec = self.builder, self.decoder
+        name = "logits" if spec.logits_multiplier == 1 and not spec.logits_softcap else "logits.raw"
+        bias = add.bias("lm_head.bias", self.vocab, spec.head_bias, "vocab_size")
+        out = add.node("Linear", last, self._head(), bias, name=name)
+        if spec.logits_softcap:
+            out = self._scaled(out, spec.logits_multiplier, "logits.multiplied")
+            bounded = add.node("Tanh", add.scaled(out, 1 / spec.logits_softcap, "logits.small"), name="logits.bounded")
+            add.scaled(bounded, spec.logits_softcap, "logits")
+        else:
+            self._scaled(out, spec.logits_multiplier, "logits")
 
     def _head(self) -> str:
         if not self.builder.has("lm_head.weight"):
@@ -226,36 +276,11 @@ class _Decoding:
         # Even where the config says tied, as transformers does: a head of its own may be quantized on its own.
         return self.builder.weight("lm_head.weight", (self.vocab, self.hidden), "vocab_size, hidden_size")
 
-    def _head_bias(self) -> str:
-        return self.builder.bias("lm_head.bias", self.vocab, False, "vocab_size")
-
-    def _rotation(self) -> dict[str, Attr]:
-        """The attribute `rope` that all layers share."""
-        rope, notes = self.rope, self.builder.model.notes
-        if rope.note and rope.note not in notes:
-            notes.append(rope.note)
-        name = self.builder.constant("rope.inv_freq", rope.inv_freq / self._divisors())
-        interleaved = self.config.flag("rope_interleaved", False)
-        return {"inv_freq": name, "rotary_dim": rope.rotary_dim, "interleaved": interleaved, "factor": rope.factor}
-
-    def _divisors(self) -> Float32:
-        """What a GGUF file divides the frequencies by: Llama 3's scaling is kept there as a tensor."""
-        tensors, shape = self.builder.model.tensors, self.rope.inv_freq.shape
-        if self.builder.model.dialect != "gguf" or ROPE_FACTORS not in tensors:
-            return np.ones(shape, np.float32)
-        found = tensors[ROPE_FACTORS]
-        if found.shape != shape:
-            raise self.config.contradiction(f"head_dim; tensor {ROPE_FACTORS}", found.shape, f"shape {list(shape)}")
-        factors = found.decode()
-        if not np.all(np.isfinite(factors) & (factors > 0)):
-            raise self.config.contradiction(f"tensor {ROPE_FACTORS}", "zero, negative or not finite", "numbers above 0")
-        return factors
-
     def _meta(self) -> dict[str, Attr]:
         meta: dict[str, Attr] = {
             "kind": "decoder",
-            "model_type": self.decoder.family,
-            "context": self.rope.context,
+            "model_type": self.decoder.model_type,
+            "context": self.decoder.context,
             "vocab": self.vocab,
         }
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -263,6 +288,11 @@ class _Decoding:
             if token is not None:
                 meta[name] = token
         return meta
+
+
+def _label(i: int, module: str) -> str:
+    """The name of a norm's node: `input_layernorm` of layer 3 is layers.3.input_norm."""
+    return f"layers.{i}.{module.replace('layernorm', 'norm')}"
 
 
 def check_layer_types(config: Config, layers: int, allowed: tuple[str, ...]) -> list[str]:

@@ -43,7 +43,7 @@ class Model:
         path: Where it was read from.
         tensors: Source parameter name -> tensor. Nothing is read before it is asked for.
         config: The architecture's configuration in the dialect of Hugging Face's config.json.
-        dialect: How tensors are named: "hf" or "gguf" (see qdeploy/names.py).
+        dialect: How tensors are named: "hf" or "gguf" (see qdeploy/arch/names.py).
         files: Every other file of the source.
         origins: Every tensor of every source file, with what has been proven of it.
         build_graph: Makes the graph from config and tensors; None where the source describes no network.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdeploy.formats.huggingface.checkpoint import safetensors
+from qdeploy.formats.huggingface import safetensors
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.store.folder import Folder

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdeploy.formats.huggingface.checkpoint import safetensors
+from qdeploy.arch.family import family_of
+from qdeploy.formats.huggingface import safetensors
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, generate_greedy, run
 from qdeploy.ir.tensor import Buffer, QTensor, plain
-from qdeploy.names import to_gguf
 from qdeploy.store.folder import Folder
 
 IDS = [(7 * i * i + 3 * i + 1) % 48 for i in range(12)]
@@ -151,14 +151,18 @@ def test_stories_have_the_perplexity_of_a_trained_model(stories: tuple[Model, An
 
 def as_gguf(model: Model, permute: bool) -> Model:
     """The same model with GGUF names and, for Llama, the rows of q and k as llama.cpp's converter orders them."""
-    tensors: dict[str, QTensor] = {}
+    family = family_of(model.config["model_type"])
+    assert family is not None
+    names, tensors = family.names, dict[str, QTensor]()
     for name, tensor in model.tensors.items():
         values = tensor.decode()
         if permute and ("q_proj" in name or "k_proj" in name):
             heads = model.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
             split = values.reshape(heads, 2, -1, *values.shape[1:])  # [heads, 2, D / 2, ...]
             values = split.swapaxes(1, 2).reshape(values.shape)
-        tensors[to_gguf(name, model.config["model_type"])] = plain(Buffer.of("data", values.copy(), "F32"), "f32")
+        tensors[family_of(model.config["model_type"]).names.to_gguf(name)] = plain(
+            Buffer.of("data", values.copy(), "F32"), "f32"
+        )
     config = {**model.config, "rope_interleaved": permute}
     return Model("gguf", "small", tensors, config, "gguf", build_graph=model.build_graph)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gguf
 import pytest
 
+from qdeploy.arch.family import family_of
+from qdeploy.arch.names import Names, layer_of
 from qdeploy.errors import UnsupportedError
-from qdeploy.names import layer_of, locate, to_gguf, to_hf
 
 ARCH = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -46,6 +47,14 @@ BERT = [
         "output.LayerNorm",
     )
 ]
+
+
+def names(family: str) -> Names:
+    row = family_of(family)
+    assert row is not None
+    return row.names
+
+
 CASES = [(family, name) for family in ("llama", "mistral", "qwen2", "qwen3") for name in DECODER]
 CASES += [("qwen3", name) for name in QK_NORM] + [("bert", name) for name in BERT]
 
@@ -53,32 +62,32 @@ CASES += [("qwen3", name) for name in QK_NORM] + [("bert", name) for name in BER
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_gguf_names_are_those_of_the_gguf_package_and_lead_back(family: str, name: str) -> None:
     table = gguf.get_tensor_name_map(ARCH[family], 12)
-    assert to_gguf(name, family) == table.get_name(name, try_suffixes=(".weight", ".bias"))
-    assert to_hf(to_gguf(name, family), family) == name
+    assert names(family).to_gguf(name) == table.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert names(family).to_hf(names(family).to_gguf(name)) == name
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.router.weight", "lm_head.scales", "weight", "", "blk.0.attn_q"])
 def test_a_name_outside_of_the_table_is_an_error(name: str) -> None:
     with pytest.raises(UnsupportedError):
-        to_gguf(name, "llama")
+        names("llama").to_gguf(name)
     with pytest.raises(UnsupportedError):
-        to_hf("blk.0.ffn_gate_exps.weight", "llama")
+        names("llama").to_hf("blk.0.ffn_gate_exps.weight")
 
 
 def test_layers_are_found_in_every_dialect() -> None:
-    names = {
+    layers = {
         "model.layers.7.mlp.up_proj.weight": 7,
         "bert.encoder.layer.3.output.dense.bias": 3,
         "encoder.layer.0.x": 0,
         "blk.21.attn_q.weight": 21,
         "lm_head.weight": None,
     }
-    assert {name: layer_of(name) for name in names} == names
+    assert {name: layer_of(name) for name in layers} == layers
 
 
 def test_the_stored_name_is_found() -> None:
     name = "embeddings.LayerNorm.weight"
-    assert locate(name, "bert", "hf", ["bert.embeddings.LayerNorm.gamma"]) == "bert.embeddings.LayerNorm.gamma"
-    assert locate(name, "bert", "hf", [name, f"bert.{name}"]) == name
-    assert locate(name, "bert", "gguf", ["token_embd_norm.weight"]) == "token_embd_norm.weight"
-    assert locate("lm_head.weight", "llama", "hf", ["bert.lm_head.weight"]) is None
+    assert names("bert").locate(name, "hf", ["bert.embeddings.LayerNorm.gamma"]) == "bert.embeddings.LayerNorm.gamma"
+    assert names("bert").locate(name, "hf", [name, f"bert.{name}"]) == name
+    assert names("bert").locate(name, "gguf", ["token_embd_norm.weight"]) == "token_embd_norm.weight"
+    assert names("llama").locate("lm_head.weight", "hf", ["bert.lm_head.weight"]) is None

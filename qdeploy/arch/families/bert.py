@@ -9,8 +9,12 @@ graph; heads of other tasks are refused.
 
 from __future__ import annotations
 
-from qdeploy.arch.builder import ACTIVATIONS, Builder, check_architecture, layer_count
+from typing import Any
+
+from qdeploy.arch.builder import ACTIVATIONS, Builder, layer_count
 from qdeploy.arch.config import Config
+from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
+from qdeploy.arch.names import Names, Row
 from qdeploy.arch.sentence import add_sentence_embedding
 from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
@@ -35,7 +39,6 @@ _REFUSED = {
 
 def build(model: Model) -> Graph:
     """Builds the graph of a BertModel, with a sentence embedding where sentence-transformers' files say how."""
-    check_architecture(model.config, ("BertModel", "BertForPreTraining", "BertForMaskedLM"))
     return _Encoding(model).graph()
 
 
@@ -43,7 +46,7 @@ class _Encoding:
     def __init__(self, model: Model) -> None:
         self.config = Config(model.config)
         self.config.refuse(_REFUSED)
-        self.builder = Builder(model, "bert")
+        self.builder = Builder(model, NAMES)
         self.hidden, self.heads = self.config.size("hidden_size"), self.config.size("num_attention_heads")
         self.config.refuse({"embedding_size": (self.hidden,), "num_key_value_heads": (self.heads,)})
         self.inner = self.config.size("intermediate_size")
@@ -141,3 +144,39 @@ class _Encoding:
         }
         pad = self.config.token("pad_token_id")
         return meta if pad is None else {**meta, "pad_token_id": pad}
+
+
+def _gguf_config(metadata: Metadata, shapes: Shapes, kind: str) -> dict[str, Any]:
+    config: dict[str, Any] = {"hidden_act": "gelu"}
+    for field, name in (("type_vocab_size", "token_types.weight"), ("max_position_embeddings", "position_embd.weight")):
+        if name in shapes:
+            config[field] = shapes[name][0]
+    return config
+
+
+_ROWS: tuple[Row, ...] = (
+    ("embeddings.word_embeddings", "token_embd"),
+    ("embeddings.position_embeddings", "position_embd"),
+    ("embeddings.token_type_embeddings", "token_types"),
+    ("embeddings.LayerNorm", "token_embd_norm"),
+    ("encoder.layer.{i}.attention.self.query", "blk.{i}.attn_q"),
+    ("encoder.layer.{i}.attention.self.key", "blk.{i}.attn_k"),
+    ("encoder.layer.{i}.attention.self.value", "blk.{i}.attn_v"),
+    ("encoder.layer.{i}.attention.output.dense", "blk.{i}.attn_output"),
+    ("encoder.layer.{i}.attention.output.LayerNorm", "blk.{i}.attn_output_norm"),
+    ("encoder.layer.{i}.intermediate.dense", "blk.{i}.ffn_up"),
+    ("encoder.layer.{i}.output.dense", "blk.{i}.ffn_down"),
+    ("encoder.layer.{i}.output.LayerNorm", "blk.{i}.layer_output_norm"),
+)
+NAMES = Names(
+    _ROWS,
+    prefixes=("", "bert."),
+    older=((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")),  # from TensorFlow
+)
+FAMILY = Family(
+    name="bert",
+    heads={"bert": ("BertModel", "BertForPreTraining", "BertForMaskedLM")},
+    names=NAMES,
+    build=build,
+    gguf={"bert": Gguf(_gguf_config)},
+)

@@ -7,9 +7,16 @@ it is given, else layers from `max_window_layers` on slide when `use_sliding_win
 
 from __future__ import annotations
 
-from qdeploy.arch.builder import check_architecture, layer_count
+from typing import Any
+
+from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Decoder, build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
+from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
+from qdeploy.arch.gguf import decoder_config
+from qdeploy.arch.names import DECODER_ROWS, Names
+from qdeploy.arch.prenorm import attention_layers, prenorm_decoder
+from qdeploy.arch.self_attention import QueryKeyNorm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 
@@ -18,24 +25,21 @@ def build(model: Model) -> Graph:
     """Builds the graph of a Qwen2ForCausalLM or a Qwen3ForCausalLM."""
     config = Config(model.config)
     third = config.text("model_type") == "qwen3"
-    check_architecture(model.config, ("Qwen3ForCausalLM" if third else "Qwen2ForCausalLM",))
     head_dim, kv_heads = heads_of(config, head_dim=128 if third else None)
     bias = config.flag("attention_bias", False) if third else True
-    return build_decoder(
-        model,
-        Decoder(
-            "qwen3" if third else "qwen2",
-            _windows(model, config),
-            bias,
-            bias and third,
-            False,
-            third,
-            head_dim,
-            kv_heads,
-            config.size("max_position_embeddings", 32768),
-            {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)},
-        ),
+    norm = QueryKeyNorm(config.positive("rms_norm_eps", 1e-6)) if third else None
+    attention = attention_layers(
+        config,
+        _windows(model, config),
+        head_dim,
+        kv_heads,
+        config.size("max_position_embeddings", 32768),
+        qkv_bias=bias,
+        o_bias=bias and third,
+        qk_norm=norm,
     )
+    refused: dict[str, tuple[object, ...]] = {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)}
+    return build_decoder(model, config, prenorm_decoder(config, NAMES, attention, refused=refused))
 
 
 def _windows(model: Model, config: Config) -> tuple[int, ...]:
@@ -54,3 +58,21 @@ def _windows(model: Model, config: Config) -> tuple[int, ...]:
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
     first = config.number("max_window_layers", 28)
     return tuple(window if i >= first else 0 for i in range(layers))
+
+
+def _gguf_config(metadata: Metadata, shapes: Shapes, kind: str) -> dict[str, Any]:
+    config = decoder_config(metadata, shapes, interleaved=False)
+    if kind == "qwen2":  # its biases go without saying
+        del config["attention_bias"], config["mlp_bias"]
+    return config
+
+
+NAMES = Names(DECODER_ROWS)
+FAMILY = Family(
+    name="qwen",
+    heads={"qwen2": ("Qwen2ForCausalLM",), "qwen3": ("Qwen3ForCausalLM",)},
+    names=NAMES,
+    build=build,
+    gguf={"qwen2": Gguf(_gguf_config), "qwen3": Gguf(_gguf_config)},
+    genai={"qwen2": "qwen2", "qwen3": "qwen3"},
+)

@@ -1,0 +1,123 @@
+"""What a family of models is: one row, which stands at the end of the file that builds the family's graph.
+
+A row holds all that the product knows of a family: its `model_type`s and heads, how its parameters are called in each
+dialect, what its metadata is called in GGUF files, and which type onnxruntime-genai gives it. A family is found by the
+`model_type` of config.json or by `general.architecture` of a GGUF file. Only the file of the family at hand is
+imported: `BUILT_IN` says which one that is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qdeploy.arch.names import Names
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.model import Model
+
+Metadata = Mapping[str, Any]
+"""GGUF metadata below `<architecture>.`: name -> value."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""GGUF tensor name -> shape."""
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How GGUF files describe a family.
+
+    Attributes:
+        config: The fields of config.json that only this family has, from the metadata and the tensors' shapes.
+        model_type: Which of the family's types a file is; None: the family's first.
+        fields: Further metadata and the field of config.json that each becomes.
+        understood: Further metadata that `config` reads, or that changes nothing.
+    """
+
+    config: Callable[[Metadata, Shapes, str], dict[str, Any]]
+    model_type: Callable[[Metadata], str] | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    understood: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+        name: As in `BUILT_IN`.
+        heads: model_type -> names of the classes in `architectures` whose graph is built; the first is the usual one.
+        names: How parameters are called in each dialect.
+        build: Makes the graph; raises UnsupportedError and BadFileError as `build_graph` says.
+        gguf: `general.architecture` -> how such files describe the family; empty: there are none.
+        genai: model_type -> the type that onnxruntime-genai knows; absent: it runs as "decoder".
+    """
+
+    name: str
+    heads: Mapping[str, tuple[str, ...]]
+    names: Names
+    build: Callable[[Model], Graph]
+    gguf: Mapping[str, Gguf] = field(default_factory=dict)
+    genai: Mapping[str, str] = field(default_factory=dict)
+
+
+BUILT_IN = {
+    "bert": ("bert",),
+    "llama": ("llama", "mistral"),
+    "qwen": ("qwen2", "qwen3"),
+}
+"""File in arch/families/ -> the model types that it builds; GGUF's names of architectures are among them."""
+
+_REGISTERED: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Adds a family at run time; BadArgumentError where one of its model types is taken."""
+    taken = sorted(set(family.heads) & set(model_types()))
+    if taken:
+        raise BadArgumentError("a model type has a family already", found=", ".join(taken))
+    _REGISTERED[family.name] = family
+
+
+def forget(name: str) -> None:
+    """Takes back what `register` added."""
+    _REGISTERED.pop(name, None)
+
+
+def model_types() -> tuple[str, ...]:
+    """Every model type that has a family."""
+    added = [kind for family in _REGISTERED.values() for kind in family.heads]
+    return (*(kind for kinds in BUILT_IN.values() for kind in kinds), *added)
+
+
+def family_of(model_type: object) -> Family | None:
+    """The family of a `model_type` or of a GGUF architecture; None where there is none."""
+    for family in _REGISTERED.values():
+        if model_type in family.heads or model_type in family.gguf:
+            return family
+    for file, kinds in BUILT_IN.items():
+        if model_type in kinds:
+            row: Family = importlib.import_module(f"qdeploy.arch.families.{file}").FAMILY
+            return row
+    return None
+
+
+def gguf_architectures() -> tuple[str, ...]:
+    """Every `general.architecture` that a family describes."""
+    families = {family.name: family for kind in model_types() if (family := family_of(kind)) is not None}
+    return tuple(name for family in families.values() for name in family.gguf)
+
+
+def check_head(model_type: str, config: Mapping[str, Any], family: Family) -> None:
+    """Refuses a model with another head: every entry of `architectures`, if there is one, must be the family's."""
+    named = config.get("architectures") or []
+    allowed = family.heads[model_type]
+    for name in named if isinstance(named, list) else [named]:
+        if name not in allowed:
+            raise UnsupportedError(
+                "an unsupported architecture",
+                where="config.json: architectures",
+                found=name,
+                allowed=", ".join(allowed),
+            )

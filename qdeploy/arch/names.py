@@ -1,0 +1,99 @@
+"""Names of parameters in the dialects, one table per family.
+
+The canonical name is that of Hugging Face's module (for BERT without the prefix `bert.`, as sentence-transformers
+writes it); a module's parameter is `<module>.weight` or `<module>.bias`. GGUF names are those of its specification,
+section "standardized tensor names". `{i}` is the layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from qdeploy.errors import UnsupportedError
+
+Row = tuple[str, str]
+"""A module in Hugging Face's spelling and in GGUF's."""
+
+DECODER_ROWS: tuple[Row, ...] = (
+    ("model.embed_tokens", "token_embd"),
+    ("model.layers.{i}.input_layernorm", "blk.{i}.attn_norm"),
+    ("model.layers.{i}.self_attn.q_proj", "blk.{i}.attn_q"),
+    ("model.layers.{i}.self_attn.k_proj", "blk.{i}.attn_k"),
+    ("model.layers.{i}.self_attn.v_proj", "blk.{i}.attn_v"),
+    ("model.layers.{i}.self_attn.o_proj", "blk.{i}.attn_output"),
+    ("model.layers.{i}.self_attn.q_norm", "blk.{i}.attn_q_norm"),
+    ("model.layers.{i}.self_attn.k_norm", "blk.{i}.attn_k_norm"),
+    ("model.layers.{i}.post_attention_layernorm", "blk.{i}.ffn_norm"),
+    ("model.layers.{i}.mlp.gate_proj", "blk.{i}.ffn_gate"),
+    ("model.layers.{i}.mlp.up_proj", "blk.{i}.ffn_up"),
+    ("model.layers.{i}.mlp.down_proj", "blk.{i}.ffn_down"),
+    ("model.norm", "output_norm"),
+    ("lm_head", "output"),
+)
+"""The decoder that Llama, Mistral and Qwen share."""
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""GGUF: F32 [rotary_dim / 2], what each rotary frequency is divided by (how Llama 3's scaling is stored there)."""
+
+_LAYER = re.compile(r"(?:^|\.)(layers|layer|h|blk)\.(\d{1,9})\.")
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a family's parameters are called.
+
+    Attributes:
+        rows: Each module in Hugging Face's spelling, which is the canonical one, and in GGUF's.
+        prefixes: What a Hugging Face name may begin with besides; the usual one first.
+        older: Endings of canonical names, and how older checkpoints spell them.
+    """
+
+    rows: tuple[Row, ...]
+    prefixes: tuple[str, ...] = ("",)
+    older: tuple[tuple[str, str], ...] = ()
+
+    def to_gguf(self, name: str) -> str:
+        """Returns the GGUF name of a parameter; UnsupportedError for a name outside of the table."""
+        for prefix in self.prefixes:
+            name = name.removeprefix(prefix)
+        return self._translate(name, 0)
+
+    def to_hf(self, name: str) -> str:
+        """Returns the canonical name of a GGUF parameter; UnsupportedError for a name outside of the table."""
+        return self._translate(name, 1)
+
+    def spellings(self, name: str, dialect: str) -> list[str]:
+        """Every name that a canonical parameter may have in a dialect ("hf" or "gguf"), the usual one first."""
+        if dialect == "gguf":
+            return [self.to_gguf(name)]
+        spelled = [prefix + name for prefix in self.prefixes]
+        for new, old in self.older:
+            if name.endswith(new):
+                spelled += [other.removesuffix(new) + old for other in spelled]
+        return spelled
+
+    def locate(self, name: str, dialect: str, tensors: Collection[str]) -> str | None:
+        """Returns the name under which a canonical parameter is stored among the tensors of a model, or None."""
+        return next((spelled for spelled in self.spellings(name, dialect) if spelled in tensors), None)
+
+    def _translate(self, name: str, column: int) -> str:
+        module, _, parameter = name.rpartition(".")
+        layer = _LAYER.search(f"{module}.")
+        template, number = module, ""
+        if layer is not None:
+            number = layer[2]
+            template = f"{module[: layer.start(2)]}{{i}}{module[layer.end(2) :]}"
+        for row in self.rows:
+            if row[column] == template and parameter in ("weight", "bias"):
+                return row[1 - column].replace("{i}", number) + "." + parameter
+        raise UnsupportedError(
+            "a parameter has no name in this dialect", found=name, allowed=", ".join(row[column] for row in self.rows)
+        )
+
+
+def layer_of(name: str) -> int | None:
+    """Returns the layer that a parameter belongs to, in any dialect; None outside of the layers."""
+    layer = _LAYER.search(name)
+    return int(layer[2]) if layer else None
