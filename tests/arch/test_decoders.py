@@ -160,9 +160,7 @@ def as_gguf(model: Model, permute: bool) -> Model:
             heads = model.config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
             split = values.reshape(heads, 2, -1, *values.shape[1:])  # [heads, 2, D / 2, ...]
             values = split.swapaxes(1, 2).reshape(values.shape)
-        tensors[family_of(model.config["model_type"]).names.to_gguf(name)] = plain(
-            Buffer.of("data", values.copy(), "F32"), "f32"
-        )
+        tensors[names.to_gguf(name)] = plain(Buffer.of("data", values.copy(), "F32"), "f32")
     config = {**model.config, "rope_interleaved": permute}
     return Model("gguf", "small", tensors, config, "gguf", build_graph=model.build_graph)
 
