@@ -86,6 +86,7 @@ class _Planning:
         self._alias = _aliases(self.graph)
 
     def run(self) -> Plan:
+        """Plans every node; raises as `plan_graph`."""
         if self.graph.meta.get("kind") not in ("decoder", "encoder"):
             raise UnsupportedError(
                 "the native runtime runs decoders and encoders",
@@ -106,23 +107,6 @@ class _Planning:
         return self.plan
 
     def _node(self, node: Node, following: tuple[Node, ...], place: int) -> None:
-        ops: Mapping[str, Callable[[Node], None]] = {
-            "Linear": self._linear,
-            "RMSNormalization": self._norm,
-            "LayerNormalization": self._norm,
-            "SkipNorm": self._skip_norm,
-            "Attention": self._attention,
-            "GatedMlp": self._gated_mlp,
-            "Gelu": self._gelu,
-            "Relu": self._unary,
-            "Tanh": self._unary,
-            "Sigmoid": self._unary,
-            "Add": self._binary,
-            "Mul": self._binary,
-            "MeanPool": self._mean_pool,
-            "LpNormalization": self._normalize,
-            "Gather": self._gather,
-        }
         kinds = [n.op for n in following]
         if node.op in ("Identity", "Positions"):
             return  # an alias; the Gather of positions takes its place
@@ -133,8 +117,8 @@ class _Planning:
             self._emit(Op.FIRST, (source,), following[0].outputs[0], self._width(source), ValueKind.PER_SEQUENCE)
             self._skip.add(place + 1)
             return
-        elif node.op in ops:
-            ops[node.op](node)
+        elif node.op in _OPS:
+            _OPS[node.op](self, node)
             return
         else:
             raise UnsupportedError("an op that the native runtime does not have", where=node.name, found=node.op)
@@ -330,6 +314,32 @@ class _Planning:
         if node.attrs.get("p", 2) != 2 or self.plan.values[source].kind != ValueKind.PER_SEQUENCE:
             raise UnsupportedError("a normalization that is not of a sequence's vector", where=node.name)
         self._emit(Op.L2_NORM, (source,), node.outputs[0], self._width(source), ValueKind.PER_SEQUENCE)
+
+
+_OPS: Mapping[str, Callable[[_Planning, Node], None]] = {
+    "Linear": _Planning._linear,
+    "RMSNormalization": _Planning._norm,
+    "LayerNormalization": _Planning._norm,
+    "SkipNorm": _Planning._skip_norm,
+    "Attention": _Planning._attention,
+    "GatedMlp": _Planning._gated_mlp,
+    "Gelu": _Planning._gelu,
+    "Relu": _Planning._unary,
+    "Tanh": _Planning._unary,
+    "Sigmoid": _Planning._unary,
+    "Add": _Planning._binary,
+    "Mul": _Planning._binary,
+    "MeanPool": _Planning._mean_pool,
+    "LpNormalization": _Planning._normalize,
+    "Gather": _Planning._gather,
+}
+"""How each op is planned, for those that stand alone."""
+_WITHIN_PATTERNS = frozenset({"Identity", "Positions", "Reshape", "Slice", "Squeeze"})
+
+
+def lowered_ops() -> frozenset[str]:
+    """Every op that the runtime has, some of them only around others: norms of heads, the first token."""
+    return frozenset(_OPS) | _WITHIN_PATTERNS
 
 
 def _is_first(node: Node) -> bool:

@@ -1,8 +1,8 @@
 """Graph nodes to ONNX nodes: one row per op.
 
-Most of our primitives are ONNX operators whose small constant inputs (shape, axes, starts, ends, min, max) are
-attributes with us; the rows of `_CONSTANT_INPUTS` put them back. RMSNormalization and SkipNorm take the fused operators
-of ONNX Runtime, which exist in every release that reads opset 21.
+Most of our primitives are ONNX operators, as their rows in the table of ops say; small constant inputs (shape, axes,
+starts, ends), which are attributes with us, are put back (`Op.constants`). RMSNormalization and SkipNorm take the fused
+operators of ONNX Runtime, which exist in every release that reads opset 21.
 """
 
 from __future__ import annotations
@@ -13,40 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.passthrough import ROWS, emit_opaque, emit_row
+from qdeploy.backends.onnx.passthrough import emit_opaque, emit_operator
 from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
-
-_SAME = frozenset(
-    {
-        "Identity",
-        "Gather",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Softmax",
-        "Sigmoid",
-        "Tanh",
-        "Relu",
-        "Erf",
-        "Sqrt",
-        "Gelu",
-        "LayerNormalization",
-        "LpNormalization",
-        "Transpose",
-        "Concat",
-        "Range",
-    }
-)
-_CONSTANT_INPUTS: Mapping[str, tuple[str, ...]] = {
-    "Reshape": ("shape",),
-    "Unsqueeze": ("axes",),
-    "Squeeze": ("axes",),
-    "Slice": ("starts", "ends", "axes", "steps"),
-    **{f"Reduce{kind}": ("axes",) for kind in ("Sum", "Mean", "Max", "Min", "Prod")},
-}
+from qdeploy.ir.ops.table import OPS, op
 
 
 class Scope(Protocol):
@@ -83,30 +54,20 @@ Emitter = Callable[[Scope, Node], None]
 
 
 def emit(scope: Scope, node: Node) -> None:
-    """Lowers one node; raises UnsupportedError for an op that has no row."""
+    """Lowers one node; raises UnsupportedError for an op that has no form in ONNX."""
     if node.op in _SPECIAL:
         _SPECIAL[node.op](scope, node)
-    elif node.op in _SAME or node.op in _CONSTANT_INPUTS:
-        _emit_plain(scope, node)
-    elif node.op in ROWS:
-        emit_row(scope, node)
+    elif op(node.op).is_onnx:
+        emit_operator(scope, node)
     else:
         raise UnsupportedError(
-            "this op has no form in ONNX",
-            where=node.name,
-            found=node.op,
-            allowed=", ".join(sorted({*_SAME, *_CONSTANT_INPUTS, *_SPECIAL})),
+            "this op has no form in ONNX", where=node.name, found=node.op, allowed=", ".join(sorted(lowered_ops()))
         )
 
 
-def _emit_plain(scope: Scope, node: Node) -> None:
-    constants = _CONSTANT_INPUTS.get(node.op, ())
-    inputs = [scope.value(name) for name in node.inputs]
-    attrs: dict[str, Any] = dict(node.attrs)
-    given = max((place for place, key in enumerate(constants, 1) if key in attrs), default=0)
-    small = (attrs.pop(key, None) for key in constants[:given])
-    inputs += ["" if value is None else scope.builder.constant(value, "int64") for value in small]
-    scope.builder.node(node.op, inputs, node.outputs, **attrs)
+def lowered_ops() -> frozenset[str]:
+    """Every op that `emit` lowers."""
+    return frozenset({name for name, row in OPS.items() if row.is_onnx} | set(_SPECIAL))
 
 
 def _constant(scope: Scope, node: Node) -> None:
@@ -120,13 +81,13 @@ def _gather(scope: Scope, node: Node) -> None:
     if scope.is_weight(weight) and node.attrs.get("axis", 0) == 0:
         scope.gather_rows(weight, scope.value(ids), node.outputs[0])
     else:
-        _emit_plain(scope, node)
+        emit_operator(scope, node)
 
 
 def _mat_mul(scope: Scope, node: Node) -> None:
     x, weight = node.inputs
     if not scope.product(scope.value(x), weight, node.outputs[0]):
-        _emit_plain(scope, node)
+        emit_operator(scope, node)
 
 
 def _cast(scope: Scope, node: Node) -> None:

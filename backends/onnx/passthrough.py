@@ -26,11 +26,7 @@ from qdeploy.ir.codes import read_codes
 from qdeploy.ir.datatype import datatype
 from qdeploy.ir.element import INTEGER_TABLES, SMALL_TYPES, as_value, integer_type
 from qdeploy.ir.graph import Node
-from qdeploy.ir.ops.conv import CONV_ROWS
-from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS
-from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
-from qdeploy.ir.ops.shape import SHAPE_ROWS
-from qdeploy.ir.ops.table import OPS
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, Codes, Param, QTensor
 from qdeploy.ir.views.params import RowReader
 from qdeploy.pack import bits as bit_stream
@@ -38,8 +34,6 @@ from qdeploy.pack import bits as bit_stream
 if TYPE_CHECKING:
     from qdeploy.backends.onnx.nodes import Scope
 
-ROWS = frozenset(row[0] for row in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *QUANTIZED_ROWS))
-"""Rows that are operators of ONNX or of ONNX Runtime."""
 SMALL = 1024
 """Elements up to which a constant stands in the graph itself."""
 _TYPES = ("output_dtype", "to", "dtype")
@@ -58,19 +52,23 @@ _VERSIONS = {"U2": 25, "I2": 25, "F4_E2M1": 23}
 # ---- nodes
 
 
-def emit_row(scope: Scope, node: Node) -> None:
-    """Emits a row as the operator that it is."""
-    attrs = {key: STORAGE_TO_ONNX[str(value)] if key in _TYPES else value for key, value in node.attrs.items()}
-    kept = {key: value for key, value in attrs.items() if value is not None and value != []}
+def emit_operator(scope: Scope, node: Node) -> None:
+    """Emits a row as the operator of ONNX or of ONNX Runtime that it is."""
+    row = op(node.op)
+    attrs: dict[str, Any] = dict(node.attrs)
     inputs = [scope.value(name) for name in node.inputs]
+    present = max((place for place, key in enumerate(row.constants, 1) if attrs.get(key) is not None), default=0)
+    constants = [attrs.pop(key, None) for key in row.constants][:present]
+    inputs += ["" if value is None else scope.builder.constant(value, "int64") for value in constants]
+    kept: dict[str, Any] = {key: value for key, value in attrs.items() if value is not None and value != []}
+    for key in _TYPES:
+        if key in kept:
+            needs_type(scope.builder, str(kept[key]))
+            kept[key] = STORAGE_TO_ONNX[str(kept[key])]
     if node.op == "ConstantOfShape":
-        number = np.array(
-            [kept.pop("value", 0.0)], onnx.helper.tensor_dtype_to_np_dtype(int(str(kept.pop("dtype", 1))))
-        )
-        kept["value"] = onnx.numpy_helper.from_array(number)
-    for name in (str(node.attrs[key]) for key in _TYPES if key in node.attrs):
-        needs_type(scope.builder, name)
-    domain = MICROSOFT if OPS[node.op].source.startswith(MICROSOFT) else ""
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(int(kept.pop("dtype", 1)))
+        kept["value"] = onnx.numpy_helper.from_array(np.array([kept.pop("value", 0.0)], dtype))
+    domain = MICROSOFT if row.source.startswith(MICROSOFT) else ""
     scope.builder.node(node.op, inputs, node.outputs, domain, **kept)
 
 

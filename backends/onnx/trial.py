@@ -10,7 +10,7 @@ from qdeploy.ir.graph import Graph, Value
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.tensor import Array
 
-ROUNDS = frozenset(row[0] for row in QUANTIZED_ROWS)
+ROUNDS = frozenset(row.name for row in QUANTIZED_ROWS)
 """Rows after which a difference in the last bit can become one of a whole step."""
 
 

@@ -101,9 +101,14 @@ def plan(graph: Graph, weights: Mapping[str, Array], kernel: Kernel, axes: Mappi
     return planner.program
 
 
+def lowered_ops() -> frozenset[str]:
+    """Every op that has a kernel."""
+    return frozenset(RULES) | {POSITIONS}
+
+
 def unsupported(graph: Graph) -> list[str]:
     """Ops of a graph without a rule."""
-    return sorted({node.op for node in graph.nodes} - RULES.keys() - {POSITIONS})
+    return sorted({node.op for node in graph.nodes} - lowered_ops())
 
 
 def with_fixed_positions(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:

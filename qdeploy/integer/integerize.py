@@ -6,7 +6,7 @@
     layers.py     convolutions and matrix products       sums.py       sums and products of values
     moves.py      limits, pooling, moves                 quantized.py  quantize nodes of the source
     functions.py  tables                                 transformer.py  encoders
-    smooth.py             channels of different sizes on one grid   reach.py           bounds of values without a scale
+    smooth.py             channels of different sizes on one grid   intervals.py      bounds of values
 
 The scheme is that of HAWQ-V3 (arXiv 2011.10680): codes of at most 8 bits go into each layer, products add up in an
 int32 with the bias at their scale, a dyadic factor per channel brings them to the next grid, and limits (ReLU) are
@@ -27,9 +27,8 @@ from qdeploy.integer import sums as integer_sums
 from qdeploy.integer.builder import Arithmetic, Builder, Rule
 from qdeploy.integer.fixed import Fixed, Float64, Grid, full_grid
 from qdeploy.integer.functions import FUNCTION_RULES
+from qdeploy.integer.intervals import INT32, Intervals, check_ranges
 from qdeploy.integer.plan import LAYERS, Bits, Plan
-from qdeploy.integer.ranges import INT32, check_ranges
-from qdeploy.integer.reach import Reach
 from qdeploy.integer.smooth import Channels
 from qdeploy.integer.transformer import TRANSFORMER_RULES
 from qdeploy.ir.element import as_value
@@ -62,7 +61,7 @@ def integerize(
 
     Returns:
         A model whose tensors are bare integers and whose graph holds the rows of ir/ops/integer.py. Its meta has
-        "quantization": {input or output: {"scale", "zero"}}. Proven free of overflow (`ranges.check_ranges`).
+        "quantization": {input or output: {"scale", "zero"}}. Proven free of overflow (`intervals.check_ranges`).
 
     Raises:
         UnsupportedError: A value has no scale, an op has no integer form, or a result could overflow.
@@ -75,7 +74,7 @@ def integerize(
         )
     graph = fold(model.graph, model.tensors)
     known = {**_declared(graph), **(ranges or {})}
-    plan = Plan(graph, known, bits or Bits(), _source(graph, model), Reach(graph, model.tensors, known))
+    plan = Plan(graph, known, bits or Bits(), _source(graph, model), Intervals(graph, model.tensors, known))
     build = Builder(graph, model.tensors, RULES, plan, arithmetic or Arithmetic(), moments or {}, channels or {})
     _enter(build)
     for node in graph.nodes:

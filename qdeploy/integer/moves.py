@@ -9,7 +9,7 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
 from qdeploy.integer.fixed import Fixed
-from qdeploy.integer.ranges import where
+from qdeploy.integer.intervals import where
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Node
 

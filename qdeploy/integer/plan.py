@@ -2,8 +2,8 @@
 
 A scale of the source comes first: a value that the source quantizes has that grid. Every other one is taken from
 calibrated ranges, at the bits that its user asks for. A value that is only summed up, moved, or given to the last layer
-may have neither: it is bounded by the quantized ones before it (`reach.py`), at 16 bits or more. Without any of these
-there is no integer network.
+may have neither: it is bounded by the quantized ones before it (`intervals.py`), at 16 bits or more. Without any of
+these there is no integer network.
 
 Values that meet in an addition, directly or through what keeps a scale (ReLU, moves, pooling), are one *stream*: 16
 bits, one scale for all of it, so that the untouched branch of an addition needs no rescaling.
@@ -17,26 +17,10 @@ from dataclasses import dataclass, field
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.fixed import Grid, range_grid, signed_grid
-from qdeploy.integer.reach import Reach
+from qdeploy.integer.intervals import Intervals
 from qdeploy.ir.graph import Graph, Node
+from qdeploy.ir.ops.table import op
 
-KEEPS_SCALE = frozenset(
-    {
-        "Relu",
-        "Clip",
-        "MaxPool",
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Slice",
-        "Pad",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Split",
-        "AveragePool",
-    }
-)
 LAYERS = frozenset({"Conv", "Linear", "Gemm"})
 
 
@@ -79,7 +63,7 @@ class Plan:
         ranges: Of its values; empty where the source has all scales.
         bits: Per layer.
         source: Grids that the source gives, by the value that it quantizes.
-        reach: Bounds of other values.
+        intervals: Bounds of other values.
     """
 
     def __init__(
@@ -88,9 +72,9 @@ class Plan:
         ranges: Mapping[str, tuple[float, float]],
         bits: Bits,
         source: Mapping[str, Grid],
-        reach: Reach | None = None,
+        intervals: Intervals | None = None,
     ) -> None:
-        self.ranges, self.bits, self.source, self._reach = ranges, bits, source, reach
+        self.ranges, self.bits, self.source, self._intervals = ranges, bits, source, intervals
         self.uses = Counter([name for node in graph.nodes for name in node.inputs] + [v.name for v in graph.outputs])
         layers = [node.inputs[1] for node in graph.nodes if node.op in LAYERS]
         self.edges = {layers[0], layers[-1]} if layers else set()
@@ -136,7 +120,7 @@ class Plan:
 
     def reached(self, name: str) -> float:
         """How large the numbers of a value without a scale can be; raises as `grid` does."""
-        found = self._reach.get(name) if self._reach else None
+        found = self._intervals.get(name) if self._intervals else None
         if found is None:
             raise _unknown(name)
         return max(abs(found[0]), abs(found[1]))
@@ -179,4 +163,4 @@ def _joined(node: Node, made: set[str]) -> tuple[str, ...]:
     """The inputs that share a scale with the result."""
     if node.op == "Add":
         return tuple(name for name in node.inputs if name in made)
-    return node.inputs[:1] if node.op in KEEPS_SCALE else ()
+    return node.inputs[:1] if op(node.op).keeps_scale else ()

@@ -15,7 +15,7 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
 from qdeploy.integer.fixed import Fixed, Grid, full_grid
-from qdeploy.integer.ranges import where
+from qdeploy.integer.intervals import where
 from qdeploy.integer.weights import Coded
 from qdeploy.ir.element import element_name
 from qdeploy.ir.graph import Graph, Node

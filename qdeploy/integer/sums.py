@@ -15,8 +15,8 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
 from qdeploy.integer.fixed import Fixed, Float64, Grid, fine_grid
+from qdeploy.integer.intervals import INT32, where
 from qdeploy.integer.plan import LAYERS
-from qdeploy.integer.ranges import INT32, where
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Node
 

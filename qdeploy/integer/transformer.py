@@ -19,7 +19,7 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder, Rule
 from qdeploy.integer.fixed import Fixed, Grid, signed_grid
-from qdeploy.integer.ranges import where
+from qdeploy.integer.intervals import where
 from qdeploy.integer.weights import quantized
 from qdeploy.ir.graph import Node
 

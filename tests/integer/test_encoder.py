@@ -8,7 +8,7 @@ import pytest
 from qdeploy.calibrate.calibrate import calibrate
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.integerize import integerize
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run

@@ -27,7 +27,7 @@ from qdeploy.ir.run import Weights, run
 from qdeploy.passes.fold import plain_tensor
 
 RNG = np.random.default_rng(12)
-ALLOWED = {row[0] for row in INTEGER_ROWS} | {
+ALLOWED = {row.name for row in INTEGER_ROWS} | {
     "Reshape",
     "Transpose",
     "Flatten",

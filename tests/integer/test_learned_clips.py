@@ -10,8 +10,7 @@ import qdeploy
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.networks.apot_levels import cell_levels, denominator, fractions, table_tensor
 from qdeploy.integer.integerize import integerize
-from qdeploy.integer.ranges import check_ranges
-from qdeploy.integer.reach import Reach
+from qdeploy.integer.intervals import Intervals, check_ranges
 from qdeploy.integer.weights import Coded, stored_codes
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
@@ -208,15 +207,15 @@ def test_a_norm_behind_codes_goes_into_their_scales():
 def test_no_value_leaves_its_bounds(bits: int, additive: bool):
     model = block(bits, additive)
     folded = fold(model.graph, {})
-    reach = Reach(folded, {}, {"x": (-2.0, 2.0)})
+    reach = Intervals(folded, {}, {"x": (-2.0, 2.0)})
     seen: dict[str, np.ndarray] = {}
     x = np.random.default_rng(5).choice([-2.0, 2.0], (8, 3, 10, 10)).astype(F)
     run(folded, {"x": x}, None, {}, seen.__setitem__)
     for name, value in seen.items():
         low, high = reach.get(name)
         assert low - 1e-4 <= value.min() and value.max() <= high + 1e-4, name
-    assert reach.get("nothing") is None and Reach(folded, {}, {}).get("f")[1] < np.inf
-    assert Reach(folded, {}, {}).get("y") is None  # what an input of unknown range reaches is not known
+    assert reach.get("nothing") is None and Intervals(folded, {}, {}).get("f")[1] < np.inf
+    assert Intervals(folded, {}, {}).get("y") is None  # what an input of unknown range reaches is not known
 
 
 def test_scaling_leaves_alone_what_has_scales_of_another_kind():

@@ -24,27 +24,13 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array
 from qdeploy.passes.shapes import Extents, extents
 
 RAISE = 128
 """What unsigned codes are higher than the signed ones that they stand for; also their highest bit."""
 _SMALL = 1024
-_SUMS = frozenset(
-    {
-        "IntegerConv",
-        "IntegerLinear",
-        "IntegerMatMul",
-        "IntegerAdd",
-        "IntegerMul",
-        "IntegerSum",
-        "IntegerExp",
-        "IntegerGelu",
-        "IntegerLayerNorm",
-        "IntegerRMSNorm",
-    }
-)
-_TYPES = {"Positions": "I64", "TfliteSoftmax": "I8"}
 
 
 class WeightForm:
@@ -208,11 +194,9 @@ class IntegerLowering:
         return numbers.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
     def _type(self, node: Node) -> str:
-        if node.op in _SUMS:
-            return "I32"
         if node.op in ("Requantize", "IntegerSoftmax"):
             return str(node.attrs.get("dtype", "U8"))
-        return _TYPES.get(node.op) or self.types[node.inputs[1 if node.op == "Lookup" else 0]]
+        return op(node.op).result or self.types[node.inputs[1 if node.op == "Lookup" else 0]]
 
     def _shape(self, name: str) -> Sequence[int | str]:
         return [f"{name}.{i}" if n == -1 else n for i, n in enumerate(self.extents[name])]

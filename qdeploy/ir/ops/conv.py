@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.ops import intervals
+from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
 Ints = Sequence[int] | None
@@ -199,13 +201,30 @@ def _space(x: Array) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
-CONV_ROWS: tuple[tuple[str, str, Any], ...] = (
-    ("Conv", "cross-correlation of x [N, C, *space] with weight [M, C / group, *kernel]; bias [M]", conv),
-    ("Gemm", "alpha A B + beta C, either transposed", gemm),
-    ("MaxPool", "the greatest of each window", max_pool),
-    ("AveragePool", "the mean of each window", average_pool),
-    ("GlobalAveragePool", "the mean over space", lambda x: x.mean(axis=_space(x), keepdims=True, dtype=x.dtype)),
-    ("GlobalMaxPool", "the greatest over space", lambda x: x.max(axis=_space(x), keepdims=True)),
-    ("BatchNormalization", "per channel, with stored mean and variance", batch_normalization),
+CONV_ROWS: tuple[Op, ...] = (
+    Op(
+        "Conv",
+        ONNX,
+        "cross-correlation of x [N, C, *space] with weight [M, C / group, *kernel]; bias [M]",
+        conv,
+        interval=intervals.layer,
+    ),
+    Op("Gemm", ONNX, "alpha A B + beta C, either transposed", gemm, interval=intervals.layer),
+    Op("MaxPool", ONNX, "the greatest of each window", max_pool, keeps_scale=True, interval=intervals.same),
+    Op("AveragePool", ONNX, "the mean of each window", average_pool, keeps_scale=True, interval=intervals.same),
+    Op(
+        "GlobalAveragePool",
+        ONNX,
+        "the mean over space",
+        lambda x: x.mean(axis=_space(x), keepdims=True, dtype=x.dtype),
+        interval=intervals.same,
+    ),
+    Op(
+        "GlobalMaxPool",
+        ONNX,
+        "the greatest over space",
+        lambda x: x.max(axis=_space(x), keepdims=True),
+        interval=intervals.same,
+    ),
+    Op("BatchNormalization", ONNX, "per channel, with stored mean and variance", batch_normalization),
 )
-"""(name, meaning, function)."""

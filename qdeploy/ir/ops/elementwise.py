@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
 
@@ -97,32 +98,31 @@ def opaque(
     )
 
 
-ELEMENTWISE_ROWS: tuple[tuple[str, str, Any], ...] = (
-    ("Neg", "-x", lambda x: np.negative(x)),
-    ("Abs", "|x|", lambda x: np.abs(x)),
-    ("Exp", "exp(x)", lambda x: np.exp(x)),
-    ("Log", "the natural logarithm", lambda x: np.log(x)),
-    ("Reciprocal", "1 / x", lambda x: np.reciprocal(x)),
-    ("Floor", "the greatest integer not above x", lambda x: np.floor(x)),
-    ("Ceil", "the smallest integer not below x", lambda x: np.ceil(x)),
-    ("Round", "the nearest integer, halves to even", lambda x: np.rint(x)),
-    ("Sign", "-1, 0 or 1", lambda x: np.sign(x)),
-    ("Sin", "sin(x)", lambda x: np.sin(x)),
-    ("Cos", "cos(x)", lambda x: np.cos(x)),
-    ("Softplus", "log(1 + exp(x))", lambda x: np.logaddexp(x, x.dtype.type(0))),
-    ("LeakyRelu", "x, or alpha x below 0", leaky_relu),
-    ("Elu", "x, or alpha (exp(x) - 1) below 0", elu),
-    ("PRelu", "x, or slope x below 0", lambda x, slope: np.where(x < 0, x * slope, x)),
-    ("HardSigmoid", "alpha x + beta, limited to 0..1", hard_sigmoid),
-    ("HardSwish", "x HardSigmoid(x; 1/6, 1/2)", lambda x: x * hard_sigmoid(x, alpha=1 / 6)),
-    ("LogSoftmax", "x - log(sum(exp(x))) along an axis", log_softmax),
-    ("CumSum", "running sums along an axis", cum_sum),
-    ("Trilu", "the triangle above or below a diagonal", trilu),
-    ("Pow", "x to a power, in the type of x", power),
-    ("Mod", "the remainder of a / b", modulo),
-    ("Min", "the smallest of any number of values", folded(np.minimum)),
-    ("Max", "the greatest of any number of values", folded(np.maximum)),
-    ("Sum", "the sum of any number of values", folded(np.add)),
-    ("CastLike", "x in the type of another value", cast_like),
+ELEMENTWISE_ROWS: tuple[Op, ...] = (
+    Op("Neg", ONNX, "-x", lambda x: np.negative(x)),
+    Op("Abs", ONNX, "|x|", lambda x: np.abs(x)),
+    Op("Exp", ONNX, "exp(x)", lambda x: np.exp(x), monotone=True),
+    Op("Log", ONNX, "the natural logarithm", lambda x: np.log(x), monotone=True),
+    Op("Reciprocal", ONNX, "1 / x", lambda x: np.reciprocal(x)),
+    Op("Floor", ONNX, "the greatest integer not above x", lambda x: np.floor(x), monotone=True),
+    Op("Ceil", ONNX, "the smallest integer not below x", lambda x: np.ceil(x), monotone=True),
+    Op("Round", ONNX, "the nearest integer, halves to even", lambda x: np.rint(x), monotone=True),
+    Op("Sign", ONNX, "-1, 0 or 1", lambda x: np.sign(x), monotone=True),
+    Op("Sin", ONNX, "sin(x)", lambda x: np.sin(x)),
+    Op("Cos", ONNX, "cos(x)", lambda x: np.cos(x)),
+    Op("Softplus", ONNX, "log(1 + exp(x))", lambda x: np.logaddexp(x, x.dtype.type(0)), monotone=True),
+    Op("LeakyRelu", ONNX, "x, or alpha x below 0", leaky_relu),
+    Op("Elu", ONNX, "x, or alpha (exp(x) - 1) below 0", elu),
+    Op("PRelu", ONNX, "x, or slope x below 0", lambda x, slope: np.where(x < 0, x * slope, x)),
+    Op("HardSigmoid", ONNX, "alpha x + beta, limited to 0..1", hard_sigmoid),
+    Op("HardSwish", ONNX, "x HardSigmoid(x; 1/6, 1/2)", lambda x: x * hard_sigmoid(x, alpha=1 / 6)),
+    Op("LogSoftmax", ONNX, "x - log(sum(exp(x))) along an axis", log_softmax),
+    Op("CumSum", ONNX, "running sums along an axis", cum_sum),
+    Op("Trilu", ONNX, "the triangle above or below a diagonal", trilu),
+    Op("Pow", ONNX, "x to a power, in the type of x", power),
+    Op("Mod", ONNX, "the remainder of a / b", modulo),
+    Op("Min", ONNX, "the smallest of any number of values", folded(np.minimum), monotone=True),
+    Op("Max", ONNX, "the greatest of any number of values", folded(np.maximum), monotone=True),
+    Op("Sum", ONNX, "the sum of any number of values", folded(np.add), monotone=True),
+    Op("CastLike", ONNX, "x in the type of another value", cast_like),
 )
-"""(name, meaning, function)."""

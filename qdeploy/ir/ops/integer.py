@@ -14,7 +14,6 @@ Zero points are attributes; factors are data (`integer_arithmetic.py` says what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -30,11 +29,13 @@ from qdeploy.ir.integer_arithmetic import (
     product_dtype,
     wide,
 )
+from qdeploy.ir.ops import integer_intervals as proof
+from qdeploy.ir.ops import intervals
 from qdeploy.ir.ops.conv import Ints, borders, conv, windows
 from qdeploy.ir.ops.integer_functions import FUNCTION_ROWS
+from qdeploy.ir.ops.row import QDEPLOY, Op
 from qdeploy.ir.tensor import Array
 
-QDEPLOY = "qdeploy"
 LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -216,18 +217,57 @@ def lookup(x: Array, table: Array) -> Array:
     return np.asarray(table[wide(x) - np.iinfo(x.dtype).min])
 
 
-INTEGER_ROWS: tuple[tuple[str, str, str, Any], ...] = (
-    ("IntegerConv", QDEPLOY, "I32: sum of (x - x_zero) * weight, plus bias", integer_conv),
-    ("IntegerLinear", QDEPLOY, "I32: (x - x_zero) @ weight.T + bias; weight [N, K]", integer_linear),
-    ("IntegerMatMul", QDEPLOY, "I32: (a - a_zero) @ (b - b_zero)", integer_mat_mul),
-    ("Requantize", QDEPLOY, "limited(round(((x - x_zero) << left_shift) * m / 2^e) + zero)", requantize),
-    ("IntegerAdd", QDEPLOY, "I32: a + b, broadcast", integer_add),
-    ("IntegerMul", QDEPLOY, "I32: (a - a_zero) * (b - b_zero), broadcast", integer_mul),
-    ("IntegerSum", QDEPLOY, "I32: the sum over axes", integer_sum),
-    ("IntegerMean", QDEPLOY, "the mean over axes, rounded, in the type of x", integer_mean),
-    ("IntegerAveragePool", QDEPLOY, "the mean of each window inside of the image, rounded", integer_average_pool),
-    ("IntegerSqrt", QDEPLOY, "floor(sqrt(x)), exactly", integer_sqrt_row),
-    ("Lookup", QDEPLOY, "table[x], for x of 8 bits", lookup),
+INTEGER_ROWS: tuple[Op, ...] = (
+    Op(
+        "IntegerConv",
+        QDEPLOY,
+        "I32: sum of (x - x_zero) * weight, plus bias",
+        integer_conv,
+        interval=proof.product,
+        result="I32",
+    ),
+    Op(
+        "IntegerLinear",
+        QDEPLOY,
+        "I32: (x - x_zero) @ weight.T + bias; weight [N, K]",
+        integer_linear,
+        interval=proof.product,
+        result="I32",
+    ),
+    Op(
+        "IntegerMatMul",
+        QDEPLOY,
+        "I32: (a - a_zero) @ (b - b_zero)",
+        integer_mat_mul,
+        interval=proof.mat_mul,
+        result="I32",
+    ),
+    Op(
+        "Requantize",
+        QDEPLOY,
+        "limited(round(((x - x_zero) << left_shift) * m / 2^e) + zero)",
+        requantize,
+        interval=proof.requantize,
+    ),
+    Op("IntegerAdd", QDEPLOY, "I32: a + b, broadcast", integer_add, interval=proof.add, result="I32"),
+    Op(
+        "IntegerMul",
+        QDEPLOY,
+        "I32: (a - a_zero) * (b - b_zero), broadcast",
+        integer_mul,
+        interval=proof.multiply,
+        result="I32",
+    ),
+    Op("IntegerSum", QDEPLOY, "I32: the sum over axes", integer_sum, interval=proof.sum_over_axes, result="I32"),
+    Op("IntegerMean", QDEPLOY, "the mean over axes, rounded, in the type of x", integer_mean, interval=intervals.same),
+    Op(
+        "IntegerAveragePool",
+        QDEPLOY,
+        "the mean of each window inside of the image, rounded",
+        integer_average_pool,
+        interval=intervals.same,
+    ),
+    Op("IntegerSqrt", QDEPLOY, "floor(sqrt(x)), exactly", integer_sqrt_row, interval=proof.square_root),
+    Op("Lookup", QDEPLOY, "table[x], for x of 8 bits", lookup, interval=intervals.looked_up),
     *FUNCTION_ROWS,
 )
-"""(name, source, meaning, function)."""

@@ -20,16 +20,15 @@ row there is one division by a number that is not constant.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.integer_arithmetic import below, fitted, integer_sqrt, magnitude, wide
+from qdeploy.ir.ops import integer_intervals as proof
+from qdeploy.ir.ops.row import QDEPLOY, Op
 from qdeploy.ir.tensor import Array
 
-QDEPLOY = "qdeploy"
 EXP_DEPTH = 31
 """Halvings after which an exponential of at most 31 bits is zero."""
 _RECIPROCAL, _NORM_RECIPROCAL, _NORM_SHIFT = 62, 46, 16
@@ -150,11 +149,26 @@ def integer_rms_norm(
     return _weighted(_normal(wide(x) >> x_shift, epsilon), weight, None, shift)
 
 
-FUNCTION_ROWS: tuple[tuple[str, str, str, Any], ...] = (
-    ("IntegerExp", QDEPLOY, "I32: exp(x) for x <= 0", integer_exp),
-    ("IntegerSoftmax", QDEPLOY, "softmax along an axis at the scale 2^-bits", integer_softmax),
-    ("IntegerGelu", QDEPLOY, "I32: x * (1 + erf(x / sqrt 2))", integer_gelu),
-    ("IntegerLayerNorm", QDEPLOY, "I32: (x - mean) / deviation * weight + bias, last axis", integer_layer_norm),
-    ("IntegerRMSNorm", QDEPLOY, "I32: x / root of the mean square * weight, last axis", integer_rms_norm),
+FUNCTION_ROWS: tuple[Op, ...] = (
+    Op("IntegerExp", QDEPLOY, "I32: exp(x) for x <= 0", integer_exp, interval=proof.exponential, result="I32"),
+    Op(
+        "IntegerSoftmax", QDEPLOY, "softmax along an axis at the scale 2^-bits", integer_softmax, interval=proof.softmax
+    ),
+    Op("IntegerGelu", QDEPLOY, "I32: x * (1 + erf(x / sqrt 2))", integer_gelu, interval=proof.gelu, result="I32"),
+    Op(
+        "IntegerLayerNorm",
+        QDEPLOY,
+        "I32: (x - mean) / deviation * weight + bias, last axis",
+        integer_layer_norm,
+        interval=proof.norm,
+        result="I32",
+    ),
+    Op(
+        "IntegerRMSNorm",
+        QDEPLOY,
+        "I32: x / root of the mean square * weight, last axis",
+        integer_rms_norm,
+        interval=proof.norm,
+        result="I32",
+    ),
 )
-"""(name, source, meaning, function)."""

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from qdeploy.ir.element import element_dtype
+from qdeploy.ir.ops import intervals
 from qdeploy.ir.ops.conv import conv, integer_conv
+from qdeploy.ir.ops.row import MICROSOFT, ONNX, Op
 from qdeploy.ir.tensor import Array
 
-MICROSOFT = "com.microsoft 1"
 _LIMITS = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}
 
 
@@ -245,17 +246,22 @@ def q_linear_global_average_pool(
     return _codes(mean, y_scale, y_zero, y_zero.dtype)
 
 
-QUANTIZED_ROWS: tuple[tuple[str, str, str, Any], ...] = (
-    ("QuantizeLinear", "ONNX 21", "codes of x: saturate(round(x / scale) + zero)", quantize_linear),
-    ("DequantizeLinear", "ONNX 21", "(codes - zero) * scale", dequantize_linear),
-    ("DynamicQuantizeLinear", "ONNX 21", "codes of x, their scale and zero, by its range", dynamic_quantize_linear),
-    ("MatMulInteger", "ONNX 21", "I32: the product of codes without their zeros", mat_mul_integer),
-    ("ConvInteger", "ONNX 21", "I32: the convolution of codes without their zeros", _like_conv(conv_integer)),
-    ("QLinearMatMul", "ONNX 21", "the product of quantized matrices, quantized", q_linear_mat_mul),
-    ("QLinearConv", "ONNX 21", "the convolution of a quantized image, quantized", _like_conv(q_linear_conv)),
-    ("QGemm", MICROSOFT, "alpha A B + C of quantized matrices", q_gemm),
-    ("QLinearAdd", MICROSOFT, "the sum of quantized values, quantized", q_linear_add),
-    ("QLinearMul", MICROSOFT, "the product of quantized values, quantized", q_linear_mul),
-    ("QLinearGlobalAveragePool", MICROSOFT, "the mean over space, quantized", q_linear_global_average_pool),
+QUANTIZED_ROWS: tuple[Op, ...] = (
+    Op(
+        "QuantizeLinear",
+        ONNX,
+        "codes of x: saturate(round(x / scale) + zero)",
+        quantize_linear,
+        interval=intervals.quantized,
+    ),
+    Op("DequantizeLinear", ONNX, "(codes - zero) * scale", dequantize_linear, interval=intervals.dequantized),
+    Op("DynamicQuantizeLinear", ONNX, "codes of x, their scale and zero, by its range", dynamic_quantize_linear),
+    Op("MatMulInteger", ONNX, "I32: the product of codes without their zeros", mat_mul_integer),
+    Op("ConvInteger", ONNX, "I32: the convolution of codes without their zeros", _like_conv(conv_integer)),
+    Op("QLinearMatMul", ONNX, "the product of quantized matrices, quantized", q_linear_mat_mul),
+    Op("QLinearConv", ONNX, "the convolution of a quantized image, quantized", _like_conv(q_linear_conv)),
+    Op("QGemm", MICROSOFT, "alpha A B + C of quantized matrices", q_gemm),
+    Op("QLinearAdd", MICROSOFT, "the sum of quantized values, quantized", q_linear_add),
+    Op("QLinearMul", MICROSOFT, "the product of quantized values, quantized", q_linear_mul),
+    Op("QLinearGlobalAveragePool", MICROSOFT, "the mean over space, quantized", q_linear_global_average_pool),
 )
-"""(name, source, meaning, function)."""

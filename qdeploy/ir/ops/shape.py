@@ -12,6 +12,8 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.element import element_dtype
+from qdeploy.ir.ops import intervals
+from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
 MAX_ELEMENTS = 1 << 28
@@ -99,26 +101,33 @@ def reducer(function: Any) -> Any:
     return reduce
 
 
-SHAPE_ROWS: tuple[tuple[str, str, Any], ...] = (
-    ("Expand", "x broadcast with a shape", expand),
-    ("ConstantOfShape", "one number everywhere", constant_of_shape),
-    ("Pad", "both ends of axes lengthened or cut", pad),
-    ("Split", "an axis cut into pieces", split),
-    ("Tile", "repeats along each axis", tile),
-    ("Flatten", "all axes before `axis` as one, and the others", flatten),
-    ("Size", "I64: the number of elements", lambda x: np.array(x.size, np.int64)),
-    ("Where", "a where the condition holds, else b", lambda condition, a, b: np.where(condition, a, b)),
-    ("Equal", "a == b", lambda a, b: a == b),
-    ("Less", "a < b", lambda a, b: a < b),
-    ("LessOrEqual", "a <= b", lambda a, b: a <= b),
-    ("Greater", "a > b", lambda a, b: a > b),
-    ("GreaterOrEqual", "a >= b", lambda a, b: a >= b),
-    ("Not", "not x", lambda x: ~x),
-    ("And", "a and b", lambda a, b: a & b),
-    ("Or", "a or b", lambda a, b: a | b),
-    ("ArgMax", "I64: where the greatest element of an axis is", arg_max),
-    ("ReduceMax", "the greatest over axes", reducer(np.max)),
-    ("ReduceMin", "the smallest over axes", reducer(np.min)),
-    ("ReduceProd", "the product over axes", reducer(np.prod)),
+SHAPE_ROWS: tuple[Op, ...] = (
+    Op("Expand", ONNX, "x broadcast with a shape", expand, moves=True),
+    Op("ConstantOfShape", ONNX, "one number everywhere", constant_of_shape),
+    Op("Pad", ONNX, "both ends of axes lengthened or cut", pad, keeps_scale=True, interval=intervals.pad),
+    Op("Split", ONNX, "an axis cut into pieces", split, moves=True, keeps_scale=True, interval=intervals.same),
+    Op("Tile", ONNX, "repeats along each axis", tile, moves=True),
+    Op(
+        "Flatten",
+        ONNX,
+        "all axes before `axis` as one, and the others",
+        flatten,
+        moves=True,
+        keeps_scale=True,
+        interval=intervals.same,
+    ),
+    Op("Size", ONNX, "I64: the number of elements", lambda x: np.array(x.size, np.int64)),
+    Op("Where", ONNX, "a where the condition holds, else b", lambda condition, a, b: np.where(condition, a, b)),
+    Op("Equal", ONNX, "a == b", lambda a, b: a == b),
+    Op("Less", ONNX, "a < b", lambda a, b: a < b),
+    Op("LessOrEqual", ONNX, "a <= b", lambda a, b: a <= b),
+    Op("Greater", ONNX, "a > b", lambda a, b: a > b),
+    Op("GreaterOrEqual", ONNX, "a >= b", lambda a, b: a >= b),
+    Op("Not", ONNX, "not x", lambda x: ~x),
+    Op("And", ONNX, "a and b", lambda a, b: a & b),
+    Op("Or", ONNX, "a or b", lambda a, b: a | b),
+    Op("ArgMax", ONNX, "I64: where the greatest element of an axis is", arg_max),
+    Op("ReduceMax", ONNX, "the greatest over axes", reducer(np.max), constants=("axes",)),
+    Op("ReduceMin", ONNX, "the smallest over axes", reducer(np.min), constants=("axes",)),
+    Op("ReduceProd", ONNX, "the product over axes", reducer(np.prod), constants=("axes",)),
 )
-"""(name, meaning, function)."""

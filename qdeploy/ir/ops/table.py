@@ -16,11 +16,8 @@ keywords; arithmetic is float32, integers are int64. It is interpreter, specific
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,55 +25,28 @@ import numpy as np
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention
 from qdeploy.ir.element import element_dtype
-from qdeploy.ir.expand import Expansion, gated_mlp, linear, mean_pool, positions, skip_norm
+from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm
+from qdeploy.ir.ops import integer_intervals, intervals
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops.integer import INTEGER_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.row import ONNX, QDEPLOY, Op
 from qdeploy.ir.ops.shape import SHAPE_ROWS, bounded, reducer
 from qdeploy.ir.ops.tflite import TFLITE_ROWS
 from qdeploy.ir.tensor import Array
 
-ONNX = "ONNX 21"
-QDEPLOY = "qdeploy"
-_RUNTIME = frozenset({"past"})  # keywords that the interpreter gives and no node carries
+
+def register(row: Op) -> None:
+    """Adds a row at run time; BadArgumentError where there is one of that name."""
+    if row.name in OPS:
+        raise BadArgumentError("there is an op of this name", found=row.name)
+    OPS[row.name] = row
 
 
-@dataclass(frozen=True)
-class Op:
-    """One row of the table.
-
-    Attributes:
-        name: As nodes name it.
-        source: Whose semantics it has: "ONNX <opset>" or "qdeploy".
-        semantics: What it computes, in one line; B batch, T new tokens, S all tokens, D head size.
-        numpy: The same as a function: inputs positional, attributes as keywords.
-        expand: For composites: the nodes that mean the same.
-    """
-
-    name: str
-    source: str
-    semantics: str
-    numpy: Callable[..., Any]
-    expand: Expansion | None = None
-
-    @cached_property
-    def arity(self) -> tuple[int, int]:
-        """Least and greatest number of inputs."""
-        given = [p for p in self._parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        if any(p.kind is p.VAR_POSITIONAL for p in self._parameters):
-            return sum(p.default is p.empty for p in given), 1 << 30
-        return sum(p.default is p.empty for p in given), len(given)
-
-    @cached_property
-    def attributes(self) -> dict[str, bool]:
-        """Name of every attribute, and whether it must be there."""
-        keywords = [p for p in self._parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RUNTIME]
-        return {p.name: p.default is p.empty for p in keywords}
-
-    @property
-    def _parameters(self) -> list[inspect.Parameter]:
-        return list(inspect.signature(self.numpy).parameters.values())
+def forget(name: str) -> None:
+    """Takes back what `register` added."""
+    OPS.pop(name, None)
 
 
 def op(name: str) -> Op:
@@ -257,19 +227,34 @@ OPS = {
     row.name: row
     for row in (
         Op("Constant", ONNX, "a scalar: I64 value_int, or F32 value_float", _constant),
-        Op("Identity", ONNX, "x", lambda x: x),
-        Op("Gather", ONNX, "entries of data along an axis, selected by indices", _gather),
-        Op("Add", ONNX, "a + b, broadcast", lambda a, b: a + b),
-        Op("Sub", ONNX, "a - b, broadcast", lambda a, b: a - b),
+        Op("Identity", ONNX, "x", lambda x: x, moves=True, keeps_scale=True, interval=intervals.same),
+        Op(
+            "Gather",
+            ONNX,
+            "entries of data along an axis, selected by indices",
+            _gather,
+            moves=True,
+            interval=intervals.same,
+        ),
+        Op("Add", ONNX, "a + b, broadcast", lambda a, b: a + b, monotone=True, interval=intervals.add),
+        Op("Sub", ONNX, "a - b, broadcast", lambda a, b: a - b, interval=intervals.add),
         Op("Mul", ONNX, "a * b, broadcast", lambda a, b: a * b),
         Op("Div", ONNX, "a / b, broadcast; integers towards zero", _divide),
         Op("MatMul", ONNX, "a @ b over the last two axes", lambda a, b: a @ b),
         Op("Softmax", ONNX, "exp(x) / sum(exp(x)) along an axis", _softmax),
-        Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", _sigmoid),
-        Op("Tanh", ONNX, "tanh(x)", lambda x: np.tanh(x)),
-        Op("Relu", ONNX, "max(x, 0)", lambda x: np.maximum(x, 0)),
-        Op("Erf", ONNX, "the error function", _erf),
-        Op("Sqrt", ONNX, "the square root", lambda x: np.sqrt(x)),
+        Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", _sigmoid, monotone=True),
+        Op("Tanh", ONNX, "tanh(x)", lambda x: np.tanh(x), monotone=True),
+        Op(
+            "Relu",
+            ONNX,
+            "max(x, 0)",
+            lambda x: np.maximum(x, 0),
+            keeps_scale=True,
+            monotone=True,
+            interval=intervals.clip,
+        ),
+        Op("Erf", ONNX, "the error function", _erf, monotone=True),
+        Op("Sqrt", ONNX, "the square root", lambda x: np.sqrt(x), monotone=True),
         Op("Gelu", ONNX, "x * Phi(x), exactly or by the tanh formula", _gelu),
         Op("RMSNormalization", "ONNX 23", "x / sqrt(mean(x^2) + epsilon) * weight, last axis", _rms_normalization),
         Op(
@@ -280,18 +265,71 @@ OPS = {
         ),
         Op("LpNormalization", ONNX, "x / |x|_p along an axis, 0 where the norm is 0", _lp_normalization),
         Op("Cast", ONNX, "x in another storage type", _cast),
-        Op("Reshape", ONNX, "0 keeps an axis, -1 is inferred", _reshape),
-        Op("Transpose", ONNX, "axes permuted by perm", _transpose),
-        Op("Unsqueeze", ONNX, "axes of extent 1 inserted", _unsqueeze),
-        Op("Squeeze", ONNX, "axes of extent 1 removed", _squeeze),
-        Op("Concat", ONNX, "parts joined along an axis", _concat),
-        Op("Slice", ONNX, "x[start:end] on each of axes", _slice),
+        Op(
+            "Reshape",
+            ONNX,
+            "0 keeps an axis, -1 is inferred",
+            _reshape,
+            moves=True,
+            keeps_scale=True,
+            interval=intervals.same,
+            constants=("shape",),
+        ),
+        Op(
+            "Transpose",
+            ONNX,
+            "axes permuted by perm",
+            _transpose,
+            moves=True,
+            keeps_scale=True,
+            interval=intervals.same,
+        ),
+        Op(
+            "Unsqueeze",
+            ONNX,
+            "axes of extent 1 inserted",
+            _unsqueeze,
+            moves=True,
+            keeps_scale=True,
+            interval=intervals.same,
+            constants=("axes",),
+        ),
+        Op(
+            "Squeeze",
+            ONNX,
+            "axes of extent 1 removed",
+            _squeeze,
+            moves=True,
+            keeps_scale=True,
+            interval=intervals.same,
+            constants=("axes",),
+        ),
+        Op("Concat", ONNX, "parts joined along an axis", _concat, moves=True, interval=intervals.concat),
+        Op(
+            "Slice",
+            ONNX,
+            "x[start:end] on each of axes",
+            _slice,
+            moves=True,
+            keeps_scale=True,
+            interval=intervals.same,
+            constants=("starts", "ends", "axes", "steps"),
+        ),
         Op("Shape", ONNX, "I64: the extents of axes start..end", _shape),
         Op("Range", ONNX, "start, start + delta, ... below limit", _range),
-        Op("ReduceSum", ONNX, "the sum over axes", reducer(_sum)),
-        Op("ReduceMean", ONNX, "the mean over axes", reducer(np.mean)),
-        Op("Clip", ONNX, "x limited to min..max", _clip),
-        Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear),
+        Op("ReduceSum", ONNX, "the sum over axes", reducer(_sum), constants=("axes",)),
+        Op("ReduceMean", ONNX, "the mean over axes", reducer(np.mean), interval=intervals.same, constants=("axes",)),
+        Op(
+            "Clip",
+            ONNX,
+            "x limited to min..max",
+            _clip,
+            keeps_scale=True,
+            monotone=True,
+            interval=intervals.clip,
+            constants=("min", "max"),
+        ),
+        Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear, interval=intervals.layer),
         Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
         Op("GatedMlp", QDEPLOY, "Linear(act(Linear(x, gate)) * Linear(x, up), down)", _gated_mlp, gated_mlp),
         Op(
@@ -301,14 +339,23 @@ OPS = {
             _mean_pool,
             mean_pool,
         ),
-        Op("Positions", QDEPLOY, "I64 [T]: 0 .. T - 1 for ids [B, T]", _positions, positions),
+        Op(
+            "Positions",
+            QDEPLOY,
+            "I64 [T]: 0 .. T - 1 for ids [B, T]",
+            _positions,
+            positions,
+            interval=integer_intervals.positions,
+            result="I64",
+        ),
         Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
         Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
-        *(
-            Op(name, ONNX, meaning, function)
-            for name, meaning, function in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS)
-        ),
-        *(Op(*row) for row in (*QUANTIZED_ROWS, *INTEGER_ROWS, *TFLITE_ROWS)),
+        *ELEMENTWISE_ROWS,
+        *SHAPE_ROWS,
+        *CONV_ROWS,
+        *QUANTIZED_ROWS,
+        *INTEGER_ROWS,
+        *TFLITE_ROWS,
     )
 }
 """Every op by its name."""

@@ -14,6 +14,8 @@ import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.ir.integer_arithmetic import fitted, half_away, half_up, wide
+from qdeploy.ir.ops import integer_intervals as proof
+from qdeploy.ir.ops.row import Op
 from qdeploy.ir.tensor import Array
 
 _ONE = (1 << 31) - 1
@@ -91,7 +93,13 @@ def tflite_softmax(x: Array, *, multiplier: int, left_shift: int, diff_min: int)
     return np.asarray(np.clip(np.where(counts, found, 0) - 128, -128, 127).astype(np.int8))
 
 
-TFLITE_ROWS = (
-    ("TfliteSoftmax", "TFLite", "I8: softmax over the last axis at the scale 1/256, zero point -128", tflite_softmax),
+TFLITE_ROWS: tuple[Op, ...] = (
+    Op(
+        "TfliteSoftmax",
+        "TFLite",
+        "I8: softmax over the last axis at the scale 1/256, zero point -128",
+        tflite_softmax,
+        interval=proof.tflite_softmax,
+        result="I8",
+    ),
 )
-"""(name, source, meaning, function)."""

@@ -12,7 +12,7 @@ from torch_files import save_legacy, save_zip
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.networks import hawq
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.ops.conv import conv
 from qdeploy.ir.run import Weights, run
 from qdeploy.registry import open_model

@@ -12,7 +12,7 @@ from test_hawq import PARTS, State, bits_of
 from torch_files import save_zip
 
 from qdeploy.formats.networks import hawq
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.run import Weights, run
 from qdeploy.registry import open_model
 

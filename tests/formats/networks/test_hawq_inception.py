@@ -8,7 +8,7 @@ from test_hawq import PARTS, State
 from torch_files import save_zip
 
 from qdeploy.formats.networks import hawq
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.ops.conv import conv
 from qdeploy.ir.run import Weights, run
 from qdeploy.store.folder import Folder

@@ -11,7 +11,7 @@ from torch_files import save_zip
 from qdeploy.formats.networks import hawq
 from qdeploy.formats.networks.hawq_mobilenet import _conv6
 from qdeploy.formats.networks.hawq_network import Builder, Config, Operand
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.ops.conv import conv
 from qdeploy.ir.run import Weights, run
 from qdeploy.passes.fold import plain_tensor

@@ -10,7 +10,7 @@ from tflite_files import Network
 from qdeploy.formats.tflite import reader as tflite
 from qdeploy.formats.tflite.schema import parse
 from qdeploy.formats.tflite.stored import open_tensors
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.run import Weights, run
 from qdeploy.store.folder import Folder
 

@@ -200,7 +200,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("QLinearGlobalAveragePool", [PICTURE, SCALE, ZERO, np.array(0.02, np.float32), ZERO], {}),
 ]
 AS_INPUTS = {"ReduceMax": ("axes",), "ReduceMin": ("axes",), "Slice": ("starts", "ends", "axes", "steps")}
-QUANTIZED = {row[0] for row in QUANTIZED_ROWS}
+QUANTIZED = {row.name for row in QUANTIZED_ROWS}
 
 
 def onnx_says(name: str, inputs: list[Any], attrs: dict[str, Any]) -> list[np.ndarray]:
@@ -239,7 +239,7 @@ def test_a_row_means_what_onnx_runtime_computes(name: str, inputs: list[Any], at
 
 
 def test_every_row_is_compared() -> None:
-    rows = {row[0] for row in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *QUANTIZED_ROWS)}
+    rows = {row.name for row in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *QUANTIZED_ROWS)}
     assert rows - {"ConstantOfShape"} <= {c[0] for c in CASES}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.integer.ranges import check_ranges
+from qdeploy.integer.intervals import check_ranges
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.run import run
 from qdeploy.passes.fold import plain_tensor
