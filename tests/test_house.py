@@ -39,6 +39,7 @@ ARROWS = {
         "derive": "calibrate ir progress quantize",
         "latency": "errors integer ir progress quantize registry store",
         "limits": "errors sizes",
+        "coverage": "ir",
         "allocation": "calibrate errors integer ir latency limits progress quantize registry store",
         "proof": "derive errors ir progress registry store version",
         "conversion": "allocation calibrate derive errors ir progress proof registry store version",

@@ -251,6 +251,11 @@ class _Planning:
 
     def _attention(self, node: Node) -> None:
         a, inputs = node.attrs, tuple(self._in(name) for name in node.inputs if name)
+        beyond = [name for name in ("softcap", "position_scale") if a.get(name)] + ["sinks"] * any(node.inputs[4:])
+        if beyond:
+            raise UnsupportedError(
+                "attention of a kind that the native runtime does not have", where=node.name, found=", ".join(beyond)
+            )
         heads, kv_heads, width = int(a["heads"]), int(a["kv_heads"]), self._width(inputs[0])  # type: ignore[arg-type]
         rope = a.get("rope")
         tensors, turned = (), (0, 0, 1.0)

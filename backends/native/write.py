@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
+from qdeploy.passes.frequencies import within_first_frequencies
 from qdeploy.progress import Progress
 from qdeploy.store.output import write_all
 
@@ -109,6 +110,9 @@ def _begun(file: File, target: Path) -> Iterator[int]:
 
 def plan_file(model: Model, options: Options) -> File:
     """Decides where every byte will lie."""
+    graph = within_first_frequencies(model.graph, model.notes, keep=lambda long: False)
+    if graph is not model.graph:
+        model = replace(model, build_graph=lambda _: graph)
     plan = plan_graph(model)
     matrices = [lower_matrix(name, model.tensors[name], options.layout) for name in plan.matrices]
     terms = [term for matrix in matrices for term in matrix.terms]

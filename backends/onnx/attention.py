@@ -4,7 +4,9 @@ Decoders take com.microsoft.GroupQueryAttention with past and present; the cache
 kernel accepts, and what we do about it:
 
     head size % 16 == 0 and rotary size % 16 == 0    it rotates by itself (do_rotary)
-    any other even rotary size                       com.microsoft.RotaryEmbedding stands before it
+    any other even rotary size                       com.microsoft.RotaryEmbedding stands before it; so it does where
+                                                     long sequences have frequencies of their own: their rows stand
+                                                     behind those of short ones in the same caches
     head size % 8 != 0                               heads are padded with zeros, which add nothing to a dot product;
                                                      the caches are then as wide as the padded heads
 
@@ -44,6 +46,7 @@ class Lengths:
 
     def __init__(self, builder: GraphBuilder, input_ids: str, mask: str) -> None:
         self._builder, self._input_ids = builder, input_ids
+        self._moved: dict[int, str] = {}
         self._count = builder.node("ReduceSum", [mask, builder.constant([1], "int64")], keepdims=0)  # I64 [B]
         last = builder.node("Sub", [self._count, builder.constant([1], "int64")])
         self.last = builder.node("Cast", [last], to=onnx.TensorProto.INT32)
@@ -62,6 +65,16 @@ class Lengths:
         first = builder.node("Max", [builder.node("Sub", [self._count, new]), zero])
         column = builder.node("Unsqueeze", [first, builder.constant([1], "int64")])
         return builder.node("Add", [column, builder.node("Range", [zero, new, one])])  # [B, 1] + [T]
+
+    def positions_behind(self, count: int) -> str:
+        """The same, moved on by `count` where there are more than `count` tokens, past and new."""
+        if count not in self._moved:
+            builder = self._builder
+            total = builder.node("Cast", [self.total], to=onnx.TensorProto.INT64)
+            longer = builder.node("Greater", [total, builder.constant(count, "int64")])
+            offset = builder.node("Where", [longer, builder.constant(count, "int64"), builder.constant(0, "int64")])
+            self._moved[count] = builder.node("Add", [self.positions, offset])
+        return self._moved[count]
 
 
 def padded_head(size: int) -> int:
@@ -106,8 +119,10 @@ class DecoderAttention:
         if not attrs.get("causal"):
             raise UnsupportedError("attention with a state that is not causal", where=node.name)
         rope: Mapping[str, Any] | None = attrs.get("rope")
-        fused = rope is not None and size % 16 == 0 and rope["rotary_dim"] % 16 == 0
+        fused = rope is not None and size % 16 == 0 and rope["rotary_dim"] % 16 == 0 and not rope.get("long")
         query, key, value = inputs
+        if attrs.get("position_scale"):
+            query = self._scaled_by_position(query, attrs["position_scale"])
         if rope is not None and not fused:
             query, key = self._rotate(query, heads, size, rope), self._rotate(key, kv_heads, size, rope)
         query, key, value = (self._pad(x, n, size) for x, n in ((query, heads), (key, kv_heads), (value, kv_heads)))
@@ -134,33 +149,59 @@ class DecoderAttention:
             do_rotary=int(bool(rope)),
             rotary_interleaved=int(bool(rope and rope.get("interleaved"))),
             local_window_size=attrs.get("window") or -1,
+            **({"softcap": float(attrs["softcap"])} if attrs.get("softcap") else {}),
         )
 
+    def rotary(self, node: Node, size: int, x: str) -> None:
+        """Appends the nodes for one Rotary: x [B, T, heads * size] by its positions."""
+        attrs: Mapping[str, Any] = node.attrs
+        self._rotate(x, attrs["heads"], size, attrs["rope"], node.outputs[0])
+
+    def _scaled_by_position(self, query: str, scale: Mapping[str, Any]) -> str:
+        """Queries times 1 + beta * log(1 + floor((position + offset) / length))."""
+        builder = self._builder
+
+        def number(value: float) -> str:
+            return builder.constant(value, "float32")
+
+        place = builder.node("Cast", [self._lengths.positions], to=onnx.TensorProto.FLOAT)
+        place = builder.node("Add", [place, number(scale.get("offset", 0.0))])
+        steps = builder.node("Floor", [builder.node("Div", [place, number(scale["length"])])])
+        logarithm = builder.node("Log", [builder.node("Add", [steps, number(1.0)])])
+        factor = builder.node("Add", [builder.node("Mul", [logarithm, number(scale["beta"])]), number(1.0)])
+        column = builder.node("Unsqueeze", [factor, builder.constant([2], "int64")])  # [B, T, 1]
+        return builder.node("Mul", [query, column])
+
     def _caches(self, rope: Mapping[str, Any]) -> tuple[str, str]:
-        factor = float(rope.get("factor", 1.0))
+        """Cosines and sines of every position; those of long sequences, where there are any, behind the others."""
+        factor, long = float(rope.get("factor", 1.0)), rope.get("long")
         names = f"rope.cos.{rope['inv_freq']}.{factor:g}", f"rope.sin.{rope['inv_freq']}.{factor:g}"
-        inv_freq = self._constants[rope["inv_freq"]].decode()
-        made: dict[int, Array] = {}
+        parts = [(self._constants[rope["inv_freq"]].decode(), self._context)]
+        if long:
+            parts = [(parts[0][0], int(long["beyond"])), (self._constants[long["inv_freq"]].decode(), self._context)]
+        caches: dict[int, Array] = {}
 
         def rows(which: int) -> Any:
             def read(start: int, stop: int) -> Array:
-                if not made:
-                    made.update(enumerate(rotary_caches(inv_freq, factor, self._context)))
-                return made[which][start:stop]
+                if not caches:
+                    pairs = [rotary_caches(inv_freq, factor, count) for inv_freq, count in parts]
+                    caches.update({i: np.concatenate([pair[i] for pair in pairs]) for i in (0, 1)})
+                return caches[which][start:stop]
 
             return read
 
-        shape = (self._context, len(inv_freq))
+        shape = (sum(count for _, count in parts), len(parts[0][0]))
         for which, name in enumerate(names):
             self._builder.initializer(name, onnx.TensorProto.FLOAT, shape, rows(which))
         return names
 
-    def _rotate(self, x: str, heads: int, size: int, rope: Mapping[str, Any]) -> str:
-        rotary = rope["rotary_dim"]
+    def _rotate(self, x: str, heads: int, size: int, rope: Mapping[str, Any], output: str = "") -> str:
+        rotary, long = rope["rotary_dim"], rope.get("long")
+        positions = self._lengths.positions if not long else self._lengths.positions_behind(int(long["beyond"]))
         return self._builder.node(
             "RotaryEmbedding",
-            [x, self._lengths.positions, *self._caches(rope)],
-            "",
+            [x, positions, *self._caches(rope)],
+            output,
             MICROSOFT,
             interleaved=int(bool(rope.get("interleaved"))),
             num_heads=heads,
@@ -189,7 +230,7 @@ class DecoderAttention:
 def emit_encoder_attention(builder: GraphBuilder, node: Node, inputs: tuple[str, str, str], mask: str) -> None:
     """Appends MultiHeadAttention for an Attention node without a state; `mask` is I64 [B, S] or empty."""
     attrs: Mapping[str, Any] = node.attrs
-    if attrs.get("rope") or attrs.get("causal") or attrs["heads"] != attrs["kv_heads"]:
+    if attrs.get("rope") or attrs.get("causal") or attrs["heads"] != attrs["kv_heads"] or attrs.get("softcap"):
         raise UnsupportedError(
             "attention without a state takes no rope, no causal mask and no grouped heads", where=node.name
         )

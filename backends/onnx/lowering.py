@@ -20,6 +20,7 @@ from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.multiples import as_integers
+from qdeploy.passes.frequencies import within_first_frequencies
 
 MASK = "attention_mask"
 _KEPT = ("Linear", "SkipNorm")
@@ -36,7 +37,7 @@ class GraphLowering:
 
     def __init__(self, model: Model, options: Options) -> None:
         self._model, self._options = model, options
-        self.graph: Graph = expand_graph(model.graph, keep=_KEPT)
+        self.graph: Graph = expand_graph(within_first_frequencies(model.graph, model.notes), keep=_KEPT)
         self._network = self.graph.meta.get("kind") == "network"
         if self._network:
             self.graph = with_unsigned_codes(self.graph, model.tensors)
@@ -143,6 +144,11 @@ class GraphLowering:
         query, key, value = (self.value(name) for name in node.inputs[:3])
         past, present = ((f"{kind}.{place}.key", f"{kind}.{place}.value") for kind in ("past_key_values", "present"))
         self._decoder.emit(node, state.head_dim, (query, key, value), past, present)
+
+    def rotary(self, node: Node) -> None:
+        """Lowers a Rotary node."""
+        _, state = self._states[str(node.attrs["length_of"])]
+        self._decoder.rotary(node, state.head_dim, self.value(node.inputs[0]))
 
     def _encoder_attention(self, node: Node) -> None:
         query, key, value, *mask = (self.value(name) for name in node.inputs)

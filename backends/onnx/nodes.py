@@ -49,6 +49,10 @@ class Scope(Protocol):
         """Lowers an Attention node."""
         ...
 
+    def rotary(self, node: Node) -> None:
+        """Lowers a Rotary node."""
+        ...
+
 
 Emitter = Callable[[Scope, Node], None]
 
@@ -146,6 +150,10 @@ def _attention(scope: Scope, node: Node) -> None:
     scope.attention(node)
 
 
+def _rotary(scope: Scope, node: Node) -> None:
+    scope.rotary(node)
+
+
 _SPECIAL: Mapping[str, Emitter] = {
     "Constant": _constant,
     "Gather": _gather,
@@ -157,6 +165,7 @@ _SPECIAL: Mapping[str, Emitter] = {
     "RMSNormalization": _rms_normalization,
     "SkipNorm": _skip_norm,
     "Attention": _attention,
+    "Rotary": _rotary,
     "Opaque": emit_opaque,
     "Lookup": _lookup,
 }

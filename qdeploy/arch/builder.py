@@ -25,6 +25,8 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
+    "relu_squared": "relu2",
     "tanh": "tanh",
 }
 """`hidden_act` in transformers' spelling -> ours; its tanh spellings are one formula."""
@@ -81,6 +83,10 @@ class Builder:
             )
         return name
 
+    def parameter(self, name: str, shape: tuple[int, ...], fields: str) -> str:
+        """As `weight`, for a parameter that is no `.weight` of a module, such as attention sinks."""
+        return self.weight(name, shape, fields)
+
     def bias(self, parameter: str, size: int, declared: bool, field: str) -> str:
         """Returns the stored name of a bias, or "" where the architecture has none.
 
@@ -105,7 +111,7 @@ class Builder:
         return name
 
     def activation(self, kind: str, x: str, name: str) -> str:
-        """Adds the nodes of an activation ("silu", "gelu", "gelu_tanh", "relu", "tanh")."""
+        """Adds the nodes of an activation ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh")."""
         for node in activation(kind, x, name, lambda label: f"{name}.{label}"):
             self._add(node.op, node.inputs, node.outputs, node.outputs[0], node.attrs)
         return name

@@ -64,8 +64,18 @@ class Family:
 
 BUILT_IN = {
     "bert": ("bert",),
-    "llama": ("llama", "mistral"),
+    "bitnet": ("bitnet",),
+    "cohere": ("cohere", "cohere2"),
+    "gemma": ("gemma2", "gemma3_text"),
+    "glm": ("glm4",),
+    "granite": ("granite",),
+    "hunyuan": ("hunyuan_v1_dense",),
+    "llama": ("llama", "mistral", "ministral", "ministral3", "smollm3", "arcee", "ernie4_5", "seed_oss"),
+    "olmo": ("olmo2", "olmo3", "exaone4"),
+    "phi": ("phi3",),
     "qwen": ("qwen2", "qwen3"),
+    "stablelm": ("stablelm",),
+    "starcoder": ("starcoder2",),
 }
 """File in arch/families/ -> the model types that it builds; GGUF's names of architectures are among them."""
 

@@ -1,4 +1,4 @@
-"""What Llama, Mistral, Qwen and their like share: pre-norm layers of rotary attention and a gated MLP.
+"""What most decoders share: attention with rotary positions in every layer, and a gated MLP.
 
 h = norm(x);  x = x + o(attention(q(h), k(h), v(h)));  x = x + down(act(gate(norm(x))) * up(norm(x)))
 """
@@ -6,19 +6,30 @@ h = norm(x);  x = x + o(attention(q(h), k(h), v(h)));  x = x + down(act(gate(nor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qdeploy.arch.builder import ACTIVATIONS
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Branch, Decoder, Layer, Norm
+from qdeploy.arch.decoder import Block, Decoder, Norm
+from qdeploy.arch.layers import PRE, Placement
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import Names
 from qdeploy.arch.rope import read_rope
 from qdeploy.arch.self_attention import Rotation, SelfAttention, read_interleaved
 
+Refused = Mapping[str, tuple[object, ...]]
+
 
 def attention_layers(
-    config: Config, windows: Sequence[int], head_dim: int, kv_heads: int, context: int, **more: Any
+    config: Config,
+    windows: Sequence[int],
+    head_dim: int,
+    kv_heads: int,
+    context: int,
+    *,
+    interleaved: bool = False,
+    **more: Any,
 ) -> list[SelfAttention]:
     """The attention of every layer: one rotation for all, a window per layer.
 
@@ -28,42 +39,48 @@ def attention_layers(
         head_dim: Extent of a head.
         kv_heads: Key and value heads.
         context: `max_position_embeddings`.
+        interleaved: Whether the family's rotary pairs are neighbours.
         more: Further fields of `SelfAttention`, the same for all layers.
     """
     rope = read_rope(config, head_dim, context)
-    rotation = Rotation(rope, read_interleaved(config))
-    size_field = "head_dim" if config.has("head_dim") else "num_attention_heads"
-    return [
-        SelfAttention(
-            config.size("hidden_size"),
-            config.size("num_attention_heads"),
-            kv_heads,
-            head_dim,
-            window,
-            rope.context,
-            head_dim**-0.5,
-            rotation,
-            size_field=size_field,
-            **more,
-        )
-        for window in windows
-    ]
+    settings: dict[str, Any] = {
+        "scale": head_dim**-0.5,
+        "rotation": Rotation(rope, read_interleaved(config, interleaved)),
+        "size_field": "head_dim" if config.has("head_dim") else "num_attention_heads",
+        **more,
+    }
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    return [SelfAttention(hidden, heads, kv_heads, head_dim, window, rope.context, **settings) for window in windows]
 
 
-def prenorm_decoder(
+def gated_mlp(config: Config, field: str = "hidden_act", default: str = "silu", **more: Any) -> Mlp:
+    """The MLP that `intermediate_size` and an activation describe; `more` as for `Mlp`."""
+    activation = config.choose(field, ACTIVATIONS, default)
+    return Mlp(config.size("hidden_size"), config.size("intermediate_size"), activation, **more)
+
+
+def rms_norm(config: Config, default: float = 1e-6, **more: Any) -> Norm:
+    """The RMS norm that `rms_norm_eps` describes; `more` as for `Norm`."""
+    return Norm("rms", config.positive("rms_norm_eps", default), **more)
+
+
+def standard_decoder(
     config: Config,
     names: Names,
     attention: Sequence[SelfAttention],
+    mlp: Block,
+    norm: Norm,
     *,
-    mlp_bias: bool = False,
-    refused: Mapping[str, tuple[object, ...]] | None = None,
+    placement: Placement = PRE,
+    refused: Refused | None = None,
+    **more: Any,
 ) -> Decoder:
-    """A decoder with RMS norms before attention and before a gated MLP."""
-    activation = config.choose("hidden_act", ACTIVATIONS, "silu")
-    mlp = Mlp(config.size("hidden_size"), config.size("intermediate_size"), activation, mlp_bias)
-    layers = tuple(
-        Layer((Branch(block, before="input_layernorm"), Branch(mlp, before="post_attention_layernorm")))
-        for block in attention
-    )
-    norm = Norm("rms", config.positive("rms_norm_eps", 1e-6))
-    return Decoder(config.text("model_type"), names, layers, attention[0].capacity, norm, refused=refused or {})
+    """A decoder of attention and MLPs; `more` as for `Decoder`."""
+    layers = placement.layers(attention, mlp)
+    model_type = config.text("model_type")
+    return Decoder(model_type, names, layers, attention[0].capacity, norm, refused=refused or {}, **more)
+
+
+def without_rotation(attention: Sequence[SelfAttention], rotated: Sequence[bool]) -> list[SelfAttention]:
+    """The same layers, those without rotary positions where `rotated` is false."""
+    return [block if turns else replace(block, rotation=None) for block, turns in zip(attention, rotated, strict=True)]

@@ -4,12 +4,11 @@ Pair i of a head turns by position * inv_freq[i] with inv_freq[i] = theta^(-2 i 
 variants change that vector once and for all:
 
     linear    every frequency divided by `factor` (position interpolation, arXiv 2306.15595)
-    dynamic   NTK-aware theta, recomputed beyond `max_position_embeddings`; up to there it is no scaling at all, and
-              there the graph ends, so it is the default
+    dynamic   NTK-aware theta, recomputed for each length beyond `max_position_embeddings`; up to there no scaling
     llama3    wavelengths above a border divided by `factor`, a smooth passage below it (Llama 3.1)
     yarn      a ramp between interpolated and original frequencies, and a factor on cosine and sine (arXiv 2309.00071)
-    longrope  one divisor per pair (arXiv 2402.13753); of its two tables the short one is taken, and the context ends
-              where that table ends
+    longrope  one divisor per pair (arXiv 2402.13753), from one of two tables: the short one up to
+              `original_max_position_embeddings` tokens, the long one beyond
 
 Both spellings are read: `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5). Each
 step is rounded to float32 where transformers rounds it, so that the vectors agree; only powers are taken in float64
@@ -19,8 +18,9 @@ first, which makes them the same on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +47,9 @@ _FIELDS = frozenset(
         "short_factor",
         "long_factor",
         "finetuned",
+        "alpha",
+        "max_position_embeddings",
+        "llama_4_scaling_beta",
     )
 )
 
@@ -61,6 +64,7 @@ class Rope:
         factor: Multiplied into cosine and sine.
         context: How many positions it is good for.
         note: What a user should know about the choice that was made; "" for nothing.
+        long: Frequencies of longer sequences, as `ir/attention.py` takes them; None where there is one vector for all.
     """
 
     inv_freq: Float32
@@ -68,6 +72,7 @@ class Rope:
     factor: float
     context: int
     note: str = ""
+    long: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,23 @@ def read_rope(config: Config, head_dim: int, context: int) -> Rope:
     return _KINDS[kind](_Source(scaling, theta, dim, context, original))
 
 
+def for_layers(config: Config, kind: str) -> Config:
+    """The configuration as layers of a kind see it, where `rope_parameters` has an entry per kind of layer."""
+    parameters = config.fields.get("rope_parameters")
+    if not isinstance(parameters, dict) or not isinstance(parameters.get(kind), dict):
+        return config
+    return Config({**config.fields, "rope_parameters": parameters[kind], "rope_scaling": None}, config.where)
+
+
+def with_default_part(config: Config, part: float) -> Config:
+    """The configuration, with so much of each head rotated where it does not say how much."""
+    parameters = config.fields.get("rope_parameters")
+    inside = isinstance(parameters, dict) and parameters.get("partial_rotary_factor") is not None
+    if config.has("partial_rotary_factor") or inside:
+        return config
+    return Config({**config.fields, "partial_rotary_factor": part}, config.where)
+
+
 def _dictionary(config: Config) -> Config:
     name = "rope_scaling" if config.fields.get("rope_scaling") else "rope_parameters"
     fields = config.fields.get(name) or {}
@@ -153,9 +175,12 @@ def _linear(source: _Source) -> Rope:
 
 
 def _dynamic(source: _Source) -> Rope:
-    source.config.positive("factor")
-    note = f"dynamic rotary scaling starts beyond {source.context} positions; the graph ends there and uses none"
-    return source.rope(source.plain(), note=note)
+    if source.config.fields.get("alpha"):  # HunYuan's: one theta for all lengths
+        theta = source.theta * source.config.positive("alpha") ** (source.dim / (source.dim - 2))
+        return source.rope(replace(source, theta=theta).plain())
+    factor = source.config.positive("factor")
+    long = {"beyond": source.context, "theta": source.theta, "factor": factor, "dim": source.dim}
+    return replace(source.rope(source.plain()), long=long)
 
 
 def _llama3(source: _Source) -> Rope:
@@ -213,16 +238,19 @@ def _ramp(low: float, high: float, count: int) -> Float32:
 
 def _longrope(source: _Source) -> Rope:
     config, half = source.config, source.dim // 2
-    config.entries("long_factor", half, (int, float))
-    short = np.array(config.entries("short_factor", half, (int, float)), np.float32)
-    if not np.all(short > 0):
-        raise config.contradiction("short_factor", short.min(), "numbers above 0")
+    short, long = (
+        np.array(config.entries(f"{kind}_factor", half, (int, float)), np.float32) for kind in ("short", "long")
+    )
+    for kind, factors in (("short", short), ("long", long)):
+        if not np.all(factors > 0):
+            raise config.contradiction(f"{kind}_factor", factors.min(), "numbers above 0")
     factor = config.positive("factor", source.context / source.original)
     default = math.sqrt(1 + math.log(factor) / math.log(source.original)) if factor > 1 else 1.0
-    context = min(source.context, source.original)
-    note = f"longrope: the table for up to {context} positions is used, and the context ends there"
-    inv_freq = np.float32(1) / (short * source.powers())
-    return Rope(inv_freq, source.dim, config.positive("attention_factor", default), context, note)
+    rope = source.rope(np.float32(1) / (short * source.powers()), config.positive("attention_factor", default))
+    if source.context <= source.original:
+        return rope
+    beyond = {"beyond": source.original, "inv_freq": np.float32(1) / (long * source.powers())}
+    return replace(rope, long=beyond)
 
 
 _KINDS: dict[str, Callable[[_Source], Rope]] = {

@@ -1,15 +1,16 @@
 """Causal self-attention with grouped heads, rotary positions and a key/value cache.
 
     q, k, v = linear(x);  q, k = norm(q), norm(k)  where the family has such norms
-    o(softmax(scores(rope(q), rope(k))) v),   scores = q k^T * scale, softcapped where the family says so
+    o(norm(softmax(scores(rope(q), rope(k))) v)),   scores = q k^T * scale, softcapped where the family says so
 
-Parameters are `<module>.{q,k,v,o}_proj` and `<module>.{q,k}_norm` of the layer.
+Parameters are `<module>.{q,k,v,o}_proj` and `<module>.{q,k}_norm` of the layer, or what `Parts` says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,17 +40,52 @@ class Rotation:
 
 @dataclass(frozen=True)
 class QueryKeyNorm:
-    """An RMS norm of queries and of keys.
+    """A norm of queries and of keys.
 
     Attributes:
         epsilon: Of the norm.
-        over: "head": each head by itself (Qwen3); "width": all heads together (OLMo 2).
+        over: "head": each head by itself, all with one weight [head_dim] (Qwen3); "heads": each with a weight of its
+            own, [heads, head_dim] (Cohere); "separate": the same as a module per head (StableLM); "width": all heads
+            together (OLMo 2).
+        kind: "rms" or "layer".
         offset: Added to the stored weights.
+        after_rotation: Whether it stands behind the rotary positions (HunYuan).
     """
 
     epsilon: float
-    over: Literal["head", "width"] = "head"
+    over: Literal["head", "heads", "separate", "width"] = "head"
+    kind: Literal["rms", "layer"] = "rms"
     offset: float = 0.0
+    after_rotation: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the parameters of attention are called within its module.
+
+    Attributes:
+        q: The query projection; likewise k, v and o.
+        k: The key projection.
+        v: The value projection.
+        o: The output projection.
+        q_norm: The norm of queries; likewise k_norm.
+        k_norm: The norm of keys.
+        fused: One projection in the place of q, k and v; "" for none.
+        fused_by_head: Whether its rows are ordered by head: q, k and v of the first head, then of the next.
+        norm: A norm before the output projection; "" for none.
+        sinks: A score per head that has no value; "" for none.
+    """
+
+    q: str = "q_proj"
+    k: str = "k_proj"
+    v: str = "v_proj"
+    o: str = "o_proj"
+    q_norm: str = "q_norm"
+    k_norm: str = "k_norm"
+    fused: str = ""
+    fused_by_head: bool = False
+    norm: str = ""
+    sinks: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,12 @@ class SelfAttention:
         o_bias: The output projection has one.
         qk_norm: None for none.
         softcap: c of c * tanh(scores / c); 0 for none.
+        clip: Limit of queries, keys and values on either side; 0 for none.
+        norm_epsilon: Of the norm before the output projection, where `parts` has one.
+        position_scale: As for `ir/attention.py`; None for none.
+        parts: What the parameters are called.
         module: Of the layer.
+        layers: The module that holds the layers.
         size_field: The field of config.json that says `head_dim`; for errors.
     """
 
@@ -85,20 +126,35 @@ class SelfAttention:
     o_bias: bool = False
     qk_norm: QueryKeyNorm | None = None
     softcap: float = 0.0
+    clip: float = 0.0
+    norm_epsilon: float = 1e-6
+    position_scale: Mapping[str, float] | None = None
+    parts: Parts = field(default_factory=Parts)
     module: str = "self_attn"
+    layers: str = "model.layers"
     size_field: str = "num_attention_heads"
 
     def add(self, builder: Builder, layer: int, x: str) -> str:
         """Adds projections, attention over the layer's cache, and the output projection."""
-        source, label = f"model.layers.{layer}.{self.module}", f"layers.{layer}.self_attn"
-        q = self._heads(builder, x, f"{source}.q_proj", f"{label}.q", self.heads, "num_attention_heads")
-        k = self._heads(builder, x, f"{source}.k_proj", f"{label}.k", self.kv_heads, "num_key_value_heads")
-        v = self._heads(builder, x, f"{source}.v_proj", f"{label}.v", self.kv_heads, "num_key_value_heads")
+        source, label = f"{self.layers}.{layer}.{self.module}", f"layers.{layer}.self_attn"
+        q, k, v = self._projected(builder, x, source, label)
         builder.states.append(State(f"kv.{layer}", self.kv_heads, self.head_dim, capacity=self.capacity))
-        mixed = builder.node("Attention", q, k, v, name=label, **self._attributes(builder, layer))
+        attributes = self._attributes(builder, layer)
+        if self.qk_norm is not None and self.qk_norm.after_rotation:
+            rope = attributes.pop("rope")
+            q, k = (self._turned(builder, y, name, layer, rope) for y, name in ((q, f"{label}.q"), (k, f"{label}.k")))
+            q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
+        inputs = [q, k, v]
+        if self.parts.sinks:
+            inputs += ["", builder.parameter(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
+        mixed = builder.node("Attention", *inputs, name=label, **attributes)
+        if self.parts.norm:
+            width = self.heads * self.head_dim
+            weight = builder.weight(f"{source}.{self.parts.norm}.weight", (width,), "num_attention_heads, head_dim")
+            mixed = builder.node("RMSNormalization", mixed, weight, name=f"{label}.norm", epsilon=self.norm_epsilon)
         fields = "hidden_size, num_attention_heads, head_dim"
-        weight = builder.weight(f"{source}.o_proj.weight", (self.hidden, self.heads * self.head_dim), fields)
-        bias = builder.bias(f"{source}.o_proj.bias", self.hidden, self.o_bias, "attention_bias")
+        weight = builder.weight(f"{source}.{self.parts.o}.weight", (self.hidden, self.heads * self.head_dim), fields)
+        bias = builder.bias(f"{source}.{self.parts.o}.bias", self.hidden, self.o_bias, "attention_bias")
         return builder.node("Linear", mixed, weight, bias, name=f"{label}.o")
 
     def _attributes(self, builder: Builder, layer: int) -> dict[str, Attr]:
@@ -111,51 +167,152 @@ class SelfAttention:
             "state": f"kv.{layer}",
         }
         if self.rotation is not None:
-            attributes["rope"] = _rotation(builder, self.rotation)
+            attributes["rope"] = rotation_attribute(builder, self.rotation)
         if self.softcap:
             attributes["softcap"] = self.softcap
+        if self.position_scale is not None:
+            attributes["position_scale"] = dict(self.position_scale)
         return attributes
 
-    def _heads(self, builder: Builder, x: str, module: str, name: str, heads: int, field: str) -> str:
+    # ---- projections
+
+    def _projected(self, builder: Builder, x: str, source: str, label: str) -> tuple[str, str, str]:
+        parts = self.parts
+        if parts.fused:
+            q, k, v = self._split(builder, x, f"{source}.{parts.fused}", label)
+        else:
+            q = self._linear(builder, x, f"{source}.{parts.q}", f"{label}.q", self.heads, "num_attention_heads")
+            if self._norm_follows():
+                q = self._normed(builder, q, f"{source}.{parts.q_norm}", f"{label}.q", self.heads)
+            k = self._linear(builder, x, f"{source}.{parts.k}", f"{label}.k", self.kv_heads, "num_key_value_heads")
+            if self._norm_follows():
+                k = self._normed(builder, k, f"{source}.{parts.k_norm}", f"{label}.k", self.kv_heads)
+            v = self._linear(builder, x, f"{source}.{parts.v}", f"{label}.v", self.kv_heads, "num_key_value_heads")
+        if parts.fused and self._norm_follows() and self.qk_norm is not None:
+            q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
+        if self.clip:
+            q, k, v = (builder.node("Clip", y, name=f"{y}.clipped", min=-self.clip, max=self.clip) for y in (q, k, v))
+        return q, k, v
+
+    def _norm_follows(self) -> bool:
+        """Whether queries and keys are normed right behind their projections."""
+        return self.qk_norm is not None and not self.qk_norm.after_rotation
+
+    def _linear(self, builder: Builder, x: str, module: str, name: str, heads: int, field: str) -> str:
         fields = ", ".join(dict.fromkeys((field, self.size_field, "hidden_size")))
         weight = builder.weight(f"{module}.weight", (heads * self.head_dim, self.hidden), fields)
         bias = builder.bias(f"{module}.bias", heads * self.head_dim, self.qkv_bias, "attention_bias")
-        out = builder.node("Linear", x, weight, bias, name=name)
-        if self.qk_norm is None or name.endswith(".v"):
-            return out
-        return self._normed(builder, out, f"{module.replace('_proj', '_norm')}.weight", name, heads, self.qk_norm)
+        return builder.node("Linear", x, weight, bias, name=name)
 
-    def _normed(self, builder: Builder, x: str, weight: str, name: str, heads: int, norm: QueryKeyNorm) -> str:
-        size = self.head_dim if norm.over == "head" else heads * self.head_dim
-        stored = builder.weight(weight, (size,), "head_dim")
+    def _split(self, builder: Builder, x: str, module: str, label: str) -> tuple[str, ...]:
+        """One projection for queries, keys and values, and the three as slices of its result."""
+        counts = (self.heads, self.kv_heads, self.kv_heads)
+        rows = sum(counts) * self.head_dim
+        fields = "num_attention_heads, num_key_value_heads, head_dim, hidden_size"
+        weight = builder.weight(f"{module}.weight", (rows, self.hidden), fields)
+        bias = builder.bias(f"{module}.bias", rows, self.qkv_bias, "attention_bias")
+        out = builder.node("Linear", x, weight, bias, name=f"{label}.qkv")
+        names = tuple(f"{label}.{part}" for part in "qkv")
+        if not self.parts.fused_by_head:
+            stops = np.cumsum([count * self.head_dim for count in counts]).tolist()
+            return tuple(
+                builder.node("Slice", out, name=name, starts=[start], ends=[stop], axes=[2])
+                for name, start, stop in zip(names, [0, *stops], stops, strict=False)
+            )
+        split = builder.node("Reshape", out, name=f"{label}.heads", shape=[0, 0, self.heads, 3 * self.head_dim])
+        sliced = [
+            builder.node(
+                "Slice",
+                split,
+                name=f"{name}.heads",
+                starts=[i * self.head_dim],
+                ends=[(i + 1) * self.head_dim],
+                axes=[3],
+            )
+            for i, name in enumerate(names)
+        ]
+        width = self.heads * self.head_dim
+        return tuple(
+            builder.node("Reshape", part, name=name, shape=[0, 0, width])
+            for part, name in zip(sliced, names, strict=True)
+        )
+
+    # ---- norms of queries and keys
+
+    def _both_normed(
+        self, builder: Builder, both: tuple[str, str], source: str, label: str, norm: QueryKeyNorm
+    ) -> tuple[str, str]:
+        suffix = ".turned" if norm.after_rotation else ""
+        q = self._normed(builder, both[0], f"{source}.{self.parts.q_norm}", f"{label}.q{suffix}", self.heads)
+        k = self._normed(builder, both[1], f"{source}.{self.parts.k_norm}", f"{label}.k{suffix}", self.kv_heads)
+        return q, k
+
+    def _turned(self, builder: Builder, x: str, name: str, layer: int, rope: Attr) -> str:
+        heads = self.heads if name.endswith(".q") else self.kv_heads
+        return builder.node("Rotary", x, name=f"{name}.turned", heads=heads, rope=rope, length_of=f"kv.{layer}")
+
+    def _normed(self, builder: Builder, x: str, module: str, name: str, heads: int) -> str:
+        norm, size = self.qk_norm, self.head_dim
+        if norm is None:
+            return x
+        op = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"
+        shape = {"head": (size,), "heads": (heads, size), "width": (heads * size,)}
+        if norm.over == "separate":
+            stored = _stacked(builder, module, heads, size)
+        else:
+            stored = builder.weight(f"{module}.weight", shape[norm.over], "head_dim")
         if norm.offset:
             effective = builder.model.tensors[stored].decode() + np.float32(norm.offset)
             stored = builder.constant(f"{stored}.effective", effective)
         if norm.over == "width":
-            return builder.node("RMSNormalization", x, stored, name=f"{name}.norm", epsilon=norm.epsilon)
+            return builder.node(op, x, stored, name=f"{name}.norm", epsilon=norm.epsilon)
         split = builder.node("Reshape", x, name=f"{name}.split", shape=[0, 0, heads, size])  # [B, T, heads, D]
-        split = builder.node("RMSNormalization", split, stored, name=f"{name}.norm", epsilon=norm.epsilon)
+        if norm.over in ("heads", "separate"):
+            ones = builder.constant(f"{name}.ones", np.ones(size, np.float32))
+            split = builder.node(op, split, ones, name=f"{name}.norm", epsilon=norm.epsilon)
+            split = builder.node("Mul", split, stored, name=f"{name}.weighted")
+        else:
+            split = builder.node(op, split, stored, name=f"{name}.norm", epsilon=norm.epsilon)
         return builder.node("Reshape", split, name=f"{name}.joined", shape=[0, 0, heads * size])  # [B, T, heads * D]
 
 
-def read_interleaved(config: Config) -> bool:
+def _stacked(builder: Builder, module: str, heads: int, size: int) -> str:
+    """The weights of norms that are a module per head, as one constant [heads, size]."""
+    names = [builder.weight(f"{module}.norms.{head}.weight", (size,), "head_dim") for head in range(heads)]
+    stacked = np.stack([builder.model.tensors[name].decode() for name in names])
+    return builder.constant(f"{module}.norms", stacked)
+
+
+def read_interleaved(config: Config, default: bool = False) -> bool:
     """Whether pairs of rotary positions are neighbours: `rope_interleaved`, which readers of GGUF files set."""
-    return config.flag("rope_interleaved", False)
+    return config.flag("rope_interleaved", default)
 
 
-def _rotation(builder: Builder, rotation: Rotation) -> dict[str, Attr]:
+def rotation_attribute(builder: Builder, rotation: Rotation) -> dict[str, Attr]:
     """The attribute `rope`; the constant of the frequencies is made once."""
     rope = rotation.rope
     if rope.note and rope.note not in builder.model.notes:
         builder.model.notes.append(rope.note)
     if rotation.name not in builder.constants:
         builder.constant(rotation.name, rope.inv_freq / _divisors(builder, rope))
-    return {
+    attribute: dict[str, Any] = {
         "inv_freq": rotation.name,
         "rotary_dim": rope.rotary_dim,
         "interleaved": rotation.interleaved,
         "factor": rope.factor,
     }
+    if rope.long is not None:
+        attribute["long"] = _long_attribute(builder, rotation.name, rope.long)
+    return attribute
+
+
+def _long_attribute(builder: Builder, name: str, long: Mapping[str, Any]) -> dict[str, Any]:
+    if "inv_freq" not in long:
+        return dict(long)
+    constant = f"{name}.long"
+    if constant not in builder.constants:
+        builder.constant(constant, long["inv_freq"])
+    return {**long, "inv_freq": constant}
 
 
 def _divisors(builder: Builder, rope: Rope) -> Float32:

@@ -1,9 +1,10 @@
-"""Attention in numpy: grouped heads, rotary positions, a cache, causal and sliding windows, padding.
+"""Attention in numpy: grouped heads, rotary positions, a cache, windows, padding, softcaps and sinks.
 
 Rotary positions (arXiv 2104.09864, section 3.2) turn the pair (a, b) number i of every query and key by the angle
 position * inv_freq[i]. Which elements are a pair is a matter of layout: half-split pairs i with i + rotary_dim / 2
 (Hugging Face), interleaved pairs 2 i with 2 i + 1 (the paper, GGUF files of the llama family). Elements from rotary_dim
-on are left alone. All scaling variants are in the frequencies and in one factor on cosine and sine (`arch/rope.py`).
+on are left alone. All scaling variants are in the frequencies and in one factor on cosine and sine (`arch/rope.py`);
+two of them have a second table of frequencies for sequences beyond a length (`long`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ _MASKED = np.finfo(np.float32).min  # not -inf: a row of padding stays finite
 
 
 def rotate(
-    x: Array, start: int, inv_freq: Array, *, rotary_dim: int, interleaved: bool = False, factor: float = 1.0
+    x: Array,
+    start: int,
+    inv_freq: Array,
+    *,
+    rotary_dim: int,
+    interleaved: bool = False,
+    factor: float = 1.0,
+    long: Mapping[str, Any] | None = None,
 ) -> Float32:
     """Rotates heads by their positions.
 
@@ -30,10 +38,14 @@ def rotate(
         rotary_dim: How many elements of a head take part; the first ones.
         interleaved: Whether pairs are neighbours.
         factor: Multiplied into cosine and sine.
+        long: Frequencies for sequences of more than `beyond` tokens, past and new: `inv_freq` (an array); or `theta`,
+            `factor` and `dim`, from which dynamic NTK scaling makes them for each length.
 
     Returns:
         float32, the shape of x.
     """
+    if long is not None and start + x.shape[2] > long["beyond"]:
+        inv_freq = _long_frequencies(long, start + x.shape[2])
     place = np.arange(start, start + x.shape[2], dtype=np.float32)
     angle = place[:, None] * inv_freq[None, :]  # [T, rotary_dim / 2]
     cos, sin = np.cos(angle) * np.float32(factor), np.sin(angle) * np.float32(factor)
@@ -47,11 +59,48 @@ def rotate(
     return out
 
 
+def _long_frequencies(long: Mapping[str, Any], length: int) -> Float32:
+    """The frequencies of a sequence beyond `beyond` tokens."""
+    if "inv_freq" in long:
+        return np.asarray(long["inv_freq"], np.float32)
+    dim, beyond, factor = int(long["dim"]), int(long["beyond"]), float(long["factor"])
+    theta = long["theta"] * ((factor * length / beyond) - (factor - 1)) ** (dim / (dim - 2))
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    powers: Float32 = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
+    return np.float32(1) / powers
+
+
+def rotary(
+    x: Array,
+    *,
+    heads: int,
+    length_of: str,
+    rope: Mapping[str, Any],
+    past: tuple[Array, Array] | None = None,
+) -> Float32:
+    """Rotates heads by their positions, outside of Attention.
+
+    Args:
+        x: [B, T, heads * D].
+        heads: How many heads lie in the last axis.
+        length_of: Name of the state whose length is the position of the first token; of no effect here.
+        rope: As for `attention`.
+        past: That state.
+
+    Returns:
+        The shape of x.
+    """
+    batch, length, width = x.shape
+    turned = rotate(_split(x, heads), 0 if past is None else past[0].shape[2], **rope)
+    return turned.swapaxes(1, 2).reshape(batch, length, width)
+
+
 def attention(
     q: Array,
     k: Array,
     v: Array,
     mask: Array | None = None,
+    sinks: Array | None = None,
     *,
     heads: int,
     kv_heads: int,
@@ -60,6 +109,8 @@ def attention(
     window: int = 0,
     state: str = "",
     rope: Mapping[str, Any] | None = None,
+    softcap: float = 0.0,
+    position_scale: Mapping[str, float] | None = None,
     past: tuple[Array, Array] | None = None,
 ) -> tuple[Float32, tuple[Float32, Float32]]:
     """Softmax(q k^T * scale) v over the past and the new tokens.
@@ -69,6 +120,7 @@ def attention(
         k: [B, T, kv_heads * D] of the new tokens, before rotation.
         v: [B, T, kv_heads * D] of the new tokens.
         mask: I64 [B, S], 1 = may be attended to.
+        sinks: [heads]: a score of each head that takes part in its softmax and has no value (gpt-oss).
         heads: Query heads; head h uses key head h // (heads / kv_heads).
         kv_heads: Key and value heads.
         scale: Multiplied into the scores.
@@ -76,6 +128,9 @@ def attention(
         window: Of that, only the last `window` keys, itself included; 0 for all. Only with causal.
         state: Name of the state; of no effect here.
         rope: `inv_freq` (the array itself), `rotary_dim`, `interleaved`, `factor`; None for no rotation.
+        softcap: c of c * tanh(scores / c), before the mask; 0 for none.
+        position_scale: Queries are multiplied by 1 + beta * log(1 + floor((position + offset) / length)); None for
+            none. Keys `beta`, `length` and `offset`.
         past: Rotated keys and values so far, [B, kv_heads, L, D] each.
 
     Returns:
@@ -84,18 +139,39 @@ def attention(
     query, key, value = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)
     start = 0 if past is None else past[0].shape[2]
     if rope is not None:
-        query, key = rotate(query, start, **rope), rotate(key, start, **rope)
+        query, key = (rotate(x, start, **rope) for x in (query, key))
+    if position_scale is not None:
+        query = query * _position_factors(start, query.shape[2], position_scale)
     if past is not None:
         key, value = np.concatenate((past[0], key), axis=2), np.concatenate((past[1], value), axis=2)
     batch, _, new, size = query.shape
     total = key.shape[2]
     grouped = query.reshape(batch, kv_heads, -1, size)  # [B, kv_heads, repeats * T, D]
     scores = (grouped @ key.swapaxes(2, 3) * np.float32(scale)).reshape(batch, heads, new, total)
+    if softcap:
+        scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
     scores = np.where(_visible(start, new, total, mask, causal, window), scores, _MASKED)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
+    scores = _softmax(scores, sinks)
     mixed = (scores.reshape(batch, kv_heads, -1, total) @ value).reshape(batch, heads, new, size)
     return mixed.swapaxes(1, 2).reshape(batch, new, heads * size), (key, value)  # [B, T, heads * D]
+
+
+def _softmax(scores: Array, sinks: Array | None) -> Array:
+    greatest = scores.max(axis=-1, keepdims=True)
+    if sinks is None:
+        exponentials = np.exp(scores - greatest)
+        return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+    column = sinks.reshape(1, -1, 1, 1)
+    greatest = np.maximum(greatest, column)
+    exponentials = np.exp(scores - greatest)
+    return np.asarray(exponentials / (exponentials.sum(axis=-1, keepdims=True) + np.exp(column - greatest)))
+
+
+def _position_factors(start: int, count: int, scale: Mapping[str, float]) -> Float32:
+    place = np.arange(start, start + count, dtype=np.float32) + np.float32(scale.get("offset", 0))
+    steps = np.floor(place / np.float32(scale["length"]))
+    factors: Float32 = 1 + np.float32(scale["beta"]) * np.log1p(steps).astype(np.float32)
+    return factors[:, None]  # [T, 1]
 
 
 def _split(x: Array, heads: int) -> Array:

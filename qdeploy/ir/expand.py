@@ -43,15 +43,18 @@ def skip_norm(node: Node, fresh: Fresh) -> list[Node]:
 
 
 def activation(name: str, x: str, out: str, fresh: Fresh) -> list[Node]:
-    """The nodes of an activation by its name: silu, gelu, gelu_tanh, relu or tanh."""
+    """The nodes of an activation by its name: silu, gelu, gelu_tanh, relu, relu2 or tanh."""
     if name == "silu":
         gate = fresh("sigmoid")
         return [Node("Sigmoid", (x,), (gate,)), Node("Mul", (x, gate), (out,))]
     if name in ("gelu", "gelu_tanh"):
         return [Node("Gelu", (x,), (out,), {"approximate": "tanh" if name == "gelu_tanh" else "none"})]
+    if name == "relu2":
+        positive = fresh("positive")
+        return [Node("Relu", (x,), (positive,)), Node("Mul", (positive, positive), (out,))]
     if name in ("relu", "tanh"):
         return [Node(name.capitalize(), (x,), (out,))]
-    raise UnsupportedError("unknown activation", found=name, allowed="silu, gelu, gelu_tanh, relu, tanh")
+    raise UnsupportedError("unknown activation", found=name, allowed="silu, gelu, gelu_tanh, relu, relu2, tanh")
 
 
 def gated_mlp(node: Node, fresh: Fresh) -> list[Node]:
@@ -83,7 +86,9 @@ def mean_pool(node: Node, fresh: Fresh) -> list[Node]:
 
 
 def positions(node: Node, fresh: Fresh) -> list[Node]:
-    """Range over the second extent of the ids."""
+    """Range over the second extent of the ids; behind a state, a backend needs a form of its own."""
+    if node.attrs.get("length_of"):
+        raise UnsupportedError("positions behind a state have no expansion", where=node.name)
     length, limit, zero, one = fresh("length"), fresh("limit"), fresh("zero"), fresh("one")
     return [
         Node("Shape", node.inputs, (length,), {"start": 1, "end": 2}),

@@ -116,12 +116,12 @@ def check_ropes(graph: Graph) -> None:
         rope = node.attrs.get("rope")
         if rope is None:
             continue
-        if not isinstance(rope, Mapping) or set(rope) != {"inv_freq", "rotary_dim", "interleaved", "factor"}:
+        if not isinstance(rope, Mapping) or set(rope) - {"long"} != {"inv_freq", "rotary_dim", "interleaved", "factor"}:
             raise BadFileError(
                 "rope is not described as it must be",
                 where=_where(node),
                 found=rope,
-                allowed="inv_freq, rotary_dim, interleaved, factor",
+                allowed="inv_freq, rotary_dim, interleaved, factor, and perhaps long",
             )
         constant, extent = graph.constants.get(str(rope["inv_freq"])), rope["rotary_dim"]
         if constant is None or not isinstance(extent, int) or extent % 2 or constant.shape != (extent // 2,):

@@ -161,13 +161,16 @@ def _value(
 def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict[str, Cache]) -> Sequence[Array]:
     row = op(node.op)
     try:
-        if node.op != "Attention":
-            with np.errstate(all="ignore"):  # infinities and NaN are what the numbers mean
-                result = row.numpy(*arguments, **node.attrs)
-            return result if isinstance(result, tuple) else (result,)
-        state = str(node.attrs.get("state", ""))
-        attrs = {**node.attrs, "rope": _rope(node, graph)}
-        result, cache = row.numpy(*arguments, **attrs, past=states.get(state))
+        attrs: dict[str, Any] = dict(node.attrs)
+        if isinstance(attrs.get("rope"), Mapping):
+            attrs["rope"] = _rope(attrs["rope"], graph)
+        kept = str(node.attrs.get("state", ""))
+        if row.takes_past:
+            attrs["past"] = states.get(kept or str(node.attrs.get("length_of", "")))
+        with np.errstate(all="ignore"):  # infinities and NaN are what the numbers mean
+            result = row.numpy(*arguments, **attrs)
+        if row.keeps_state:
+            result, cache = result
     except _NUMPY_ERRORS as error:
         shapes = ", ".join("-" if a is None else str(list(a.shape)) for a in arguments)
         raise BadFileError(
@@ -175,13 +178,16 @@ def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict
             where=f"node {node.name or node.outputs[0]} ({node.op})",
             found=f"inputs {shapes}",
         ) from error
-    if state:
-        states[state] = cache
-    return (result,)
+    if kept and row.keeps_state:
+        states[kept] = cache
+    return result if isinstance(result, tuple) else (result,)
 
 
-def _rope(node: Node, graph: Graph) -> dict[str, Any] | None:
-    rope = node.attrs.get("rope")
-    if not isinstance(rope, Mapping):
-        return None
-    return {**rope, "inv_freq": graph.constants[rope["inv_freq"]].decode()}
+def _rope(attribute: Mapping[str, Any], graph: Graph) -> dict[str, Any]:
+    """The attribute `rope` with arrays in the place of the names of constants."""
+    rope = dict(attribute)
+    rope["inv_freq"] = graph.constants[rope["inv_freq"]].decode()
+    long = rope.get("long")
+    if isinstance(long, Mapping) and "inv_freq" in long:
+        rope["long"] = {**long, "inv_freq": graph.constants[str(long["inv_freq"])].decode()}
+    return rope

@@ -194,11 +194,16 @@ def test_llama3_keeps_short_waves_divides_long_ones_and_blends_between(dim: int,
         assert found == pytest.approx(plain * (part + (1 - part) / factor), rel=1e-5)
 
 
-def test_the_longrope_table_is_chosen_at_convert_and_limits_the_context() -> None:
-    rope = read({"rope_scaling": {"rope_type": "longrope", **REFERENCE["longrope"][0]}})
-    assert rope.context == 4096 and "4096" in rope.note
-    assert read({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}).note != ""
-    assert read({}).note == ""
+def test_longer_sequences_have_frequencies_of_their_own() -> None:
+    fields = REFERENCE["longrope"][0]
+    rope = read({"rope_scaling": {"rope_type": "longrope", **fields}})
+    assert rope.long is not None and rope.long["beyond"] == 4096
+    ratio = rope.inv_freq / rope.long["inv_freq"]
+    expected = np.array(fields["long_factor"]) / np.array(fields["short_factor"])
+    np.testing.assert_allclose(ratio, expected, rtol=1e-6)
+    dynamic = read({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
+    assert dynamic.long is not None and dynamic.long["factor"] == 2.0
+    assert read({}).long is None
 
 
 def test_a_context_beside_the_dictionary_goes_first() -> None:

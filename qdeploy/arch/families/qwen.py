@@ -15,7 +15,7 @@ from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import decoder_config
 from qdeploy.arch.names import DECODER_ROWS, Names
-from qdeploy.arch.prenorm import attention_layers, prenorm_decoder
+from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
 from qdeploy.arch.self_attention import QueryKeyNorm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -39,7 +39,8 @@ def build(model: Model) -> Graph:
         qk_norm=norm,
     )
     refused: dict[str, tuple[object, ...]] = {"mlp_bias": (False,), "qkv_bias": (not third,), "use_mrope": (False,)}
-    return build_decoder(model, config, prenorm_decoder(config, NAMES, attention, refused=refused))
+    decoder = standard_decoder(config, NAMES, attention, gated_mlp(config), rms_norm(config), refused=refused)
+    return build_decoder(model, config, decoder)
 
 
 def _windows(model: Model, config: Config) -> tuple[int, ...]:

@@ -106,6 +106,16 @@ class Op:
         keywords = [p for p in self._parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RUNTIME]
         return {p.name: p.default is p.empty for p in keywords}
 
+    @cached_property
+    def takes_past(self) -> bool:
+        """Whether the interpreter gives it what a state held before: that of its attribute `state` or `length_of`."""
+        return any(p.name == "past" for p in self._parameters)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it gives, beside its result, what its state holds afterwards."""
+        return self.takes_past and "state" in self.attributes
+
     @property
     def is_onnx(self) -> bool:
         """Whether it is an operator of ONNX or of ONNX Runtime, by the same name."""

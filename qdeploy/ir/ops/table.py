@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
-from qdeploy.ir.attention import attention
+from qdeploy.ir.attention import attention, rotary
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm
 from qdeploy.ir.ops import integer_intervals, intervals
@@ -219,8 +219,9 @@ def _mean_pool(hidden: Array, mask: Array) -> Any:
     return (hidden * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), np.float32(1e-9))
 
 
-def _positions(ids: Array) -> Array:
-    return np.arange(ids.shape[1], dtype=np.int64)
+def _positions(ids: Array, *, length_of: str = "", past: tuple[Array, Array] | None = None) -> Array:
+    start = 0 if past is None else past[0].shape[2]
+    return np.arange(start, start + ids.shape[1], dtype=np.int64)
 
 
 OPS = {
@@ -342,13 +343,14 @@ OPS = {
         Op(
             "Positions",
             QDEPLOY,
-            "I64 [T]: 0 .. T - 1 for ids [B, T]",
+            "I64 [T]: 0 .. T - 1 for ids [B, T]; behind a state, from its length on",
             _positions,
             positions,
             interval=integer_intervals.positions,
             result="I64",
         ),
         Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
+        Op("Rotary", QDEPLOY, "heads rotated by their positions behind a state; [B, T, heads * D]", rotary),
         Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
         *ELEMENTWISE_ROWS,
         *SHAPE_ROWS,

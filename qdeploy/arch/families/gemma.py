@@ -1,0 +1,102 @@
+"""Gemma 2 and 3 (text): norms before and behind the branches, stored less one, and scaled embeddings.
+
+    gemma2        scores and logits are softcapped; every other layer has a window
+    gemma3_text   heads of queries and keys are normed; of six layers, five have a window, and frequencies of their own
+
+Scores are scaled by query_pre_attn_scalar ^ -1/2, embeddings by the square root of the hidden extent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qdeploy.arch.builder import layer_count
+from qdeploy.arch.config import Config
+from qdeploy.arch.decoder import build_decoder, heads_of
+from qdeploy.arch.family import Family
+from qdeploy.arch.layers import BOTH
+from qdeploy.arch.names import DECODER_ROWS, Names
+from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
+from qdeploy.arch.rope import for_layers, read_rope
+from qdeploy.arch.self_attention import QueryKeyNorm, Rotation, SelfAttention
+from qdeploy.arch.windows import layer_windows
+from qdeploy.ir.graph import Graph
+from qdeploy.ir.model import Model
+
+
+def build(model: Model) -> Graph:
+    """Builds the graph of a Gemma2ForCausalLM or a Gemma3ForCausalLM (text)."""
+    config = Config(model.config)
+    third = config.text("model_type") == "gemma3_text"
+    head_dim, kv_heads = heads_of(config, head_dim=256, kv_heads=min(4, config.size("num_attention_heads")))
+    layers, bias = layer_count(model, config), config.flag("attention_bias", False)
+    windows = layer_windows(config, layers, default_window=4096, default_pattern=6 if third else 2)
+    context = config.size("max_position_embeddings", 131072 if third else 8192)
+    softcap = 0.0 if third else _softcap(config, "attn_logit_softcapping", 50.0)
+    if third:
+        config.read.add("attn_logit_softcapping")  # transformers has the field and does not use it
+    attention = attention_layers(
+        for_layers(config, "full_attention"),
+        windows,
+        head_dim,
+        kv_heads,
+        context,
+        scale=config.positive("query_pre_attn_scalar", 256) ** -0.5,
+        qkv_bias=bias,
+        o_bias=bias,
+        softcap=softcap,
+        qk_norm=QueryKeyNorm(config.positive("rms_norm_eps", 1e-6), offset=1.0) if third else None,
+    )
+    if third:
+        attention = _local_frequencies(config, attention, head_dim, context)
+    decoder = standard_decoder(
+        config,
+        NAMES,
+        attention,
+        gated_mlp(config, "hidden_activation", "gelu_pytorch_tanh"),
+        rms_norm(config, offset=1.0),
+        placement=BOTH,
+        embedding_multiplier=config.size("hidden_size") ** 0.5,
+        logits_softcap=_softcap(config, "final_logit_softcapping", None if third else 30.0),
+        refused={"use_bidirectional_attention": (False,)},
+    )
+    return build_decoder(model, config, decoder)
+
+
+def _softcap(config: Config, field: str, default: float | None) -> float:
+    """Null means none, absent means the default."""
+    if field not in config.fields:
+        config.read.add(field)
+        return default or 0.0
+    return config.positive(field) if config.has(field) else 0.0
+
+
+def _local_frequencies(
+    config: Config, attention: list[SelfAttention], head_dim: int, context: int
+) -> list[SelfAttention]:
+    """Layers with a window rotate by `rope_local_base_freq`, or by the entry of `sliding_attention`."""
+    local = for_layers(config, "sliding_attention")
+    if local is config:
+        theta = config.positive("rope_local_base_freq", 10000.0)
+        fields = {**config.fields, "rope_scaling": None, "rope_parameters": None, "rope_theta": theta}
+        local = Config(fields, config.where)
+    rotation = Rotation(read_rope(local, head_dim, context), name="rope.inv_freq.local")
+    return [replace(block, rotation=rotation) if block.window else block for block in attention]
+
+
+NAMES = Names(
+    (
+        *(row for row in DECODER_ROWS if not row[0].endswith("layernorm")),
+        ("model.layers.{i}.input_layernorm", "blk.{i}.attn_norm"),
+        ("model.layers.{i}.post_attention_layernorm", "blk.{i}.post_attention_norm"),
+        ("model.layers.{i}.pre_feedforward_layernorm", "blk.{i}.ffn_norm"),
+        ("model.layers.{i}.post_feedforward_layernorm", "blk.{i}.post_ffw_norm"),
+    )
+)
+FAMILY = Family(
+    name="gemma",
+    heads={"gemma2": ("Gemma2ForCausalLM",), "gemma3_text": ("Gemma3ForCausalLM",)},
+    names=NAMES,
+    build=build,
+    genai={"gemma2": "gemma2", "gemma3_text": "gemma3_text"},
+)

@@ -1,0 +1,53 @@
+"""How the branches of a decoder's layers stand: the placements of norms that families share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from qdeploy.arch.decoder import Block, Branch, Layer
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Names of a layer's norms.
+
+    Attributes:
+        before_mixer: Before attention, or whatever mixes tokens; "" for none.
+        after_mixer: Behind it.
+        before_mlp: Before the MLP.
+        after_mlp: Behind it.
+        parallel: Whether both read the same value and are added up.
+    """
+
+    before_mixer: str = ""
+    after_mixer: str = ""
+    before_mlp: str = ""
+    after_mlp: str = ""
+    parallel: bool = False
+
+    def layer(self, mixer: Block, mlp: Block) -> Layer:
+        """One layer."""
+        branches = (
+            Branch(mixer, self.before_mixer, self.after_mixer),
+            Branch(mlp, self.before_mlp, self.after_mlp),
+        )
+        return Layer(branches, self.parallel)
+
+    def layers(self, mixers: Iterable[Block], mlp: Block) -> tuple[Layer, ...]:
+        """Layers with the same MLP."""
+        return tuple(self.layer(mixer, mlp) for mixer in mixers)
+
+
+PRE = Placement(before_mixer="input_layernorm", before_mlp="post_attention_layernorm")
+"""Llama: a norm before each branch."""
+POST = Placement(after_mixer="post_attention_layernorm", after_mlp="post_feedforward_layernorm")
+"""OLMo 2: a norm behind each branch."""
+BOTH = Placement(
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+)
+"""Gemma 2: norms before and behind."""
+PARALLEL = replace(PRE, parallel=True)
+"""GPT-NeoX: both branches read the same value, each behind a norm of its own."""
+PARALLEL_ONE_NORM = Placement(before_mixer="input_layernorm", before_mlp="input_layernorm", parallel=True)
+"""Cohere: both branches read the same norm."""

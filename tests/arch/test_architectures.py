@@ -1,0 +1,57 @@
+"""Every family gives the logits and the greedy continuation of transformers on checkpoints that it saved itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qdeploy.arch.family import family_of
+from qdeploy.conversion import load
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.run import Weights, generate_greedy, run
+
+ROOT = Path(os.environ.get("QDEPLOY_TESTDATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+FOLDERS = sorted(path.name for path in (ROOT / "architectures").glob("arch-*"))
+LOOSE = ("qwen3_5", "qwen3_next", "t5", "clip")
+"""Families whose oracles are further from float64 themselves."""
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def limit_of(name: str) -> float:
+    return 2e-5 if any(part in name for part in LOOSE) else 1e-5
+
+
+def distance(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_family_gives_what_transformers_gives_and_an_unknown_one_is_refused(testdata: Path, name: str):
+    folder = testdata / "architectures" / name
+    model = load(folder)
+    with np.load(folder / "oracle.npz") as file:
+        oracle = dict(file)
+    family = family_of(config_of(folder)["model_type"])
+    heads = family.heads.get(config_of(folder)["model_type"], ()) if family else ()
+    if config_of(folder)["architectures"][0] not in heads:
+        with pytest.raises(UnsupportedError) as caught:
+            _ = model.graph
+        assert "model_type" in caught.value.where or "architectures" in caught.value.where
+        return
+    if model.graph.meta["kind"] != "decoder":
+        pytest.skip("an encoder; its own tests hold it")
+    weights = Weights(model)
+    for suffix in ("", "_2"):
+        outputs, _ = run(model.graph, {"input_ids": oracle[f"input_ids{suffix}"]}, None, weights)
+        assert distance(outputs["logits"], oracle[f"logits{suffix}"]) < limit_of(name)
+    prompt, continuation = oracle["input_ids"][0].tolist(), oracle["greedy"][0].tolist()
+    assert generate_greedy(model, prompt, len(continuation), weights) == continuation
