@@ -150,6 +150,10 @@ class GraphLowering:
         _, state = self._states[str(node.attrs["length_of"])]
         self._decoder.rotary(node, state.head_dim, self.value(node.inputs[0]))
 
+    def positions(self) -> str:
+        """I64 [B, T]: the place of each new token behind the states."""
+        return self._lengths.positions
+
     def _encoder_attention(self, node: Node) -> None:
         query, key, value, *mask = (self.value(name) for name in node.inputs)
         emit_encoder_attention(self.builder, node, (query, key, value), mask[0] if mask else "")

@@ -53,6 +53,10 @@ class Scope(Protocol):
         """Lowers a Rotary node."""
         ...
 
+    def positions(self) -> str:
+        """I64 [B, T]: the place of each new token behind the states."""
+        ...
+
 
 Emitter = Callable[[Scope, Node], None]
 
@@ -154,6 +158,10 @@ def _rotary(scope: Scope, node: Node) -> None:
     scope.rotary(node)
 
 
+def _positions_behind(scope: Scope, node: Node) -> None:
+    scope.builder.node("Identity", [scope.positions()], node.outputs)
+
+
 _SPECIAL: Mapping[str, Emitter] = {
     "Constant": _constant,
     "Gather": _gather,
@@ -166,6 +174,7 @@ _SPECIAL: Mapping[str, Emitter] = {
     "SkipNorm": _skip_norm,
     "Attention": _attention,
     "Rotary": _rotary,
+    "PositionsBehind": _positions_behind,
     "Opaque": emit_opaque,
     "Lookup": _lookup,
 }

@@ -122,11 +122,13 @@ class Branch:
         block: What it computes.
         before: The module of the norm before the block, within the layer; "" for none.
         after: The same for the norm behind the block.
+        after_sum: The same for a norm behind the addition, which the next branch and its own addition take.
     """
 
     block: Block
     before: str = ""
     after: str = ""
+    after_sum: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,25 @@ class Layer:
 
     branches: tuple[Branch, ...]
     parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What the modules of a decoder outside of its layers are called.
+
+    Attributes:
+        embedding: The table of tokens.
+        layers: What holds the layers.
+        norm: The last norm; "" for none.
+        head: The output projection.
+        positions: The table of learned positions; "" for none.
+    """
+
+    embedding: str = "model.embed_tokens"
+    layers: str = "model.layers"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    positions: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +173,8 @@ class Decoder:
         logits_multiplier: Multiplied into the logits.
         logits_softcap: c of c * tanh(logits / c); 0 for none.
         head_bias: Whether the output projection has a bias.
+        modules: What the modules outside of the layers are called.
+        first_position: The row of the table of positions that the first token takes.
         refused: Further fields that are refused, as in `REFUSED`; an entry here replaces the one there.
     """
 
@@ -165,6 +188,8 @@ class Decoder:
     logits_multiplier: float = 1.0
     logits_softcap: float = 0.0
     head_bias: bool = False
+    modules: Modules = field(default_factory=Modules)
+    first_position: int = 0
     refused: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -199,32 +224,52 @@ class _Decoding:
         self.builder = Builder(model, decoder.names)
         self.hidden, self.vocab = config.size("hidden_size"), config.size("vocab_size")
         shape = (self.vocab, self.hidden)
-        self.embedding = self.builder.weight("model.embed_tokens.weight", shape, "vocab_size, hidden_size")
+        table = f"{decoder.modules.embedding}.weight"
+        self.embedding = self.builder.weight(table, shape, "vocab_size, hidden_size")
 
     def graph(self) -> Graph:
         """All nodes, in order."""
         add, spec = self.builder, self.decoder
         x, update = add.node("Gather", self.embedding, "input_ids", name="embed_tokens", axis=0), ""
         x = self._scaled(x, spec.embedding_multiplier, "embed_tokens.scaled")
+        if spec.modules.positions:
+            x = self._placed(x)
         for i, layer in enumerate(spec.layers):
             x, update = self._parallel(i, layer, x, update) if layer.parallel else self._layer(i, layer, x, update)
-        self._logits(self._norm("model.norm", x, update, "norm", last=True))
+        if spec.modules.norm:
+            self._logits(self._norm(spec.modules.norm, x, update, "norm", last=True))
+        else:
+            self._logits(self._sum(x, update, "sum"))
         return add.graph(
             (Value("input_ids", "I64", ("batch", "sequence")),),
             (Value("logits", "F32", ("batch", "sequence", self.vocab)),),
             self._meta(),
         )
 
+    def _placed(self, x: str) -> str:
+        """Adds the learned positions."""
+        add, spec = self.builder, self.decoder
+        rows = spec.context + spec.first_position
+        table = add.weight(f"{spec.modules.positions}.weight", (rows, self.hidden), "max_position_embeddings")
+        places = add.node("PositionsBehind", "input_ids", name="positions", length_of="kv.0")
+        if spec.first_position:
+            offset = add.node("Constant", name="positions.first", value_int=spec.first_position)
+            places = add.node("Add", places, offset, name="positions.moved")
+        return add.node("Add", x, add.node("Gather", table, places, name="position", axis=0), name="embed")
+
     def _layer(self, i: int, layer: Layer, x: str, update: str) -> tuple[str, str]:
         """Adds one layer; returns the residual stream and the last branch, which the next norm adds to it."""
         for place, branch in enumerate(layer.branches):
             if branch.before:
                 pair = (update, x) if place else (x, update)
-                h = self._norm(f"model.layers.{i}.{branch.before}", *pair, _label(i, branch.before))
+                h = self._norm(f"{self.decoder.modules.layers}.{i}.{branch.before}", *pair, _label(i, branch.before))
                 x = f"{h}.sum" if update else x
             else:
                 x = h = self._sum(x, update, f"layers.{i}.{place}.sum")
             update = self._branch(i, branch, h)
+            if branch.after_sum:
+                module = f"{self.decoder.modules.layers}.{i}.{branch.after_sum}"
+                x, update = self._norm(module, x, update, _label(i, branch.after_sum), last=True), ""
         return x, update
 
     def _parallel(self, i: int, layer: Layer, x: str, update: str) -> tuple[str, str]:
@@ -234,7 +279,7 @@ class _Decoding:
         total = ""
         for branch in layer.branches:
             if branch.before not in normed:
-                module = f"model.layers.{i}.{branch.before}"
+                module = f"{self.decoder.modules.layers}.{i}.{branch.before}"
                 normed[branch.before] = self._norm(module, x, "", _label(i, branch.before))
             total = self._sum(self._branch(i, branch, normed[branch.before]), total, f"layers.{i}.branches")
         return x, total
@@ -242,7 +287,7 @@ class _Decoding:
     def _branch(self, i: int, branch: Branch, h: str) -> str:
         out = branch.block.add(self.builder, i, h)
         if branch.after:
-            out = self._norm(f"model.layers.{i}.{branch.after}", out, "", _label(i, branch.after))
+            out = self._norm(f"{self.decoder.modules.layers}.{i}.{branch.after}", out, "", _label(i, branch.after))
         return self._scaled(out, self.decoder.residual_multiplier, f"{out}.scaled")
 
     def _norm(self, module: str, x: str, update: str, name: str, last: bool = False) -> str:
@@ -261,7 +306,7 @@ class _Decoding:
     def _logits(self, last: str) -> None:
         add, spec = self.builder, self.decoder
         name = "logits" if spec.logits_multiplier == 1 and not spec.logits_softcap else "logits.raw"
-        bias = add.bias("lm_head.bias", self.vocab, spec.head_bias, "vocab_size")
+        bias = add.bias(f"{spec.modules.head}.bias", self.vocab, spec.head_bias, "vocab_size")
         out = add.node("Linear", last, self._head(), bias, name=name)
         if spec.logits_softcap:
             out = self._scaled(out, spec.logits_multiplier, "logits.multiplied")
@@ -271,10 +316,11 @@ class _Decoding:
             self._scaled(out, spec.logits_multiplier, "logits")
 
     def _head(self) -> str:
-        if not self.builder.has("lm_head.weight"):
+        name = f"{self.decoder.modules.head}.weight"
+        if not self.builder.has(name):
             return self.embedding
         # Even where the config says tied, as transformers does: a head of its own may be quantized on its own.
-        return self.builder.weight("lm_head.weight", (self.vocab, self.hidden), "vocab_size, hidden_size")
+        return self.builder.weight(name, (self.vocab, self.hidden), "vocab_size, hidden_size")
 
     def _meta(self) -> dict[str, Attr]:
         meta: dict[str, Attr] = {

@@ -17,6 +17,8 @@ class Placement:
         after_mixer: Behind it.
         before_mlp: Before the MLP.
         after_mlp: Behind it.
+        after_sum_of_mixer: Behind the addition of what the mixer gives (the first transformers).
+        after_sum_of_mlp: Behind the addition of what the MLP gives.
         parallel: Whether both read the same value and are added up.
     """
 
@@ -24,13 +26,15 @@ class Placement:
     after_mixer: str = ""
     before_mlp: str = ""
     after_mlp: str = ""
+    after_sum_of_mixer: str = ""
+    after_sum_of_mlp: str = ""
     parallel: bool = False
 
     def layer(self, mixer: Block, mlp: Block) -> Layer:
         """One layer."""
         branches = (
-            Branch(mixer, self.before_mixer, self.after_mixer),
-            Branch(mlp, self.before_mlp, self.after_mlp),
+            Branch(mixer, self.before_mixer, self.after_mixer, self.after_sum_of_mixer),
+            Branch(mlp, self.before_mlp, self.after_mlp, self.after_sum_of_mlp),
         )
         return Layer(branches, self.parallel)
 

@@ -86,9 +86,7 @@ def mean_pool(node: Node, fresh: Fresh) -> list[Node]:
 
 
 def positions(node: Node, fresh: Fresh) -> list[Node]:
-    """Range over the second extent of the ids; behind a state, a backend needs a form of its own."""
-    if node.attrs.get("length_of"):
-        raise UnsupportedError("positions behind a state have no expansion", where=node.name)
+    """Range over the second extent of the ids."""
     length, limit, zero, one = fresh("length"), fresh("limit"), fresh("zero"), fresh("one")
     return [
         Node("Shape", node.inputs, (length,), {"start": 1, "end": 2}),

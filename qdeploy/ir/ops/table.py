@@ -219,7 +219,11 @@ def _mean_pool(hidden: Array, mask: Array) -> Any:
     return (hidden * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), np.float32(1e-9))
 
 
-def _positions(ids: Array, *, length_of: str = "", past: tuple[Array, Array] | None = None) -> Array:
+def _positions(ids: Array) -> Array:
+    return np.arange(ids.shape[1], dtype=np.int64)
+
+
+def _positions_behind(ids: Array, *, length_of: str, past: tuple[Array, Array] | None = None) -> Array:
     start = 0 if past is None else past[0].shape[2]
     return np.arange(start, start + ids.shape[1], dtype=np.int64)
 
@@ -343,9 +347,17 @@ OPS = {
         Op(
             "Positions",
             QDEPLOY,
-            "I64 [T]: 0 .. T - 1 for ids [B, T]; behind a state, from its length on",
+            "I64 [T]: 0 .. T - 1 for ids [B, T]",
             _positions,
             positions,
+            interval=integer_intervals.positions,
+            result="I64",
+        ),
+        Op(
+            "PositionsBehind",
+            QDEPLOY,
+            "I64 [T]: the length of a state, and on, for ids [B, T]",
+            _positions_behind,
             interval=integer_intervals.positions,
             result="I64",
         ),
