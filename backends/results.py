@@ -1,44 +1,7 @@
-"""What every backend gives back: its choice per weight, what it checked, and how an output compares with its source."""
+"""What a backend gives back; the dataclasses are those of the contract."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from qdeploy.contracts.results import CheckResult, Choice, Lowered, Row
 
-Row = tuple[str, bool, float, float | None, str]
-"""Of a comparison: name, equal, greatest error, signal-to-noise ratio in dB or None, a note."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What became of a weight.
-
-    Attributes:
-        tensor: Its name.
-        form: Short name of the form ("int4 block 128 + zeros").
-        reason: Why this form, in a sentence; says "slow" where no fast kernel exists.
-        lossless: Whether every stored number is carried unrounded.
-        bytes: Its size in the output.
-    """
-
-    tensor: str
-    form: str
-    reason: str
-    lossless: bool
-    bytes: int
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What one check found.
-
-    Attributes:
-        name: The weight, or "model".
-        kind: The form that was run or read back ("linear: int4 block 128"), or "model".
-        error: Greatest relative error.
-        limit: What is allowed.
-    """
-
-    name: str
-    kind: str
-    error: float
-    limit: float
+__all__ = ["CheckResult", "Choice", "Lowered", "Row"]

@@ -35,14 +35,15 @@ def synthetic(bits: int, activations: int, folder: Path) -> float:
     """Makes both forms of the synthetic network; returns the seconds that ours took to compile."""
     import resnet18
 
-    from qdeploy.backends import tvm
+    from qdeploy.backends.tvm import BACKEND
+    from qdeploy.backends.tvm.options import Options
 
     for form in ("onnx", "tvm"):
         (folder / form).mkdir()
     (folder / "onnx/model.onnx").write_bytes(resnet18.qlinear(bits))
     model = resnet18.model(bits, activations)
     start = time.perf_counter()
-    tvm.lower(model, folder / "tvm", tvm.Options(forms=("library",)))
+    BACKEND.lower(model, folder / "tvm", Options(forms=("library",)))
     return time.perf_counter() - start
 
 

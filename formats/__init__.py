@@ -5,39 +5,60 @@ A format is a module with
     NAME, TITLE                       what it is called, and one line about it
     WRITES                            whether source files can be written back from its tensors
     sniff(folder) -> Sniff            how surely this folder or file is of this format, and why
-    read(folder, progress) -> Model   tensors by their source names; nothing large is read yet
+    read(folder) -> Model             tensors by their source names; nothing large is read yet
     recodings(source) -> tuple        how each source tensor is written back (only with WRITES)
 
-and is listed here by name, so that nothing is imported before it is needed. Other people's formats register the same
-kind of module under the entry point group `qdeploy.formats`.
+(`qdeploy.contracts.formats`), and a row here says what its checkpoints look like, so that no module is imported that
+cannot be meant. Other people's formats register a module or a row under the entry point group `qdeploy.formats`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from qdeploy.contracts.clues import INDEX, PACKAGE
+from qdeploy.contracts.formats import NOT_MINE, FormatRow, Looks, Sniff
 
-BUILT_IN = {
-    "safetensors": "qdeploy.formats.huggingface.safetensors",
-    "gptq": "qdeploy.formats.huggingface.gptq",
-    "awq": "qdeploy.formats.huggingface.awq",
-    "autoround": "qdeploy.formats.huggingface.autoround",
-    "bitstack": "qdeploy.formats.huggingface.bitstack",
-    "gguf": "qdeploy.formats.gguf.reader",
-    "onnx": "qdeploy.formats.onnx.reader",
-    "tflite": "qdeploy.formats.tflite.reader",
-    "hawq": "qdeploy.formats.networks.hawq",
-    "apot": "qdeploy.formats.networks.apot",
-    "lsq": "qdeploy.formats.networks.lsq",
-    "package": "qdeploy.formats.package",
-}
-"""Format name -> module."""
+__all__ = ["BUILT_IN", "NOT_MINE", "Sniff"]
 
+_HUGGINGFACE, _NETWORKS = "qdeploy.formats.huggingface", "qdeploy.formats.networks"
+_SAFETENSORS, _PICKLED = (".safetensors",), (".pth.tar", ".pth", ".pt")
+_CONFIG = ("config.json",)
 
-class Sniff(NamedTuple):
-    """A format's judgement of a folder: 0 (not mine) to 100 (declared to be mine), and the reason in a few words."""
-
-    score: int
-    reason: str = ""
-
-
-NOT_MINE = Sniff(0)
+BUILT_IN = (
+    FormatRow(
+        "safetensors",
+        f"{_HUGGINGFACE}.safetensors",
+        looks=(Looks(suffixes=_SAFETENSORS, methods=("",)), Looks(files=(INDEX,), methods=("",))),
+    ),
+    FormatRow("gptq", f"{_HUGGINGFACE}.gptq", looks=(Looks(methods=("gptq", "marlin", "bitblas", "gptq_marlin")),)),
+    FormatRow("awq", f"{_HUGGINGFACE}.awq", looks=(Looks(methods=("awq",)),)),
+    FormatRow(
+        "autoround",
+        f"{_HUGGINGFACE}.autoround",
+        looks=(Looks(methods=("auto-round", "auto_round", "intel/auto-round")),),
+    ),
+    FormatRow("bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),)),
+    FormatRow("gguf", "qdeploy.formats.gguf.reader", looks=(Looks(magic=(b"GGUF",)), Looks(suffixes=(".gguf",)))),
+    FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),)),
+    FormatRow("tflite", "qdeploy.formats.tflite.reader", looks=(Looks(suffixes=(".tflite",)),)),
+    FormatRow("hawq", f"{_NETWORKS}.hawq", looks=(Looks(files=("quantized_checkpoint.pth.tar",)),)),
+    FormatRow(
+        "apot",
+        f"{_NETWORKS}.apot",
+        looks=(
+            Looks(files=("apot.json",)),
+            Looks(suffixes=_SAFETENSORS, without=_CONFIG, tensors=r'\.act_alpha"|"quantizer"'),
+            Looks(suffixes=_PICKLED, without=_CONFIG),
+        ),
+    ),
+    FormatRow(
+        "lsq",
+        f"{_NETWORKS}.lsq",
+        looks=(
+            Looks(files=("lsq.json",)),
+            Looks(suffixes=_SAFETENSORS, without=_CONFIG, tensors=r'\.quan_w_fn\.s"'),
+            Looks(suffixes=_PICKLED, without=_CONFIG),
+        ),
+    ),
+    FormatRow("package", "qdeploy.formats.package", looks=(Looks(files=(PACKAGE,)),)),
+)
+"""The formats of this project, and what their checkpoints look like."""

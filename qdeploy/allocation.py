@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.run import batches
 from qdeploy.ir.tensor import Array
 from qdeploy.latency import latencies, read_table
-from qdeploy.limits import Limit, rounded_up, show_cost
+from qdeploy.limits import Asked, Limit, rounded_up, show_cost
+from qdeploy.options import options_of
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize import allocate as programme
 from qdeploy.quantize.allocate import Choices, Widths, parse_choices, show_choice
@@ -41,69 +41,10 @@ from qdeploy.quantize.sensitivity import Layer, Quantizer, measure, output_losse
 from qdeploy.store.output import refuse_existing, write_json
 
 Result = dict[str, Any]
-SENSITIVITIES = ("output", "weights", "hessian")
 SAMPLES = {"output": 64, "hessian": 256}
 """Entries of the data that losses are measured on, where nothing else is asked."""
 FIXED: Widths = (8, 8)
 """Of layers that have no choice."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How bits are chosen.
-
-    Attributes:
-        limit: See `Limit.parse`.
-        sensitivity: output, weights or hessian (`quantize/sensitivity.py`).
-        choices: Bits of a layer: "8,4" or "8x8,4x4" (weights x inputs).
-        latency: A file that `latency_table` wrote.
-        fixed: Layers that keep 8 bits, comma-separated: "first", "last" and names; "none": all may choose.
-        ties: Layers that take the same value get the same bits.
-        samples: Entries of the data that losses are measured on; 0: 64 for output, 256 for hessian.
-    """
-
-    limit: str
-    sensitivity: str = "output"
-    choices: str = "8,4"
-    latency: str = ""
-    fixed: str = "first,last"
-    ties: bool = True
-    samples: int = 0
-
-    def __post_init__(self) -> None:
-        limit, options = Limit.parse(self.limit), parse_choices(self.choices)
-        if self.sensitivity not in SENSITIVITIES:
-            raise BadArgumentError("unknown sensitivity", found=self.sensitivity, allowed=", ".join(SENSITIVITIES))
-        if self.sensitivity != "output" and len({w for w, _ in options}) < len(options):
-            raise BadArgumentError(
-                "choices that differ in the bits of inputs alone need the sensitivity of outputs",
-                found=f"{self.choices} with {self.sensitivity}",
-                allowed="output",
-            )
-        if (limit.kind == "latency") != bool(self.latency):
-            raise BadArgumentError(
-                "a limit of latency and a table of latencies go together",
-                found=self.limit,
-                todo="Measure one: qdeploy bench MODEL --layers --out table.json",
-            )
-        if self.samples < 0:
-            raise BadArgumentError("a negative number of samples", found=self.samples, allowed="0 or more")
-
-    @classmethod
-    def parse(cls, text: str) -> Asked:
-        """Parses `size:0.5,sensitivity=hessian,choices=8x8/4x4,latency=FILE,samples=64`."""
-        limit, *rest = text.split(",")
-        given = dict(part.partition("=")[::2] for part in rest)
-        known = ("sensitivity", "choices", "latency", "samples")
-        samples = given.get("samples", "0")
-        if any(name not in known or not value for name, value in given.items()) or not samples.isdecimal():
-            raise BadArgumentError(
-                "no such option of an allocation",
-                found=", ".join(rest),
-                allowed=", ".join(f"{name}=..." for name in known),
-            )
-        choices = given.get("choices", "8,4").replace("/", ",")
-        return cls(limit, given.get("sensitivity", "output"), choices, given.get("latency", ""), samples=int(samples))
 
 
 def allocate(
@@ -145,12 +86,11 @@ def allocate(
         >>> bits = allocate("resnet20.onnx", "images.npz", "size:0.5")["bits"]  # doctest: +SKIP
         >>> convert("resnet20.onnx", "out", to="tvm", calibrate="images.npz", layer_bits=bits)  # doctest: +SKIP
     """
-    unknown = set(how) - {field.name for field in fields(Asked)}
+    known = [option.name for option in options_of(Asked)]
+    unknown = set(how) - set(known)
     if unknown:
         raise BadArgumentError(
-            "an allocation has no such option",
-            found=", ".join(sorted(unknown)),
-            allowed=", ".join(field.name for field in fields(Asked)),
+            "an allocation has no such option", found=", ".join(sorted(unknown)), allowed=", ".join(known)
         )
     asked = Asked(limit, **how)
     if out:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qdeploy import registry
-from qdeploy.derive import INTEGER_OPTIONS, derived, integers_asked, option_names, target_options
+from qdeploy.contracts.backends import Backend, Level
+from qdeploy.derive import derived, restated
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir import rules
 from qdeploy.ir.model import Model
+from qdeploy.options import requested
 from qdeploy.progress import SILENT, Progress
+from qdeploy.spec import PACKAGE, SOURCE, ConversionSpec, PackageOptions
 from qdeploy.store.output import REPORT, Staged, refuse_existing, staged
 from qdeploy.store.recode import keep_slabs
 from qdeploy.version import VERSION
 
 Report = dict[str, Any]
-Check = Literal["auto", "nodes", "full", "none"]
 
 
 def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False) -> Model:
@@ -58,7 +60,7 @@ def convert(
     quantize: str | Sequence[str] = (),
     requantize: bool = False,
     jobs: int = 1,
-    check: Check = "auto",
+    check: Level = "auto",
     force: bool = False,
     format: str = "",
     trust_links: bool = False,
@@ -73,21 +75,19 @@ def convert(
         output: The output folder, or file for "native"; appears when everything is done.
         to: "onnx", "native" (one file), "tvm" (integers only), "ir" (a package), "source" (a package's source files),
             or a plug-in's target.
-        activations: "exact" (float32 arithmetic) or "int8" (activations rounded per block where that is faster).
+        activations: For "onnx": "exact" (float32 arithmetic) or "int8" (activations rounded per block).
         quantize: For float sources, for example "rtn:int4,group=128".
         requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
-        jobs: Shards that are written at the same time.
+        jobs: Shards that are written at the same time ("onnx", "ir").
         check: What runs against numpy: "nodes" (each form once), "full" (also the model), "auto" (by size), "none".
         force: Replace an existing output.
         format: The reader's name, where sniffing is not wanted.
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
         lower: Another form, for BitStack's tensors: "sign-planes:group=128"; the loss is reported.
-        more: Options that only this target has: layout, order and sensitivities for "native", target, forms and axes
-            for "tvm", integer ("strict" or "fast") for "onnx". And how a network becomes one of integers ("tvm",
-            `integer`, or "ir" with calibration data): calibrate (an .npz file with inputs), calibrate_method,
-            weight_bits, activation_bits, layer_bits, rounding; see `qdeploy.calibrate.network.Integers`. Or allocate: a
-            limit within which the bits of layers are chosen, "size:0.5"; see `qdeploy.allocation.Asked.parse`.
+        more: Options of the target, by the fields of its `Options` (`qdeploy convert --help` lists them by target). And
+            where it takes integers, those of `qdeploy.calibrate.integers.Integers`, and allocate: a limit within which
+            the bits of layers are chosen, "size:0.5"; see `qdeploy.allocation.Asked.parse`.
 
     Returns:
         The report, which also stands in `report.json` of an output that is a folder.
@@ -100,79 +100,63 @@ def convert(
         >>> report["tensors"]["model.layers.0.mlp.up_proj.weight"]["encoding"]
         'uint4 g128 scale f16 zero uint4'
     """
+    values = {"activations": activations, "quantize": quantize, "requantize": requantize, "jobs": jobs, "check": check}
+    values |= {"lower": lower, "format": format, "trust_links": trust_links, **more}
+    return run(ConversionSpec.of(to, values), source, output, force=force, progress=progress)
+
+
+def run(
+    spec: ConversionSpec,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Report:
+    """Converts a checkpoint as a spec says; arguments, result and errors are those of `convert`."""
     path = Path(output)
+    backend = None if spec.to in (PACKAGE, SOURCE) else registry.backend(spec.to)
     _refuse_nesting(Path(source), path)
-    refuse_existing(path, force, to not in ("ir", "source") and bool(_file_of(registry.backend(to))))
+    refuse_existing(path, force, backend is not None and backend.file is not None)
     keep_slabs()
-    specs = [quantize] if isinstance(quantize, str) else list(quantize)
-    options = {"activations": activations, "quantize": specs, "requantize": requantize, "check": check}
-    options |= {"lower": lower} if lower else {}
-    settings, integers = _settings(to, {**options, "jobs": jobs}, more)
-    model = _open(source, format, trust_links)
-    if integers is not None and more.get("allocate"):
-        chosen = _bits(derived(model, specs, lower), more, progress)
-        more, integers = {**more, "layer_bits": chosen}, {**integers, "layer_bits": chosen}
-    model = derived(model, specs, lower, integers, progress)
-    options |= more
-    if to == "ir":
-        return _to_package(model, path, options, jobs, force, progress)
-    if to == "source":
+    model = _open(source, spec)
+    if spec.integers is not None and spec.passes.allocate:
+        spec = spec.with_layer_bits(_bits(restated(model, spec), spec, progress))
+    model = derived(model, spec, progress)
+    if backend is not None:
+        return _to_backend(model, path, backend, spec, force, progress)
+    if spec.to == SOURCE:
         return _to_source(model, path, force, progress)
-    return _to_backend(model, path, to, options, settings, force, progress)
+    return _to_package(model, path, spec, force, progress)
 
 
-def _settings(to: str, options: dict[str, Any], more: dict[str, Any]) -> tuple[Any, dict[str, Any] | None]:
-    """The target's Options, and how to make integers; BadArgumentError names an option that there is not."""
-    target = None if to in ("ir", "source") else registry.backend(to)
-    own = [name for name in (option_names(target) if target else ()) if name not in ("conversion", *options)]
-    integers = integers_asked(target, more) if to != "source" else None
-    own += (*INTEGER_OPTIONS, "allocate") if integers is not None else ()
-    unknown = [name for name in more if name not in own]
-    if unknown:
-        todo = "Integers are made with --to tvm, --to onnx --integer strict|fast, or --to ir --calibrate."
-        raise BadArgumentError(
-            f"the target {to} has no such option",
-            found=", ".join(unknown),
-            allowed=", ".join(own) or "none of its own",
-            todo=todo if set(unknown) & {*INTEGER_OPTIONS, "allocate"} else "",
-        )
-    asked = {"quantize": options["quantize"], "lower": options.get("lower", "")}
-    if to == "source" and any(asked.values()):
-        raise BadArgumentError(
-            "source files are written as they were", found=", ".join(k for k, v in asked.items() if v)
-        )
-    return (target_options(target, {**options, **more, "conversion": asked}) if target else None), integers
-
-
-def _bits(model: Model, asked: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def _bits(model: Model, spec: ConversionSpec, progress: Progress) -> dict[str, Any]:
     """The bits of each layer, chosen within the limit that was asked for."""
     from qdeploy.allocation import Asked, allocated
     from qdeploy.calibrate.calibrate import read_data
 
-    how = Asked.parse(asked["allocate"])
-    given = [name for name in ("layer_bits", "weight_bits", "activation_bits") if asked.get(name)]
-    if given or not asked.get("calibrate"):
+    how, integers = Asked.parse(spec.passes.allocate), requested(spec.passes.integers)
+    given = [name for name in ("layer_bits", "weight_bits", "activation_bits") if name in integers]
+    if given or not spec.passes.integers.calibrate:
         raise BadArgumentError(
             "bits are chosen by calibration data, and by nothing else",
             found=", ".join(given) or "no calibration data",
             todo="Pass --calibrate DATA.npz, and no bits beside --allocate.",
         )
-    bits: dict[str, Any] = allocated(model, read_data(str(asked["calibrate"])), how, progress)["bits"]
+    bits: dict[str, Any] = allocated(model, read_data(spec.passes.integers.calibrate), how, progress)["bits"]
     return bits
 
 
-def _open(source: str | os.PathLike[str], format: str, trust_links: bool) -> Model:
+def _open(source: str | os.PathLike[str], spec: ConversionSpec) -> Model:
     """The model, with every index and scale of it checked."""
-    model = registry.open_model(source, format, trust_links)
+    model = registry.open_model(source, spec.source.format, spec.source.trust_links)
     for name, tensor in model.tensors.items():
         rules.check(tensor, name)
         rules.check_values(tensor, name)
     return model
 
 
-def _to_package(
-    model: Model, path: Path, options: dict[str, Any], jobs: int, force: bool, progress: Progress
-) -> Report:
+def _to_package(model: Model, path: Path, spec: ConversionSpec, force: bool, progress: Progress) -> Report:
     from qdeploy.ir.package_write import plan_package, write_package
     from qdeploy.proof.report import make_report
 
@@ -182,39 +166,31 @@ def _to_package(
         graph = None
         model.notes.append(f"no graph: {error.what} {error.found}".strip())
     plan = plan_package(model.tensors, graph.constants if graph else {})
-    with staged(path, _identity(model, "ir", plan.identity()), force) as stage:
-        write_package(model, graph, stage, plan, progress, jobs)
-        kept = {
-            name: value
-            for name, value in options.items()
-            if name in ("quantize", "lower", "allocate", *INTEGER_OPTIONS)
-        }
-        report = make_report(model, "ir", kept, [], [])
+    with staged(path, _identity(model, PACKAGE, plan.identity()), force) as stage:
+        write_package(model, graph, stage, plan, progress, PackageOptions.of(spec.target).jobs)
+        report = make_report(model, PACKAGE, spec.record(), [], [])
         _write_report(stage, report)
     return report
 
 
 def _to_backend(
-    model: Model, path: Path, to: str, options: dict[str, Any], settings: Any, force: bool, progress: Progress
+    model: Model, path: Path, backend: Backend, spec: ConversionSpec, force: bool, progress: Progress
 ) -> Report:
     from qdeploy.proof.report import make_report
     from qdeploy.proof.roundtrip import prove
 
-    target = registry.backend(to)
-    only = _file_of(target)
-    with staged(path, _identity(model, to, os.urandom(8).hex()), force, keep=False, only=only) as stage:
-        lowered = target.lower(model, stage.path, settings, progress)
+    file, options = backend.file, spec.target
+    if file is not None:
+        options = file.recording(options, spec.embedded_record())
+    identity, only = _identity(model, spec.to, os.urandom(8).hex()), file.name if file is not None else ""
+    with staged(path, identity, force, keep=False, only=only) as stage:
+        lowered = backend.lower(model, stage.path, options, progress)
         prove(model, model.tensors, progress)
-        checks = target.check(model, stage.path, lowered, options["check"])
-        report = make_report(model, to, options, lowered.choices, checks, lowered.notes)
-        if not only:
+        checks = backend.check(model, stage.path, lowered, spec.check)
+        report = make_report(model, spec.to, spec.record(), lowered.choices, checks, lowered.notes)
+        if file is None:
             _write_report(stage, report)
     return report
-
-
-def _file_of(target: Any) -> str:
-    """The one file that a backend writes, which is then the output; empty: the output is a folder."""
-    return str(getattr(target, "FILE", ""))
 
 
 def _to_source(model: Model, path: Path, force: bool, progress: Progress) -> Report:

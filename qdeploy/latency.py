@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
+from qdeploy.contracts.backends import LayerTimer
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.integer.layer_shapes import LayerShape, fixed_axes, folded, layer_shapes
 from qdeploy.ir.graph import Graph
@@ -62,36 +63,48 @@ def latency_table(
     Raises:
         QdeployError: No such choices, no layers, TVM is absent, or a layer has no kernel there.
     """
-    options = parse_choices(choices)
+    widths = parse_choices(choices)
     if out:
         refuse_existing(Path(out), force, file=True)
-    model = registry.open_model(path, format, trust_links)
-    graph, weights = folded(model)
+    graph, weights = folded(registry.open_model(path, format, trust_links))
     extents = fixed_axes(graph, axes or {})
-    shapes: dict[str, tuple[LayerShape, Array]] = {}
-    for name, shape in layer_shapes(graph, weights, extents).items():
-        shapes.setdefault(shape.key, (shape, _oriented(weights[name], shape)))
+    shapes = _distinct(graph, weights, extents)
     if not shapes:
         raise UnsupportedError("the network has no convolutions or linear layers", where=str(path))
     threads = threads or os.cpu_count() or 1
-    found = registry.backend("tvm").layer_times(
-        list(shapes.values()), options, target=target, threads=threads, progress=progress
-    )
-    rows = {
-        key: {show_choice(bits): seconds for bits, seconds in times.items()}
-        for key, times in zip(shapes, found["seconds"], strict=True)
-    }
+    times = _timer("tvm").layer_times(list(shapes.values()), widths, target=target, threads=threads, progress=progress)
     table = {
         "network": Path(path).name,
         "machine": _machine(),
-        "target": found["target"],
+        "target": times.target,
         "threads": threads,
         "axes": extents,
-        "layers": rows,
+        "layers": {
+            key: {show_choice(bits): seconds for bits, seconds in row.items()}
+            for key, row in zip(shapes, times.seconds, strict=True)
+        },
     }
     if out:
         write_json(Path(out), table, force)
     return table
+
+
+def _timer(name: str) -> LayerTimer:
+    """The part of a backend that times layers."""
+    timer = registry.backend(name).layers
+    if timer is None:
+        raise UnsupportedError("layers are not timed by this target", found=name, allowed="tvm")
+    return timer
+
+
+def _distinct(
+    graph: Graph, weights: Mapping[str, Array], extents: Mapping[str, int]
+) -> dict[str, tuple[LayerShape, Array]]:
+    """One layer of each shape, by its key, with its weight."""
+    shapes: dict[str, tuple[LayerShape, Array]] = {}
+    for name, shape in layer_shapes(graph, weights, extents).items():
+        shapes.setdefault(shape.key, (shape, _oriented(weights[name], shape)))
+    return shapes
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:

@@ -1,4 +1,7 @@
-"""What all layers of a network together may cost, as people write it: `size:0.5`, `bops:72G`, `latency:12ms`."""
+"""What all layers of a network together may cost, as people write it: `size:0.5`, `bops:72G`, `latency:12ms`.
+
+`Asked` is all that a choice of bits within such a limit can be asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from qdeploy.errors import BadArgumentError
+from qdeploy.options import option, refuse_unknown
 from qdeploy.sizes import human, parse_size
 
 KINDS = ("size", "bops", "latency")
@@ -49,6 +53,76 @@ class Limit:
             except BadArgumentError:
                 pass
         raise BadArgumentError("this is no limit", found=text, allowed=_ALLOWED)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How bits are chosen.
+
+    Attributes:
+        limit: See `Limit.parse`.
+        sensitivity: output, weights or hessian (`quantize/sensitivity.py`).
+        choices: Bits of a layer: "8,4" or "8x8,4x4" (weights x inputs).
+        latency: A file that `latency_table` wrote.
+        fixed: Layers that keep 8 bits, comma-separated: "first", "last" and names; "none": all may choose.
+        ties: Layers that take the same value get the same bits.
+        samples: Entries of the data that losses are measured on; 0: 64 for output, 256 for hessian.
+    """
+
+    limit: str = option(
+        "",
+        "Of size (bytes of weights), bops (products times the bits of both factors) or latency. A number from 0 to 1 "
+        "lies between the least and the greatest cost; else it has a unit: size:3.5MB, bops:72G, latency:12ms.",
+        metavar="KIND:AMOUNT",
+    )
+    sensitivity: str = option(
+        "output",
+        "output: error of the network's outputs with one layer changed. hessian: trace of the Hessian times the error "
+        "of the weights (HAWQ). weights: error of the layer's own outputs, the fastest.",
+        choices=("output", "weights", "hessian"),
+    )
+    choices: str = option("8,4", "Bits: 8,4,2, or weights x inputs: 8x8,4x8,4x4.", metavar="LIST")
+    latency: str = option("", "A table that qdeploy bench MODEL --layers wrote.", metavar="FILE")
+    fixed: str = option(
+        "first,last", "Layers that keep 8 bits: first, last, names of weights, or none.", metavar="LIST"
+    )
+    ties: bool = option(True, "The same bits for layers that take one value.")
+    samples: int = option(0, "Measured on; 0: 64 of the data (output), 256 (hessian).")
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        from qdeploy.quantize.allocate import parse_choices
+
+        refuse_unknown(self)
+        limit, options = Limit.parse(self.limit), parse_choices(self.choices)
+        if self.sensitivity != "output" and len({w for w, _ in options}) < len(options):
+            raise BadArgumentError(
+                "choices that differ in the bits of inputs alone need the sensitivity of outputs",
+                found=f"{self.choices} with {self.sensitivity}",
+                allowed="output",
+            )
+        if (limit.kind == "latency") != bool(self.latency):
+            raise BadArgumentError(
+                "a limit of latency and a table of latencies go together",
+                found=self.limit,
+                todo="Measure one: qdeploy bench MODEL --layers --out table.json",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Asked:
+        """Parses `size:0.5,sensitivity=hessian,choices=8x8/4x4,latency=FILE,samples=64`."""
+        limit, *rest = text.split(",")
+        given = dict(part.partition("=")[::2] for part in rest)
+        known = ("sensitivity", "choices", "latency", "samples")
+        samples = given.get("samples", "0")
+        if any(name not in known or not value for name, value in given.items()) or not samples.isdecimal():
+            raise BadArgumentError(
+                "no such option of an allocation",
+                found=", ".join(rest),
+                allowed=", ".join(f"{name}=..." for name in known),
+            )
+        choices = given.get("choices", "8,4").replace("/", ",")
+        return cls(limit, given.get("sensitivity", "output"), choices, given.get("latency", ""), samples=int(samples))
 
 
 def rounded_up(amount: float) -> float:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qdeploy import registry
-from qdeploy.derive import derived, target_options
+from qdeploy.contracts.backends import Backend, MemoryPlan, Stack
+from qdeploy.derive import derived
 from qdeploy.elastic.curve import Curve
 from qdeploy.errors import UnsupportedError
+from qdeploy.spec import ConversionSpec
 
 Plan = dict[str, Any]
 
@@ -62,31 +64,36 @@ def plan(
         >>> found["floor"] <= 1_800_000 < found["ceiling"]
         True
     """
-    backend = registry.backend("native")
-    made = None if format else registry.artifact_backend(path)
-    if made is backend:
-        return _planned(backend, str(path), budget, context, threads, kv)
-    if made is not None:
+    artifact = None if format else registry.artifact_backend(path)
+    if artifact is not None:
+        return _planned(_memory(artifact, path), str(path), budget, context, threads, kv)
+    values = {"quantize": quantize, "lower": lower, "format": format, "trust_links": trust_links, **more}
+    spec = ConversionSpec.of("native", values)
+    memory = _memory(registry.backend(spec.to), path)
+    model = derived(registry.open_model(path, format, trust_links), spec)
+    with tempfile.TemporaryDirectory(prefix="qdeploy-plan-") as folder:
+        file = memory.sketch(model, Path(folder), spec.target)
+        return {**_planned(memory, str(file), budget, context, threads, kv), "path": str(path)}
+
+
+def _memory(backend: Backend, path: str | os.PathLike[str]) -> MemoryPlan:
+    """The part of a backend that plans budgets."""
+    if backend.memory is None:
         raise UnsupportedError(
             "only the native runtime has budgets",
             where=str(path),
-            found=made.NAME,
+            found=backend.name,
             todo="Give the checkpoint, or a native file.",
         )
-    specs = [quantize] if isinstance(quantize, str) else list(quantize)
-    options = target_options(backend, more)
-    model = derived(registry.open_model(path, format, trust_links), specs, lower)
-    with tempfile.TemporaryDirectory(prefix="qdeploy-plan-") as folder:
-        file = backend.sketch(model, Path(folder), options)
-        return {**_planned(backend, str(file), budget, context, threads, kv), "path": str(path)}
+    return backend.memory
 
 
-def _planned(backend: Any, path: str, budget: int | None, context: int, threads: int, kv: str) -> Plan:
+def _planned(memory: MemoryPlan, path: str, budget: int | None, context: int, threads: int, kv: str) -> Plan:
     from qdeploy.native import least_memory
 
-    stack = backend.outline(path)
+    stack = memory.outline(path)
     threads = threads or os.cpu_count() or 1
-    session = backend.session_bytes(path, context or min(stack.context or 512, 4096), threads, kv)
+    session = memory.session_bytes(path, context or min(stack.context or 512, 4096), threads, kv)
     fixed = least_memory(path, threads=threads, kv=kv) - stack.floor_bytes + session
     curve = Curve.of(stack.order, fixed)
     chosen = curve.points[-1] if budget is None else curve.at(budget)
@@ -116,7 +123,7 @@ def _planned(backend: Any, path: str, budget: int | None, context: int, threads:
     }
 
 
-def _shares(stack: Any, count: int) -> dict[str, Any]:
+def _shares(stack: Stack, count: int) -> dict[str, Any]:
     """What each tensor and each layer has of a prefix of the stack."""
     tensors = {
         name: {"parameters": n, "bytes": 0, "bits": 0.0, "pieces": 0, "of": 0} for name, n in stack.weights.items()

@@ -26,28 +26,35 @@ ARROWS = {
         "measure": "",
         "streaming": "",
         "sizes": "errors",
+        "options": "errors",
+        "catalog": "errors",
         "store": "errors progress",
         "pack": "errors",
         "ir": "errors measure pack progress store",
         "arch": "errors ir store",
-        "quantize": "errors ir measure pack progress store",
+        "quantize": "catalog errors ir measure options pack progress store",
         "passes": "errors ir store",
         "integer": "errors ir measure pack passes progress quantize store",
         "elastic": "errors ir measure pack store",
-        "registry": "errors ir store",
-        "calibrate": "errors integer ir passes progress",
-        "derive": "calibrate ir progress quantize",
-        "latency": "errors integer ir progress quantize registry store",
-        "limits": "errors sizes",
+        "contracts": "catalog elastic errors integer ir options progress store",
+        "registry": "catalog contracts errors ir store",
+        "calibrate": "errors integer ir options passes progress quantize",
+        "spec": "calibrate contracts errors options quantize registry",
+        "derive": "calibrate ir progress quantize spec",
+        "limits": "errors options quantize sizes",
         "coverage": "ir",
-        "allocation": "calibrate errors integer ir latency limits progress quantize registry store",
-        "proof": "derive errors ir progress registry store version",
-        "conversion": "allocation calibrate derive errors ir progress proof registry store version",
-        "planning": "derive elastic errors native registry",
+        "latency": "contracts errors integer ir progress quantize registry store",
+        "allocation": "calibrate errors integer ir latency limits options progress quantize registry store",
+        "proof": "contracts derive errors ir options progress registry spec store version",
+        "conversion": "allocation calibrate contracts derive errors ir options progress proof registry spec store "
+        "version",
+        "planning": "contracts derive elastic errors native registry spec",
         "native": "_native errors sizes streaming",
-        "cli": "allocation conversion errors ir latency limits native planning progress proof registry sizes version",
-        "formats": "arch errors ir pack progress store",
-        "backends": "arch elastic errors integer ir measure native pack passes progress store",
+        "cli": "allocation calibrate catalog contracts conversion errors ir latency limits native options planning "
+        "progress proof quantize registry sizes spec version",
+        "formats": "arch contracts errors ir pack progress store",
+        "backends": "arch contracts elastic errors integer ir measure native options pack passes progress quantize "
+        "store",
         "__init__": "allocation conversion errors ir latency native planning proof version",
         "__main__": "cli",
     }.items()
@@ -76,6 +83,13 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
         for name in names:
             if name.startswith("qdeploy."):
                 yield node.lineno, name.split(".")[1]
+
+
+def test_the_arrows_make_no_circle():
+    left = {room: to - {room} for room, to in ARROWS.items()}
+    while leaves := {room for room, to in left.items() if not to & set(left)}:
+        left = {room: to for room, to in left.items() if room not in leaves}
+    assert not left, sorted(left)
 
 
 def test_every_import_follows_an_arrow():

@@ -17,7 +17,7 @@ import resource, sys
 import qdeploy, qdeploy.conversion, qdeploy.proof.report, qdeploy.registry
 if sys.argv[3] == "onnx":
     import onnx
-for entry in qdeploy.registry.registered("formats").values():
+for entry in qdeploy.registry.FORMATS.rows().values():
     entry.load()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 qdeploy.convert(sys.argv[1], sys.argv[2], to=sys.argv[3], check="none")

@@ -7,100 +7,157 @@ order.py). Weights are written by row ranges; what was written is read back and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdeploy.contracts.backends import Backend, Level, MemoryPlan, SingleFile, TextModel
 from qdeploy.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qdeploy.backends.native.options import Lowered, Options
+    from qdeploy.backends.native.options import Options
     from qdeploy.backends.native.outlining import Outline
     from qdeploy.backends.native.reading import ModelFile
-    from qdeploy.backends.results import CheckResult, Choice, Row
+    from qdeploy.contracts.results import CheckResult, Lowered, Row
     from qdeploy.ir.model import Model
+    from qdeploy.options import TargetOptions
 
-NAME = "native"
-TITLE = "one file for the native runtime (elastic: any prefix of its weights runs)"
 FILE = "model.qd"
 """The one file that `lower` writes; it becomes the output itself."""
 MAGIC = b"qdeploy\n"
-"""What it begins with, by which it is known."""
-
-__all__ = [
-    "FILE",
-    "MAGIC",
-    "NAME",
-    "TITLE",
-    "CheckResult",
-    "Choice",
-    "Lowered",
-    "Options",
-    "check",
-    "compare",
-    "conversion",
-    "damaged_pages",
-    "describe",
-    "logits",
-    "logits_limit",
-    "lower",
-    "opened",
-    "outline",
-    "session_bytes",
-    "sketch",
-]
+"""What it begins with, by which it is known (the row of the backend says the same)."""
 
 
-def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
-    """Writes `model.qd` into an existing, empty folder.
+class Native(Backend):
+    """The native runtime as a target."""
 
-    Raises:
-        UnsupportedError: The graph has an op that the runtime does not have, or the source describes no network.
-        ProofError: A source tensor did not come back from its codes while it was read.
-        OutputError: The file cannot be written.
-    """
-    from qdeploy.backends.native.write import write_model
+    name = "native"
+    title = "one file for the native runtime (elastic: any prefix of its weights runs)"
 
-    return write_model(model, target, options, progress)
+    @property
+    def options(self) -> type[Options]:
+        """See `Options`."""
+        from qdeploy.backends.native.options import Options
+
+        return Options
+
+    def lower(self, model: Model, folder: Path, options: TargetOptions, progress: Progress = SILENT) -> Lowered:
+        """Writes `model.qd` into an existing, empty folder.
+
+        Raises:
+            UnsupportedError: The graph has an op that the runtime does not have, or the source describes no network.
+            ProofError: A source tensor did not come back from its codes while it was read.
+            OutputError: The file cannot be written.
+        """
+        from qdeploy.backends.native.write import write_model
+
+        return write_model(model, folder, self.options.of(options), progress)
+
+    def check(self, model: Model, folder: Path, lowered: Lowered, level: Level = "auto") -> list[CheckResult]:
+        """Reads the file back with numpy: all checksums, and row blocks of every matrix against its source's decode.
+
+        Args:
+            model: What was lowered.
+            folder: The one that `lower` wrote to.
+            lowered: What it returned.
+            level: "full": every row block; "auto" and "nodes": the first, the middle and the last; "none": nothing.
+
+        Raises:
+            ProofError: A matrix is not what its source means.
+        """
+        from qdeploy.backends.native import checking
+
+        return checking.check(model, folder, lowered, level)
+
+    def compare(self, model: Model, path: str, options: TargetOptions, progress: Progress = SILENT) -> Iterator[Row]:
+        """Holds a model file against its source: every row of it, its graph, and its small tensors."""
+        from qdeploy.backends.native import verify
+
+        return verify.compare(model, path, self.options.of(options), progress)
+
+    @property
+    def file(self) -> SingleFile:
+        """The model file."""
+        return NativeFile()
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """Budgets follow from the directory of a file."""
+        return NativeMemory()
+
+    @property
+    def text(self) -> TextModel:
+        """The runtime gives logits."""
+        return NativeText()
 
 
-def check(model: Model, target: Path, lowered: Lowered, level: str = "auto") -> list[CheckResult]:
-    """Reads the file back with numpy: all checksums, and row blocks of every matrix against its source's decode.
+class NativeFile(SingleFile):
+    """A model file says itself what it is; each method raises as `opened`."""
 
-    Args:
-        model: What was lowered.
-        target: The folder that `lower` wrote to.
-        lowered: What it returned.
-        level: "full": every row block; "auto" and "nodes": the first, the middle and the last; "none": nothing.
+    name = FILE
 
-    Raises:
-        ProofError: A matrix is not what its source means.
-    """
-    from qdeploy.backends.native import checking
+    def recording(self, options: TargetOptions, record: Mapping[str, object]) -> TargetOptions:
+        """The options, with what else stands in the metadata of the file."""
+        return replace(BACKEND.options.of(options), conversion=record)
 
-    return checking.check(model, target, lowered, level)
+    def conversion(self, path: str) -> Mapping[str, object]:
+        """What the conversion that wrote a model file was asked for."""
+        from qdeploy.backends.native import describing
 
+        return describing.document(opened(path), "conversion")
 
-def compare(model: Model, path: str, options: Options, progress: Progress = SILENT) -> Iterator[Row]:
-    """Holds a model file against its source: every row of it, its graph, and its small tensors."""
-    from qdeploy.backends.native import verify
+    def describe(self, path: str) -> dict[str, Any]:
+        """What a model file is and holds, without its weights."""
+        from qdeploy.backends.native import describing
 
-    return verify.compare(model, path, options, progress)
+        return describing.describe(opened(path))
 
+    def damaged_pages(self, path: str) -> tuple[int, list[int]]:
+        """How many pages have a checksum, and which of them are not what was written."""
+        from qdeploy.backends.native.layout import SectionId
 
-def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """The logits of a model file for ids [1, tokens]: [tokens, vocabulary]."""
-    from qdeploy.backends.native import verify
-
-    return verify.logits(path, ids)
+        file = opened(path)
+        return len(file.section(SectionId.PAGES)), file.damaged_pages()
 
 
-def logits_limit(options: Options) -> float:
-    """The relative L2 distance from the numpy reference that float32 activations and a float16 cache may leave."""
-    return 0.005
+class NativeMemory(MemoryPlan):
+    """The directory of a model file says what a budget gives."""
+
+    def sketch(self, model: Model, folder: Path, options: TargetOptions) -> Path:
+        """Writes the model file without its weights into an existing folder; raises as `Native.lower`."""
+        from qdeploy.backends.native.write import write_head
+
+        return write_head(model, folder, BACKEND.options.of(options))
+
+    def outline(self, path: str) -> Outline:
+        """The stack of a model file as pieces, from its directory; raises as `opened`."""
+        from qdeploy.backends.native import outlining
+
+        return outlining.outline(opened(path))
+
+    def session_bytes(self, path: str, context: int, threads: int, kv: str) -> int:
+        """What a session of a decoder holds (see outlining.py); raises as `opened`."""
+        from qdeploy.backends.native import outlining
+
+        return outlining.session_bytes(opened(path), context, threads, kv)
+
+
+class NativeText(TextModel):
+    """Logits by the native runtime."""
+
+    def logits(self, path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The logits of a model file for ids [1, tokens]: [tokens, vocabulary]."""
+        from qdeploy.backends.native import verify
+
+        return verify.logits(path, ids)
+
+    def limit(self, options: TargetOptions) -> float:
+        """The relative L2 distance that float32 activations and a float16 cache may leave."""
+        return 0.005
 
 
 def opened(path: str) -> ModelFile:
@@ -115,56 +172,4 @@ def opened(path: str) -> ModelFile:
     return ModelFile(Path(path))
 
 
-def conversion(path: str) -> dict[str, Any]:
-    """What the conversion that wrote a model file was asked for; raises as `opened`."""
-    from qdeploy.backends.native import describing
-
-    return describing.document(opened(path), "conversion")
-
-
-def describe(path: str) -> dict[str, Any]:
-    """What a model file is and holds, without its weights; raises as `opened`."""
-    from qdeploy.backends.native import describing
-
-    return describing.describe(opened(path))
-
-
-def damaged_pages(path: str) -> tuple[int, list[int]]:
-    """How many pages have a checksum, and which of them are not what was written; raises as `opened`."""
-    from qdeploy.backends.native.layout import SectionId
-
-    file = opened(path)
-    return len(file.section(SectionId.PAGES)), file.damaged_pages()
-
-
-def outline(path: str) -> Outline:
-    """The stack of a model file as pieces, from its directory; raises as `opened`."""
-    from qdeploy.backends.native import outlining
-
-    return outlining.outline(opened(path))
-
-
-def session_bytes(path: str, context: int, threads: int, kv: str) -> int:
-    """What a session of a decoder holds (see outlining.py); raises as `opened`."""
-    from qdeploy.backends.native import outlining
-
-    return outlining.session_bytes(opened(path), context, threads, kv)
-
-
-def sketch(model: Model, target: Path, options: Options) -> Path:
-    """Writes the model file without its weights into an existing folder, for its directory; raises as `lower`."""
-    from qdeploy.backends.native.write import write_head
-
-    return write_head(model, target, options)
-
-
-def __getattr__(name: str) -> object:
-    if name in ("Options", "Lowered"):
-        from qdeploy.backends.native import options
-
-        return getattr(options, name)
-    if name in ("CheckResult", "Choice"):
-        from qdeploy.backends import results
-
-        return getattr(results, name)
-    raise AttributeError(name)
+BACKEND = Native()

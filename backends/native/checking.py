@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from qdeploy.backends.native import FILE
-from qdeploy.backends.native.options import Lowered
 from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.reading import ModelFile
-from qdeploy.backends.results import CheckResult
+from qdeploy.backends.results import CheckResult, Lowered
 from qdeploy.errors import ProofError
 from qdeploy.ir.model import Model
 

@@ -1,26 +1,23 @@
-"""What a caller can ask of the native backend, and what it gets."""
+"""What a caller can ask of the native backend."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
-from qdeploy.backends.results import Choice
 from qdeploy.errors import BadArgumentError
+from qdeploy.options import TargetOptions, option, refuse_unknown
 
 Layout = Literal["elastic", "whole"]
 Order = Literal["gain", "uniform", "reference"]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TargetOptions):
     """How to write a model file.
 
     Attributes:
-        activations: Of no meaning here: the runtime chooses when it opens a file.
-        requantize: Of no meaning here: every encoding has a form.
-        jobs: Of no meaning here.
         layout: "elastic": integer codes in bit planes, so that a prefix of the file runs. "whole": packed codes.
         order: In which order blocks become resident: by error removed per byte ("gain"), level by level ("uniform"), or
             as the authors of a BitStack checkpoint publish it ("reference").
@@ -33,28 +30,28 @@ class Options:
         BadArgumentError: A value is not one of those.
     """
 
-    activations: Literal["exact", "int8"] = "exact"
-    requantize: bool = False
-    jobs: int = 1
-    layout: Layout = "elastic"
-    order: Order = "gain"
-    sensitivities: str | Mapping[str, float] = ""
+    layout: Layout = option(
+        "elastic",
+        "elastic: any prefix of the file runs. whole: codes are packed, and there is one rung.",
+        choices=("elastic", "whole"),
+        label="layout of a native file",
+    )
+    order: Order = option(
+        "gain",
+        "What more memory adds next: gain (error removed per byte), uniform, or reference (BitStack's own order).",
+        choices=("gain", "uniform", "reference"),
+        label="order of a native file",
+    )
+    sensitivities: str | Mapping[str, float] = option(
+        "",
+        "Weigh the gains by measured perplexities, in the form of BitStack's reduced_ppl_average.json.",
+        metavar="FILE",
+        mapping=True,
+    )
     conversion: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("layout", get_args(Layout)), ("order", get_args(Order))):
-            if getattr(self, name) not in allowed:
-                raise BadArgumentError(
-                    f"no such {name} of a native file", found=getattr(self, name), allowed=", ".join(allowed)
-                )
+        """Refuses what the options allow one by one and not together."""
+        refuse_unknown(self)
         if self.sensitivities and self.order != "gain":
             raise BadArgumentError("sensitivities weigh the order by gain", found=f"order {self.order}", allowed="gain")
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """The result: the file's name, a choice per matrix in order of first use, and remarks for the report."""
-
-    files: tuple[str, ...]
-    choices: tuple[Choice, ...]
-    notes: tuple[str, ...]

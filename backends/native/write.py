@@ -20,12 +20,12 @@ from qdeploy.backends.native import FILE, MAGIC, metadata
 from qdeploy.backends.native import layout as f
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
-from qdeploy.backends.native.options import Lowered, Options
+from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
 from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
 from qdeploy.backends.native.plan import Plan, plan_graph
 from qdeploy.backends.native.sums import lower_matrix
-from qdeploy.backends.results import Choice
+from qdeploy.backends.results import Choice, Lowered
 from qdeploy.elastic import published
 from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError

@@ -14,6 +14,7 @@ import numpy as np
 from qdeploy.ir.decode import slabs
 from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views.affine import Affine
+from qdeploy.quantize.nearest import nearest
 
 _GROUP = 32
 
@@ -31,7 +32,8 @@ def requantized(tensor: QTensor) -> tuple[Affine, float]:
 
     def round_rows(rows: Array) -> Array:
         spread = np.repeat(scales(rows), _GROUP, axis=1)[:, :k]
-        whole: Array = np.rint(np.divide(rows, spread, out=np.zeros_like(rows), where=spread > 0))
+        top = (1 << bits - 1) - 1
+        whole = nearest(np.divide(rows, spread, out=np.zeros_like(rows), where=spread > 0), -top, top)
         codes: Array = (whole + (1 << bits - 1)).astype(np.uint8)
         return codes
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdeploy.contracts.backends import Backend, IntegerProof, LayerTimer, LayerTimes, Level, Widths
 from qdeploy.errors import UnsupportedError
 from qdeploy.progress import SILENT, Progress
 
@@ -19,133 +20,129 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qdeploy.backends.results import CheckResult, Row
-    from qdeploy.backends.tvm.options import Choice, Lowered, Options
+    from qdeploy.backends.tvm.options import Lowered, Options
+    from qdeploy.contracts import results
     from qdeploy.integer.layer_shapes import LayerShape
     from qdeploy.ir.model import Model
-
-NAME = "tvm"
-TITLE = "integer-only library by TVM, and a bare object file with a plan in C"
-
-__all__ = [
-    "NAME",
-    "TITLE",
-    "CheckResult",
-    "Choice",
-    "Lowered",
-    "Options",
-    "check",
-    "compare",
-    "integer_only",
-    "layer_times",
-    "logits",
-    "logits_limit",
-    "lower",
-]
+    from qdeploy.options import TargetOptions
 
 
-def lower(model: Model, target: Path, options: Options, progress: Progress = SILENT) -> Lowered:
-    """Compiles a model.
+class Tvm(Backend):
+    """Networks of integers, compiled by TVM."""
 
-    Args:
-        model: A network of integers, or one that `integer/integerize` takes.
-        target: An existing, empty folder.
-        options: See `Options`.
-        progress: Told of planning, compiling and proving.
+    name = "tvm"
+    title = "integer-only library by TVM, and a bare object file with a plan in C"
 
-    Returns:
-        The files, a choice per weight, and what `check` needs.
+    @property
+    def options(self) -> type[Options]:
+        """See `Options`."""
+        from qdeploy.backends.tvm.options import Options
 
-    Raises:
-        UnsupportedError: TVM is absent or of another version, an op has no kernel, no such target, or TVM failed.
-        ProofError: A floating point number was found in what was compiled.
-    """
-    from qdeploy.backends.tvm import writing
+        return Options
 
-    return writing.write(model, target, options, progress)
+    def lower(self, model: Model, folder: Path, options: TargetOptions, progress: Progress = SILENT) -> Lowered:
+        """Compiles a model.
 
+        Args:
+            model: A network of integers, or one that `integer/integerize` takes.
+            folder: An existing, empty folder.
+            options: See `Options`.
+            progress: Told of planning, compiling and proving.
 
-def check(model: Model, target: Path, lowered: Lowered, level: str = "auto") -> list[CheckResult]:
-    """Runs the library against the numpy int64 interpreter: equal byte for byte, or ProofError.
+        Returns:
+            The files, a choice per weight, and what `check` needs.
 
-    Where this machine does not run the target there is nothing to run, and the result is empty.
-    """
-    from qdeploy.backends.tvm import checking
+        Raises:
+            UnsupportedError: TVM is absent or of another version, an op has no kernel, no such target, or TVM failed.
+            ProofError: A floating point number was found in what was compiled.
+        """
+        from qdeploy.backends.tvm import writing
 
-    return checking.check(target, lowered, level)
+        return writing.write(model, folder, self.options.of(options), progress)
 
+    def check(
+        self, model: Model, folder: Path, lowered: results.Lowered, level: Level = "auto"
+    ) -> list[results.CheckResult]:
+        """Runs the library against the numpy int64 interpreter: equal byte for byte, or ProofError.
 
-def compare(model: Model, path: str, options: Options, progress: Progress = SILENT) -> Iterator[Row]:
-    """Holds an artifact against its source: the compiled network's outputs against the integer graph's."""
-    from qdeploy.backends.tvm import checking
+        Where this machine does not run the target there is nothing to run, and the result is empty.
+        """
+        from qdeploy.backends.tvm import checking
+        from qdeploy.backends.tvm.options import Lowered
 
-    rows: Iterator[Row] = checking.compare(model, Path(path))
-    return rows
+        return checking.check(folder, Lowered.of(lowered), level)
 
+    def compare(
+        self, model: Model, path: str, options: TargetOptions, progress: Progress = SILENT
+    ) -> Iterator[results.Row]:
+        """Holds an artifact against its source: the compiled network's outputs against the integer graph's."""
+        from qdeploy.backends.tvm import checking
 
-def integer_only(path: str | Path) -> Mapping[str, Any]:
-    """What was proven of an artifact: proof.json, with the instructions of its object file looked at again.
+        return checking.compare(model, Path(path))
 
-    Returns:
-        integer_only, nodes, lines, floats, externs, divisions, and `instructions`: floating point arithmetic in the
-        disassembly of the kernels, or None where there is no disassembler or no bare form.
-    """
-    from qdeploy.backends.tvm.prove import instructions
-    from qdeploy.backends.tvm.targets import target
-    from qdeploy.backends.tvm.writing import BARE, MANIFEST, PROOF
+    @property
+    def integers(self) -> IntegerProof:
+        """What was compiled was read by the compiler's eyes, and the object file is disassembled."""
+        return TvmProof()
 
-    folder = Path(path)
-    if not (folder / PROOF).is_file():
-        raise UnsupportedError("no output of the TVM backend", where=str(path), todo="Convert with --to tvm.")
-    proof = json.loads((folder / PROOF).read_text())
-    machine = target(json.loads((folder / MANIFEST).read_text())["target"]).machine
-    kernels = folder / BARE / "kernels.o"
-    found = instructions(kernels, machine) if kernels.is_file() else None
-    return {**proof, "integer_only": proof["integer_only"] and not found, "instructions": found}
-
-
-def layer_times(
-    layers: Sequence[tuple[LayerShape, npt.NDArray[np.float32]]],
-    options: Sequence[tuple[int, int]],
-    *,
-    target: str = "host",
-    threads: int = 1,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """Compiles layers alone at every choice of bits, and times them on this machine.
-
-    Args:
-        layers: Which, with their weights.
-        options: Bits of weights and activations.
-        target: One that this machine runs.
-        threads: Of TVM's pool.
-        progress: Told of layers and rounds.
-
-    Returns:
-        {"target": its name, "seconds": for each layer {bits: seconds}}.
-
-    Raises:
-        UnsupportedError: TVM is absent, the target is none of this machine, or a layer has no kernel.
-    """
-    from qdeploy.backends.tvm import targets, timing
-
-    seconds = timing.layer_times(layers, options, name=target, threads=threads, progress=progress)
-    return {"target": targets.target(target).name, "seconds": seconds}
+    @property
+    def layers(self) -> LayerTimer:
+        """Layers are compiled alone."""
+        return TvmLayers()
 
 
-def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Of no meaning here."""
-    raise UnsupportedError("integer-only networks of the TVM backend are no decoders", where=path)
+class TvmProof(IntegerProof):
+    """What was proven of an artifact: proof.json, with the instructions of its object file looked at again."""
+
+    def integer_only(self, path: str | Path) -> Mapping[str, Any]:
+        """The proof of an output.
+
+        Returns:
+            integer_only, nodes, lines, floats, externs, divisions, and `instructions`: floating point arithmetic in the
+            disassembly of the kernels, or None where there is no disassembler or no bare form.
+        """
+        from qdeploy.backends.tvm.prove import instructions
+        from qdeploy.backends.tvm.targets import target
+        from qdeploy.backends.tvm.writing import BARE, MANIFEST, PROOF
+
+        folder = Path(path)
+        if not (folder / PROOF).is_file():
+            raise UnsupportedError("no output of the TVM backend", where=str(path), todo="Convert with --to tvm.")
+        proof = json.loads((folder / PROOF).read_text())
+        machine = target(json.loads((folder / MANIFEST).read_text())["target"]).machine
+        kernels = folder / BARE / "kernels.o"
+        floats = instructions(kernels, machine) if kernels.is_file() else None
+        return {**proof, "integer_only": proof["integer_only"] and not floats, "instructions": floats}
 
 
-def logits_limit(options: Options) -> float:
-    """Of no meaning here: results are equal."""
-    return 0.0
+class TvmLayers(LayerTimer):
+    """Compiles layers alone at every choice of bits, and times them on this machine."""
+
+    def layer_times(
+        self,
+        layers: Sequence[tuple[LayerShape, npt.NDArray[np.float32]]],
+        choices: Sequence[Widths],
+        *,
+        target: str = "host",
+        threads: int = 1,
+        progress: Progress = SILENT,
+    ) -> LayerTimes:
+        """Seconds of each layer at each choice.
+
+        Args:
+            layers: Which, with their weights.
+            choices: Bits of weights and activations.
+            target: One that this machine runs.
+            threads: Of TVM's pool.
+            progress: Told of layers and rounds.
+
+        Raises:
+            UnsupportedError: TVM is absent, the target is none of this machine, or a layer has no kernel.
+        """
+        from qdeploy.backends.tvm import targets, timing
+
+        seconds = timing.layer_times(layers, choices, name=target, threads=threads, progress=progress)
+        return LayerTimes(targets.target(target).name, tuple(seconds))
 
 
-def __getattr__(name: str) -> object:
-    if name in ("Options", "Choice", "Lowered", "CheckResult"):
-        from qdeploy.backends.tvm import options
-
-        return getattr(options, name)
-    raise AttributeError(name)
+BACKEND = Tvm()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from qdeploy.backends.results import Row
 from qdeploy.backends.tvm import process
 from qdeploy.backends.tvm.options import CheckResult, Lowered
 from qdeploy.backends.tvm.targets import missing, target
@@ -24,9 +25,9 @@ TRIALS = 2
 
 def check(folder: Path, lowered: Lowered, level: str) -> list[CheckResult]:
     """See `qdeploy.backends.tvm.check`."""
-    if level == "none" or LIBRARY not in lowered.files or missing(target(lowered.target)):
-        return []
     model = lowered.graph
+    if level == "none" or model is None or LIBRARY not in lowered.files or missing(target(lowered.target)):
+        return []
     weights = Weights(model)
     with process.Child() as child:
         trials = [
@@ -75,7 +76,7 @@ def run_library(child: process.Child, library: Path, trials: list[list[Array]]) 
             return [[arrays[f"{trial}.{i}"] for i in range(count)] for trial, count in enumerate(counts)]
 
 
-def compare(model: Model, folder: Path) -> Any:
+def compare(model: Model, folder: Path) -> Iterator[Row]:
     """Yields one row: the artifact against the source's integer graph."""
     import json
 

@@ -49,7 +49,7 @@ def sniff(folder: Folder) -> Sniff:
         if file.size >= 4 and file.read(0, 4) == b"GGUF":
             return Sniff(100, "the magic of a GGUF file")
         return Sniff(50, "the name of a GGUF file") if folder.only.endswith(".gguf") else NOT_MINE
-    if folder.has("qdeploy.json") or not any(n.endswith(".gguf") and "/" not in n for n in folder.names()):
+    if not any(n.endswith(".gguf") and "/" not in n for n in folder.names()):
         return NOT_MINE
     return Sniff(90, "a folder with a .gguf file")
 

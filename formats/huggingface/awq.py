@@ -48,8 +48,6 @@ Words = npt.NDArray[Any]
 
 def sniff(folder: Folder) -> Sniff:
     """Declared by the quantization method."""
-    if folder.only or folder.has("qdeploy.json"):
-        return NOT_MINE
     return Sniff(100, "quant_method awq") if Checkpoint(folder).method == "awq" else NOT_MINE
 
 

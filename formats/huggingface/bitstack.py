@@ -29,13 +29,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
+from qdeploy.contracts.clues import Clues
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
-from qdeploy.formats.huggingface.checkpoint import INDEX, Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.ir.datatype import PLAIN_TABLE
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Layout, LowRank, Param, QTensor, Rung, Shape, Source, SourceTensor, Term
-from qdeploy.store.folder import JSON_LIMIT, Folder
+from qdeploy.store.folder import Folder
 from qdeploy.store.recode import Array, Recoding, verbatim
 from qdeploy.store.safetensors import TensorEntry
 
@@ -52,13 +53,9 @@ _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], a
 
 def sniff(folder: Folder) -> Sniff:
     """Declared by the names of its tensors, since no setting says so."""
-    if folder.has("qdeploy.json") or Checkpoint(folder).method:
-        return NOT_MINE
-    try:
-        names = _names(folder)
-    except QdeployError:  # what is wrong with a file is for its reader to say
-        return NOT_MINE
-    return Sniff(100, "tensors named qweight_0") if _MARK in names else NOT_MINE
+    clues = Clues(folder)
+    named = not clues.method and _MARK in clues.tensor_names
+    return Sniff(100, "tensors named qweight_0") if named else NOT_MINE
 
 
 def read(folder: Folder) -> Model:
@@ -219,21 +216,3 @@ def _expect(entry: TensorEntry, shape: Shape) -> None:
             allowed=str(list(shape)),
             todo="Fetch the checkpoint again.",
         )
-
-
-def _names(folder: Folder) -> bytes:
-    """The text that names the tensors: the index, or the header of the first file of weights."""
-    if not folder.only and folder.has(INDEX):
-        name, begin, size = INDEX, 0, JSON_LIMIT
-    else:
-        name = next((n for n in folder.names() if n.endswith(".safetensors") and "/" not in n), "")
-        begin, size = 8, 0
-    if not name:
-        return b""
-    file = folder.open(name)
-    try:
-        if begin and file.size >= begin:
-            size = int.from_bytes(file.read(0, begin), "little")
-        return file.read(begin, max(0, min(size, file.size - begin, JSON_LIMIT)))
-    finally:
-        file.close()

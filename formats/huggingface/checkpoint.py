@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from qdeploy.contracts.clues import INDEX, Clues
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.ir.datatype import PLAIN_TABLE
 from qdeploy.ir.model import Model, SourceFile
@@ -27,7 +28,6 @@ from qdeploy.store.origin import Origin
 from qdeploy.store.recode import RecodedRows, Recoding, VerbatimRows
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
 
-INDEX = "model.safetensors.index.json"
 _QUANTIZED_SUFFIXES = (
     ".qweight",
     ".qzeros",
@@ -67,42 +67,23 @@ class Checkpoint:
     """An opened folder: configuration, shards, and the ledger of every stored tensor."""
 
     def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+        self.folder, self._clues = folder, Clues(folder)
         self.shards: dict[str, SafetensorsFile] = {}
 
-    @cached_property
+    @property
     def config(self) -> Mapping[str, Any]:
         """config.json; empty where there is none."""
-        loaded = self.folder.json("config.json") if not self.folder.only and self.folder.has("config.json") else {}
-        if not isinstance(loaded, dict):
-            raise BadFileError("config.json is not an object", where=str(self.folder.path))
-        return loaded
+        return self._clues.config
 
-    @cached_property
+    @property
     def quantization(self) -> Mapping[str, Any]:
         """`quantization_config`, from config.json or from its own file; empty for a float checkpoint."""
-        inside = self.config.get("quantization_config") or self.config.get("compression_config")
-        if isinstance(inside, dict):
-            return inside
-        for name in ("quantize_config.json", "quantization_config.json", "quant_config.json"):
-            if not self.folder.only and self.folder.has(name):
-                loaded = self.folder.json(name)
-                return loaded if isinstance(loaded, dict) else {}
-        return {}
+        return self._clues.quantization
 
     @property
     def method(self) -> str:
         """`quant_method`, lower case; "" for a float checkpoint; of old files without one, what the settings show."""
-        if not self.quantization or self._is_network:
-            return ""
-        shown = "awq" if "w_bit" in self.quantization else "gptq" if "bits" in self.quantization else "unnamed"
-        return str(self.quantization.get("quant_method") or self.quantization.get("method") or shown).lower()
-
-    @property
-    def _is_network(self) -> bool:
-        """Whether the weights are in an ONNX file; the configuration beside it is that of the model it was made of."""
-        kinds = {name.rpartition(".")[2] for name in self.folder.names() if "/" not in name}
-        return "onnx" in kinds and "safetensors" not in kinds
+        return self._clues.method
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:

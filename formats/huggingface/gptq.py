@@ -49,8 +49,6 @@ _WRAPS = "zero-points are stored that wrap around when the one is added"
 
 def sniff(folder: Folder) -> Sniff:
     """Declared by the quantization method."""
-    if folder.only or folder.has("qdeploy.json"):
-        return NOT_MINE
     method = Checkpoint(folder).method
     return Sniff(100, f"quant_method {method}") if method in _METHODS else NOT_MINE
 

@@ -6,8 +6,9 @@ projection that is tied to the embedding is simply absent; the architecture uses
 
 from __future__ import annotations
 
+from qdeploy.contracts.clues import INDEX
 from qdeploy.formats import NOT_MINE, Sniff
-from qdeploy.formats.huggingface.checkpoint import INDEX, Checkpoint, assemble
+from qdeploy.formats.huggingface.checkpoint import Checkpoint, assemble
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
 from qdeploy.store.folder import Folder
@@ -22,7 +23,7 @@ def sniff(folder: Folder) -> Sniff:
     """Declared by the absence of a quantization method beside safetensors."""
     if folder.only:
         return Sniff(60, "a .safetensors file") if folder.only.endswith(".safetensors") else NOT_MINE
-    if not (folder.has(INDEX) or any(n.endswith(".safetensors") for n in folder.names())) or folder.has("qdeploy.json"):
+    if not (folder.has(INDEX) or any(n.endswith(".safetensors") for n in folder.names())):
         return NOT_MINE
     method = Checkpoint(folder).method
     return NOT_MINE if method else Sniff(90, "safetensors without a quantization method")

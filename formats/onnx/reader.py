@@ -31,7 +31,7 @@ def sniff(folder: Folder) -> Sniff:
     """Declared by the name of a file; the protobuf container has no magic."""
     if folder.only:
         return Sniff(90, "an .onnx file") if folder.only.endswith(_SUFFIX) else NOT_MINE
-    if folder.has("qdeploy.json") or not any(n.endswith(_SUFFIX) and "/" not in n for n in folder.names()):
+    if not any(n.endswith(_SUFFIX) and "/" not in n for n in folder.names()):
         return NOT_MINE
     weights = any(n.endswith((".safetensors", ".gguf")) and "/" not in n for n in folder.names())
     return Sniff(40 if weights else 85, "a folder with an .onnx file")

@@ -30,7 +30,7 @@ def sniff(folder: Folder) -> Sniff:
     """Declared by the name of a file."""
     if folder.only:
         return Sniff(90, "a .tflite file") if folder.only.endswith(_SUFFIX) else NOT_MINE
-    named = not folder.has("qdeploy.json") and any(n.endswith(_SUFFIX) and "/" not in n for n in folder.names())
+    named = any(n.endswith(_SUFFIX) and "/" not in n for n in folder.names())
     return Sniff(80, "a folder with a .tflite file") if named else NOT_MINE
 
 

@@ -13,13 +13,13 @@ from qdeploy.calibrate.histogram import Histogram
 from qdeploy.calibrate.methods import METHODS
 from qdeploy.errors import BadArgumentError
 from qdeploy.integer.fixed import Float64
-from qdeploy.integer.smooth import Channels, smoothable
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, batches, run
 from qdeploy.ir.tensor import Array
 from qdeploy.passes.fold import fold
 from qdeploy.progress import SILENT, Progress
+from qdeploy.quantize.smooth import Channels, smoothable
 
 PERCENTILE = 99.99
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.calibrate.calibrate import PERCENTILE, Ranges, calibrate, read_data
-from qdeploy.calibrate.methods import METHODS
+from qdeploy.calibrate.integers import Integers
 from qdeploy.calibrate.moments import input_moments
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.integer.builder import Arithmetic
@@ -17,44 +17,12 @@ from qdeploy.integer.integerize import integerize, layer_names
 from qdeploy.integer.plan import Bits
 from qdeploy.ir.element import integer_type
 from qdeploy.ir.graph import Attr, Graph
-from qdeploy.ir.integer_arithmetic import SINGLE_ROUNDINGS
 from qdeploy.ir.model import Model
 from qdeploy.progress import SILENT, Progress
 
 META = "integers"
 """Where the meta of an integer graph says how it was made: rounding, bits per layer, and what calibration found."""
 _SCALED = ("QuantizeLinear", "QLinear", "QGemm")
-
-
-@dataclasses.dataclass(frozen=True)
-class Integers:
-    """How a network becomes one of integers.
-
-    Attributes:
-        calibrate: An .npz file with inputs; empty: the source carries its scales.
-        calibrate_method: minmax | percentile | entropy | mse.
-        weight_bits: Of weights that the source has not quantized; the first and the last layer keep 8.
-        activation_bits: Of the inputs of layers, but the first and the last.
-        layer_bits: {layer: [weights, activations]} for single layers, or a JSON file with that.
-        rounding: half_up | half_even | half_away.
-        narrow_sums: Sums of convolutional networks are of 8 bits, each at its own scale, not in a stream of 16 bits.
-    """
-
-    calibrate: str = ""
-    calibrate_method: str = "minmax"
-    weight_bits: int = 8
-    activation_bits: int = 8
-    layer_bits: str | Mapping[str, Any] = ""
-    rounding: str = "half_up"
-    narrow_sums: bool = False
-
-    def __post_init__(self) -> None:
-        for found, allowed, what in (
-            (self.calibrate_method, METHODS, "calibration method"),
-            (self.rounding, SINGLE_ROUNDINGS, "rounding"),
-        ):
-            if found not in allowed:
-                raise BadArgumentError(f"unknown {what}", found=found, allowed=", ".join(allowed))
 
 
 def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) -> Model:

@@ -7,56 +7,26 @@ from typing import Any
 
 import click
 
+from qdeploy.cli.fields import GroupedCommand, fields, given
 from qdeploy.cli.screen import Bar, console, table
+from qdeploy.limits import Asked
+from qdeploy.options import SourceOptions
 
 
-@click.command("allocate", short_help="Choose bits per layer within a limit.")
+@fields([("Allocation", Asked), ("Reading", SourceOptions)])
+@click.command("allocate", cls=GroupedCommand, short_help="Choose bits per layer within a limit.")
 @click.argument("model", type=click.Path())
 @click.option("--calibrate", "data", metavar="NPZ", required=True, help="An array per input, to measure losses with.")
-@click.option(
-    "--limit",
-    required=True,
-    metavar="KIND:AMOUNT",
-    help="Of size (bytes of weights), bops (products times the bits of both factors) or latency. A number from 0 to 1 "
-    "lies between the least and the greatest cost there is; else it has a unit: size:3.5MB, bops:72G, latency:12ms.",
-)
-@click.option(
-    "--sensitivity",
-    default="output",
-    show_default=True,
-    metavar="NAME",
-    help="output: error of the network's outputs with one layer changed. hessian: trace of the Hessian times the error "
-    "of the weights (HAWQ). weights: error of the layer's own outputs, the fastest.",
-)
-@click.option(
-    "--choices", default="8,4", show_default=True, metavar="LIST", help="Bits: 8,4,2, or weights x inputs: 8x8,4x8,4x4."
-)
-@click.option("--latency", default="", metavar="FILE", help="A table that qdeploy bench MODEL --layers wrote.")
-@click.option(
-    "--fixed",
-    default="first,last",
-    show_default=True,
-    metavar="LIST",
-    help="Layers that keep 8 bits: first, last, names of weights, or none.",
-)
-@click.option("--ties/--no-ties", default=True, show_default=True, help="The same bits for layers that take one value.")
-@click.option(
-    "--samples", type=click.IntRange(0), default=0, help="Measured on; 0: 64 of the data (output), 256 (hessian)."
-)
 @click.option("--out", default="", metavar="FILE", help="Write the bits, for convert --layer-bits.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
-@click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
-@click.option("--trust-links", is_flag=True, help="Follow links that lead outside of MODEL.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     model: str,
     data: str,
-    limit: str,
+    limit: str | None,
     out: str,
     force: bool,
-    format_: str,
-    trust_links: bool,
     as_json: bool,
     quiet: bool,
     **how: Any,
@@ -74,9 +44,7 @@ def command(
     from qdeploy.allocation import allocate
 
     with Bar(hidden=quiet or as_json) as bar:
-        found = allocate(
-            model, data, limit, out=out, force=force, format=format_, trust_links=trust_links, progress=bar, **how
-        )
+        found = allocate(model, data, limit or "", out=out, force=force, progress=bar, **given(how))
     if as_json:
         click.echo(json.dumps(found))
     elif not quiet:

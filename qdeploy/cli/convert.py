@@ -9,20 +9,38 @@ from typing import Any
 
 import click
 
+from qdeploy.calibrate.integers import Integers
+from qdeploy.cli.fields import GroupedCommand, Taken, fields, given
 from qdeploy.cli.screen import Bar, console, table
-from qdeploy.cli.values import extents
+from qdeploy.options import SourceOptions
 from qdeploy.sizes import human
+from qdeploy.spec import ConversionSpec, Passes, target_options
 
 
-def _number(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    return value if value is None else int(value)
+def _groups() -> Taken:
+    """Who takes which options: reading, the passes, integers, the check, and each target."""
+    targets = [(f"Options of --to {name}", settings) for name, settings in target_options().items()]
+    return (
+        ("Reading", SourceOptions),
+        ("Quantizing", Passes),
+        ("Networks of integers (--to tvm, --to onnx --integer, --to ir --calibrate)", Integers),
+        ("Checking", ConversionSpec),
+        *targets,
+    )
 
 
-def _given(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
-    return value or None
+class _Convert(GroupedCommand):
+    notes = {"Quantizing": lambda: _methods()}  # noqa: RUF012
 
 
-@click.command("convert", short_help="Convert a checkpoint, and prove that nothing was lost.")
+def _methods() -> list[tuple[str, str]]:
+    from qdeploy.quantize.specs import usages
+
+    return usages()
+
+
+@fields(_groups())
+@click.command("convert", cls=_Convert, short_help="Convert a checkpoint, and prove that nothing was lost.")
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
 @click.option(
@@ -30,116 +48,13 @@ def _given(context: click.Context, option: click.Parameter, value: tuple[str, ..
     default="onnx",
     show_default=True,
     metavar="TARGET",
-    help="onnx, native (one file), tvm (integers only), ir (a package), or source (a package's source files again).",
+    help="onnx, native (one file), tvm (integers only), ir (a package), source (a package's source files again), or a "
+    "plug-in's target.",
 )
-@click.option(
-    "--activations",
-    type=click.Choice(["exact", "int8"]),
-    default="exact",
-    show_default=True,
-    help="exact: float32 arithmetic. int8: activations rounded per block; several times faster.",
-)
-@click.option(
-    "--quantize",
-    multiple=True,
-    metavar="SPEC",
-    help="For float sources: rtn:int4,group=128[,clip=none][,skip=REGEX][,only=REGEX], "
-    "bitstack:blocks=8,rank=16[,calibrate=FILE].",
-)
-@click.option(
-    "--lower",
-    default="",
-    metavar="FORM",
-    help="sign-planes[:group=128]: BitStack's blocks as residual sign planes; the loss is reported.",
-)
-@click.option("--requantize", is_flag=True, help="Let the target round what it cannot hold; the loss is reported.")
-@click.option(
-    "--check",
-    type=click.Choice(["auto", "nodes", "full", "none"]),
-    default="auto",
-    show_default=True,
-    help="How much of the output runs against numpy: one node per form, or the whole model.",
-)
-@click.option(
-    "--layout", metavar="NAME", help="native: elastic (the default; any prefix runs) or whole (codes packed, one rung)."
-)
-@click.option(
-    "--order",
-    metavar="NAME",
-    help="native: what more memory adds next: gain (per byte, the default), uniform, or reference (BitStack's own).",
-)
-@click.option(
-    "--sensitivities",
-    metavar="FILE",
-    help="native: weigh the gains by measured perplexities, in the form of BitStack's reduced_ppl_average.json.",
-)
-@click.option(
-    "--integer",
-    type=click.Choice(["strict", "fast"]),
-    help="onnx: a network of integers. strict: integer operators alone, exact. fast: ONNX Runtime's 8-bit kernels.",
-)
-@click.option("--target", metavar="NAME", help="tvm: the processor: host (default), x86-64-v3, aarch64+dotprod, ...")
-@click.option(
-    "--form",
-    "forms",
-    multiple=True,
-    metavar="NAME",
-    callback=_given,
-    help="tvm: library (model.so for TVM's virtual machine) or bare (an object file and C). Both, if not given.",
-)
-@click.option(
-    "--axis",
-    "axes",
-    multiple=True,
-    metavar="NAME=EXTENT",
-    callback=extents,
-    help="tvm: the extent of a free axis, such as sequence=64 (128 if not given; a batch is 1). May be repeated.",
-)
-@click.option("--calibrate", metavar="NPZ", help="integers: an array per input, to measure activation scales with.")
-@click.option("--calibrate-method", metavar="NAME", help="integers: minmax (the default), percentile, entropy or mse.")
-@click.option(
-    "--weight-bits",
-    type=click.Choice(["8", "4", "2"]),
-    callback=_number,
-    help="integers: of float weights; the first and the last layer keep 8.",
-)
-@click.option(
-    "--activation-bits",
-    type=click.Choice(["8", "4"]),
-    callback=_number,
-    help="integers: of the inputs of layers; the first and the last layer keep 8.",
-)
-@click.option("--layer-bits", metavar="FILE", help='integers: of single layers, {"layer": [weights, activations]}.')
-@click.option(
-    "--allocate",
-    metavar="LIMIT",
-    help="integers: choose the bits of each layer within size:0.5, size:3.5MB, bops:72G or latency:12ms"
-    "[,sensitivity=NAME][,choices=8x8/4x8][,latency=FILE]; see qdeploy allocate.",
-)
-@click.option("--rounding", metavar="NAME", help="integers: half_up (the default), half_even or half_away.")
-@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Shards written at a time.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
-@click.option("--trust-links", is_flag=True, help="Follow links that lead outside of SRC.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def command(
-    src: str,
-    dst: str,
-    to: str,
-    activations: str,
-    quantize: tuple[str, ...],
-    lower: str,
-    requantize: bool,
-    check: Any,
-    jobs: int,
-    force: bool,
-    format_: str,
-    trust_links: bool,
-    as_json: bool,
-    quiet: bool,
-    **more: Any,
-) -> None:
+def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool, **values: Any) -> None:
     """Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
 
     Every stored number is carried as it is: codes as integers, scales as stored. While it reads, the import packs every
@@ -160,25 +75,10 @@ def command(
       qdeploy convert resnet-int8.tflite out --to tvm --target aarch64+dotprod --form bare
       qdeploy convert all-MiniLM-L6-v2 out --to tvm --calibrate text.npz --axis batch=1 --axis sequence=64
     """
-    from qdeploy.conversion import convert
+    from qdeploy.conversion import run
 
     with Bar(hidden=quiet or as_json) as bar:
-        report = convert(
-            src,
-            dst,
-            to=to,
-            activations=activations,
-            quantize=quantize,
-            lower=lower,
-            requantize=requantize,
-            jobs=jobs,
-            check=check,
-            force=force,
-            format=format_,
-            trust_links=trust_links,
-            progress=bar,
-            **{name: value for name, value in more.items() if value is not None},
-        )
+        report = run(ConversionSpec.of(to, given(values)), src, dst, force=force, progress=bar)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     elif not quiet:

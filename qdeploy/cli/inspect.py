@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qdeploy.cli.fields import GroupedCommand, fields, given
 from qdeploy.cli.screen import console, table
+from qdeploy.options import SourceOptions
 from qdeploy.sizes import human
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command("inspect", short_help="Show what a checkpoint, package or output is.")
+@fields([("Reading", SourceOptions)])
+@click.command("inspect", cls=GroupedCommand, short_help="Show what a checkpoint, package or output is.")
 @click.argument("path", type=click.Path())
 @click.option("--tensors", is_flag=True, help="One row per tensor instead of one per encoding.")
 @click.option("--histogram", is_flag=True, help="How often each code occurs (reads all the codes).")
 @click.option("--verify-checksums", "checksums", is_flag=True, help="For packages and native files: recompute all.")
-@click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
-@click.option("--trust-links", is_flag=True, help="Follow links that lead outside of PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    path: str, tensors: bool, histogram: bool, checksums: bool, format_: str, trust_links: bool, as_json: bool
-) -> None:
+def command(path: str, tensors: bool, histogram: bool, checksums: bool, as_json: bool, **source: Any) -> None:
     """Show the format, the architecture and how every tensor is encoded. Only headers are read, unless asked for more.
 
     A file of the native runtime also shows its stack, its plan and its metadata.
@@ -39,7 +38,7 @@ def command(
     """
     from qdeploy.proof.survey import survey
 
-    found = survey(path, format_, trust_links, histogram=histogram, checksums=checksums)
+    found = survey(path, **given(source), histogram=histogram, checksums=checksums)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:

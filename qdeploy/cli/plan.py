@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from qdeploy.cli.fields import GroupedCommand, Taken, fields, given
 from qdeploy.cli.screen import console, table
+from qdeploy.options import SourceOptions, options_of
 from qdeploy.sizes import human, parse_size
+from qdeploy.spec import Passes, options_class
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
@@ -23,19 +26,21 @@ def curve(losses: list[float], width: int = 72) -> str:
     return "".join(_LEVELS[min(8, int(8 * loss / top + 0.999))] for loss in picked)
 
 
-@click.command("plan", short_help="Show what a memory budget gives.")
+_PASSES = ["quantize", "lower"]
+_TAKEN: Taken = (
+    ("Reading", SourceOptions),
+    ("For checkpoints, as for convert", Passes),
+    ("For checkpoints, as for convert", options_class("native")),
+)
+
+
+@fields(_TAKEN, [o.name for part in (SourceOptions, options_class("native")) for o in options_of(part)] + _PASSES)
+@click.command("plan", cls=GroupedCommand, short_help="Show what a memory budget gives.")
 @click.argument("path", type=click.Path())
 @click.option("--budget", metavar="SIZE", help="What would this much give? 300MB")
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens that the cache holds; 0: the model's own.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
 @click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Of the cache.")
-@click.option("--quantize", multiple=True, metavar="SPEC", help="For checkpoints: as for convert.")
-@click.option("--lower", default="", metavar="FORM", help="For checkpoints: as for convert.")
-@click.option("--layout", metavar="NAME", help="For checkpoints: as for convert.")
-@click.option("--order", metavar="NAME", help="For checkpoints: as for convert.")
-@click.option("--sensitivities", metavar="FILE", help="For checkpoints: as for convert.")
-@click.option("--format", "format_", default="", metavar="NAME", help="Read as this format instead of sniffing.")
-@click.option("--trust-links", is_flag=True, help="Follow links that lead outside of PATH.")
 @click.option("--rows", type=click.IntRange(2, 1000), default=12, show_default=True, help="Rungs in the table.")
 @click.option("--tensors", is_flag=True, help="Bits of every tensor instead of every layer.")
 @click.option("--plot", metavar="FILE", default="", help="Draw the curve: FILE.png or FILE.svg (qdeploy[plot]).")
@@ -46,15 +51,11 @@ def command(
     context: int,
     threads: int,
     kv: Any,
-    quantize: tuple[str, ...],
-    lower: str,
-    format_: str,
-    trust_links: bool,
     rows: int,
     tensors: bool,
     plot: str,
     as_json: bool,
-    **native: str | None,
+    **values: Any,
 ) -> None:
     """Show what memory budgets give: for a native file from its directory, for anything else as it would be converted.
 
@@ -78,11 +79,7 @@ def command(
         context=context,
         threads=threads,
         kv=kv,
-        quantize=quantize,
-        lower=lower,
-        format=format_,
-        trust_links=trust_links,
-        **{name: value for name, value in native.items() if value is not None},
+        **given(values),
     )
     if plot:
         draw(found, plot)

@@ -29,13 +29,13 @@ from qdeploy.integer.fixed import Fixed, Float64, Grid, full_grid
 from qdeploy.integer.functions import FUNCTION_RULES
 from qdeploy.integer.intervals import INT32, Intervals, check_ranges
 from qdeploy.integer.plan import LAYERS, Bits, Plan
-from qdeploy.integer.smooth import Channels
 from qdeploy.integer.transformer import TRANSFORMER_RULES
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
 from qdeploy.passes.fold import fold
+from qdeploy.quantize.smooth import Channels
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _FAR = 1e30  # beyond what an input can be

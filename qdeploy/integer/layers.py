@@ -9,9 +9,9 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
+from qdeploy.integer.divided import smoothed
 from qdeploy.integer.fixed import Fixed, Float64
 from qdeploy.integer.intervals import INT32, where
-from qdeploy.integer.smooth import smoothed
 from qdeploy.integer.weights import Coded, quantized
 from qdeploy.ir.graph import Node
 

@@ -3,7 +3,7 @@
 Quantized here they are symmetric, per output channel: scale = f max|w| / (2^(bits-1) - 1), codes limited to
 -2^(bits-1)..2^(bits-1)-1, where f is 1 for 8 bits and else that of FACTORS which leaves the least squared error in its
 channel. With the second moments of a layer's inputs the errors are weighted by them, and rounding compensates
-(`compensate.py`).
+(quantize/gptq.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qdeploy.ir.element import INTEGER_TABLES, as_value, element_name
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Table, Term
 from qdeploy.ir.views.multiples import multiples
 from qdeploy.quantize.gptq import compensated
+from qdeploy.quantize.nearest import nearest
 
 Float64 = npt.NDArray[np.float64]
 FACTORS = np.arange(8, 21) / 20
@@ -106,7 +107,7 @@ def _scales(rows: Float64, bits: int, weights: Float64) -> tuple[Float64, int]:
 
 
 def _round(rows: Float64, step: Float64, top: int) -> Float64:
-    return np.asarray(np.clip(np.rint(rows / step[:, None]), -top - 1, top))
+    return nearest(rows / step[:, None], -top - 1, top)
 
 
 def stored_codes(tensor: QTensor, where: str) -> Coded | None:

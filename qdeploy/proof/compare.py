@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.derive import derived, integers_asked, target_options
+from qdeploy.contracts.backends import Backend
+from qdeploy.derive import derived
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.decode import slabs
 from qdeploy.ir.encoding import tensor_to_json
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, buffers
 from qdeploy.progress import SILENT, Progress
+from qdeploy.spec import PACKAGE, ConversionSpec
 from qdeploy.store.folder import Folder
 
 _SLAB_BYTES = 8 << 20
@@ -70,7 +73,8 @@ def verify(
         >>> verify("examples/models/tiny-llama-gptq", "package")["equal"]
         True
     """
-    report = _compare(_derived(registry.open_model(a), b), b, text, progress)
+    spec = recorded_spec(b)
+    report = _compare(derived(registry.open_model(a), spec), b, spec, text, progress)
     report["equal"] = all(row["codes_equal"] for row in report["tensors"]) and not report["only"]
     if "logits" in report:
         report["equal"] = report["equal"] and report["logits"]["relative_l2"] <= report["logits"]["limit"]
@@ -88,38 +92,41 @@ def diff(
         >>> [row["codes_equal"] for row in report["tensors"] if row["name"] == "model.layers.0.mlp.up_proj.weight"]
         [False]
     """
-    model = registry.open_model(a)
-    return _compare(_derived(model, b) if registry.artifact_backend(b) else model, b, text, progress)
+    spec, model = recorded_spec(b), registry.open_model(a)
+    return _compare(derived(model, spec) if spec.to != PACKAGE else model, b, spec, text, progress)
 
 
-def _derived(model: Model, path: str | os.PathLike[str]) -> Model:
-    """The source as the conversion that wrote `path` took it: quantized and lowered on the way, if it was."""
-    asked = _asked(path)
-    specs, lower = asked.get("quantize") or [], asked.get("lower") or ""
-    if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in (*specs, lower)):
-        raise BadFileError("an output does not say what it was asked for", where=str(path), found=f"{specs}, {lower}")
-    return derived(model, specs, lower, integers_asked(registry.artifact_backend(path), asked))
+def recorded_spec(path: str | os.PathLike[str]) -> ConversionSpec:
+    """The spec of the conversion that wrote an output: its report says it, or the output itself.
 
+    A package has the target "ir", and so has a checkpoint, for which nothing was asked.
 
-def _asked(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the conversion that wrote an output was asked for: its report says so, or the output itself."""
+    Raises:
+        BadFileError: What the output says is no spec.
+    """
     artifact = registry.artifact_backend(path)
-    if artifact is not None and hasattr(artifact, "conversion"):
-        found = artifact.conversion(str(path))
+    said: object = {}
+    if artifact is not None and artifact.file is not None:
+        said = artifact.file.conversion(str(path))
     elif os.path.isfile(os.path.join(path, "report.json")):
         report = Folder(path).json("report.json")
-        found = report.get("options") if isinstance(report, dict) else None
-    else:
-        found = {}
-    if not isinstance(found, dict):
-        raise BadFileError("an output does not say what it was asked for", where=str(path), found=type(found).__name__)
-    return found
+        said = report.get("options") if isinstance(report, dict) else None
+    if not isinstance(said, Mapping):
+        raise BadFileError("an output does not say what it was asked for", where=str(path), found=type(said).__name__)
+    try:
+        return ConversionSpec.of(artifact.name if artifact is not None else PACKAGE, said)
+    except BadArgumentError as error:
+        raise BadFileError(
+            f"an output does not say what it was asked for: {error.what}",
+            where=str(path),
+            found=error.found,
+            allowed=error.allowed,
+        ) from error
 
 
-def _compare(model: Model, b: str | os.PathLike[str], text: str, progress: Progress) -> Report:
-    artifact = registry.artifact_backend(b)
-    if artifact is not None:
-        return _against_artifact(artifact, model, str(b), text, progress)
+def _compare(model: Model, b: str | os.PathLike[str], spec: ConversionSpec, text: str, progress: Progress) -> Report:
+    if spec.to != PACKAGE:
+        return _against_artifact(registry.backend(spec.to), model, str(b), spec, text, progress)
     other = registry.open_model(b)
     shared = [name for name in model.tensors if name in other.tensors]
     if not shared:
@@ -178,12 +185,13 @@ def _as_bytes(array: Any) -> Any:
     return np.ascontiguousarray(array).view(np.uint8)
 
 
-def _against_artifact(backend: Any, model: Model, path: str, text: str, progress: Progress) -> Report:
-    options = target_options(backend, _asked(path))
-    rows = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, options, progress)]
-    report: Report = {"a": model.format, "b": backend.NAME, "only": [], "tensors": rows}
+def _against_artifact(
+    backend: Backend, model: Model, path: str, spec: ConversionSpec, text: str, progress: Progress
+) -> Report:
+    rows = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, spec.target, progress)]
+    report: Report = {"a": model.format, "b": backend.name, "only": [], "tensors": rows}
     if text:
         from qdeploy.proof.logits import artifact_logits
 
-        report["logits"] = artifact_logits(backend, model, path, text, backend.logits_limit(options))
+        report["logits"] = artifact_logits(backend, model, path, text, spec.target)
     return report

@@ -23,12 +23,24 @@ def integer_only(path: str | os.PathLike[str]) -> dict[str, Any]:
         UnsupportedError: The path is no output, or its backend has no such proof.
     """
     backend = registry.artifact_backend(path)
-    if not hasattr(backend, "integer_only"):
+    proof = backend.integers if backend is not None else None
+    if proof is None:
         raise UnsupportedError(
             "no output that can be shown to compute with integers alone",
             where=str(path),
-            found=backend.NAME if backend else "no output",
-            allowed="outputs of tvm and onnx",
+            found=backend.name if backend is not None else "no output",
+            allowed=f"outputs of {_proving()}",
             todo="Convert with --to tvm, or with --to onnx --integer strict.",
         )
-    return dict(backend.integer_only(path))
+    return dict(proof.integer_only(os.fspath(path)))
+
+
+def _proving() -> str:
+    """The names of the targets whose outputs can be shown to hold integers alone."""
+    names = []
+    for name, row in registry.BACKENDS.rows().items():
+        try:
+            names += [name] if row.load().integers is not None else []
+        except UnsupportedError:
+            continue
+    return " and ".join(names)

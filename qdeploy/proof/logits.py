@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qdeploy.contracts.backends import Backend
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.model import Model
+from qdeploy.options import TargetOptions
 
 Float32 = npt.NDArray[np.float32]
 MAX_TOKENS = 128
@@ -22,10 +24,12 @@ def compare_logits(a: Model, b: Model, text: str) -> dict[str, Any]:
     return distance(reference_logits(a, ids), reference_logits(b, ids), 1e-5)
 
 
-def artifact_logits(backend: Any, model: Model, path: str, text: str, limit: float) -> dict[str, Any]:
-    """Runs a backend's output beside the numpy interpreter of its source."""
+def artifact_logits(backend: Backend, model: Model, path: str, text: str, options: TargetOptions) -> dict[str, Any]:
+    """Runs a backend's output beside the numpy interpreter of its source; UnsupportedError where it takes no text."""
+    if backend.text is None:
+        raise UnsupportedError("outputs of this target cannot be run on a text", where=path, found=backend.name)
     ids = tokenize(model, text)
-    return distance(reference_logits(model, ids), backend.logits(path, ids), limit)
+    return distance(reference_logits(model, ids), backend.text.logits(path, ids), backend.text.limit(options))
 
 
 def reference_logits(model: Model, ids: npt.NDArray[np.int64]) -> Float32:

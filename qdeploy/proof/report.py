@@ -9,9 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qdeploy.contracts.results import CheckResult, Choice
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.describe import bits_per_weight, encoding
 from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import QTensor
 from qdeploy.proof.roundtrip import levels
 from qdeploy.version import VERSION
 
@@ -22,8 +24,8 @@ def make_report(
     model: Model,
     to: str,
     options: Mapping[str, Any],
-    choices: Sequence[Any],
-    checks: Sequence[Any],
+    choices: Sequence[Choice],
+    checks: Sequence[CheckResult],
     notes: Sequence[str] = (),
 ) -> Report:
     """Gathers the report.
@@ -70,7 +72,7 @@ def _integers(model: Model) -> Any:
     return {"quantization": meta.get("quantization", {}), **meta.get("integers", {})}  # type: ignore[dict-item]
 
 
-def _row(tensor: Any) -> dict[str, Any]:
+def _row(tensor: QTensor) -> dict[str, Any]:
     source = tensor.source
     return {
         "shape": list(tensor.shape),
@@ -81,7 +83,7 @@ def _row(tensor: Any) -> dict[str, Any]:
     }
 
 
-def _summary(model: Model, choices: Sequence[Any]) -> dict[str, Any]:
+def _summary(model: Model, choices: Sequence[Choice]) -> dict[str, Any]:
     weights = sum(math.prod(t.shape) for t in model.tensors.values())
     stored = sum(t.nbytes for t in model.tensors.values())
     forms: dict[str, int] = {}

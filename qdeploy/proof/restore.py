@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
+from qdeploy.contracts.formats import Writer
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.package import Package
@@ -55,14 +56,13 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
     """How each stored tensor of a source is made of the tensor's buffers."""
     if source.writer == "verbatim":
         return (_VERBATIM,)
-    module = registry.format_module(source.format)
-    if not module.WRITES:
+    writer = registry.format_module(source.format)
+    if not writer.WRITES or not isinstance(writer, Writer):
         raise UnsupportedError("this format has no writer", found=source.format)
     try:
-        made: tuple[Recoding, ...] = module.recodings(source)
+        return writer.recodings(source)
     except (KeyError, TypeError, ValueError) as error:  # the arguments come from a manifest, which may lie
         raise BadFileError("the package does not say how its source is written", found=dict(source.args)) from error
-    return made
 
 
 def _create(stage: Staged, head: SourceFile, gaps: list[tuple[int, int]]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
+from qdeploy.contracts.backends import Backend, SingleFile
 from qdeploy.errors import BadArgumentError, BadFileError, QdeployError
 from qdeploy.ir.datatype import DATATYPES
 from qdeploy.ir.decode import read_codes
@@ -41,16 +42,17 @@ def survey(
     Raises:
         QdeployError: The path cannot be read, or a checksum differs.
     """
-    made = None if format else registry.artifact_backend(path)
-    if made is not None:
-        if histogram or (checksums and not hasattr(made, "damaged_pages")):
+    artifact = None if format else registry.artifact_backend(path)
+    if artifact is not None:
+        if histogram or (checksums and artifact.file is None):
             raise BadArgumentError(
                 "an output has no codes to count, and no checksums of a package",
                 where=str(path),
-                found=made.NAME,
+                found=artifact.name,
                 todo="Give the checkpoint or package.",
             )
-        return _from_file(made, path, checksums) if hasattr(made, "describe") else _from_report(made, path)
+        file = artifact.file
+        return _from_report(artifact, path) if file is None else _from_file(artifact.title, file, path, checksums)
     model = registry.open_model(path, format, trust_links)
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
     size, count = (sum(t[key] for t in tensors.values()) for key in ("bytes", "parameters"))
@@ -74,13 +76,13 @@ def survey(
     return found
 
 
-def _from_file(backend: Any, path: str | os.PathLike[str], checksums: bool) -> dict[str, Any]:
+def _from_file(title: str, file: SingleFile, path: str | os.PathLike[str], checksums: bool) -> dict[str, Any]:
     """An output that is one file describes itself."""
-    found: dict[str, Any] = backend.describe(str(path))
+    found = file.describe(str(path))
     source = found.get("source")
-    title = f"{backend.TITLE}; converted from {source}" if source else backend.TITLE
+    title = f"{title}; converted from {source}" if source else title
     if checksums:
-        pages, damaged = backend.damaged_pages(str(path))
+        pages, damaged = file.damaged_pages(str(path))
         if damaged:
             raise BadFileError(
                 "pages of the model file are damaged",
@@ -92,7 +94,7 @@ def _from_file(backend: Any, path: str | os.PathLike[str], checksums: bool) -> d
     return {"path": str(path), "title": title, **found}
 
 
-def _from_report(backend: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def _from_report(backend: Backend, path: str | os.PathLike[str]) -> dict[str, Any]:
     """An output describes itself by the report of its conversion."""
     report = Folder(path).json("report.json")
     tensors = {
@@ -103,8 +105,8 @@ def _from_report(backend: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     size, count = report["summary"]["bytes"], report["summary"]["parameters"]
     return {
         "path": str(path),
-        "format": backend.NAME,
-        "title": f"{backend.TITLE}; converted from {report['source']['format']}",
+        "format": backend.name,
+        "title": f"{backend.title}; converted from {report['source']['format']}",
         "model_type": report["source"]["model_type"],
         "parameters": count,
         "bytes": size,

@@ -1,4 +1,4 @@
-"""Activation scales: how large the inputs of every linear layer are, column by column, over a calibration text.
+"""Statistics of the inputs of every linear layer over a calibration text: above all how large each column is.
 
     s_j = mean over sequences of || x[:, j] ||_2 + 1e-3        (BitStack, arXiv 2410.23918, section 3.1)
 
@@ -9,10 +9,11 @@ of their inner layers is wanted, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.element import as_value, element_name
@@ -21,6 +22,7 @@ from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Cache, run
 from qdeploy.ir.tensor import Array, Float32, QTensor
+from qdeploy.quantize.contract import Kind, Statistics
 from qdeploy.store.folder import Folder
 
 SEQUENCE, SEQUENCES = 512, 32
@@ -31,36 +33,64 @@ _KEPT = ("Linear", "SkipNorm", "MeanPool", "Positions")
 Watch = Callable[[str, Array], None]
 
 
-def activation_scales(model: Model, path: str) -> tuple[dict[str, Float32], int]:
+class Sums:
+    """Gathers statistics of the inputs of one layer, sequence by sequence."""
+
+    def __init__(self, kinds: Collection[Kind]) -> None:
+        self._kinds, self._sequences, self._tokens = frozenset(kinds), 0, 0
+        self._norms: Any = 0.0
+        self._moments: Any = 0.0
+
+    def add(self, x: Array) -> None:
+        """Takes the inputs of a sequence: [..., K]."""
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)  # [tokens, K]
+        self._sequences, self._tokens = self._sequences + 1, self._tokens + len(rows)
+        if "norms" in self._kinds:
+            self._norms = self._norms + np.sqrt(np.square(rows).sum(axis=0))
+        if "moments" in self._kinds:
+            self._moments = self._moments + rows.T @ rows
+
+    def statistics(self) -> Statistics:
+        """What was asked for."""
+        norms = _scale(self._norms / self._sequences) if "norms" in self._kinds else None
+        return Statistics(norms, self._moments / self._tokens if "moments" in self._kinds else None)
+
+
+def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[dict[str, Statistics], int]:
     """Runs a text through a decoder.
 
     Args:
         model: A decoder with its tokenizer.json.
         path: A text file, UTF-8.
+        kinds: What is measured.
 
     Returns:
-        float32 [K] for the weight [N, K] of every linear layer, by tensor name; and how many tokens were used.
+        The statistics of the inputs of every linear layer, by the name of its weight; and how many tokens were used.
 
     Raises:
         UnsupportedError: The model is no decoder, has no tokenizer, or the `tokenizers` package is missing.
         BadArgumentError: The text cannot be read, or is empty.
     """
+    ids, sums = pieces_of(model, path), dict[str, Sums]()
+    for piece in ids:
+        observe(
+            model.graph,
+            {"input_ids": piece[None]},
+            model.tensors,
+            lambda weight, x: sums.setdefault(weight, Sums(kinds)).add(x),
+        )
+    return {name: found.statistics() for name, found in sums.items()}, ids.size
+
+
+def pieces_of(model: Model, path: str) -> npt.NDArray[np.int64]:
+    """The tokens of a text in sequences of one length: int64 [sequences, tokens]; raises as `text_statistics`."""
     graph = model.graph
     if graph.meta.get("kind") != "decoder":
         raise UnsupportedError("only decoders are calibrated on a text", found=graph.meta.get("kind", "no kind"))
     ids = _token_ids(model, path)
     length = max(2, min(SEQUENCE, int(graph.meta.get("context", 0) or SEQUENCE)))  # type: ignore[arg-type]
     pieces = [ids[i : i + length] for i in range(0, len(ids), length)][:SEQUENCES]
-    pieces = [piece for piece in pieces if len(piece) == length] or pieces[:1]
-    sums: dict[str, Any] = {}
-
-    def watch(weight: str, x: Array) -> None:
-        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)  # [tokens, K]
-        sums[weight] = sums.get(weight, 0.0) + np.sqrt(np.square(rows).sum(axis=0))
-
-    for piece in pieces:
-        observe(graph, {"input_ids": np.array([piece], np.int64)}, model.tensors, watch)
-    return {name: _scale(total / len(pieces)) for name, total in sums.items()}, sum(map(len, pieces))
+    return np.array([piece for piece in pieces if len(piece) == length] or pieces[:1], np.int64)
 
 
 def observe(graph: Graph, inputs: Mapping[str, Array], tensors: Mapping[str, QTensor], watch: Watch) -> None:

@@ -17,24 +17,21 @@ fuse into are scaled, too.
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.errors import BadArgumentError, BadFileError
-from qdeploy.ir.model import Model
+from qdeploy.errors import BadFileError
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, LowRank, Param, QTensor, Rows, Rung, Term
 from qdeploy.measure import decibels, energy
-from qdeploy.quantize.activations import activation_scales
-from qdeploy.quantize.nearest import name_pattern
+from qdeploy.options import option
+from qdeploy.quantize.contract import Grid, Needs, Statistics, Weight
 from qdeploy.store.spill import Spill
 
 Float16 = npt.NDArray[np.float16]
-_OPTIONS = {"blocks", "rank", "calibrate", "skip", "only"}
 _ROWS = 256  # of the residual per step, so that temporaries stay small
 _SEED = 20241023
 ITERATIONS = 6
@@ -49,57 +46,32 @@ class BitStack:
         blocks: How many sign matrices.
         rank: Of the product that scales each.
         calibrate: Text that activation scales are measured on; empty: all scales are 1.
-        skip: Regular expression of tensor names that stay as they are.
-        only: Regular expression of the tensor names that are decomposed; empty: all.
-        scales: Activation scale of each column, by tensor name; float32 [K].
         spill: Where finished decompositions are kept.
     """
 
-    blocks: int = 8
-    rank: int = 16
-    calibrate: str = ""
-    skip: str = ""
-    only: str = ""
-    scales: Mapping[str, Float32] = field(default_factory=dict, compare=False, repr=False)
+    TYPES = ()
+
+    blocks: int = option(8, "How many sign matrices.", least=1, most=32)
+    rank: int = option(16, "Of the product that scales each.", least=1, most=256)
+    calibrate: str = option("", "A text that activation scales are measured on.", metavar="FILE")
     spill: Spill = field(default_factory=Spill, compare=False, repr=False)
 
-    @classmethod
-    def from_options(cls, given: Mapping[str, str]) -> BitStack:
-        """Settings from `{"blocks": "8", "rank": "16", ...}`; BadArgumentError for what is unknown."""
-        unknown = set(given) - _OPTIONS
-        if unknown:
-            raise BadArgumentError(
-                "no such option of bitstack",
-                found=", ".join(sorted(unknown)),
-                allowed="blocks=N, rank=N, calibrate=FILE, skip=REGEX, only=REGEX",
-            )
-        blocks, rank = _count(given, "blocks", 8, 32), _count(given, "rank", 16, 256)
-        skip, only = name_pattern(given, "skip"), name_pattern(given, "only")
-        return cls(blocks, rank, given.get("calibrate", ""), skip, only)
+    @property
+    def needs(self) -> Needs:
+        """How large the columns of the inputs are."""
+        return Needs(frozenset({"norms"}), self.calibrate)
 
-    def takes(self, name: str) -> bool:
-        """Whether a tensor is to be decomposed."""
-        return not (self.skip and re.search(self.skip, name)) and bool(re.search(self.only, name))
-
-    def prepared(self, model: Model, notes: list[str]) -> BitStack:
-        """The method with the activation scales of a model; says in `notes` where they come from."""
-        if not self.calibrate:
-            notes.append("bitstack without a calibration text: all activation scales are 1")
-            return self
-        scales, tokens = activation_scales(model, self.calibrate)
-        notes.append(f"bitstack: activation scales from {tokens} tokens of the calibration text")
-        return replace(self, scales=scales)
-
-    def quantize(self, name: str, tensor: QTensor, losses: dict[str, float]) -> QTensor:
+    def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
         """Describes the decomposed tensor; it is decomposed when one of its buffers is first read.
 
         Args:
-            name: Under which its loss is noted.
-            tensor: A plain float matrix [N, K].
-            losses: Where the signal-to-noise ratio (dB) is put then.
+            weight: What to decompose.
+            statistics: Norms of the columns of its inputs; empty: all are the same.
+            grid: Has no meaning for sums.
         """
+        tensor = weight.tensor
         (rows, columns), rank = tensor.shape, min(self.rank, *tensor.shape)
-        work = _Work(self, name, tensor, losses)
+        work = _Work(self, weight, statistics[0].norms if statistics else None)
         terms = []
         for i in range(self.blocks):
             signs = Buffer(f"signs.{i}", "U8", (rows, -(-columns // 8)), _Part(work, 3 * i))
@@ -193,13 +165,6 @@ def _narrow(u: Float32, v: Float32) -> tuple[Float16, Float16]:
     return first, second
 
 
-def _count(given: Mapping[str, str], option: str, default: int, most: int) -> int:
-    text = given.get(option, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= most):
-        raise BadArgumentError(f"{option} of bitstack is no such number", found=text, allowed=f"1..{most}")
-    return int(text)
-
-
 @dataclass(frozen=True)
 class _Part:
     """One of the buffers that are made together."""
@@ -215,8 +180,9 @@ class _Part:
 class _Work:
     """Decomposes one tensor, once."""
 
-    def __init__(self, settings: BitStack, name: str, tensor: QTensor, losses: dict[str, float]) -> None:
-        self._settings, self._name, self._tensor, self._losses = settings, name, tensor, losses
+    def __init__(self, settings: BitStack, weight: Weight, scale: Float32 | None) -> None:
+        self._settings, self._scale = settings, scale
+        self._name, self._tensor, self._losses = weight.name, weight.tensor, weight.losses
         self._parts: list[Rows] = []
         self._lock = threading.Lock()
 
@@ -233,7 +199,7 @@ class _Work:
             raise BadFileError(
                 "a weight is infinite or not a number", where=self._name, todo="Leave it out with skip=REGEX."
             )
-        scale = self._settings.scales.get(self._name)
+        scale = self._scale
         signal = energy(left)
         if scale is not None:
             left *= scale

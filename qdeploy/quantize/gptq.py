@@ -3,12 +3,28 @@
 For rows x with second moment H, the squared error of x W^T is tr((W - Q) H (W - Q)^T). Columns are rounded one after
 the other; the error of each, divided by the diagonal of the upper Cholesky factor U of H^-1, is taken out of those
 behind it along the rest of its row of U. Columns with the greatest diagonal of H go first.
+
+As a quantizer (`gptq:int4,group=128,calibrate=FILE`) it puts codes on the grids of rtn: the scale of each group is that
+of the weights before any of them was changed.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
+
+from qdeploy.errors import BadArgumentError
+from qdeploy.ir.tensor import Array, Codes, QTensor, Rows
+from qdeploy.measure import decibels, energy
+from qdeploy.options import option
+from qdeploy.pack import bits as bitstream
+from qdeploy.quantize.contract import Grid, Needs, Statistics, Weight
+from qdeploy.quantize.nearest import columns_of, group_scales, grouped_tensor, nearest
+from qdeploy.store.spill import Spill
 
 Float64 = npt.NDArray[np.float64]
 DAMPING = 0.01
@@ -20,7 +36,7 @@ def compensated(rows: Float64, scale: Float64, top: int, moment: Float64) -> Flo
 
     Args:
         rows: float64 [N, K].
-        scale: float64 [N].
+        scale: float64 [N], or [N, K] for a scale per weight; not 0.
         top: Codes are limited to -top - 1..top.
         moment: float64 [K, K].
     """
@@ -29,7 +45,102 @@ def compensated(rows: Float64, scale: Float64, top: int, moment: Float64) -> Flo
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: factor.T @ factor = inverse
     left, codes = rows[:, order].copy(), np.empty_like(rows)
     for j, column in enumerate(order):
-        codes[:, column] = np.clip(np.rint(left[:, j] / scale), -top - 1, top)
-        error = (left[:, j] - codes[:, column] * scale) / factor[j, j]
+        step = scale if scale.ndim == 1 else scale[:, column]
+        codes[:, column] = nearest(left[:, j] / step, -top - 1, top)
+        error = (left[:, j] - codes[:, column] * step) / factor[j, j]
         left[:, j + 1 :] -= np.outer(error, factor[j, j + 1 :])
     return codes
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """The method and its settings.
+
+    Attributes:
+        clip: "search" or "none", as for rtn.
+        calibrate: The text that the second moments of the inputs are measured on.
+        spill: Where finished codes are kept.
+    """
+
+    TYPES = ("int4", "int2", "int3", "int5", "int6", "int7", "int8")
+
+    clip: str = option(
+        "search", "search: the scale of least squared error.", choices=("search", "none"), label="clipping"
+    )
+    calibrate: str = option("", "A text that second moments are measured on; it must be given.", metavar="FILE")
+    spill: Spill = field(default_factory=Spill, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses to work without data."""
+        if not self.calibrate:
+            raise BadArgumentError(
+                "gptq needs a calibration text", where="calibrate", allowed="gptq:...,calibrate=FILE"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """Second moments of the inputs."""
+        return Needs(frozenset({"moments"}), self.calibrate)
+
+    def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
+        """Describes the quantized tensor; all of its codes are made when one of its buffers is first read.
+
+        Args:
+            weight: What to quantize.
+            statistics: Second moments of its inputs; empty: weights are rounded one by one.
+            grid: 2 to 8 bits, and the group.
+        """
+        moments = statistics[0].moments if statistics else None
+        work = _Work(self, weight, grid, np.eye(weight.tensor.shape[1]) if moments is None else moments)
+        return grouped_tensor(weight.tensor, grid, _Part(work.codes), _Part(work.scales))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one of the buffers that are made together."""
+
+    rows: Callable[[], Rows]
+
+    def read(self, start: int, stop: int) -> Array:
+        """Returns rows [start, stop)."""
+        return self.rows().read(start, stop)
+
+
+class _Work:
+    """Quantizes one tensor, once."""
+
+    def __init__(self, settings: Gptq, weight: Weight, grid: Grid, moments: Float64) -> None:
+        self._settings, self._weight, self._grid, self._moments = settings, weight, grid, moments
+        self._parts: tuple[Rows, Rows] | None = None
+        self._lock = threading.Lock()
+
+    def codes(self) -> Rows:
+        """Packed codes."""
+        return self._made()[0]
+
+    def scales(self) -> Rows:
+        """Scales per group."""
+        return self._made()[1]
+
+    def _made(self) -> tuple[Rows, Rows]:
+        with self._lock:
+            if self._parts is None:
+                self._parts = self._make()
+            return self._parts
+
+    def _make(self) -> tuple[Rows, Rows]:
+        tensor, bits = self._weight.tensor, self._grid.bits
+        values = tensor.terms[0].values
+        assert isinstance(values, Codes)  # plain_float said so
+        width, half = tensor.shape[1], 1 << (bits - 1)
+        group = columns_of(self._grid, width)
+        scale = group_scales(values.data[0].read(), group, bits, self._settings.clip, self._weight.name)
+        steps = np.repeat(scale.astype(np.float64), group, axis=1)[:, :width]
+        rows = tensor.decode().astype(np.float64)
+        codes = compensated(rows, np.where(steps == 0, 1.0, steps), half - 1, self._moments)
+        codes[steps == 0] = 0
+        self._weight.losses[self._weight.name] = decibels(
+            energy(rows.astype(np.float32)), energy((codes * steps - rows).astype(np.float32))
+        )
+        packed = bitstream.pack((codes + half).astype(np.uint8), bits)
+        return self._settings.spill.keep(packed), self._settings.spill.keep(scale)

@@ -4,31 +4,48 @@ The scale of a group is its entry of greatest magnitude (the positive one of two
 entry falls on the lowest code, and all levels are used. With clip search the scale is multiplied by the factor of
 `CLIP_FACTORS` that leaves the least squared error in its group.
 
-Rounding is one addition: x / scale + 1.5 * 2**23 has the rounded integer in the low bits of its float32 mantissa (round
-half to even), so codes are cut out of the bits of the sum, without a conversion.
+`nearest` is the one rounding of this project. For rows as they are written it is one addition: x / scale + 1.5 * 2**23
+has the rounded integer in the low bits of its float32 mantissa (round half to even), so codes are cut out of the bits
+of the sum, without a conversion.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.errors import BadArgumentError, BadFileError
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Term
+from qdeploy.errors import BadFileError
+from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Rows, Term
+from qdeploy.options import option
 from qdeploy.pack import bits as bitstream
+from qdeploy.quantize.contract import Grid, Needs, Statistics, Weight
 
 Float32 = npt.NDArray[np.float32]
+F = TypeVar("F", np.float32, np.float64)
 CLIP_FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 _MAGIC = 12582912  # 1.5 * 2**23
 _BLOCK = 1 << 17  # weights per step: their float32 copies stay in a second-level cache
 _SAMPLED_ROWS = 32
+
+
+def nearest(scaled: npt.NDArray[F], low: int, high: int) -> npt.NDArray[F]:
+    """The one rounding: numbers in units of a step as whole numbers, to nearest, halves to even, limited.
+
+    Args:
+        scaled: Numbers over their scale, float32 or float64.
+        low: The least code.
+        high: The greatest code.
+
+    Returns:
+        Codes in the dtype of `scaled`.
+    """
+    return np.clip(np.rint(scaled), low, high)
 
 
 @dataclass(frozen=True)
@@ -36,85 +53,69 @@ class Rtn:
     """The method and its settings.
 
     Attributes:
-        bits: 2 to 8.
-        group: Elements that share a scale; -1: a whole row.
         clip: "search" or "none".
-        skip: Regular expression of tensor names that stay as they are.
-        only: Regular expression of the tensor names that are quantized; empty: all.
     """
 
-    bits: int = 4
-    group: int = 128
-    clip: str = "search"
-    skip: str = ""
-    only: str = ""
+    TYPES = ("int4", "int2", "int3", "int5", "int6", "int7", "int8")
 
-    @classmethod
-    def from_options(cls, given: Mapping[str, str]) -> Rtn:
-        """Settings from `{"type": "int4", "group": "128", ...}`; BadArgumentError for what is unknown."""
-        unknown = set(given) - {"type", "group", "clip", "skip", "only"}
-        if unknown:
-            raise BadArgumentError(
-                "no such option of rtn",
-                found=", ".join(sorted(unknown)),
-                allowed="int2..int8, group=N, clip=search|none, skip=REGEX, only=REGEX",
-            )
-        kind, group, clip = given.get("type", "int4"), given.get("group", "128"), given.get("clip", "search")
-        types = [f"int{b}" for b in range(2, 9)]
-        if kind not in types:
-            raise BadArgumentError("no such number type for rtn", found=kind, allowed=", ".join(types))
-        if not group.lstrip("-").isdigit() or not (int(group) == -1 or 1 <= int(group) <= 1 << 20):
-            raise BadArgumentError("not a group size", found=group, allowed="1..1048576, or -1 for a whole row")
-        if clip not in ("search", "none"):
-            raise BadArgumentError("no such clipping", found=clip, allowed="search, none")
-        return cls(int(kind[3:]), int(group), clip, name_pattern(given, "skip"), name_pattern(given, "only"))
+    clip: str = option(
+        "search", "search: the scale of least squared error.", choices=("search", "none"), label="clipping"
+    )
 
-    def takes(self, name: str) -> bool:
-        """Whether a tensor is to be quantized."""
-        return not (self.skip and re.search(self.skip, name)) and bool(re.search(self.only, name))
+    @property
+    def needs(self) -> Needs:
+        """Nothing: it looks at weights alone."""
+        return Needs()
 
-    def quantize(self, name: str, tensor: QTensor, losses: dict[str, float]) -> QTensor:
+    def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
         """Describes the quantized tensor; nothing is computed before its buffers are read.
 
+        The signal-to-noise ratio is that of sampled rows.
+
         Args:
-            name: Under which its loss is noted.
-            tensor: A plain float matrix [N, K].
-            losses: Where the signal-to-noise ratio (dB, sampled rows) is put when the codes are first read.
+            weight: What to quantize.
+            statistics: Not asked for.
+            grid: 2 to 8 bits, and the group.
         """
-        count, width = tensor.shape
-        group = width if self.group == -1 else min(self.group, width)
-        work = _Work(self, name, tensor, group, losses)
-        codes = Buffer("codes", "U8", (count, -(-width * self.bits // 8)), _Part(work.codes))
-        scales = Buffer("scale", "F16", (count, -(-width // group)), _Part(work.scales))
-        middle = Buffer.of("zero", np.full((1, 1), 1 << (self.bits - 1), np.uint8), "U8")
-        return QTensor(
-            tensor.shape,
-            tensor.dtype,
-            (
-                Term(
-                    Codes(
-                        tensor.shape,
-                        (codes,),
-                        Layout("bits", self.bits),
-                        f"uint{self.bits}",
-                        zero=Param(Codes((1, 1), (middle,), PLAIN, "uint8"), tensor.shape),
-                        scale=Param(Codes(scales.shape, (scales,), PLAIN, "f16"), (1, group)),
-                    )
-                ),
+        work = _Work(self.clip, weight, grid)
+        return grouped_tensor(weight.tensor, grid, _Part(work.codes), _Part(work.scales))
+
+
+def grouped_tensor(tensor: QTensor, grid: Grid, codes: Rows, scales: Rows) -> QTensor:
+    """A matrix of unsigned codes with their middle for a zero point, and a float16 scale per group.
+
+    Args:
+        tensor: What it stands for, [N, K].
+        grid: Bits and group.
+        codes: uint8 [N, ceil(K * bits / 8)], packed.
+        scales: float16 [N, groups].
+    """
+    (count, width), bits = tensor.shape, grid.bits
+    group = columns_of(grid, width)
+    packed = Buffer("codes", "U8", (count, -(-width * bits // 8)), codes)
+    scale = Buffer("scale", "F16", (count, -(-width // group)), scales)
+    middle = Buffer.of("zero", np.full((1, 1), 1 << (bits - 1), np.uint8), "U8")
+    return QTensor(
+        tensor.shape,
+        tensor.dtype,
+        (
+            Term(
+                Codes(
+                    tensor.shape,
+                    (packed,),
+                    Layout("bits", bits),
+                    f"uint{bits}",
+                    zero=Param(Codes((1, 1), (middle,), PLAIN, "uint8"), tensor.shape),
+                    scale=Param(Codes(scale.shape, (scale,), PLAIN, "f16"), (1, group)),
+                )
             ),
-        )
+        ),
+    )
 
 
-def name_pattern(given: Mapping[str, str], option: str) -> str:
-    """A regular expression of tensor names among the options, "" where it is not; BadArgumentError if it is none."""
-    text = given.get(option, "")
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise BadArgumentError(
-            f"{option} does not parse: {error}", found=text, allowed="a regular expression"
-        ) from error
-    return text
+def columns_of(grid: Grid, width: int) -> int:
+    """Columns that share a scale in a row of `width`."""
+    return width if grid.group == -1 else min(grid.group, width)
 
 
 class _Part:
@@ -132,11 +133,12 @@ class _Part:
 class _Work:
     """Quantizes one tensor by row ranges; scales are kept from whichever buffer is read first until the other is."""
 
-    def __init__(self, settings: Rtn, name: str, tensor: QTensor, group: int, losses: dict[str, float]) -> None:
-        codes = tensor.terms[0].values
-        assert isinstance(codes, Codes)  # plain_float said so
-        self._source, self._settings, self._name, self._losses = codes.data[0], settings, name, losses
-        self._group, self._width = group, tensor.shape[1]
+    def __init__(self, clip: str, weight: Weight, grid: Grid) -> None:
+        values = weight.tensor.terms[0].values
+        assert isinstance(values, Codes)  # plain_float said so
+        self._source, self._clip, self._name, self._losses = values.data[0], clip, weight.name, weight.losses
+        self._width, self._bits = weight.tensor.shape[1], grid.bits
+        self._group = columns_of(grid, self._width)
         self._kept: dict[int, npt.NDArray[np.float16]] = {}
 
     def scales(self, start: int, stop: int) -> npt.NDArray[np.float16]:
@@ -146,7 +148,7 @@ class _Work:
 
     def codes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Packed codes of rows [start, stop): uint8 [rows, ceil(K * bits / 8)]."""
-        group, bits = self._group, self._settings.bits
+        group, bits = self._group, self._bits
         out = np.empty((stop - start, -(-self._width * bits // 8)), np.uint8)
         for low, high in self._blocks(start, stop):
             raw = self._source.read(low, high)
@@ -164,7 +166,7 @@ class _Work:
         kept = self._kept.pop(row, None)
         if kept is not None and len(kept) == len(raw):
             return kept
-        made = self._kept[row] = _group_scales(raw, self._group, self._settings, self._name)
+        made = self._kept[row] = group_scales(raw, self._group, self._bits, self._clip, self._name)
         return made
 
 
@@ -197,14 +199,26 @@ def _extreme(grouped: npt.NDArray[Any]) -> Float32:
     return np.where(np.abs(high) >= np.abs(low), high, low)
 
 
-def _group_scales(raw: npt.NDArray[Any], group: int, settings: Rtn, name: str) -> npt.NDArray[np.float16]:
+def group_scales(raw: npt.NDArray[Any], group: int, bits: int, clip: str, name: str) -> npt.NDArray[np.float16]:
+    """The scale of every group of rows: float16 [rows, groups].
+
+    Args:
+        raw: Weights as they are stored, [rows, K] in float32, float16 or bfloat16.
+        group: Columns that share a scale.
+        bits: Of a code.
+        clip: "search" or "none".
+        name: Of the tensor, for errors.
+
+    Raises:
+        BadFileError: A weight is infinite or not a number.
+    """
     grouped = _grouped(raw, group)
-    full = _extreme(grouped) * np.float32(-1.0 / (1 << (settings.bits - 1)))
+    full = _extreme(grouped) * np.float32(-1.0 / (1 << (bits - 1)))
     if not np.isfinite(full).all():
         raise BadFileError("a weight is infinite or not a number", where=name, todo="Leave it out with skip=REGEX.")
     limit = np.float32(np.finfo(np.float16).max)
     scale = np.clip(full, -limit, limit).astype(np.float16)
-    return scale if settings.clip == "none" else _search(_widen(grouped), scale, settings.bits)
+    return scale if clip == "none" else _search(_widen(grouped), scale, bits)
 
 
 def _search(x: Float32, scale: npt.NDArray[np.float16], bits: int) -> npt.NDArray[np.float16]:
@@ -214,7 +228,7 @@ def _search(x: Float32, scale: npt.NDArray[np.float16], bits: int) -> npt.NDArra
     for factor in CLIP_FACTORS:
         tried = (scale.astype(np.float32) * np.float32(factor)).astype(np.float16)
         wide = tried.astype(np.float32)[..., None]
-        level = np.clip(np.rint(x * _inverse(wide)), low, high)
+        level = nearest(x * _inverse(wide), low, high)
         level *= wide
         level -= x
         error = np.einsum("rgk,rgk->rg", level, level)

@@ -8,31 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.match import sign_lowrank
 from qdeploy.ir.model import Model
-from qdeploy.quantize.sign_planes import GROUP, sign_planes
+from qdeploy.quantize.sign_planes import sign_planes
+from qdeploy.quantize.specs import parse_lowering
 from qdeploy.store.spill import Spill
-
-SIGN_PLANES = "sign-planes"
-_ALLOWED = f"{SIGN_PLANES}[:group=N]"
-
-
-def parse(spec: str) -> int:
-    """The group of `sign-planes[:group=N]`.
-
-    Raises:
-        BadArgumentError: An unknown form or option, or a group that is no positive number.
-    """
-    form, _, rest = spec.partition(":")
-    name, _, value = rest.partition("=")
-    if form != SIGN_PLANES or (rest and name != "group"):
-        raise BadArgumentError("no such form to lower to", found=spec, allowed=_ALLOWED)
-    if not rest:
-        return GROUP
-    if not (value.isascii() and value.isdigit() and len(value) < 7 and int(value) > 0):
-        raise BadArgumentError("the group of sign planes is no such number", found=value, allowed="1..999999")
-    return int(value)
 
 
 def lower_model(model: Model, spec: str) -> Model:
@@ -40,13 +21,13 @@ def lower_model(model: Model, spec: str) -> Model:
 
     Args:
         model: At least one of its tensors is such a sum.
-        spec: See `parse`.
+        spec: See `specs.parse_lowering`.
 
     Raises:
         BadArgumentError: The spec does not parse.
         UnsupportedError: No tensor can be lowered.
     """
-    group, spill = parse(spec), Spill()
+    group, spill = parse_lowering(spec), Spill()
     lowered = {
         name: sign_planes(name, tensor, model.losses, group=group, spill=spill)
         for name, tensor in model.tensors.items()

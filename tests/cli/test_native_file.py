@@ -17,6 +17,7 @@ from qdeploy.backends.native.layout import HEADER
 from qdeploy.cli import main
 from qdeploy.native import Runtime
 from qdeploy.quantize.bitstack import BitStack
+from qdeploy.quantize.contract import Grid, Weight
 
 ROOT = Path(__file__).resolve().parents[2]
 GPTQ, FLOAT = ROOT / "examples/models/tiny-llama-gptq", ROOT / "examples/models/tiny-llama"
@@ -63,7 +64,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[name] = tensor.decode()
             continue
         layers.append(name.removesuffix(".weight").replace("model.layers.", "layer."))
-        for i, term in enumerate(BitStack(3, 4).quantize(name, tensor, {}).terms):
+        for i, term in enumerate(BitStack(3, 4).quantize(Weight(name, tensor), (), Grid()).terms):
             stem = name.removesuffix(".weight")
             bits = np.unpackbits(term.values.data[0].read(), axis=1, bitorder="little")
             tensors[f"{stem}.qweight_{i}"] = np.packbits(bits.reshape(-1))

@@ -15,6 +15,7 @@ from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Table, Term, plain
 from qdeploy.pack import bits as bitstream
 from qdeploy.quantize.bitstack import BitStack
+from qdeploy.quantize.contract import Grid, Weight
 from qdeploy.quantize.nearest import Rtn
 from qdeploy.quantize.sign_planes import sign_planes
 
@@ -69,7 +70,7 @@ def test_errors_of_planes_are_those_of_codes_read_as_the_middle(bits, kind, rows
 
 
 def test_rows_are_sampled_and_always_the_same() -> None:
-    tensor = Rtn(4, 32).quantize("w", floats(4000, 64), {})
+    tensor = Rtn().quantize(Weight("w", floats(4000, 64)), (), Grid(4, 32))
     reads = []
 
     class Counting:
@@ -92,7 +93,7 @@ def test_rows_are_sampled_and_always_the_same() -> None:
 
 
 def test_blocks_have_the_gain_of_their_products() -> None:
-    tensor = BitStack(3, 4).quantize("w", floats(96, 120), {})
+    tensor = BitStack(3, 4).quantize(Weight("w", floats(96, 120)), (), Grid())
     pieces = pieces_of("w", tensor)
     chain(pieces)
     assert [p.term for p in pieces] == [0, 1, 2]
@@ -104,7 +105,7 @@ def test_blocks_have_the_gain_of_their_products() -> None:
 
 
 def test_residual_sign_planes_have_the_gain_of_their_scales() -> None:
-    tensor = sign_planes("w", BitStack(3, 4).quantize("w", floats(96, 256), {}), {}, group=64)
+    tensor = sign_planes("w", BitStack(3, 4).quantize(Weight("w", floats(96, 256)), (), Grid()), {}, group=64)
     pieces = pieces_of("w", tensor)
     chain(pieces)
     full = tensor.decode()
@@ -127,12 +128,12 @@ def test_a_tensor_of_zeros_gains_nothing() -> None:
 
 
 def test_sizes_can_be_given_and_must_be_as_many() -> None:
-    tensor = Rtn(4, 32).quantize("w", floats(32, 64), {})
+    tensor = Rtn().quantize(Weight("w", floats(32, 64)), (), Grid(4, 32))
     assert [p.nbytes for p in pieces_of("w", tensor, nbytes=[9, 8, 7, 6])] == [9, 8, 7, 6]
     with pytest.raises(BadArgumentError):
         pieces_of("w", tensor, nbytes=[1, 2])
 
 
 def test_sensitivity_multiplies_errors() -> None:
-    tensor = Rtn(4, 32).quantize("w", floats(32, 64), {})
+    tensor = Rtn().quantize(Weight("w", floats(32, 64)), (), Grid(4, 32))
     assert list(pieces_of("w", tensor, sensitivity=3.0)) == weigh(pieces_of("w", tensor), {"w": 3.0, "v": 9.0})

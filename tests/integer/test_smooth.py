@@ -13,11 +13,11 @@ import qdeploy
 from qdeploy.calibrate.calibrate import calibrate
 from qdeploy.integer.integerize import integerize
 from qdeploy.integer.plan import Bits
-from qdeploy.integer.smooth import divisors, smoothable
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.passes.fold import plain_tensor
+from qdeploy.quantize.smooth import divisors, smoothable
 
 RNG = np.random.default_rng(8)
 WIDTH, OUT = 48, 24

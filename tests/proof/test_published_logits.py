@@ -49,12 +49,12 @@ def test_the_interpreter_gives_the_logits_of_the_library(testdata: Path, kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnx_runtime_gives_the_logits_of_the_library(testdata: Path, tmp_path: Path, kind: str):
-    from qdeploy.backends import onnx
+    from qdeploy.backends.onnx import BACKEND
 
     for source in checkpoints(testdata, kind):
         oracle = np.load(source / "oracle.npz")
         qdeploy.convert(source, tmp_path / source.name, activations="exact")
-        found = onnx.logits(str(tmp_path / source.name), oracle["input_ids"])
+        found = BACKEND.text.logits(str(tmp_path / source.name), oracle["input_ids"])
         error, differing = distance(found, oracle["logits"][0])
         assert error <= KINDS[kind][0], source.name
         assert differing <= KINDS[kind][1], source.name

@@ -17,8 +17,9 @@ from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import Buffer, QTensor, buffers, plain
 from qdeploy.quantize import parse, quantize_model
-from qdeploy.quantize.activations import activation_scales, observe
+from qdeploy.quantize.activations import observe, text_statistics
 from qdeploy.quantize.bitstack import BitStack, lowrank, peel
+from qdeploy.quantize.contract import Grid, Statistics, Weight
 
 TINY = Path(__file__).resolve().parents[2] / "examples/models/tiny-llama"
 
@@ -49,7 +50,7 @@ def published(weight: np.ndarray, blocks: int, rank: int) -> list[float]:
 @pytest.mark.parametrize("shape", [(384, 512), (512, 200), (96, 700)])
 def test_the_residual_is_that_of_the_full_svd_within_half_a_percent(shape: tuple[int, int], heavy: bool) -> None:
     weight = matrix(*shape, 1, heavy)
-    made = BitStack(4, 16).quantize("w", floats(weight), {})
+    made = BitStack(4, 16).quantize(Weight("w", floats(weight)), (), Grid())
     for rung, norm in enumerate(published(weight, 4, 16)):
         ours = float(np.linalg.norm(weight - decode_tensor(made, rung=rung)))
         assert ours <= 1.005 * norm
@@ -62,7 +63,7 @@ def test_the_residual_is_that_of_the_full_svd_within_half_a_percent(shape: tuple
 def test_any_shape_and_magnitude_gets_better_with_every_block(rows, columns, blocks, rank, magnitude, seed) -> None:
     weight = matrix(rows, columns, seed) * np.float32(10.0**magnitude)
     losses: dict[str, float] = {}
-    made = BitStack(blocks, rank).quantize("w", floats(weight), losses)
+    made = BitStack(blocks, rank).quantize(Weight("w", floats(weight), losses), (), Grid())
     rules.check(made, "w")
     rules.check_values(made, "w")
     assert len(match.sign_lowrank(made).terms) == blocks
@@ -89,7 +90,7 @@ def test_a_second_run_gives_the_same_bytes_and_reading_decomposes_once(monkeypat
         "qdeploy.quantize.bitstack.peel", lambda *args, original=peel: calls.append(1) or original(*args)
     )
     weight = floats(matrix(300, 260))
-    first, second = (BitStack(2, 4).quantize("w", weight, {}) for _ in range(2))
+    first, second = (BitStack(2, 4).quantize(Weight("w", weight), (), Grid()) for _ in range(2))
     parts = [
         np.concatenate([b.read(i, min(i + 7, b.shape[0])) for i in range(0, b.shape[0], 7)]) for b in buffers(first)
     ]
@@ -102,14 +103,15 @@ def test_scales_move_the_error_away_from_the_columns_that_matter() -> None:
     weight = matrix(128, 256)
     scale = np.exp(np.random.default_rng(2).standard_normal(256)).astype(np.float32)
     plain_, scaled = (
-        BitStack(2, 8, scales=s).quantize("w", floats(weight), {}).decode() - weight for s in ({}, {"w": scale})
+        BitStack(2, 8).quantize(Weight("w", floats(weight)), statistics, Grid()).decode() - weight
+        for statistics in ((), (Statistics(scale),))
     )
     assert np.linalg.norm(scaled * scale) < 0.9 * np.linalg.norm(plain_ * scale)
     assert np.linalg.norm(scaled) > np.linalg.norm(plain_)
 
 
 def test_a_matrix_of_zeros_and_one_of_low_rank_are_exact_enough() -> None:
-    zeros = BitStack(2, 4).quantize("w", floats(np.zeros((20, 300), np.float32)), {})
+    zeros = BitStack(2, 4).quantize(Weight("w", floats(np.zeros((20, 300), np.float32))), (), Grid())
     assert not zeros.decode().any()
     product = np.abs(matrix(300, 3) @ matrix(3, 200, 1))
     u, v = lowrank(product, 16, np.random.default_rng(0))
@@ -121,7 +123,7 @@ def test_a_weight_that_is_no_number_is_refused(value: float) -> None:
     weight = matrix(8, 8)
     weight[3, 3] = value
     with pytest.raises(BadFileError, match="not a number"):
-        BitStack(1, 1).quantize("w", floats(weight), {}).decode()
+        BitStack(1, 1).quantize(Weight("w", floats(weight)), (), Grid()).decode()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,8 @@ def test_embedding_and_head_are_decomposed_where_they_are_named() -> None:
 
 def test_scales_are_the_mean_norms_of_the_inputs(tmp_path: Path) -> None:
     model = qdeploy.load(TINY)
-    scales, tokens = activation_scales(model, str(text_file(tmp_path)))
+    statistics, tokens = text_statistics(model, str(text_file(tmp_path)), ("norms",))
+    scales = {name: known.norms for name, known in statistics.items()}
     assert tokens > 100
     assert len(scales) == 5 * 7 + 1
     np.testing.assert_array_equal(*(scales[f"model.layers.2.self_attn.{p}_proj.weight"] for p in "qk"))

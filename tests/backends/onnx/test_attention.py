@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from onnx_forms import plain_codes, relative, session, tensor_of
 
-from qdeploy.backends.onnx import Options, lower
+from qdeploy.backends.onnx import BACKEND
 from qdeploy.backends.onnx.attention import padded_head
+from qdeploy.backends.onnx.options import Options
 from qdeploy.ir.graph import Graph, Node, State, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
@@ -73,7 +74,7 @@ def steps_in_onnx(folder: Path, ids: np.ndarray, cuts: list[int]) -> np.ndarray:
 
 
 def compare(folder: Path, model: Model, cuts: list[int], batch: int = 1) -> None:
-    lower(model, folder, Options())
+    BACKEND.lower(model, folder, Options())
     ids = np.random.default_rng(1).integers(0, VOCAB, (batch, cuts[-1]))
     want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"]
     assert relative(steps_in_onnx(folder, ids, cuts), want) < 1e-5
@@ -104,7 +105,7 @@ def test_attention_without_positions_and_with_a_batch(size, tmp_path):
 @pytest.mark.parametrize("size", [8, 16])
 def test_prompts_of_different_lengths_are_padded_on_the_right(size, tmp_path):
     model = attention_model(size, {"rotary_dim": size})
-    lower(model, tmp_path, Options())
+    BACKEND.lower(model, tmp_path, Options())
     ids = np.random.default_rng(1).integers(0, VOCAB, (2, 9))
     mask = np.ones((2, 9), np.int64)
     mask[1, 5:] = 0

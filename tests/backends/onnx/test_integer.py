@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx_integers import Net, codes, computed, is_exact, lowered, worst_code
 
 import qdeploy
-from qdeploy.backends.onnx import integer_only
+from qdeploy.backends.onnx import BACKEND
 from qdeploy.backends.onnx.integer.proof import prove
 from qdeploy.calibrate.network import Integers, integer_network
 from qdeploy.errors import UnsupportedError
@@ -305,7 +305,7 @@ def test_resnet20_on_8_bit_kernels(resnet: tuple[Model, str, np.ndarray]):
 def test_the_proof_sees_floats_wherever_they_are(tmp_path: Path):
     net = residual()
     fast = lowered(net.model(net.last), "fast", tmp_path)  # type: ignore[attr-defined]
-    assert not integer_only(tmp_path)["integer_only"]
+    assert not BACKEND.integers.integer_only(tmp_path)["integer_only"]
     assert prove(fast)["floats"] and not prove(fast)["integer_only"]
     strict = is_exact(net.model(net.last))  # type: ignore[attr-defined]
     hidden = onnx.ModelProto.FromString(strict.SerializeToString())

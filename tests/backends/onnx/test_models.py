@@ -10,7 +10,8 @@ import pytest
 from onnx_forms import relative, run_decoder, session
 
 from qdeploy import registry
-from qdeploy.backends.onnx import Lowered, Options, check, lower
+from qdeploy.backends.onnx import BACKEND
+from qdeploy.backends.onnx.options import Lowered, Options
 from qdeploy.errors import ProofError
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, generate_greedy, run
@@ -36,7 +37,7 @@ GGUF = (
 
 def converted(path: Path, folder: Path, activations: str = "exact") -> tuple[Model, Lowered]:
     model = registry.open_model(path, "", False)
-    return model, lower(model, folder, Options(activations=activations))
+    return model, BACKEND.lower(model, folder, Options(activations=activations))
 
 
 def prompt(path: Path, vocab: int) -> np.ndarray:
@@ -179,14 +180,14 @@ def test_a_tied_head_is_stored_once(testdata, tmp_path):
 @pytest.mark.parametrize("activations", ["exact", "int8"])
 def test_the_check_runs_a_node_of_every_form_and_the_model(activations, testdata, tmp_path):
     model, lowered = converted(testdata / "checkpoints" / "gguf-llamacpp-q2_k-tinyllama", tmp_path, activations)
-    results = check(model, tmp_path, lowered)
+    results = BACKEND.check(model, tmp_path, lowered)
     kinds = {result.kind for result in results}
     matrices = {c.form for c in lowered.choices if len(model.tensors[c.tensor].shape) == 2}
     assert {kind.partition(": ")[2] for kind in kinds - {"model"}} == matrices
     assert "model" in kinds
     assert all(0 <= result.error <= result.limit for result in results)
-    assert not any(r.kind == "model" for r in check(model, tmp_path, lowered, "nodes"))
-    assert check(model, tmp_path, lowered, "none") == []
+    assert not any(r.kind == "model" for r in BACKEND.check(model, tmp_path, lowered, "nodes"))
+    assert BACKEND.check(model, tmp_path, lowered, "none") == []
 
 
 def test_a_wrong_byte_in_the_output_fails_the_check(testdata, tmp_path):
@@ -196,7 +197,7 @@ def test_a_wrong_byte_in_the_output_fails_the_check(testdata, tmp_path):
         file.seek(place.offset)
         file.write(np.float32(3.0).tobytes())
     with pytest.raises(ProofError) as failed:
-        check(model, tmp_path, lowered, "nodes")
+        BACKEND.check(model, tmp_path, lowered, "nodes")
     assert "q_proj" in str(failed.value)
 
 
@@ -204,7 +205,7 @@ def test_a_model_that_does_not_load_fails_the_check(testdata, tmp_path):
     model, lowered = converted(testdata / "checkpoints" / "base-tinyllama", tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ProofError):
-        check(model, tmp_path, lowered, "full")
+        BACKEND.check(model, tmp_path, lowered, "full")
 
 
 def test_converting_loads_no_runtime(testdata, tmp_path):
@@ -213,9 +214,10 @@ def test_converting_loads_no_runtime(testdata, tmp_path):
     import sys
 
     code = (
-        "import sys, pathlib\nfrom qdeploy import registry\nfrom qdeploy.backends.onnx import Options, check, lower\n"
+        "import sys, pathlib\nfrom qdeploy import registry\nfrom qdeploy.backends.onnx import BACKEND\n"
+        "from qdeploy.backends.onnx.options import Options\n"
         "model = registry.open_model(sys.argv[1], '', False)\ntarget = pathlib.Path(sys.argv[2])\n"
-        "check(model, target, lower(model, target, Options()))\n"
+        "BACKEND.check(model, target, BACKEND.lower(model, target, Options()))\n"
         "print([m for m in ('onnxruntime', 'onnx_ir', 'torch') if m in sys.modules])"
     )
     path = testdata / "checkpoints" / "gptq4-g128-sym-tinyllama"

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from qdeploy.backends.tvm import Lowered, Options, check, lower
+from qdeploy.backends.tvm import BACKEND
+from qdeploy.backends.tvm.options import Lowered, Options
 from qdeploy.ir.model import Model
 
 sys.path.insert(0, str(Path(__file__).parent))  # for integer_networks, however pytest is started
@@ -33,8 +34,8 @@ def compiled(tvm: None, tmp_path: Path) -> Callable[..., Lowered]:
     def compile_(model: Model, **options: Any) -> Lowered:
         out = tmp_path / "out"
         out.mkdir()
-        lowered = lower(model, out, Options(**{"forms": ("library",), **options}))
-        lowered_checks = check(model, out, lowered)
+        lowered = BACKEND.lower(model, out, Options(**{"forms": ("library",), **options}))
+        lowered_checks = BACKEND.check(model, out, lowered)
         assert bool(lowered_checks) == ("library" in lowered.files or "model.so" in lowered.files)
         return lowered
 

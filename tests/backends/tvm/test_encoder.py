@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import qdeploy
-from qdeploy.backends.tvm import integer_only
+from qdeploy.backends.tvm import BACKEND
 
 
 def test_a_sentence_encoder_computes_with_integers_alone_and_equals_the_interpreter(tvm: None, tmp_path: Path):
@@ -28,4 +28,4 @@ def test_a_sentence_encoder_computes_with_integers_alone_and_equals_the_interpre
         forms=("library",),
         axes={"batch": 1, "sequence": 12},
     )
-    assert integer_only(tmp_path / "out")["integer_only"]
+    assert BACKEND.integers.integer_only(tmp_path / "out")["integer_only"]

@@ -146,12 +146,12 @@ def test_the_softmax_of_tflite_is_exact(compiled: Compile):
 def test_a_library_that_computes_something_else_is_refused(compiled: Compile, tmp_path: Any):
     from dataclasses import replace
 
-    from qdeploy.backends.tvm import check
+    from qdeploy.backends.tvm import BACKEND
 
     one, other = resnet8(seed=0), resnet8(seed=1)
     lowered = compiled(one.model(one.last))
     with pytest.raises(ProofError, match="something else"):
-        check(one.model(one.last), tmp_path / "out", replace(lowered, graph=other.model(other.last)))
+        BACKEND.check(one.model(one.last), tmp_path / "out", replace(lowered, graph=other.model(other.last)))
 
 
 def test_an_op_without_a_kernel_is_named(compiled: Compile):

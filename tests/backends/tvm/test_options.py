@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from qdeploy.backends.tvm import Options
+from qdeploy.backends.tvm.options import Options
 from qdeploy.cli import cli
 from qdeploy.errors import BadArgumentError, UnsupportedError
 

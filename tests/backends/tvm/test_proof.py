@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from integer_networks import resnet8
 
-from qdeploy.backends.tvm import integer_only
+from qdeploy.backends.tvm import BACKEND
 from qdeploy.backends.tvm.prove import Proof, look_at_ir, look_at_module
 from qdeploy.errors import UnsupportedError
 
@@ -17,7 +17,7 @@ from qdeploy.errors import UnsupportedError
 def test_a_compiled_network_is_proven_down_to_its_instructions(compiled: Callable[..., Any], tmp_path: Path):
     net = resnet8()
     compiled(net.model(net.last), forms=("library", "bare"))
-    proof = integer_only(tmp_path / "out")
+    proof = BACKEND.integers.integer_only(tmp_path / "out")
     assert proof["integer_only"] and proof["nodes"] > 10_000 and proof["lines"] > 10_000
     assert proof["instructions"] in ([], None)
     assert not [line for line in proof["divisions"] if "num_task" not in line]  # only rows among threads
@@ -79,4 +79,4 @@ def test_calls_and_divisions_are_found_in_code():
 def test_nothing_proves_nothing(tmp_path: Path):
     assert not Proof().holds
     with pytest.raises(UnsupportedError, match="no output of the TVM backend"):
-        integer_only(tmp_path)
+        BACKEND.integers.integer_only(tmp_path)

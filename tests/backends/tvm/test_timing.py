@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qdeploy.backends.tvm import layer_times
+from qdeploy.backends.tvm import BACKEND
 from qdeploy.backends.tvm.plan import plan
 from qdeploy.backends.tvm.targets import target
 from qdeploy.backends.tvm.timing import layer_graph, without_moves
@@ -43,7 +43,7 @@ def test_a_layer_alone_takes_and_gives_codes(layer: LayerShape, bits: tuple[int,
 
 
 def test_every_layer_has_a_time_at_every_choice(tvm: None):
-    found = layer_times([(layer, weight(layer)) for layer in LAYERS], [(8, 8), (4, 8)], threads=1)
+    found = BACKEND.layers.layer_times([(layer, weight(layer)) for layer in LAYERS], [(8, 8), (4, 8)], threads=1)
     assert found["target"] != "host"
     assert [set(row) for row in found["seconds"]] == [{(8, 8), (4, 8)}] * len(LAYERS)
     assert all(0 < seconds < 0.1 for row in found["seconds"] for seconds in row.values())
@@ -52,7 +52,7 @@ def test_every_layer_has_a_time_at_every_choice(tvm: None):
 def test_a_layer_without_a_kernel_is_refused():
     layer = LayerShape("Conv", (1, 8, 4, 4, 4), (8, 8, 3, 3, 3), {"pads": [1] * 6})
     with pytest.raises(UnsupportedError, match="takes convolutions over"):
-        layer_times([(layer, weight(layer))], [(8, 8)])
+        BACKEND.layers.layer_times([(layer, weight(layer))], [(8, 8)])
 
 
 def test_layers_are_known_by_their_shapes():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from integer_networks import Net, random_inputs, resnet8
 
-from qdeploy.backends.tvm import check, lower
+from qdeploy.backends.tvm import BACKEND
 from qdeploy.backends.tvm.options import Options
 from qdeploy.ir.run import Weights, run
 from qdeploy.registry import open_model
@@ -34,8 +34,8 @@ def program(tvm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_network_of_the_data_folder_gives_the_bytes_of_the_interpreter(program: Path, testdata: Path, tmp_path: Path):
     source = testdata / "mlperf_tiny/pretrainedResnet_quant.tflite"
     model = open_model(source)
-    lowered = lower(model, tmp_path, Options(forms=("library",)))
-    assert check(model, tmp_path, lowered)
+    lowered = BACKEND.lower(model, tmp_path, Options(forms=("library",)))
+    assert BACKEND.check(model, tmp_path, lowered)
     inputs = random_inputs(lowered.graph.graph)
     [array] = inputs.values()
     array.tofile(tmp_path / "in.bin")

@@ -15,15 +15,13 @@ Only what a normalisation or a GELU makes is divided: what else there is has no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
-from qdeploy.integer.builder import Builder
-from qdeploy.integer.fixed import Fixed, Float64, Grid, unsigned_grid
-from qdeploy.ir.dyadic import dyadics
-from qdeploy.ir.graph import Graph, Node
+from qdeploy.ir.graph import Graph
 
+Float64 = npt.NDArray[np.float64]
 Channels = Mapping[str, tuple[Float64, Float64]]
 """The least and the greatest number of each channel (float64 [K] each) by the name of a value [..., K]."""
 MAKERS = frozenset({"LayerNormalization", "RMSNormalization", "Gelu"})
@@ -50,45 +48,3 @@ def divisors(low: Float64, high: Float64) -> Float64:
     weights = [min(max(other / own, 1.0), ONE_SIDED) if own else 1.0 for own, other in ((least, most), (most, least))]
     size = np.maximum(below * weights[0], above * weights[1])
     return np.asarray(np.maximum(size, LEAST * size.max()) ** EXPONENT)
-
-
-def smoothed(build: Builder, node: Node, bits: int) -> tuple[Fixed, Float64] | None:
-    """The input of a Linear as codes of divided channels, and the divisors; None: it is taken as it is.
-
-    Args:
-        build: The graph that grows.
-        node: The Linear.
-        bits: Of the codes, up to 8.
-    """
-    name = node.inputs[0]
-    x = build.value(name)
-    limited = x.floor is not None or x.ceil is not None or (x.is_codes and x.hi - x.lo < 256)
-    if name not in build.channels or limited or build.coded(node.inputs[1]) is not None:
-        return None
-    low, high = build.channels[name]
-    c = divisors(low, high)
-    least, most = min(float((low / c).min()), 0.0), max(float((high / c).max()), 0.0)
-    grid = unsigned_grid(most - least, bits)
-    grid = replace(grid, zero=min(round(-least / grid.scale), grid.hi))
-    return _divided(build, x, c, grid, name), c
-
-
-def _divided(build: Builder, x: Fixed, c: Float64, grid: Grid, name: str) -> Fixed:
-    m, e = dyadics(x.scale / (c * grid.scale))
-    held = build.constant(m, f"{name}/divided/multiplier"), build.constant(e, f"{name}/divided/shift")
-    made = build.once(
-        ("divided", x.name, *held, grid),
-        lambda: build.add(
-            "Requantize",
-            (x.name, *held),
-            f"{name}/divided",
-            lo=grid.lo,
-            hi=grid.hi,
-            zero=grid.zero,
-            x_zero=x.zero,
-            axis=-1,
-            dtype=grid.dtype,
-            rounding=build.arithmetic.rounding,
-        ),
-    )
-    return Fixed.on(grid, made)

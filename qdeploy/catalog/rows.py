@@ -1,0 +1,63 @@
+"""A row of a catalog: a name, who brings it, and the object itself or where it is imported from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from qdeploy.errors import UnsupportedError
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that is known by name and loaded when it is needed.
+
+    Attributes:
+        name: As in `--format`, `--to` or `--quantize`.
+        target: The object, or where it is: "package.module" or "package.module:attribute".
+        origin: "built-in", or the distribution that brings it.
+    """
+
+    name: str
+    target: Any
+    origin: str = BUILT_IN
+
+    def loaded(self) -> Any:
+        """The object, imported now if it has not been.
+
+        Raises:
+            UnsupportedError: It cannot be imported; the error names the package that is missing, or what was raised.
+        """
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            loaded = import_module(module)
+            return getattr(loaded, attribute) if attribute else loaded
+        except ModuleNotFoundError as error:
+            if self.origin == BUILT_IN and (error.name or "").startswith("qdeploy"):
+                raise
+            raise UnsupportedError(
+                f"{self.name} needs a package that is not installed: {error.name}",
+                where=module,
+                todo="pip install 'qdeploy[onnx]'" if self.origin == BUILT_IN else f"Install what {self.origin} needs.",
+            ) from error
+        except (Exception, SystemExit) as error:
+            if self.origin == BUILT_IN:
+                raise
+            raise UnsupportedError(
+                f"the plug-in {self.name} cannot be imported: {type(error).__name__}: {error}",
+                where=f"{self.target} of {self.origin}",
+            ) from error
+
+    def refused(self, loaded: Any, contract: str) -> UnsupportedError:
+        """The error for an object that does not satisfy its contract."""
+        return UnsupportedError(
+            f"the plug-in {self.name} is no {contract}",
+            where=f"{self.target} of {self.origin}",
+            found=type(loaded).__name__,
+            allowed=f"the protocol {contract}",
+        )

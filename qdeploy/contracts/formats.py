@@ -1,0 +1,125 @@
+"""What a format is: how surely it recognises a checkpoint, how it reads one, and what its checkpoints look like.
+
+A format is a module (or any object) with the members of `Format`; one whose source files can be written back has those
+of `Writer` as well. Its row says what a checkpoint must look like before the module is imported at all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from qdeploy.catalog.rows import Row
+
+if TYPE_CHECKING:
+    from qdeploy.contracts.clues import Clues
+    from qdeploy.ir.model import Model
+    from qdeploy.ir.tensor import Source
+    from qdeploy.store.folder import Folder
+    from qdeploy.store.recode import Recoding
+
+
+class Sniff(NamedTuple):
+    """A format's judgement of a folder: 0 (not mine) to 100 (declared to be mine), and the reason in a few words."""
+
+    score: int
+    reason: str = ""
+
+
+NOT_MINE = Sniff(0)
+
+
+@runtime_checkable
+class Format(Protocol):
+    """A reader of checkpoints."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802
+        """As in `--format`."""
+        ...
+
+    @property
+    def TITLE(self) -> str:  # noqa: N802
+        """One line about it."""
+        ...
+
+    @property
+    def WRITES(self) -> bool:  # noqa: N802
+        """Whether source files can be written back from its tensors: then it is a `Writer`."""
+        ...
+
+    def sniff(self, folder: Folder) -> Sniff:
+        """How surely this folder or file is of this format, and why."""
+        ...
+
+    def read(self, folder: Folder) -> Model:
+        """Tensors by their source names; nothing large is read yet."""
+        ...
+
+
+@runtime_checkable
+class Writer(Format, Protocol):
+    """A format whose source files can be written again from the tensors, byte for byte."""
+
+    def recodings(self, source: Source) -> tuple[Recoding, ...]:
+        """How each stored tensor of a source is made of the tensor's buffers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Conditions that a checkpoint must all meet; an empty one is none.
+
+    Attributes:
+        magic: A file that is named itself begins with one of these.
+        suffixes: The file's name, or the name of a file in the folder, ends with one of these.
+        files: A file of one of these names is in the folder, or beside the file that is named itself, or is that file.
+        without: The folder holds no file of these names; a file that is named itself may have them beside it.
+        methods: `quant_method` of the configuration is one of these; "": there is none.
+        keys: config.json has all of these keys.
+        tensors: Regular expression that is found in the text that names the tensors: the index, or the header of the
+            first safetensors file.
+    """
+
+    magic: tuple[bytes, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    tensors: str = ""
+
+    def fit(self, clues: Clues) -> bool:
+        """Whether a checkpoint meets all of the conditions; the cheap ones are looked at first."""
+        return (
+            (not self.magic or clues.head.startswith(self.magic))
+            and (not self.suffixes or any(name.endswith(self.suffixes) for name in clues.names))
+            and (not self.files or any(clues.has(name) for name in self.files))
+            and (clues.folder.only != "" or not any(clues.has(name) for name in self.without))
+            and (not self.methods or clues.method in self.methods)
+            and (not self.keys or set(self.keys) <= set(clues.config))
+            and (not self.tensors or re.search(self.tensors.encode(), clues.tensor_names) is not None)
+        )
+
+
+@dataclass(frozen=True)
+class FormatRow(Row):
+    """A format by name.
+
+    Attributes:
+        looks: What its checkpoints look like: one of these fits. Without any, it is asked about every checkpoint.
+    """
+
+    looks: tuple[Looks, ...] = ()
+
+    def load(self) -> Format:
+        """The format; UnsupportedError where it cannot be imported or is no format."""
+        loaded = self.loaded()
+        if not isinstance(loaded, Format):
+            raise self.refused(loaded, "qdeploy.contracts.formats.Format")
+        return loaded
+
+    def may_be(self, clues: Clues) -> bool:
+        """Whether a checkpoint could be of this format, judged without importing it."""
+        return not self.looks or any(looks.fit(clues) for looks in self.looks)

@@ -1,0 +1,117 @@
+"""What a quantizer is: it says what it needs to know of a weight's inputs, and makes codes of a float matrix.
+
+A quantizer is a dataclass whose fields are its options (`qdeploy.options.option`); `TYPES` are the number types that it
+rounds to, the first one unless another is asked for. A driver (driver.py) parses what was asked for, measures what is
+needed, and hands both over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from qdeploy.catalog.rows import Row
+from qdeploy.ir.tensor import Float32, QTensor
+
+Kind = Literal["norms", "moments"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a quantizer asks of the data.
+
+    Attributes:
+        kinds: Of `Statistics`; empty: it looks at weights alone.
+        text: The file that they are measured on; empty: there is none, and nothing is measured.
+        levels: 0: measured once, on the float model. N: measured N times in the order of the graph, each time with what
+            the layers before have become by then; the tensor that is made of n statistics has n levels.
+    """
+
+    kinds: frozenset[Kind] = frozenset()
+    text: str = ""
+    levels: int = 0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the inputs x [tokens, K] of a linear layer, those that were asked for.
+
+    Attributes:
+        norms: How large each column is, in proportion to the others: float32 [K] with a geometric mean of 1.
+        moments: x^T x / tokens, float64 [K, K].
+    """
+
+    norms: Float32 | None = None
+    moments: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where codes lie.
+
+    Attributes:
+        bits: Of a code; 0: the quantizer has no codes of so many bits.
+        group: Weights of a row that share a scale; -1: the whole row.
+    """
+
+    bits: int = 0
+    group: int = -1
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight to be quantized.
+
+    Attributes:
+        name: Of the tensor.
+        tensor: A plain float matrix [N, K].
+        losses: Where the signal-to-noise ratio in dB is put under the name, when the codes are first read.
+    """
+
+    name: str
+    tensor: QTensor
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A way to quantize, with its settings; a dataclass whose fields are options."""
+
+    TYPES: ClassVar[tuple[str, ...]]
+    """Number types that can be asked for ("int4"), the default first; empty: it has none, and no groups either."""
+
+    @property
+    def needs(self) -> Needs:
+        """What is to be measured first."""
+        ...
+
+    def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
+        """Describes the quantized tensor; nothing large is computed before one of its buffers is read.
+
+        Args:
+            weight: What to quantize.
+            statistics: Of its inputs, one per level (one, where `needs.levels` is 0); empty where nothing was measured.
+            grid: The type and the group that were asked for.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class QuantizerRow(Row):
+    """A quantizer by name; its target is the dataclass."""
+
+    def load(self) -> type[Quantizer]:
+        """The dataclass; UnsupportedError where it cannot be imported or is no quantizer."""
+        loaded = self.loaded()
+        if not _is_quantizer(loaded):
+            raise self.refused(loaded, "qdeploy.quantize.contract.Quantizer")
+        return loaded
+
+
+def _is_quantizer(loaded: object) -> TypeGuard[type[Quantizer]]:
+    """Whether this is a dataclass with the members of a quantizer."""
+    return isinstance(loaded, type) and is_dataclass(loaded) and isinstance(loaded, Quantizer)

@@ -1,0 +1,133 @@
+"""Quantizes a model: chooses the weights, measures what each quantizer needs, and hands both over.
+
+Statistics are measured on the float model, or, for a quantizer that asks for levels, in the order of the graph: when
+the run comes to a layer, the layers before it are quantized already, and so their errors are in what is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.match import plain_float
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Array, QTensor
+from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
+from qdeploy.quantize.contract import Statistics, Weight
+from qdeploy.quantize.specs import Spec
+
+_LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4)}
+
+
+def quantized(model: Model, specs: Sequence[Spec]) -> Model:
+    """See `qdeploy.quantize.quantize_model`."""
+    weights = chosen_weights(model, specs)
+    losses: dict[str, float] = {}
+    tensors: dict[str, QTensor] = {}
+    for spec in specs:
+        own = [Weight(name, model.tensors[name], losses) for name, taker in weights.items() if taker is spec]
+        if spec.quantizer.needs.levels and spec.quantizer.needs.text:
+            tensors |= _by_levels(model, spec, own)
+            continue
+        statistics = _measured(model, spec)
+        for weight in own:
+            known = statistics.get(weight.name)
+            tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
+    return dataclasses.replace(model, tensors=Replaced(model.tensors, tensors), losses=losses)
+
+
+def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
+    """The weights that are quantized, and by which of the specs; UnsupportedError where one is quantized already."""
+    tables = embedding_tables(model)
+    found: dict[str, Spec] = {}
+    for name in (*linear_weights(model), *tables):
+        spec = next((s for s in specs if s.names.take(name) and (s.names.only or name not in tables)), None)
+        if spec is None:
+            continue
+        if plain_float(model.tensors[name]) is None:
+            raise UnsupportedError(
+                "the source is quantized already: quantizing again would lose twice",
+                where=name,
+                found=model.format,
+                todo="Name the float tensors with only=REGEX (only=lm_head), or start from the float checkpoint.",
+            )
+        found[name] = spec
+    return found
+
+
+def linear_weights(model: Model) -> tuple[str, ...]:
+    """Names of the weights that are multiplied with activations, in graph order; without a graph all float matrices."""
+    try:
+        nodes = model.graph.nodes
+    except UnsupportedError:
+        return tuple(n for n, t in model.tensors.items() if len(t.shape) == 2 and min(t.shape) > 1 and plain_float(t))
+    found: dict[str, None] = {}
+    for node in nodes:
+        if node.op in _LINEAR_WEIGHTS:
+            found.update((name, None) for name in node.inputs[_LINEAR_WEIGHTS[node.op]])
+    return tuple(name for name in found if math.prod(model.tensors[name].shape) > 0)
+
+
+def embedding_tables(model: Model) -> tuple[str, ...]:
+    """Names of the matrices that rows are gathered from and that no linear layer uses, in graph order."""
+    try:
+        nodes = model.graph.nodes
+    except UnsupportedError:
+        return ()
+    linear = set(linear_weights(model))
+    found = dict.fromkeys(node.inputs[0] for node in nodes if node.op == "Gather" and node.inputs[0] in model.tensors)
+    return tuple(n for n in found if n not in linear and len(model.tensors[n].shape) == 2)
+
+
+def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
+    """The statistics of the float model by weight, which the model's notes tell of."""
+    needs = spec.quantizer.needs
+    if not needs.kinds:
+        return {}
+    if not needs.text:
+        model.notes.append(f"{spec.method} without a calibration text: all activation scales are 1")
+        return {}
+    statistics, tokens = text_statistics(model, needs.text, needs.kinds)
+    model.notes.append(f"{spec.method}: activation scales from {tokens} tokens of the calibration text")
+    return statistics
+
+
+def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str, QTensor]:
+    """The tensors of a quantizer that is given statistics per level, each measured with what there is by then."""
+    needs = spec.quantizer.needs
+    ids = pieces_of(model, needs.text)
+    model.notes.append(f"{spec.method}: {needs.levels} levels, measured in order on {ids.size} tokens")
+    waiting = {weight.name: weight for weight in weights}
+    known: dict[str, tuple[Statistics, ...]] = dict.fromkeys(waiting, ())
+    made: dict[str, QTensor] = {}
+    for level in range(needs.levels):
+
+        def watch(name: str, x: Array, level: int = level) -> None:
+            if name in waiting and len(known[name]) == level:
+                sums = Sums(needs.kinds)
+                for sequence in x:
+                    sums.add(sequence)
+                known[name] = (*known[name], sums.statistics())
+                made[name] = spec.quantizer.quantize(waiting[name], known[name], spec.grid)
+
+        observe(model.graph, {"input_ids": ids}, Replaced(model.tensors, made), watch)
+    unseen = {name: weight for name, weight in waiting.items() if name not in made}
+    return made | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
+
+
+class Replaced(Mapping[str, QTensor]):
+    """A mapping with some values replaced, in the order of the original."""
+
+    def __init__(self, tensors: Mapping[str, QTensor], replaced: Mapping[str, QTensor]) -> None:
+        self._tensors, self._replaced = tensors, replaced
+
+    def __getitem__(self, name: str) -> QTensor:
+        return self._replaced[name] if name in self._replaced else self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

@@ -1,0 +1,114 @@
+"""Formats, backends and quantizers by name: those of this project, those of other distributions, and those added.
+
+Nothing is imported before it is needed: rows say what a checkpoint must look like, so that opening one imports no
+reader that cannot be meant. What a row of another distribution does wrong costs a note, never the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from qdeploy.catalog.table import Table
+from qdeploy.contracts.backends import Backend, BackendRow
+from qdeploy.contracts.formats import Format, FormatRow
+from qdeploy.errors import AmbiguousError, UnsupportedError
+from qdeploy.ir.model import Model
+from qdeploy.registry.sniffing import Candidates, describe
+from qdeploy.store.folder import Folder
+
+FORMATS: Table[FormatRow] = Table("format", "qdeploy.formats", FormatRow)
+BACKENDS: Table[BackendRow] = Table("target", "qdeploy.backends", BackendRow, reserved=("ir", "source"))
+
+add_format = FORMATS.add
+add_backend = BACKENDS.add
+
+
+def backend(name: str) -> Backend:
+    """The backend of a target name."""
+    return BACKENDS.get(name).load()
+
+
+def format_module(name: str) -> Format:
+    """The format of a name."""
+    return FORMATS.get(name).load()
+
+
+def artifact_backend(path: str | os.PathLike[str]) -> Backend | None:
+    """The backend whose output this is, or None: a folder's report names it, a file begins with its row's magic."""
+    if os.path.isfile(path):
+        return _by_magic(path)
+    if not os.path.isfile(os.path.join(path, "report.json")):
+        return None
+    report = Folder(path).json("report.json")
+    name = report.get("target", "") if isinstance(report, dict) else ""
+    rows = BACKENDS.rows()
+    return rows[name].load() if name in rows else None
+
+
+def _by_magic(path: str | os.PathLike[str]) -> Backend | None:
+    folder = Folder(path, trust_links=True)
+    file = folder.open(folder.only)
+    try:
+        head = file.read(0, min(file.size, 64))
+    finally:
+        file.close()
+    row = next((row for row in BACKENDS.rows().values() if row.magic and head.startswith(row.magic)), None)
+    return row.load() if row else None
+
+
+def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool = False) -> Model:
+    """Reads a checkpoint or package of any known format; nothing large is read yet.
+
+    Raises:
+        UnsupportedError: No format takes it.
+        AmbiguousError: Two formats claim it equally; name one with `format`.
+    """
+    folder = Folder(path, trust_links)
+    if format:
+        return read(FORMATS.get(format), folder)
+    candidates = Candidates(FORMATS.rows(), folder)
+    best = candidates.best()
+    if not best:
+        _refuse_output(path)
+        raise UnsupportedError(
+            "no reader knows this checkpoint",
+            where=str(path),
+            found="; ".join([describe(folder), *candidates.notes]),
+            allowed=", ".join(FORMATS.rows()),
+            todo="qdeploy formats lists what can be read.",
+        )
+    if len(best) > 1:
+        raise AmbiguousError(
+            "several formats claim this checkpoint",
+            where=str(path),
+            found="; ".join(f"{row.name}: {candidates.reasons[row.name]}" for row in best),
+            todo="Name one with --format.",
+        )
+    model = read(best[0], folder)
+    model.notes.extend(candidates.notes)
+    return model
+
+
+def read(row: FormatRow, folder: Folder) -> Model:
+    """Reads a checkpoint by a format's reader; UnsupportedError where the reader gives something else."""
+    model: Any = row.load().read(folder)
+    if not isinstance(model, Model):
+        raise UnsupportedError(
+            f"the reader {row.name} gave no model",
+            where=f"{row.target} of {row.origin}",
+            found=type(model).__name__,
+            allowed="qdeploy.ir.model.Model",
+        )
+    return model
+
+
+def _refuse_output(path: str | os.PathLike[str]) -> None:
+    made = artifact_backend(path)
+    if made is not None:
+        raise UnsupportedError(
+            "this is an output, not a source",
+            where=str(path),
+            found=made.title,
+            todo="Give the checkpoint or package that it was made from.",
+        )

@@ -1,0 +1,250 @@
+"""What a conversion is asked for: one value that convert, verify, plan and the records of outputs share.
+
+    ConversionSpec
+        to        the target's name
+        source    how the source is read        (SourceOptions)
+        passes    what is done to it first      (Passes, with Integers)
+        target    what the target is asked for  (its own dataclass of options)
+        check     how much of the output is run
+
+All options of it have names of their own, so that a flat JSON object, the keyword arguments of `qdeploy.convert` and
+the options of the command line are the same thing. An option that the target cannot honour is an error that says where
+it is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qdeploy import registry
+from qdeploy.calibrate.integers import Integers
+from qdeploy.contracts.backends import LEVELS, Level
+from qdeploy.errors import BadArgumentError
+from qdeploy.options import Option, SourceOptions, TargetOptions, option, options_of, refuse_unknown, requested
+
+PACKAGE, SOURCE = "ir", "source"
+_RECORDED: dict[str, object] = {"activations": "exact", "quantize": [], "requantize": False, "check": "auto"}
+"""What the record of every output says, asked for or not."""
+_ANYWHERE: dict[str, object] = {"activations": "exact", "requantize": False, "jobs": 1}
+"""Options of some targets that `qdeploy.convert` names for all: at these values they ask for nothing."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What is done to the source before the target takes it.
+
+    Attributes:
+        quantize: Specs of quantizers for float weights; the first that takes a tensor has it (`qdeploy.quantize`).
+        lower: Another form for sums of signs times low-rank products ("sign-planes:group=128").
+        allocate: A limit within which the bits of layers are chosen (`qdeploy.allocation.Asked.parse`).
+        integers: How a network becomes one of integers, where the target takes one.
+    """
+
+    quantize: tuple[str, ...] = option((), "For float sources: METHOD[:TYPE][,option=value...].", metavar="SPEC")
+    lower: str = option(
+        "",
+        "sign-planes[:group=128]: BitStack's blocks as residual sign planes; the loss is reported.",
+        metavar="FORM",
+    )
+    allocate: str = option(
+        "",
+        "Choose the bits of each layer within size:0.5, size:3.5MB, bops:72G or latency:12ms"
+        "[,sensitivity=NAME][,choices=8x8/4x8][,latency=FILE]; see qdeploy allocate.",
+        metavar="LIMIT",
+    )
+    integers: Integers = field(default_factory=Integers)
+
+    def __post_init__(self) -> None:
+        """Refuses specs that do not parse."""
+        refuse_unknown(self)
+        if self.quantize or self.lower:
+            from qdeploy.quantize.specs import parse, parse_lowering
+
+            for spec in self.quantize:
+                parse(spec)
+            if self.lower:
+                parse_lowering(self.lower)
+
+
+@dataclass(frozen=True)
+class PackageOptions(TargetOptions):
+    """What the writing of a package can be asked for: `jobs` shards are written at a time."""
+
+    jobs: int = option(1, "Shards written at a time.", least=1, most=64, recorded=False)
+
+    def __post_init__(self) -> None:
+        """Refuses values that are none."""
+        refuse_unknown(self)
+
+
+@dataclass(frozen=True)
+class ConversionSpec:
+    """What a conversion is asked for; see the module.
+
+    Raises:
+        BadArgumentError: Values that are none, or that contradict each other.
+    """
+
+    to: str = "onnx"
+    source: SourceOptions = field(default_factory=SourceOptions)
+    passes: Passes = field(default_factory=Passes)
+    target: TargetOptions = field(default_factory=TargetOptions)
+    check: Level = option(
+        "auto",
+        "How much of the output runs against numpy: one node per form, or the whole model.",
+        choices=LEVELS,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what the parts allow one by one and not together."""
+        refuse_unknown(self)
+        asked = requested(self.passes)
+        if self.to == SOURCE and asked:
+            raise BadArgumentError("source files are written as they were", found=", ".join(asked))
+        if self.to in (PACKAGE, SOURCE) and self.check not in ("auto", "none"):
+            raise BadArgumentError(
+                f"the target {self.to} has nothing that could be run",
+                where="check",
+                found=self.check,
+                allowed="auto, none",
+            )
+
+    @classmethod
+    def of(cls, to: str, values: Mapping[str, object]) -> ConversionSpec:
+        """The spec of a target and options by name.
+
+        Raises:
+            UnsupportedError: There is no such target.
+            BadArgumentError: The target has no such option, or the option no such value.
+        """
+        settings = options_class(to)
+        values = dict(values)
+        _refuse_unhonoured(to, settings, values)
+        source, passes, integers, target = (
+            _taken(part, values) for part in (SourceOptions, Passes, Integers, settings)
+        )
+        check = _taken(cls, values)
+        spec = cls(
+            to,
+            SourceOptions(**source),
+            Passes(**passes, integers=Integers(**integers)),
+            settings(**target),
+            **check,
+        )
+        return spec.with_arithmetic()
+
+    def with_arithmetic(self) -> ConversionSpec:
+        """The same, with sums of 8 bits where the target computes so."""
+        narrow = self.target.arithmetic == "narrow"
+        integers = dataclasses.replace(self.passes.integers, narrow_sums=narrow)
+        return dataclasses.replace(self, passes=dataclasses.replace(self.passes, integers=integers))
+
+    @property
+    def integers(self) -> Integers | None:
+        """How the network becomes one of integers; None where the output holds what the source does."""
+        wanted = self.target.arithmetic or (self.to == PACKAGE and self.passes.integers.calibrate)
+        return self.passes.integers if wanted else None
+
+    def with_layer_bits(self, bits: Mapping[str, Any]) -> ConversionSpec:
+        """The same, with bits for single layers."""
+        integers = dataclasses.replace(self.passes.integers, layer_bits=bits)
+        return dataclasses.replace(self, passes=dataclasses.replace(self.passes, integers=integers))
+
+    def to_json(self) -> dict[str, object]:
+        """All that is asked for, as a flat JSON object: the target, and the options that differ from their defaults."""
+        values = {"to": self.to, **requested(self.source), **self._passes(), **requested(self.target)}
+        return {**values, "check": self.check} if self.check != "auto" else values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> ConversionSpec:
+        """The inverse of `to_json`; raises as `of`."""
+        return cls.of(str(values.get("to", "onnx")), {name: v for name, v in values.items() if name != "to"})
+
+    def record(self) -> dict[str, object]:
+        """What an output says that it was asked for: options that its content depends on, in JSON.
+
+        For a package these are the passes; `recorded` reads them.
+        """
+        passes = self._passes()
+        if self.to in (PACKAGE, SOURCE):
+            return {"quantize": [], **passes} if self.to == PACKAGE else {}
+        kept = {known.name for known in options_of(type(self.target)) if known.recorded}
+        own = {name: value for name, value in requested(self.target).items() if name in kept}
+        return {**_RECORDED, "check": self.check, **passes, **own}
+
+    def _passes(self) -> dict[str, object]:
+        passes = requested(self.passes)
+        allocate = {"allocate": passes.pop("allocate")} if "allocate" in passes else {}
+        return {**passes, **requested(self.passes.integers), **allocate}
+
+    def embedded_record(self) -> dict[str, object]:
+        """What a file says of the conversion besides the options of its own target."""
+        return {"quantize": list(self.passes.quantize), "lower": self.passes.lower}
+
+
+def options_class(to: str) -> type[TargetOptions]:
+    """The dataclass of a target's options; UnsupportedError where there is no such target."""
+    if to == SOURCE:
+        return TargetOptions
+    return PackageOptions if to == PACKAGE else registry.backend(to).options
+
+
+def shared_options() -> dict[str, Option]:
+    """The options that no target owns, by name: of the source, of the passes, and the check."""
+    groups: tuple[type[Any], ...] = (SourceOptions, Passes, Integers, ConversionSpec)
+    return {known.name: known for group in groups for known in options_of(group)}
+
+
+def target_options() -> dict[str, type[TargetOptions]]:
+    """The dataclasses of options of all targets that can be loaded, by the target's name."""
+    from qdeploy.errors import UnsupportedError
+
+    found: dict[str, type[TargetOptions]] = {PACKAGE: PackageOptions}
+    for name, row in registry.BACKENDS.rows().items():
+        try:
+            found[name] = row.load().options
+        except UnsupportedError:  # `qdeploy formats` says why
+            continue
+    return found
+
+
+def _taken(part: type[Any], values: Mapping[str, object]) -> dict[str, Any]:
+    """The values that are options of a part, as its fields hold them."""
+    return {known.name: known.parsed(values[known.name]) for known in options_of(part) if known.name in values}
+
+
+def _refuse_unhonoured(to: str, settings: type[TargetOptions], values: dict[str, object]) -> None:
+    """Raises for options that a target does not have; takes out those that every record and call has at a default."""
+    own = {known.name for known in options_of(settings)}
+    for name, default in _ANYWHERE.items():
+        if name not in own and values.get(name) == default and type(values.get(name)) is type(default):
+            del values[name]
+    integers = {known.name for known in options_of(Integers)} | {"allocate"}
+    taken = own | set(shared_options()) - (set() if _makes_integers(to, settings, values) else integers)
+    wrong = [name for name in values if name not in taken]
+    if not wrong:
+        return
+    todo = [_where(name) for name in wrong if name not in integers]
+    if set(wrong) & integers:
+        todo.append("Integers are made with --to tvm, --to onnx --integer strict|fast, or --to ir --calibrate.")
+    raise BadArgumentError(
+        f"the target {to} has no such option",
+        found=", ".join(wrong),
+        allowed=", ".join(known.name for known in options_of(settings)) or "none of its own",
+        todo=" ".join(filter(None, todo)),
+    )
+
+
+def _makes_integers(to: str, settings: type[TargetOptions], values: Mapping[str, object]) -> bool:
+    if to == PACKAGE:
+        return bool(values.get("calibrate"))
+    return bool(settings(**_taken(settings, values)).arithmetic)
+
+
+def _where(name: str) -> str:
+    """Where an option is allowed, as a sentence; empty where nothing has it."""
+    owners = [to for to, settings in target_options().items() if name in {o.name for o in options_of(settings)}]
+    return f"{name} is an option of {' and '.join(f'--to {to}' for to in owners)}." if owners else ""
