@@ -132,8 +132,9 @@ def run(
 
 def _bits(model: Model, spec: ConversionSpec, progress: Progress) -> dict[str, Any]:
     """The bits of each layer, chosen within the limit that was asked for."""
-    from qdeploy.allocation import Asked, allocated
+    from qdeploy.allocation import allocated
     from qdeploy.calibrate.calibrate import read_data
+    from qdeploy.limits import Asked
 
     how, integers = Asked.parse(spec.passes.allocate), requested(spec.passes.integers)
     given = [name for name in ("layer_bits", "weight_bits", "activation_bits") if name in integers]

@@ -46,8 +46,8 @@ ARROWS = {
         "latency": "contracts errors integer ir progress quantize registry store",
         "allocation": "calibrate errors integer ir latency limits options progress quantize registry store",
         "proof": "contracts derive errors ir options progress registry spec store version",
-        "conversion": "allocation calibrate contracts derive errors ir options progress proof registry spec store "
-        "version",
+        "conversion": "allocation calibrate contracts derive errors ir limits options progress proof registry "
+        "spec store version",
         "planning": "contracts derive elastic errors native registry spec",
         "native": "_native errors sizes streaming",
         "cli": "allocation calibrate catalog contracts conversion errors ir latency limits native options planning "

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from qdeploy.cli.fields import GroupedCommand, fields, given
-from qdeploy.cli.screen import Bar, console, table
+from qdeploy.cli.screen import Bar
+from qdeploy.cli.tables import console, table
 from qdeploy.limits import Asked
 from qdeploy.options import SourceOptions
 
@@ -89,7 +90,7 @@ def _print(found: dict[str, Any]) -> None:
         ["total", total, *([""] if traced else []), *([""] * len(choices)), show_cost(kind, found["cost"]), "", ""]
     )
     screen = console()
-    screen.print(table("", heads, rows, right=tuple(range(1, len(heads) - 2))))
+    screen.print(table(heads, rows, right=tuple(range(1, len(heads) - 2))))
     least, greatest, allowed, cost = (
         show_cost(kind, n) for n in (limit["least"], limit["greatest"], limit["cost"], found["cost"])
     )
@@ -97,5 +98,4 @@ def _print(found: dict[str, Any]) -> None:
     screen.print(
         f"{kind} {cost} of at most {allowed} ({limit['asked']}; from {least} to {greatest}); loss "
         f"{found['loss']:.3e} by {found['sensitivity']}{samples}",
-        highlight=False,
     )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdeploy.cli.screen import Bar, console, table
+from qdeploy.cli.screen import Bar
+from qdeploy.cli.tables import console, table
 from qdeploy.cli.values import extents
 from qdeploy.sizes import human
 
@@ -89,7 +90,7 @@ def command(
         ["weights read", f"{found['read_gb_s']:.2f} GB/s, {found['of_bound']:.0%} of what one thread of numpy reads"],
         ["memory", f"{human(found['total'])}, rung {found['rung']} of {found['rungs']}, {found['isa']}"],
     ]
-    console().print(table("", ["", found["path"]], rows))
+    console().print(table(["", found["path"]], rows))
 
 
 def _layers(path: str, as_json: bool, **how: Any) -> None:
@@ -103,7 +104,7 @@ def _layers(path: str, as_json: bool, **how: Any) -> None:
     choices = list(next(iter(found["layers"].values())))
     rows = [[key, *(f"{1e6 * row[c]:.1f}" for c in choices)] for key, row in found["layers"].items()]
     heads = ["layer", *(f"{c}, us" for c in choices)]
-    console().print(table("", heads, rows, right=tuple(range(1, len(heads)))))
+    console().print(table(heads, rows, right=tuple(range(1, len(heads)))))
     machine = found["machine"]
     click.echo(f"{found['target']}, threads: {found['threads']}; {machine['cpu']}, {machine['cores']} cores")
     if how.get("out"):

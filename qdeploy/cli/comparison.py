@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from qdeploy.cli.screen import console, table
+from qdeploy.cli.tables import console, table
 
 
 def print_comparison(report: dict[str, Any], every: bool) -> None:
@@ -13,11 +13,11 @@ def print_comparison(report: dict[str, Any], every: bool) -> None:
     screen = console()
     rows = [_row(t) for t in report["tensors"] if every or not t["codes_equal"]]
     if rows:
-        screen.print(table("tensors", ["tensor", "codes", "max error", "SNR", "note"], rows, right=(2, 3)))
+        screen.print(table(["tensor", "codes", "max error", "SNR", "note"], rows, right=(2, 3)))
     equal = sum(t["codes_equal"] for t in report["tensors"])
     screen.print(f"{equal} of {len(report['tensors'])} tensors hold the same codes and parameters")
     for name in report["only"][:10]:
-        screen.print(f"  only in one of them: {name}", highlight=False)
+        screen.print(f"  only in one of them: {name}")
     if "logits" in report:
         found = report["logits"]
         screen.print(

@@ -11,7 +11,8 @@ import click
 
 from qdeploy.calibrate.integers import Integers
 from qdeploy.cli.fields import GroupedCommand, Taken, fields, given
-from qdeploy.cli.screen import Bar, console, table
+from qdeploy.cli.screen import Bar
+from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions
 from qdeploy.sizes import human
 from qdeploy.spec import ConversionSpec, Passes, target_options
@@ -89,7 +90,7 @@ def _print(report: dict[str, Any], dst: str) -> None:
     screen = console()
     source, summary = report["source"], report["summary"]
     rows = _grouped(report)
-    screen.print(table("tensors", ["encoding", "held as", "reason", "tensors", "bytes"], rows, right=(3, 4)))
+    screen.print(table(["encoding", "held as", "reason", "tensors", "bytes"], rows, right=(3, 4)))
     family = f" {source['model_type']}" if source["model_type"] else ""
     screen.print(
         f"{source['format']}{family}: {summary['parameters']:,} parameters in {summary['tensors']} tensors, "
@@ -109,16 +110,16 @@ def _print(report: dict[str, Any], dst: str) -> None:
     if losses:
         screen.print(f"  quantized here: {len(losses)} tensors, SNR {min(losses):.1f} to {max(losses):.1f} dB")
     for note in report["notes"]:
-        screen.print(f"  [yellow]note[/] {note}", highlight=False)
+        screen.print(f"  [yellow]note[/] {note}")
     place = f"; the report is in {dst}/report.json" if os.path.isdir(dst) else ""
-    screen.print(f"[bold]{dst}[/] ({report['target']}){place}", highlight=False)
+    screen.print(f"[bold]{dst}[/] ({report['target']}){place}")
 
 
 def _print_integers(how: dict[str, Any], screen: Any) -> None:
     counted = Counter(f"W{w}A{a}" for w, a in how["bits"].values())
     bits = ", ".join(f"{name} x {count}" for name, count in sorted(counted.items(), reverse=True))
     data = f"calibrated by {how['method']} on {how['samples']} samples" if "method" in how else "the source's scales"
-    screen.print(f"  integers: {bits}; {data}; rounding {how['rounding']}", highlight=False)
+    screen.print(f"  integers: {bits}; {data}; rounding {how['rounding']}")
 
 
 def _grouped(report: dict[str, Any]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdeploy.cli.screen import console, table
+from qdeploy.cli.tables import console, table
 
 if TYPE_CHECKING:
     from qdeploy.catalog.rows import Row
@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
         ]
         for r in rows
     ]
-    console().print(table("formats", ["name", "use", "what", "from"], shown))
+    console().print(table(["name", "use", "what", "from"], shown))
 
 
 def listed() -> list[dict[str, Any]]:

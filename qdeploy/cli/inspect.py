@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdeploy.cli.fields import GroupedCommand, fields, given
-from qdeploy.cli.screen import console, table
+from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions
 from qdeploy.sizes import human
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from qdeploy.cli.tables import Screen
 
 
 @fields([("Reading", SourceOptions)])
@@ -48,14 +48,14 @@ def command(path: str, tensors: bool, histogram: bool, checksums: bool, as_json:
 def _print(found: dict[str, Any], each: bool) -> None:
     screen = console()
     family = f", {found['model_type']}" if found["model_type"] else ""
-    screen.print(f"[bold]{found['path']}[/]: {found['title']}{family}", highlight=False)
+    screen.print(f"[bold]{found['path']}[/]: {found['title']}{family}")
     rows = [_row(name, t) for name, t in found["tensors"].items()] if each else _grouped(found["tensors"])
     heads = (
         ["tensor", "shape", "encoding", "bits", "bytes"]
         if each
         else ["encoding", "tensors", "parameters", "bits", "bytes"]
     )
-    screen.print(table("tensors", heads, rows, right=(3, 4) if each else (1, 2, 3, 4)))
+    screen.print(table(heads, rows, right=(3, 4) if each else (1, 2, 3, 4)))
     screen.print(
         f"{found['parameters']:,} parameters, {found['bits']:.2f} bits per weight, {human(found['bytes'])}"
         + (f", graph: {found['graph']}" if found["graph"] else "")
@@ -63,14 +63,14 @@ def _print(found: dict[str, Any], each: bool) -> None:
     if "rungs" in found:
         _print_file(screen, found)
     for name, counts in found.get("histogram", {}).items():
-        screen.print(f"{name}: {_bars(counts)}", highlight=False)
+        screen.print(f"{name}: {_bars(counts)}")
     if "checksums" in found:
         screen.print(f"checksums: {found['checksums']} right")
     for note in found["notes"]:
-        screen.print(f"[yellow]note[/] {note}", highlight=False)
+        screen.print(f"[yellow]note[/] {note}")
 
 
-def _print_file(screen: Console, found: dict[str, Any]) -> None:
+def _print_file(screen: Screen, found: dict[str, Any]) -> None:
     """What a file of the native runtime holds besides its tensors."""
     file, plan, floor, ceiling = found["file"], found["plan"], found["floor"], found["ceiling"]
     ops = ", ".join(f"{count} {op}" for op, count in plan["ops"].items())
@@ -85,10 +85,10 @@ def _print_file(screen: Console, found: dict[str, Any]) -> None:
         ["metadata", ", ".join(f"{key} {human(size)}" for key, size in found["metadata"].items())],
         ["conversion", ", ".join(f"{key}={value}" for key, value in found["conversion"].items() if value)],
     ]
-    screen.print(table("file", ["part", "what"], rows))
+    screen.print(table(["part", "what"], rows))
     shown = _some(found["rungs"], floor["rung"])
     lines = [[str(r["rung"]), human(file["resident"] + r["bytes"]), f"{r['error']:.4g}"] for r in shown]
-    screen.print(table("rungs", ["rung", "weights", "predicted loss"], lines, right=(0, 1, 2)))
+    screen.print(table(["rung", "weights", "predicted loss"], lines, right=(0, 1, 2)))
 
 
 def _some(rungs: list[dict[str, Any]], floor: int, count: int = 5) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qdeploy.cli.fields import GroupedCommand, Taken, fields, given
-from qdeploy.cli.screen import console, table
+from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions, options_of
 from qdeploy.sizes import human, parse_size
 from qdeploy.spec import Passes, options_class
@@ -104,11 +104,11 @@ def _print(found: dict[str, Any], rows: int, each: bool) -> None:
         for r in shown
     ]
     screen = console()
-    screen.print(table("", ["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
+    screen.print(table(["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
     members = found["tensors"] if each else found["layers"]
     kind = "tensor" if each else "layer"
     parts = [[name, f"{m['parameters']:,}", f"{m['bits']:.2f}", human(m["bytes"])] for name, m in members.items()]
-    screen.print(table("", [f"{kind} at rung {found['rung']}", "parameters", "bits", "bytes"], parts, right=(1, 2, 3)))
+    screen.print(table([f"{kind} at rung {found['rung']}", "parameters", "bits", "bytes"], parts, right=(1, 2, 3)))
     drawn = curve([r["error"] for r in rungs])
     if drawn:
         click.echo(f"loss  {drawn}")

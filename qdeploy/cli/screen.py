@@ -1,39 +1,13 @@
-"""What the verbs share on the screen: a progress bar (plain lines without a terminal) and tables."""
+"""Progress on the screen: a bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdeploy.sizes import human
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-
-def console(stderr: bool = False) -> Console:
-    """Where text goes; as wide as the terminal, or 120 columns where there is none."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 120, soft_wrap=False)
-
-
-def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Table:
-    """A table; columns in `right` are aligned to the right."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=None, box=box.SIMPLE_HEAD, pad_edge=False, caption=None)
-    for i, head in enumerate(heads):
-        made.add_column(head, justify="right" if i in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 class Bar:
@@ -80,6 +54,7 @@ class Bar:
     def _draw(self) -> None:
         """Draws a bar for the stage in place of the last one's."""
         from rich import progress as rich
+        from rich.console import Console
 
         if self._bar is not None:
             self._bar.stop()
@@ -93,7 +68,7 @@ class Bar:
             rich.BarColumn(),
             *done,
             rich.TimeRemainingColumn(),
-            console=console(stderr=True),
+            console=Console(file=sys.stderr),
             transient=True,
         )
         self._task = self._bar.add_task(self._title, total=self._total)

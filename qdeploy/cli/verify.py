@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from qdeploy.cli.comparison import print_comparison
-from qdeploy.cli.screen import Bar, console, table
+from qdeploy.cli.screen import Bar
+from qdeploy.cli.tables import console, table
 
 
 @click.command("verify", short_help="Hold an output against its source; exit 1 if they differ.")
@@ -57,7 +58,7 @@ def _prove(path: str, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
     else:
         rows = [[name, _shown(value)] for name, value in found.items() if name != "integer_only"]
-        console().print(table("proof", ["", "found"], rows, right=(1,)))
+        console().print(table(["", "found"], rows, right=(1,)))
         for name in ("floats", "externs", "instructions"):
             for line in (found.get(name) or [])[:10]:
                 click.echo(f"  {name}: {line}")

@@ -1,0 +1,82 @@
+"""Text and tables on the screen, without a library: what a verb shows is there as soon as the verb is done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+import click
+
+_BESIDES = "   "
+_COLOURS = {"bold": "\x1b[1m", "green": "\x1b[32m", "yellow": "\x1b[33m", "/": "\x1b[0m"}
+_MARK = re.compile(r"\[(bold|green|yellow|/)\]")
+_NARROWEST = 8
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under heads; `right` are the columns whose numbers stand to the right."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[int]
+
+    def lines(self, width: int) -> list[str]:
+        """The table in lines of at most so many characters, where that is possible: long cells are folded."""
+        widths = self._widths(width)
+        rule = " " + "─" * (sum(widths) + len(_BESIDES) * (len(widths) - 1))
+        body = [line for row in self.rows for line in self._lines(row, widths)]
+        return ["", *self._lines(self.heads, widths), rule, *body, ""]
+
+    def _widths(self, width: int) -> list[int]:
+        widths = [max(len(row[i]) for row in (self.heads, *self.rows)) for i in range(len(self.heads))]
+        left = [i for i in range(len(widths)) if i not in self.right] or list(range(len(widths)))
+        while sum(widths) + len(_BESIDES) * len(widths) > width:
+            widest = max(left, key=lambda i: widths[i])
+            if widths[widest] <= _NARROWEST:
+                break
+            widths[widest] -= 1
+        return widths
+
+    def _lines(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
+        cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
+        lines = []
+        for place in range(max(map(len, cells))):
+            parts = [cell[place] if place < len(cell) else "" for cell in cells]
+            shown = [
+                p.rjust(w) if i in self.right else p.ljust(w)
+                for i, (p, w) in enumerate(zip(parts, widths, strict=True))
+            ]
+            lines.append((" " + _BESIDES.join(shown)).rstrip())
+        return lines
+
+
+class Screen:
+    """A stream that text goes to; [bold], [green] and [yellow] up to [/] are colours where it is a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._terminal = stream, stream.isatty()
+        self._width = shutil.get_terminal_size().columns if self._terminal else 120
+
+    def print(self, content: str | Table) -> None:
+        """Writes a line of text, or a table."""
+        text = "\n".join(content.lines(self._width)) if isinstance(content, Table) else self._coloured(content)
+        click.echo(text, file=self._stream)
+
+    def _coloured(self, text: str) -> str:
+        return _MARK.sub(lambda mark: _COLOURS[mark[1]] if self._terminal else "", text)
+
+
+def console() -> Screen:
+    """Standard output."""
+    return Screen(sys.stdout)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Table:
+    """A table; columns in `right` are aligned to the right."""
+    return Table(tuple(heads), tuple(tuple(row) for row in rows), frozenset(right))
