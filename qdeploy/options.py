@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from qdeploy.errors import BadArgumentError
 
@@ -19,8 +19,7 @@ _KEY = "option"
 Arithmetic = Literal["", "wide", "narrow"]
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """What is known of an option.
 
     Attributes:
@@ -113,7 +112,7 @@ def option(
 def options_of(settings: type[Any]) -> tuple[Option, ...]:
     """The options that a dataclass declares, in order."""
     fields = dataclasses.fields(settings)
-    return tuple(dataclasses.replace(f.metadata[_KEY], name=f.name) for f in fields if _KEY in f.metadata)
+    return tuple(f.metadata[_KEY]._replace(name=f.name) for f in fields if _KEY in f.metadata)
 
 
 def refuse_unknown(settings: Any) -> None:

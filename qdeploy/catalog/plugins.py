@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 _METADATA = (".dist-info", ".egg-info")
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """An entry point: its name, where its object is ("module:attribute"), and the distribution that brings it."""
 
     name: str

@@ -6,6 +6,7 @@ Errors of the project's family are printed in three lines and exit with 2; `--de
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -74,6 +75,7 @@ def cli(debug: bool) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `qdeploy` command; exits with 0, 1 (models differ), 2 (bad input) or 130 (interrupted)."""
+    gc.set_threshold(20_000)  # importing allocates much that stays: collecting after every 700 objects finds nothing
     try:
         code: Any = cli.main(args, standalone_mode=False)
     except click.ClickException as error:

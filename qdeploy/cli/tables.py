@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import click
 
@@ -18,8 +16,7 @@ _MARK = re.compile(r"\[(bold|green|yellow|/)\]")
 _NARROWEST = 8
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows under heads; `right` are the columns whose numbers stand to the right."""
 
     heads: tuple[str, ...]
@@ -44,7 +41,7 @@ class Table:
         return widths
 
     def _lines(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
-        cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
+        cells = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
         lines = []
         for place in range(max(map(len, cells))):
             parts = [cell[place] if place < len(cell) else "" for cell in cells]
@@ -56,12 +53,21 @@ class Table:
         return lines
 
 
+def _folded(cell: str, width: int) -> list[str]:
+    """A cell in lines of at most `width` characters, broken between words where that is possible."""
+    if len(cell) <= width:
+        return [cell]
+    from textwrap import wrap
+
+    return wrap(cell, width) or [""]
+
+
 class Screen:
     """A stream that text goes to; [bold], [green] and [yellow] up to [/] are colours where it is a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._terminal = stream, stream.isatty()
-        self._width = shutil.get_terminal_size().columns if self._terminal else 120
+        self._width = os.get_terminal_size(stream.fileno()).columns if self._terminal else 120
 
     def print(self, content: str | Table) -> None:
         """Writes a line of text, or a table."""

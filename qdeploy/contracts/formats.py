@@ -67,8 +67,7 @@ class Writer(Format, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Looks:
+class Looks(NamedTuple):
     """Conditions that a checkpoint must all meet; an empty one is none.
 
     Attributes:

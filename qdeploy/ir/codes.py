@@ -13,7 +13,7 @@ import numpy as np
 from qdeploy.errors import BadFileError
 from qdeploy.ir.tensor import Array, Buffer, Codes, Layout, Param, Shape, Table
 from qdeploy.pack import bits, planes, radix
-from qdeploy.store.storage import storage_dtype
+from qdeploy.store.storage import element_bytes
 
 Reader = Callable[[Codes, int, int], Array]
 """Reads rows of a grid of codes: all planes or some, dense or under a mask."""
@@ -71,7 +71,7 @@ def container(codes: Codes) -> int:
     layout = codes.layout
     if layout.kind == "radix":
         return layout.base
-    return 1 << (8 * storage_dtype(codes.data[0].dtype).itemsize if layout.kind == "plain" else layout.width)
+    return 1 << (8 * element_bytes(codes.data[0].dtype) if layout.kind == "plain" else layout.width)
 
 
 def packed_shape(codes: Codes, shape: Shape) -> Shape:

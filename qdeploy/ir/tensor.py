@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.store.storage import storage_dtype
+from qdeploy.store.storage import element_bytes, storage_dtype
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
@@ -78,12 +78,12 @@ class Buffer:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * storage_dtype(self.dtype).itemsize
+        return math.prod(self.shape) * element_bytes(self.dtype)
 
     @property
     def row_bytes(self) -> int:
         """Size of one row in bytes."""
-        return math.prod(self.shape[1:]) * storage_dtype(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * element_bytes(self.dtype)
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Returns rows [start, stop) in the storage type; raises nothing that its rows do not raise."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.contracts.backends import Backend, SingleFile
 from qdeploy.errors import BadArgumentError, BadFileError, QdeployError
 from qdeploy.ir.datatype import DATATYPES
 from qdeploy.ir.decode import read_codes
 from qdeploy.ir.describe import bits_per_weight, encoding
 from qdeploy.ir.model import Model
-from qdeploy.ir.package import Package
 from qdeploy.ir.tensor import Codes, QTensor
 from qdeploy.store.folder import Folder
+
+if TYPE_CHECKING:
+    from qdeploy.contracts.backends import Backend, SingleFile
 
 _SLAB_CODES = 4 << 20
 
@@ -168,4 +169,6 @@ def _levels(codes: Codes) -> int:
 def _verify(model: Model, path: str | os.PathLike[str], trust_links: bool) -> int:
     if model.format != "package":
         raise BadArgumentError("only a package has checksums", where=str(path), found=model.format)
+    from qdeploy.ir.package import Package
+
     return sum(1 for _ in Package(Folder(path, trust_links)).verify())

@@ -7,18 +7,27 @@ reader that cannot be meant. What a row of another distribution does wrong costs
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.catalog.table import Table
-from qdeploy.contracts.backends import Backend, BackendRow
 from qdeploy.contracts.formats import Format, FormatRow
 from qdeploy.errors import AmbiguousError, UnsupportedError
 from qdeploy.ir.model import Model
 from qdeploy.registry.sniffing import Candidates, describe
 from qdeploy.store.folder import Folder
 
+if TYPE_CHECKING:
+    from qdeploy.contracts.backends import Backend, BackendRow
+
+
+def _backend_row(name: str, target: object, origin: str) -> BackendRow:
+    from qdeploy.contracts.backends import BackendRow  # only where a target is meant
+
+    return BackendRow(name, target, origin)
+
+
 FORMATS: Table[FormatRow] = Table("format", "qdeploy.formats", FormatRow)
-BACKENDS: Table[BackendRow] = Table("target", "qdeploy.backends", BackendRow, reserved=("ir", "source"))
+BACKENDS: Table[BackendRow] = Table("target", "qdeploy.backends", _backend_row, reserved=("ir", "source"))
 
 add_format = FORMATS.add
 add_backend = BACKENDS.add

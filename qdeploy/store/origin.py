@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import ProofError
-from qdeploy.store.storage import storage_dtype
+from qdeploy.store.storage import element_bytes
 
 RESIDUE_SHARE = 0.01
 """Up to this share of a tensor's bytes is kept as residue; beyond it only the values are promised."""
@@ -50,7 +50,7 @@ class Origin:
     @property
     def nbytes(self) -> int:
         """Size in the file."""
-        return math.prod(self.shape) * storage_dtype(self.dtype).itemsize
+        return math.prod(self.shape) * element_bytes(self.dtype)
 
     @property
     def extent(self) -> int:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from qdeploy.errors import BadFileError
 from qdeploy.store.folder import JSON_LIMIT, File, Folder, parse_json
-from qdeploy.store.storage import storage_dtype
+from qdeploy.store.storage import element_bytes, storage_dtype
 
 Array = npt.NDArray[Any]
 
@@ -115,7 +115,7 @@ def _judge(file: File) -> None:
 
 
 def _check_size(entry: TensorEntry, where: str) -> None:
-    wanted = int(np.prod(entry.shape, dtype=object)) * storage_dtype(entry.dtype).itemsize
+    wanted = int(np.prod(entry.shape, dtype=object)) * element_bytes(entry.dtype)
     if wanted != entry.end - entry.begin:
         raise BadFileError(
             "a tensor's size contradicts its shape",

@@ -24,8 +24,14 @@ _NUMPY = {
     "F64": "<f8",
 }
 _EXTENDED = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+_EXTENDED_BYTES = {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 STORAGE_TYPES = (*_NUMPY, *_EXTENDED)
 """Every storage type that can be read."""
+
+
+def element_bytes(name: str) -> int:
+    """Bytes of an element of a storage type, for which no numbers need be read; errors are those of `storage_dtype`."""
+    return _EXTENDED_BYTES[name] if name in _EXTENDED_BYTES else storage_dtype(name).itemsize
 
 
 @cache
