@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 from qdeploy.errors import UnsupportedError
 
@@ -52,6 +52,16 @@ class Row:
                 f"the plug-in {self.name} cannot be imported: {type(error).__name__}: {error}",
                 where=f"{self.target} of {self.origin}",
             ) from error
+
+    def resolved(self) -> Self:
+        """The row that the target is, where a distribution names a row; else this one, also where nothing loads."""
+        if self.origin == BUILT_IN:
+            return self
+        try:
+            loaded = self.loaded()
+        except UnsupportedError:  # whoever needs the object is told
+            return self
+        return replace(loaded, name=self.name, origin=self.origin) if isinstance(loaded, type(self)) else self
 
     def refused(self, loaded: Any, contract: str) -> UnsupportedError:
         """The error for an object that does not satisfy its contract."""

@@ -223,7 +223,7 @@ class BackendRow(RegistryRow):
 
     def load(self) -> Backend:
         """The backend; UnsupportedError where it cannot be imported or is no backend."""
-        loaded = self.loaded()
+        loaded = self.resolved().loaded()
         if not isinstance(loaded, Backend):
             raise self.refused(loaded, "qdeploy.contracts.backends.Backend")
         return loaded

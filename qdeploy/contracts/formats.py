@@ -114,7 +114,7 @@ class FormatRow(Row):
 
     def load(self) -> Format:
         """The format; UnsupportedError where it cannot be imported or is no format."""
-        loaded = self.loaded()
+        loaded = self.resolved().loaded()
         if not isinstance(loaded, Format):
             raise self.refused(loaded, "qdeploy.contracts.formats.Format")
         return loaded

@@ -106,7 +106,7 @@ class QuantizerRow(Row):
 
     def load(self) -> type[Quantizer]:
         """The dataclass; UnsupportedError where it cannot be imported or is no quantizer."""
-        loaded = self.loaded()
+        loaded = self.resolved().loaded()
         if not _is_quantizer(loaded):
             raise self.refused(loaded, "qdeploy.quantize.contract.Quantizer")
         return loaded

@@ -62,7 +62,8 @@ def _by_magic(path: str | os.PathLike[str]) -> Backend | None:
         head = file.read(0, min(file.size, 64))
     finally:
         file.close()
-    row = next((row for row in BACKENDS.rows().values() if row.magic and head.startswith(row.magic)), None)
+    rows = (row if row.magic else row.resolved() for row in BACKENDS.rows().values())
+    row = next((row for row in rows if row.magic and head.startswith(row.magic)), None)
     return row.load() if row else None
 
 

@@ -25,7 +25,7 @@ class Candidates:
         if not folder.only and clues.has(PACKAGE):
             self._rows = [row for row in rows.values() if any(PACKAGE in looks.files for looks in row.looks)]
         else:
-            self._rows = [row for row in rows.values() if row.may_be(clues)]
+            self._rows = [row for row in map(_resolved, rows.values()) if row.may_be(clues)]
 
     def best(self) -> list[FormatRow]:
         """The formats with the highest score above 0."""
@@ -49,6 +49,10 @@ class Candidates:
     def _pass_over(self, row: FormatRow, what: str) -> int:
         self.notes.append(f"the format {row.name} of {row.origin} was passed over: {what}")
         return 0
+
+
+def _resolved(row: FormatRow) -> FormatRow:
+    return row if row.looks else row.resolved()
 
 
 def describe(folder: Folder) -> str:

@@ -44,9 +44,9 @@ def test_a_layer_alone_takes_and_gives_codes(layer: LayerShape, bits: tuple[int,
 
 def test_every_layer_has_a_time_at_every_choice(tvm: None):
     found = BACKEND.layers.layer_times([(layer, weight(layer)) for layer in LAYERS], [(8, 8), (4, 8)], threads=1)
-    assert found["target"] != "host"
-    assert [set(row) for row in found["seconds"]] == [{(8, 8), (4, 8)}] * len(LAYERS)
-    assert all(0 < seconds < 0.1 for row in found["seconds"] for seconds in row.values())
+    assert found.target != "host"
+    assert [set(row) for row in found.seconds] == [{(8, 8), (4, 8)}] * len(LAYERS)
+    assert all(0 < seconds < 0.1 for row in found.seconds for seconds in row.values())
 
 
 def test_a_layer_without_a_kernel_is_refused():
