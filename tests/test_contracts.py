@@ -35,7 +35,7 @@ from qdeploy.spec import ConversionSpec, Passes, shared_options, target_options
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples/models"
 GPTQ, FLOAT = EXAMPLES / "tiny-llama-gptq", EXAMPLES / "tiny-llama"
-SCREEN = {"src", "dst", "to", "force", "as_json", "quiet", "help"}
+SCREEN = {"src", "dst", "to", "force", "as_json", "quiet", "_click_default_help"}
 
 
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
@@ -171,7 +171,7 @@ def test_what_a_target_cannot_honour_is_one_error_that_says_where_it_can(
 def parameters(verb: str) -> list[click.Parameter]:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
-    return command.params
+    return command.get_params(click.Context(command))
 
 
 def test_every_option_of_convert_comes_from_a_field():

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qdeploy.calibrate.integers import Integers
-from qdeploy.cli.fields import GroupedCommand, Taken, fields, given
+from qdeploy.cli.fields import GroupedCommand, Taken, given, merged
 from qdeploy.cli.screen import Bar
 from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions
@@ -33,6 +33,10 @@ def _groups() -> Taken:
 class _Convert(GroupedCommand):
     notes = {"Quantizing": lambda: _methods()}  # noqa: RUF012
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options of this verb, and those of all targets that there are by now."""
+        return [*super().get_params(ctx), *merged(_groups())]
+
 
 def _methods() -> list[tuple[str, str]]:
     from qdeploy.quantize.specs import usages
@@ -40,7 +44,6 @@ def _methods() -> list[tuple[str, str]]:
     return usages()
 
 
-@fields(_groups())
 @click.command("convert", cls=_Convert, short_help="Convert a checkpoint, and prove that nothing was lost.")
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
