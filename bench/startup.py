@@ -1,4 +1,4 @@
-"""Start-up: `import qdeploy` next to `import numpy`, `qdeploy --help` next to a click program that says hello.
+"""Start-up: `import qdeploy` and `qdeploy inspect` next to `import numpy`, `--help` next to a click program.
 
     python bench/startup.py [--runs 25] [--json FILE]
 
@@ -16,11 +16,13 @@ from pathlib import Path
 from measure import Results, RunError, Usage, arguments, run
 
 PYTHON = sys.executable
+TINY = Path(__file__).resolve().parents[1] / "examples/models/tiny-llama-gptq"
 CLICK = "import click\n@click.command()\ndef hello(): click.echo('hello')\nhello()"
 PAIRS = (
     ("import qdeploy", "import numpy", 1.3),
     ("qdeploy --help", "click hello", 2.5),
     ("qdeploy --version", "click hello", 2.5),
+    ("qdeploy inspect", "import numpy", 1.8),
 )
 
 
@@ -41,6 +43,7 @@ def commands(work: Path) -> dict[str, list[str]]:
         "qdeploy --version": [program, "--version"],
         "qdeploy convert --help": [program, "convert", "--help"],
         "qdeploy formats": [program, "formats"],
+        "qdeploy inspect": [program, "inspect", str(TINY)],
     }
 
 

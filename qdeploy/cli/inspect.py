@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,6 +39,7 @@ def command(path: str, tensors: bool, histogram: bool, checksums: bool, as_json:
       qdeploy inspect package --verify-checksums --json
       qdeploy inspect model.qd --tensors
     """
+    _import_numpy_without_threads()
     from qdeploy.proof.survey import survey
 
     found = survey(path, **given(source), histogram=histogram, checksums=checksums)
@@ -43,6 +47,21 @@ def command(path: str, tensors: bool, histogram: bool, checksums: bool, as_json:
         click.echo(json.dumps(found, indent=1))
     else:
         _print(found, tensors)
+
+
+def _import_numpy_without_threads() -> None:
+    """Imports numpy, if nobody has, without the threads of its BLAS: describing multiplies nothing.
+
+    They would take a quarter of the processor time of the whole verb. The environment stays as it was.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    if "numpy" in sys.modules or name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import_module("numpy")
+    finally:
+        del os.environ[name]
 
 
 def _print(found: dict[str, Any], each: bool) -> None:
