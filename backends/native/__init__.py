@@ -73,6 +73,12 @@ class Native(Backend):
 
         return checking.check(model, folder, lowered, level)
 
+    def ops(self) -> frozenset[str]:
+        """The ops that it lowers itself."""
+        from qdeploy.backends.native.plan import lowered_ops
+
+        return lowered_ops()
+
     def compare(self, model: Model, path: str, options: TargetOptions, progress: Progress = SILENT) -> Iterator[Row]:
         """Holds a model file against its source: every row of it, its graph, and its small tensors."""
         from qdeploy.backends.native import verify

@@ -79,6 +79,13 @@ class Onnx(Backend):
 
         return checking.check(model, folder, Lowered.of(lowered), level)
 
+    def ops(self) -> frozenset[str]:
+        """The ops that it lowers itself."""
+        from qdeploy.backends.onnx.integer.nodes import ROWS
+        from qdeploy.backends.onnx.nodes import lowered_ops
+
+        return lowered_ops() | frozenset(ROWS)
+
     def compare(
         self, model: Model, path: str, options: TargetOptions, progress: Progress = SILENT
     ) -> Iterator[results.Row]:

@@ -72,6 +72,12 @@ class Tvm(Backend):
 
         return checking.check(folder, Lowered.of(lowered), level)
 
+    def ops(self) -> frozenset[str]:
+        """The ops that it lowers itself."""
+        from qdeploy.backends.tvm.plan import lowered_ops
+
+        return lowered_ops()
+
     def compare(
         self, model: Model, path: str, options: TargetOptions, progress: Progress = SILENT
     ) -> Iterator[results.Row]:

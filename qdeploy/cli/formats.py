@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
 
 
 @click.command("formats", short_help="List what can be read and written.")
+@click.option("--ops", is_flag=True, help="List the ops of networks instead, and which target runs each.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
+def command(ops: bool, as_json: bool) -> None:
     """List readable formats and targets: the built-in ones, and those of installed plug-ins.
 
     A plug-in registers under the entry point group qdeploy.formats, qdeploy.backends or qdeploy.quantizers.
 
     \b
-    Example:
+    Examples:
       qdeploy formats --json
+      qdeploy formats --ops
     """
+    if ops:
+        _print_ops(as_json)
+        return
     rows = listed()
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -40,6 +46,27 @@ def command(as_json: bool) -> None:
         for r in rows
     ]
     console().print(table(["name", "use", "what", "from"], shown))
+
+
+def _print_ops(as_json: bool) -> None:
+    """The table of ops against targets; a target that is not installed has no column."""
+    from qdeploy.coverage import coverage
+    from qdeploy.errors import QdeployError
+    from qdeploy.integer.integerize import RULES
+    from qdeploy.registry import BACKENDS
+
+    lowered: dict[str, frozenset[str]] = {"as integers": frozenset(RULES)}
+    for name in BACKENDS.rows():
+        try:
+            lowered[name] = BACKENDS.get(name).load().ops()
+        except QdeployError as error:
+            click.echo(f"{name}: not available: {error.what}", err=True)
+    rows = coverage(lowered)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    shown = [[row.op, row.source, ", ".join(row.traits), *row.backends.values()] for row in rows]
+    console().print(table(["op", "semantics of", "traits", *lowered], shown))
 
 
 def listed() -> list[dict[str, Any]]:

@@ -185,6 +185,10 @@ class Backend(Protocol):
         """Holds an output against its source: every stored number of it."""
         ...
 
+    def ops(self) -> frozenset[str]:
+        """The ops that it lowers itself, for the table of what runs where; composites besides are expanded."""
+        return frozenset()
+
     @property
     def file(self) -> SingleFile | None:
         """Where the output is one file."""
