@@ -50,8 +50,8 @@ ARROWS = {
         "spec store version",
         "planning": "contracts derive elastic errors native registry spec",
         "native": "_native errors sizes streaming",
-        "cli": "allocation calibrate catalog contracts conversion coverage errors integer ir latency limits native options "
-        "planning progress proof quantize registry sizes spec version",
+        "cli": "allocation calibrate catalog contracts conversion coverage errors integer ir latency limits native "
+        "options planning progress proof quantize registry sizes spec version",
         "formats": "arch contracts errors ir pack progress store",
         "backends": "arch contracts elastic errors integer ir measure native options pack passes progress quantize "
         "store",

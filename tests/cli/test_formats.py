@@ -6,12 +6,12 @@ import json
 
 from click.testing import CliRunner
 
-from qdeploy.cli import main
+from qdeploy.cli import cli
 from qdeploy.ir.ops.table import OPS
 
 
 def rows() -> dict[str, dict[str, object]]:
-    result = CliRunner().invoke(main, ["formats", "--ops", "--json"])
+    result = CliRunner().invoke(cli, ["formats", "--ops", "--json"])
     assert result.exit_code == 0, result.output
     return {row["op"]: row for row in json.loads(result.stdout)}
 
@@ -31,6 +31,6 @@ def test_what_a_backend_lowers_is_yes_and_a_composite_is_expanded():
 
 
 def test_the_table_is_printed_with_a_column_per_target():
-    result = CliRunner().invoke(main, ["formats", "--ops"])
+    result = CliRunner().invoke(cli, ["formats", "--ops"])
     assert result.exit_code == 0 and "keeps scale" in result.output
     assert all(word in result.output for word in ("onnx", "native", "tvm", "MaxPool"))
