@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from qdeploy.ir.dtype import DType, element_row
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
 from qdeploy.pack import bits as bit_stream
 from qdeploy.store.folder import FileRows
@@ -26,41 +27,6 @@ from qdeploy.store.recode import RecodedRows, Recoding
 from qdeploy.store.storage import storage_dtype
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class ElementType:
-    """An element type: its name here, the number format, bits, and the storage type its bytes are read as."""
-
-    name: str
-    table: str
-    bits: int
-    storage: str
-
-
-ELEMENTS = {
-    1: ElementType("F32", "f32", 32, "F32"),
-    2: ElementType("U8", "uint8", 8, "U8"),
-    3: ElementType("I8", "int8", 8, "I8"),
-    4: ElementType("U16", "uint16", 16, "U16"),
-    5: ElementType("I16", "int16", 16, "I16"),
-    6: ElementType("I32", "int32", 32, "I32"),
-    7: ElementType("I64", "int64", 64, "I64"),
-    9: ElementType("BOOL", "bool", 8, "BOOL"),
-    10: ElementType("F16", "f16", 16, "F16"),
-    11: ElementType("F64", "f64", 64, "F64"),
-    12: ElementType("U32", "uint32", 32, "U32"),
-    16: ElementType("BF16", "bf16", 16, "BF16"),
-    17: ElementType("F8_E4M3", "e4m3", 8, "F8_E4M3"),
-    19: ElementType("F8_E5M2", "e5m2", 8, "F8_E5M2"),
-    21: ElementType("U4", "uint4", 4, "U8"),
-    22: ElementType("I4", "int4", 4, "U8"),
-    23: ElementType("F4_E2M1", "e2m1", 4, "U8"),
-    24: ElementType("F8_E8M0", "e8m0", 8, "F8_E8M0"),
-    25: ElementType("U2", "uint2", 2, "U8"),
-    26: ElementType("I2", "int2", 2, "U8"),
-}
-"""Element types by their number in ONNX (TensorProto.DataType)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ class Stored:
 
     Attributes:
         name: Its name.
-        element: Its element type.
+        dtype: The number type of its elements.
         shape: Its shape.
         source: Its units: elements, or bytes for elements of less than a byte.
         origin: Its place in the ledger, over the same units.
@@ -118,7 +84,7 @@ class Stored:
     """
 
     name: str
-    element: ElementType
+    dtype: DType
     shape: Shape
     source: ByteRange | InMemory
     origin: Origin
@@ -131,23 +97,23 @@ class Stored:
 
     def codes(self, key: str, grid: Shape, **params: Param | None) -> Codes:
         """The elements in a grid of as many elements."""
-        if self.element.bits >= 8:
-            return Codes(grid, (self.buffer(key, grid),), PLAIN, self.element.table, **params)
-        bits, last = self.element.bits, grid[-1]
+        if self.dtype.bits >= 8:
+            return Codes(grid, (self.buffer(key, grid),), PLAIN, self.dtype.name, **params)
+        bits, last = self.dtype.bits, grid[-1]
         if len(grid) == 1 or last * bits % 8 == 0:
             packed = (*grid[:-1], bit_stream.row_bytes(last, bits))
-            return Codes(grid, (self.buffer(key, packed),), Layout("bits", bits), self.element.table, **params)
+            return Codes(grid, (self.buffer(key, packed),), Layout("bits", bits), self.dtype.name, **params)
         rows = RecodedRows(_flat_stream(key, grid, bits), key, self.source, self.origin)
-        return Codes(grid, (Buffer(key, "U8", grid, rows),), PLAIN, self.element.table, **params)
+        return Codes(grid, (Buffer(key, "U8", grid, rows),), PLAIN, self.dtype.name, **params)
 
     def buffer(self, key: str, shape: Shape) -> Buffer:
         """The units as they are, in rows."""
-        return Buffer(key, self.element.storage, shape, UnitRows(self.source, self.origin, shape[1:]))
+        return Buffer(key, self.dtype.storage, shape, UnitRows(self.source, self.origin, shape[1:]))
 
     def tensor(self, reader: str) -> QTensor:
         """The tensor by itself; `reader` names the format that it came in."""
         codes = self.codes("data", self.shape or (1,))
-        return QTensor(self.shape, self.element.name, (Term(codes),), source=source_of(reader, "verbatim", [self]))
+        return QTensor(self.shape, self.dtype.element, (Term(codes),), source=source_of(reader, "verbatim", [self]))
 
     def array(self) -> Array:
         """All elements, for small tensors of whole bytes."""
@@ -156,7 +122,7 @@ class Stored:
 
 def of_torch(file: str, name: str, tensor: PickledTensor, rows: FileRows) -> Stored:
     """A tensor of a checkpoint that torch.save wrote; `rows` are the bytes of the file."""
-    element = next(e for e in ELEMENTS.values() if e.name == tensor.dtype)
+    element = element_row(tensor.dtype)
     origin = Origin(file, name, element.storage, (math.prod(tensor.shape),), begin=tensor.begin)
     return Stored(name, element, tensor.shape, ByteRange(rows, tensor.begin, element.storage), origin)
 

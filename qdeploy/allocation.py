@@ -25,10 +25,10 @@ from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.integer.layer_shapes import folded
 from qdeploy.integer.weights import quantized
 from qdeploy.ir.graph import Graph
-from qdeploy.ir.match import plain_float
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import batches
 from qdeploy.ir.tensor import Array
+from qdeploy.ir.views import Floats, view
 from qdeploy.latency import latencies, read_table
 from qdeploy.limits import Asked, Limit, rounded_up, show_cost
 from qdeploy.options import options_of
@@ -163,7 +163,7 @@ def _traced(trace: Trace | None) -> dict[str, float | None]:
 def _choosers(model: Model, graph: Graph, layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The layers that the source has not quantized."""
     held = {name: graph.constants.get(name) or model.tensors[name] for name in layers}
-    found = {name: layer for name, layer in layers.items() if plain_float(held[name]) is not None}
+    found = {name: layer for name, layer in layers.items() if isinstance(view(held[name]), Floats)}
     if not found:
         raise UnsupportedError(
             "the network has no float weights: bits of layers are chosen before they are quantized",

@@ -16,6 +16,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from qdeploy.ir.dtype import dtype
+
 VERSION = 1
 PAGE, LINE = 65536, 64
 ROWS = 16
@@ -58,17 +60,17 @@ class TermKind(IntEnum):
 
 
 class NumberKind(IntEnum):
-    """Of params and of the elements of FLOATS."""
+    """Of params and of the elements of FLOATS; the numbers stand in the rows of qdeploy/ir/dtype.py."""
 
     NO = 0
-    F32 = 1
-    F16 = 2
-    BF16 = 3
-    E8M0 = 4
-    U8 = 5
-    I8 = 6
-    E4M3 = 7
-    E5M2 = 8
+    F32 = dtype("f32").native
+    F16 = dtype("f16").native
+    BF16 = dtype("bf16").native
+    E8M0 = dtype("e8m0").native
+    U8 = dtype("uint8").native
+    I8 = dtype("int8").native
+    E4M3 = dtype("e4m3").native
+    E5M2 = dtype("e5m2").native
 
 
 class TensorKind(IntEnum):

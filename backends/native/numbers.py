@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from qdeploy.backends.native.layout import NumberKind
+from qdeploy.ir.dtype import rows
 
 Array = npt.NDArray[Any]
 
-DTYPES: dict[NumberKind, np.dtype[Any]] = {
-    NumberKind.F32: np.dtype("<f4"),
-    NumberKind.F16: np.dtype("<f2"),
-    NumberKind.BF16: np.dtype(ml_dtypes.bfloat16),
-    NumberKind.E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
-    NumberKind.U8: np.dtype("u1"),
-    NumberKind.I8: np.dtype("i1"),
-    NumberKind.E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
-    NumberKind.E5M2: np.dtype(ml_dtypes.float8_e5m2),
-}
+DTYPES: dict[NumberKind, np.dtype[Any]] = {NumberKind(row.native): row.numpy for row in rows() if row.native}
 
 SCALES = (NumberKind.E8M0, NumberKind.F16, NumberKind.BF16, NumberKind.F32)
 ZEROS = (NumberKind.U8, NumberKind.F16, NumberKind.F32)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from qdeploy.elastic.pieces import Piece, pieces_of, weigh
 from qdeploy.elastic.plan import Kind, order
 from qdeploy.ir.tensor import QTensor
+from qdeploy.ir.views.levels import Levels
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Stack:
 
 
 def stack_order(
-    matrices: Sequence[tuple[str, QTensor, list[BlockPlan]]],
+    matrices: Sequence[tuple[str, QTensor, Levels, list[BlockPlan]]],
     kind: Kind = "gain",
     reference: Sequence[tuple[str, int]] = (),
     sensitivities: Callable[[list[Piece]], Mapping[str, float]] = lambda pieces: {},
@@ -50,21 +51,23 @@ def stack_order(
     """Orders the blocks of all matrices.
 
     Args:
-        matrices: In the order of the graph.
+        matrices: In the order of the graph, each with how it is cut into levels, and its blocks.
         kind: As for `qdeploy.elastic.plan.order`.
         reference: The same.
         sensitivities: What an error of each tensor costs, given all pieces; tensors without count once.
 
     Raises:
         BadFileError: The reference does not fit the tensors.
+        BadArgumentError: The blocks of a matrix are of another number of levels than it is cut into.
     """
     levels: dict[tuple[str, int], list[BlockPlan]] = {}
     pieces: list[Piece] = []
-    for name, tensor, blocks in matrices:
+    for name, tensor, cut, blocks in matrices:
         for block in blocks:
             levels.setdefault((name, block.level), []).append(block)
         count = 1 + max(block.level for block in blocks)
-        pieces += _pieces(name, tensor, [sum(b.nbytes for b in levels[name, level]) for level in range(count)])
+        sizes = [sum(b.nbytes for b in levels[name, level]) for level in range(count)]
+        pieces += pieces_of(name, tensor, cut, nbytes=sizes)
     weights = sensitivities(pieces)
     pieces = weigh(pieces, weights)
     stack, seen = Stack([], 0, [], weights), dict[str, int]()
@@ -76,15 +79,3 @@ def stack_order(
         stack.blocks.extend(found)
         stack.errors.extend([max(left, 0.0)] * len(found))
     return Stack(stack.blocks, sum(b.level == 0 for b in stack.blocks), stack.errors, weights)
-
-
-def _pieces(name: str, tensor: QTensor, sizes: list[int]) -> list[Piece]:
-    """A piece per level: as measured, or where the levels are cut otherwise, each a quarter of the error before."""
-    measured = pieces_of(name, tensor)
-    if len(measured) != len(sizes):
-        errors = [*(0.25**level for level in range(len(sizes))), 0.0]
-        return [Piece(name, 0, i, size, errors[i], errors[i + 1]) for i, size in enumerate(sizes)]
-    return [
-        Piece(name, p.term, p.plane, size, p.error_before, p.error_after)
-        for p, size in zip(measured, sizes, strict=True)
-    ]

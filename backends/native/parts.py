@@ -12,6 +12,7 @@ import numpy.typing as npt
 from qdeploy.backends.native import interleave, numbers
 from qdeploy.backends.native.columns import Columns
 from qdeploy.backends.native.layout import NumberKind, TermKind
+from qdeploy.ir.views.levels import WHOLE, Levels
 
 Array = npt.NDArray[Any]
 RowReader = Callable[[int, int], Array]
@@ -75,6 +76,7 @@ class LoweredMatrix:
         reason: Why this form.
         lossless: Every stored number is carried unrounded.
         row_scale: float32 [rows], after the sum.
+        levels: How the terms are cut into levels of the stack.
     """
 
     name: str
@@ -85,6 +87,7 @@ class LoweredMatrix:
     reason: str
     lossless: bool = True
     row_scale: Array | None = None
+    levels: Levels = WHOLE
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from qdeploy.backends.native.terms import (
     decoded_matrix,
     float_matrix,
     integer_matrix,
+    minifloat_matrix,
     table_matrix,
     vector_matrix,
 )
-from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.ir.views.integers import is_integer_table
+from qdeploy.ir.tensor import QTensor
+from qdeploy.ir.views import Coded, Floats, Masked, Minifloat, SignLowRank, Sum, Vector, View, view
+from qdeploy.ir.views.levels import term_levels, together
 
 _DENSE = 16
 """More than one outlier in so many elements is not sparse."""
@@ -34,37 +36,41 @@ def lower_matrix(name: str, tensor: QTensor, layout: str = "elastic") -> Lowered
         tensor: [rows, columns].
         layout: "elastic": integer codes in bit planes, so that a prefix of the file runs. "whole": packed codes.
     """
-    found = bitstack_matrix(name, tensor) or vector_matrix(name, tensor) or _one_term(name, tensor, layout)
-    if found is None and len(tensor.terms) > 1 and tensor.scale is None and tensor.offset is None:
-        masked = any(term.where is not None for term in tensor.terms)
-        found = _with_outliers(name, tensor, layout) if masked else _sum(name, tensor, layout)
-    return found or decoded_matrix(name, tensor, "no kind of term holds this encoding as it is")
+    seen = view(tensor)
+    lowered = _with_outliers(name, tensor, seen, layout) if isinstance(seen, Masked) else _lowered(name, seen, layout)
+    return lowered or decoded_matrix(name, tensor, "no kind of term holds this encoding as it is")
 
 
-def _one_term(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
-    if len(tensor.terms) != 1:
+def _lowered(name: str, seen: View, layout: str) -> LoweredMatrix | None:
+    """The form of a view; None where no kind of term holds it as it is."""
+    if isinstance(seen, SignLowRank):
+        return bitstack_matrix(name, seen)
+    if isinstance(seen, Vector):
+        return vector_matrix(name, seen)
+    if isinstance(seen, Sum):
+        return _sum(name, seen, layout)
+    if isinstance(seen, Floats):
+        return float_matrix(name, seen)
+    if not isinstance(seen, Coded):
         return None
-    codes = tensor.terms[0].values
-    whole = isinstance(codes, Codes) and is_integer_table(codes)
-    tabled = None if whole else float_matrix(name, tensor) or table_matrix(name, tensor)
-    return tabled or integer_matrix(name, tensor, layout)
+    integers = table_matrix(name, seen) or integer_matrix(name, seen, layout)
+    return integers or (minifloat_matrix(name, seen) if isinstance(seen, Minifloat) else None)
 
 
-def _sum(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
-    if any(term.mode != "add" for term in tensor.terms[1:]):
+def _sum(name: str, seen: Sum, layout: str) -> LoweredMatrix | None:
+    lowered = [_lowered(name, part, layout) if isinstance(part, Coded) else None for part in seen.parts]
+    parts = [part for part in lowered if part is not None and part.columns.order is None]
+    if len(parts) != len(seen.parts):
         return None
-    parts = [_one_term(name, _alone(tensor, i), layout) for i in range(len(tensor.terms))]
-    if any(p is None or p.columns.order is not None for p in parts):
-        return None
-    known = [p for p in parts if p is not None]
-    step = int(layout == "elastic" and _is_residual(tensor))
-    terms = tuple(replace(term, level=step * i) for i, part in enumerate(known) for term in part.terms)
+    stepwise = layout == "elastic" and seen.is_residual
+    terms = tuple(replace(term, level=stepwise * i) for i, part in enumerate(parts) for term in part.terms)
     return replace(
-        known[0],
+        parts[0],
         terms=terms,
-        form=_together([p.form for p in known]),
+        form=_together([p.form for p in parts]),
         reason="a sum of terms as they are",
-        lossless=all(p.lossless for p in known),
+        lossless=all(p.lossless for p in parts),
+        levels=term_levels(len(parts)) if stepwise else together(part.levels for part in parts),
     )
 
 
@@ -72,22 +78,10 @@ def _together(forms: list[str]) -> str:
     return f"{len(forms)} x {forms[0]}" if len(set(forms)) == 1 else " + ".join(forms)
 
 
-def _is_residual(tensor: QTensor) -> bool:
-    """Whether every term is signs, which correct what the terms before left: then a prefix of them is a weight, too."""
-    return all(isinstance(term.values, Codes) and term.values.table == "sign" for term in tensor.terms)
-
-
-def _alone(tensor: QTensor, place: int) -> QTensor:
-    return replace(tensor, terms=(replace(tensor.terms[place], mode="add"),), rungs=(), source=None)
-
-
-def _with_outliers(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
+def _with_outliers(name: str, tensor: QTensor, seen: Masked, layout: str) -> LoweredMatrix | None:
     """Terms that speak of some elements only, as what they change: sparse entries over the rest."""
-    rest = tuple(term for term in tensor.terms if term.where is None)
-    if not rest or tensor.terms[0].where is not None:
-        return None
-    base = replace(tensor, terms=rest, rungs=(), source=None)
-    under = _one_term(name, base, layout) if len(rest) == 1 else _sum(name, base, layout)
+    base = seen.base
+    under = _lowered(name, seen.under, layout) if isinstance(seen.under, Coded | Sum) else None
     if under is None or under.columns.order is not None:
         return None
     found = _sparse_term(tensor, base, under.columns)

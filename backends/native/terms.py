@@ -23,36 +23,32 @@ from qdeploy.backends.native.parts import (
     row_slabs,
     two_level,
 )
-from qdeploy.ir import match
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Param, QTensor
-from qdeploy.ir.views.affine import Affine, affine
+from qdeploy.ir.views import Coded, Floats, Grouped, Minifloat, SignLowRank, Vector
 from qdeploy.ir.views.integers import power_of_two_unit
-from qdeploy.ir.views.params import Grid, common_group, is_blockwise, spread
+from qdeploy.ir.views.levels import WHOLE, levels, small_table
+from qdeploy.ir.views.params import Grid, Grouping, two_levels
 
 _WHOLE = {4: TermKind.NIBBLES, 2: TermKind.PAIRS, 8: TermKind.BYTES}
-_FLOATS = {"F16": NumberKind.F16, "BF16": NumberKind.BF16, "F32": NumberKind.F32}
 
 
-def _shape(tensor: QTensor) -> tuple[int, int]:
-    return tensor.shape[0], tensor.shape[1]
-
-
-def integer_matrix(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | None:
+def integer_matrix(name: str, seen: Coded, layout: str) -> LoweredMatrix | None:
     """Codes of at most 8 bits: bit planes, or packed; ternary codes in pairs; signs in one plane."""
-    view = affine(tensor)
+    view = seen.grouped
     if view is None:
         return None
-    if view.code_top == 2 and _is_signs(tensor):
-        return _sign_matrix(name, tensor, view)
+    if view.code_top == 2 and seen.is_signs:
+        return _sign_matrix(name, seen, view)
     (rows, count), bits = view.shape, max(1, view.code_top.bit_length())
     columns = choose_columns(count, view.group, view.groups, view.index)
-    kind = TermKind.PAIRS if match.ternary(tensor) else _WHOLE.get(bits, TermKind.PLANES)
-    if layout == "elastic" and not match.ternary(tensor):
+    cut = levels(seen) if layout == "elastic" else WHOLE
+    kind = TermKind.PAIRS if seen.is_ternary else _WHOLE.get(bits, TermKind.PLANES)
+    if layout == "elastic" and not seen.is_ternary:
         kind = TermKind.PLANES
     bits = {TermKind.NIBBLES: 4, TermKind.PAIRS: 2, TermKind.BYTES: 8}.get(kind, bits)
-    params, zero = _params(tensor, view, columns)
+    params, zero = _params(seen, view, columns)
     size = columns.padded * 16 // 8
     parts = {"codes": size * (1 if kind == TermKind.PLANES else bits)}
     if kind == TermKind.PLANES:
@@ -69,19 +65,14 @@ def integer_matrix(name: str, tensor: QTensor, layout: str) -> LoweredMatrix | N
 
     planes = bits if kind == TermKind.PLANES else 1
     term = grouped_term(kind, rows, columns, parts, produce, params, planes, {"zero_for_all": zero})
-    exact = view.exact or (view.stored_zero is not None and not _divides(tensor))
+    exact = view.exact or (view.stored_zero is not None and not seen.divides)
     shape = f"int{bits} group {view.group}" + (" sorted" if columns.order is not None else "")
     label = f"{shape} in planes" if kind == TermKind.PLANES else shape
     reason = "integer codes as they are" if exact else "integer codes as they are; the source divides by its scale"
-    return LoweredMatrix(name, view.shape, columns, (term,), label, reason, exact)
+    return LoweredMatrix(name, view.shape, columns, (term,), label, reason, exact, levels=cut)
 
 
-def _is_signs(tensor: QTensor) -> bool:
-    codes = tensor.terms[0].values
-    return isinstance(codes, Codes) and codes.table == "sign" and codes.zero is None and codes.offset is None
-
-
-def _sign_matrix(name: str, tensor: QTensor, view: Affine) -> LoweredMatrix | None:
+def _sign_matrix(name: str, seen: Coded, view: Grouped) -> LoweredMatrix:
     """Signs as one plane: sign * scale is (bit - 1/2) * (2 scale), exactly."""
     rows, count = view.shape
     columns = choose_columns(count, view.group, view.groups, view.index)
@@ -97,58 +88,34 @@ def _sign_matrix(name: str, tensor: QTensor, view: Affine) -> LoweredMatrix | No
     scale = param("scale", twice, rows, columns, numbers.SCALES)
     term = grouped_term(TermKind.PLANES, rows, columns, {"codes": size}, produce, [scale], 1, {"zero_for_all": 0.5})
     return LoweredMatrix(
-        name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are", not _divides(tensor)
+        name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are", not seen.divides
     )
 
 
-def _divides(tensor: QTensor) -> bool:
-    codes = tensor.terms[0].values
-    return isinstance(codes, Codes) and codes.scale is not None and codes.scale.divide
-
-
-def _params(tensor: QTensor, view: Affine, columns: Columns) -> tuple[list[ParamPlan], float]:
-    rows, found, zero = view.shape[0], [], 0.0
-    codes = tensor.terms[0].values
-    found.append(_scale("scale", codes.scale if isinstance(codes, Codes) else None, view.scale, view, columns))
+def _params(seen: Coded, view: Grouped, columns: Columns) -> tuple[list[ParamPlan], float]:
+    rows, zero = view.shape[0], 0.0
+    plans = [_scale("scale", seen.codes.scale, view.scale, view, columns)]
     if view.stored_zero is not None:
-        found.append(param("zero", view.stored_zero, rows, columns, (NumberKind.F16, NumberKind.F32)))
+        plans.append(param("zero", view.stored_zero, rows, columns, (NumberKind.F16, NumberKind.F32)))
     elif isinstance(view.zero, int):
         zero = float(view.zero)
     else:
-        found.append(param("zero", view.zero, rows, columns, (NumberKind.U8,)))
+        plans.append(param("zero", view.zero, rows, columns, (NumberKind.U8,)))
     offset = view.stored_offset if view.stored_zero is not None else view.offset
     if offset is not None:
-        found.append(_scale("offset", codes.offset if isinstance(codes, Codes) else None, offset, view, columns))
-    return found, zero
+        plans.append(_scale("offset", seen.codes.offset, offset, view, columns))
+    return plans, zero
 
 
-def _scale(name: str, source: Param | None, read: RowReader, view: Affine, columns: Columns) -> ParamPlan:
+def _scale(name: str, source: Param | None, read: RowReader, view: Grouped, columns: Columns) -> ParamPlan:
     """A scale or an offset: of two levels where the source's is, otherwise in the smallest format."""
     rows = view.shape[0]
     if source is not None and columns.order is None:
-        split = _levels(source, view)
+        split = two_levels(source, Grouping(Grid(view.shape, view.shape[1]), view.group, view.groups))
         plan = two_level(name, *split, rows, columns) if split else None
-        if plan is not None and _agrees(split, read, rows, columns):  # type: ignore[arg-type]
+        if split is not None and plan is not None and _agrees(split, read, rows, columns):
             return plan
     return param(name, read, rows, columns, numbers.SCALES)
-
-
-def _levels(source: Param, view: Affine) -> tuple[RowReader, RowReader, int] | None:
-    values = source.values
-    if not isinstance(values, Codes) or source.index is not None or source.divide or values.scale is None:
-        return None
-    above, grid = values.scale, Grid(view.shape, view.shape[1])
-    plain = values.zero is None and values.offset is None
-    fits = source.tile == (1, view.group) and values.decoded_shape == (view.shape[0], view.groups)
-    if not plain or not fits or above.divide or above.index is not None or len(above.tile) != 2:
-        return None
-    span = min(above.tile[1], view.groups)
-    sub = spread(replace(source, values=replace(values, scale=None)), grid, view.group, view.groups)
-
-    def read(start: int, stop: int) -> Array:
-        return np.ascontiguousarray(decode_param(above, slice(start, stop), values.decoded_shape)[:, ::span])
-
-    return sub, read, span
 
 
 def _agrees(split: tuple[RowReader, RowReader, int], read: RowReader, rows: int, columns: Columns) -> bool:
@@ -164,42 +131,30 @@ def _agrees(split: tuple[RowReader, RowReader, int], read: RowReader, rows: int,
     return True
 
 
-def table_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
+def table_matrix(name: str, seen: Coded) -> LoweredMatrix | None:
     """Codebooks of 5 to 16 scalars."""
-    found = match.table_grouped(tensor)
-    if found is None or found.codes.shape != tensor.shape or found.table.shape[1] > 16 or found.bits < 3:
+    tabled = small_table(seen)
+    if tabled is None:
         return None
-    if found.scale is not None and found.scale.divide:
-        return None
-    (rows, count), grid = _shape(tensor), Grid(_shape(tensor), tensor.shape[1])
-    present = [p for p in (found.scale, found.select) if p is not None]
-    if len(found.table) > 256 or not np.isfinite(found.table).all() or not all(is_blockwise(p, grid) for p in present):
-        return None
-    group = common_group(present, grid)
-    columns = choose_columns(count, group, -(-count // group), None)
-    groups, params = -(-count // group), []
-    if found.scale is not None:
-        params.append(param("scale", spread(found.scale, grid, group, groups), rows, columns, numbers.SCALES))
-    if found.select is not None and len(found.table) > 1:
-        params.append(param("select", spread(found.select, grid, group, groups), rows, columns, (NumberKind.U8,)))
-    kind, width = (TermKind.TABLE3, 8) if found.table.shape[1] <= 8 else (TermKind.TABLE4, 16)
+    (rows, count), groups = tabled.shape, tabled.grouping
+    columns = choose_columns(count, groups.group, groups.groups, groups.index)
+    params = []
+    if tabled.scale is not None:
+        params.append(param("scale", tabled.scale, rows, columns, numbers.SCALES))
+    if tabled.select is not None and len(tabled.values) > 1:
+        params.append(param("select", tabled.select, rows, columns, (NumberKind.U8,)))
+    kind, width = (TermKind.TABLE3, 8) if tabled.levels <= 8 else (TermKind.TABLE4, 16)
     size = columns.padded * (6 if width == 8 else 8)
 
     def produce(first: int, last: int) -> Iterator[Piece]:
-        codes = columns.place(read_codes(found.codes, *row_range(first, last, rows)).astype(np.uint8))
+        codes = columns.place(tabled.codes(*row_range(first, last, rows)))
         yield "codes", first * size, interleave.triples(codes) if width == 8 else interleave.nibbles(codes)
 
-    record, tensors = _tables(found.table, width)
+    record, tensors = _tables(tabled.values, width)
     term = grouped_term(kind, rows, columns, {"codes": size}, produce, params, 1, record, tensors)
     term = replace(term, params={k: v for k, v in term.params.items() if k != "select"})
-    return LoweredMatrix(
-        name,
-        (rows, count),
-        columns,
-        (term,),
-        f"table of {found.table.shape[1]} group {group}",
-        "codes of a table as they are",
-    )
+    form = f"table of {tabled.levels} group {groups.group}" + (" sorted" if columns.order is not None else "")
+    return LoweredMatrix(name, (rows, count), columns, (term,), form, "codes of a table as they are")
 
 
 def _tables(values: Array, width: int) -> tuple[dict[str, float], dict[str, Array]]:
@@ -212,35 +167,50 @@ def _tables(values: Array, width: int) -> tuple[dict[str, float], dict[str, Arra
     return {"tables": len(table), "table_unit": unit}, {"table_tensor": table, "itable_tensor": whole}
 
 
-def float_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
-    """Floats as they are stored: 16 or 32 bits without a scale, or 8 (6) bits with one per block."""
-    plain = match.plain_float(tensor)
-    if plain is not None and plain.dtype in _FLOATS:
-        kind = _FLOATS[plain.dtype]
-        read = lambda start, stop: read_codes(plain.codes, start, stop)  # noqa: E731
-        return _floats(name, _shape(tensor), kind, read, None, f"{plain.dtype.lower()} floats", "floats as they are")
-    small = match.minifloat_block(tensor)
-    if small is None or small.codes.shape != tensor.shape or small.kind not in ("e4m3", "e5m2", "e3m2"):
+def float_matrix(name: str, seen: Floats) -> LoweredMatrix | None:
+    """Floats of 16 or 32 bits as they are stored."""
+    if not seen.dtype.native or len(seen.shape) != 2:
         return None
-    grid, scale = Grid(_shape(tensor), tensor.shape[1]), small.scale
-    if scale is not None and (scale.divide or not is_blockwise(scale, grid)):
+    columns, stored = _row_columns(seen.shape[1]), seen.dtype.storage.lower()
+    kind, rows = NumberKind(seen.dtype.native), seen.rows
+    read = lambda start, stop: rows(start, stop).view(f"<u{seen.dtype.bits // 8}")  # noqa: E731
+    shape = (seen.shape[0], seen.shape[1])
+    return _floats(name, shape, kind, read, columns, [], f"{stored} floats", "floats as they are")
+
+
+def minifloat_matrix(name: str, seen: Minifloat) -> LoweredMatrix | None:
+    """Floats of at most 8 bits with a scale per block, in the first format of the file that holds all their values."""
+    floats = seen.floats
+    if floats is None or floats.divides or seen.dtype.kind != "float":
         return None
-    bare = replace(small.codes, scale=None)
+    values = seen.dtype.values()
+    own = NumberKind(seen.dtype.native)
+    kinds = (NumberKind.E4M3, NumberKind.E5M2, NumberKind.F16, NumberKind.F32)
+    kind = own or numbers.smallest(kinds, lambda: [values]) or NumberKind.F32
+    recoded = numbers.stored(kind, values)
+    recoded = recoded.view(f"<u{recoded.itemsize}")
 
-    kind = NumberKind.E5M2 if small.kind == "e5m2" else NumberKind.E4M3  # which holds every e3m2, too
+    def read(start: int, stop: int) -> Array:
+        codes = floats.codes(start, stop)
+        return codes if own else recoded[codes]
 
-    def bytes_of(start: int, stop: int) -> Array:
-        if small.kind != "e3m2":
-            return read_codes(small.codes, start, stop).astype(np.uint8)
-        return numbers.stored(kind, decode_codes(bare, slice(start, stop))).view(np.uint8)
+    (rows, count), groups = floats.shape, floats.grouping
+    columns = choose_columns(count, groups.group, groups.groups, groups.index)
+    params = [param("scale", floats.scale, rows, columns, numbers.SCALES)] if floats.scale is not None else []
+    block = "x".join(map(str, _block(seen)))
+    label = f"{seen.dtype.name} floats" + (f" block {block}" if params else "")
+    return _floats(name, floats.shape, kind, read, columns, params, label, "floats as they are")
 
-    label = f"{small.kind} floats" + (f" block {'x'.join(map(str, small.tile))}" if scale is not None else "")
-    return _floats(name, _shape(tensor), kind, bytes_of, scale, label, "floats as they are")
+
+def _block(seen: Coded) -> tuple[int, ...]:
+    """Extents of the elements that share a scale."""
+    tile = seen.codes.shape if seen.codes.scale is None else seen.codes.scale.tile
+    return tuple(map(min, tile, seen.codes.shape))
 
 
 def decoded_matrix(name: str, tensor: QTensor, why: str) -> LoweredMatrix:
     """Anything, as what it decodes to: 16-bit floats where these hold it, otherwise float32."""
-    rows, count = _shape(tensor)
+    rows, count = tensor.shape[0], tensor.shape[1]
 
     def parts() -> Iterator[Array]:
         for first, last in row_slabs(rows, count):
@@ -249,21 +219,29 @@ def decoded_matrix(name: str, tensor: QTensor, why: str) -> LoweredMatrix:
     kind = numbers.smallest((NumberKind.F16, NumberKind.BF16, NumberKind.F32), parts) or NumberKind.F32
 
     def read(start: int, stop: int) -> Array:
-        found = numbers.stored(kind, tensor.decode(slice(start, stop)))
-        return found.view(f"<u{found.itemsize}")
+        numbers_of_rows = numbers.stored(kind, tensor.decode(slice(start, stop)))
+        return numbers_of_rows.view(f"<u{numbers_of_rows.itemsize}")
 
-    return _floats(name, (rows, count), kind, read, None, f"decoded to {kind.name.lower()}", f"slow: {why}")
+    label = f"decoded to {kind.name.lower()}"
+    return _floats(name, (rows, count), kind, read, _row_columns(count), [], label, f"slow: {why}")
+
+
+def _row_columns(count: int) -> Columns:
+    """Columns in order, in one group."""
+    return choose_columns(count, count, 1, None)
 
 
 def _floats(
-    name: str, shape: tuple[int, int], kind: NumberKind, read: RowReader, scale: Param | None, label: str, reason: str
+    name: str,
+    shape: tuple[int, int],
+    kind: NumberKind,
+    read: RowReader,
+    columns: Columns,
+    params: list[ParamPlan],
+    label: str,
+    reason: str,
 ) -> LoweredMatrix:
-    (rows, count), grid = shape, Grid(shape, shape[1])
-    group = common_group([scale], grid) if scale is not None else count
-    groups = -(-count // group)
-    columns = choose_columns(count, group, groups, None)
-    reader = spread(scale, grid, group, groups) if scale is not None else None
-    params = [param("scale", reader, rows, columns, numbers.SCALES)] if reader else []
+    rows = shape[0]
     size = columns.padded * 16 * numbers.DTYPES[kind].itemsize
 
     def produce(first: int, last: int) -> Iterator[Piece]:
@@ -273,64 +251,53 @@ def _floats(
     return LoweredMatrix(name, shape, columns, (term,), label, reason)
 
 
-def vector_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
+def vector_matrix(name: str, seen: Vector) -> LoweredMatrix | None:
     """Sums of vector codebooks whose entries lie along a row."""
-    found = match.vector(tensor)
-    if found is None or len(tensor.shape) != 2 or found.block[0] != 1 or len({len(b) for b in found.codebooks}) != 1:
+    (rows, count), width, sizes = seen.shape, seen.block[1], seen.levels
+    padded, scale, entries = aligned(count, 32), None, sizes[0]
+    if seen.block[0] != 1 or len(set(sizes)) != 1 or padded % width or entries > 1 << 16:
         return None
-    (rows, count), width, levels = _shape(tensor), found.block[1], len(found.codebooks[0])
-    padded, scale = aligned(count, 32), None
-    if padded % width or levels > 1 << 16:
-        return None
-    if found.scale is not None:
-        if found.scale.divide or found.scale.index is not None or found.scale.tile[1] < count:
+    if seen.scale is not None:
+        if seen.scale.divide or seen.scale.index is not None or seen.scale.tile[1] < count:
             return None
-        scale = np.ascontiguousarray(decode_param(found.scale, None, tensor.shape)[:, 0], np.float32)
+        scale = np.ascontiguousarray(decode_param(seen.scale, None, seen.shape)[:, 0], np.float32)
+    read_books = [seen.book(place) for place in range(len(sizes))]
+    books = np.stack([book.reshape(entries, width) for book in read_books if book is not None])
+    if len(books) != len(sizes):
+        return None
     columns = Columns(count, padded, padded, np.zeros(1, np.int64))
-    kind = np.dtype("u1" if levels <= 256 else "<u2")
-    books = np.stack([b.reshape(levels, width) for b in found.codebooks]).astype(np.float32)
+    kind = np.dtype("u1" if entries <= 256 else "<u2")
     size = padded // width * len(books) * 16 * kind.itemsize
 
     def produce(first: int, last: int) -> Iterator[Piece]:
         start, stop = row_range(first, last, rows)
         codes = np.zeros((len(books), 16 * (last - first), padded // width), kind)
-        for place, grid in enumerate(found.codes):
-            codes[place, : stop - start, : count // width] = read_codes(grid, start, stop)
+        for place in range(len(books)):
+            codes[place, : stop - start, : count // width] = seen.codes(place)(start, stop)
         yield "codes", first * size, interleave.entries(codes)
 
-    record = {"width": width, "books": len(books), "levels": levels}
-    term = grouped_term(
-        TermKind.VECTOR, rows, columns, {"codes": size}, produce, [], 1, record, {"table_tensor": books}
-    )
-    return LoweredMatrix(
-        name,
-        (rows, count),
-        columns,
-        (term,),
-        f"{len(books)} codebooks of {levels} x {width}",
-        "vector codes as they are",
-        True,
-        scale,
-    )
+    record, tensors = {"width": width, "books": len(books), "levels": entries}, {"table_tensor": books}
+    term = grouped_term(TermKind.VECTOR, rows, columns, {"codes": size}, produce, [], 1, record, tensors)
+    form, reason = f"{len(books)} codebooks of {entries} x {width}", "vector codes as they are"
+    return LoweredMatrix(name, (rows, count), columns, (term,), form, reason, row_scale=scale)
 
 
-def bitstack_matrix(name: str, tensor: QTensor) -> LoweredMatrix | None:
+def bitstack_matrix(name: str, seen: SignLowRank) -> LoweredMatrix | None:
     """Sums of signs times low-rank products, one term after the other."""
-    found = match.sign_lowrank(tensor)
-    if found is None or len(tensor.shape) != 2:
+    if len(seen.shape) != 2:
         return None
-    columns = Columns(
-        tensor.shape[1], aligned(tensor.shape[1], 32), aligned(tensor.shape[1], 32), np.zeros(1, np.int64)
-    )
+    rows, count = seen.shape
+    columns = Columns(count, aligned(count, 32), aligned(count, 32), np.zeros(1, np.int64))
     terms = []
-    for level, (signs, u, vt) in enumerate(found.terms):
+    for level, (signs, u, vt) in enumerate(seen.terms):
         rank = vt.decoded_shape[0]
         half = (numbers.holds(NumberKind.F16, decode_codes(u)), numbers.holds(NumberKind.F16, decode_codes(vt)))
         if rank > MAX_RANK or not all(half):
             return None
         terms.append(_bitstack_term(signs, u, vt, columns, level))
-    label = f"{len(terms)} sign planes of rank {found.terms[0][2].decoded_shape[0]}"
-    return LoweredMatrix(name, _shape(tensor), columns, tuple(terms), label, "signs and factors as they are")
+    label = f"{len(terms)} sign planes of rank {seen.terms[0][2].decoded_shape[0]}"
+    reason, cut = "signs and factors as they are", levels(seen)
+    return LoweredMatrix(name, (rows, count), columns, tuple(terms), label, reason, levels=cut)
 
 
 def _bitstack_term(signs: Codes, u: Codes, vt: Codes, columns: Columns, level: int) -> LoweredTerm:

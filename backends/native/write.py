@@ -31,6 +31,7 @@ from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
+from qdeploy.ir.views.levels import Levels
 from qdeploy.passes.frequencies import within_first_frequencies
 from qdeploy.progress import Progress
 from qdeploy.store.output import write_all
@@ -149,7 +150,7 @@ def _stack(model: Model, matrices: list[LoweredMatrix], options: Options) -> Sta
     return stack_order(_blocks(model, matrices), options.order, steps, weights)
 
 
-def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTensor, list[BlockPlan]]]:
+def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTensor, Levels, list[BlockPlan]]]:
     found, number = [], 0
     for matrix in matrices:
         own = []
@@ -157,7 +158,7 @@ def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTen
             sizes = [_laid(term)[1], *(term.plane_bytes(p) for p in range(1, term.planes))]
             own += [BlockPlan(number, p, size, max(p, term.level)) for p, size in enumerate(sizes)]
             number += 1
-        found.append((matrix.name, model.tensors[matrix.name], own))
+        found.append((matrix.name, model.tensors[matrix.name], matrix.levels, own))
     return found
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdeploy.ir.tensor import Array
-from qdeploy.ir.views.affine import Affine
+from qdeploy.ir.views import Grouped
 
 BLOCKS = (16, 32, 64, 128, 256)
 """What MatMulNBits takes."""
@@ -46,7 +46,7 @@ class Blocking:
     padded: bool = False
 
 
-def blocking(view: Affine, allowed: tuple[int, ...], bits: int) -> Blocking:
+def blocking(view: Grouped, allowed: tuple[int, ...], bits: int) -> Blocking:
     """Chooses the blocks that need the fewest bytes: codes of `bits` bits and float32 scales; ties go to the larger."""
     columns = view.shape[1]
     runs = _runs(view)
@@ -62,7 +62,7 @@ def blocking(view: Affine, allowed: tuple[int, ...], bits: int) -> Blocking:
     return _gathered(runs, block, columns)
 
 
-def _runs(view: Affine) -> list[Array] | None:
+def _runs(view: Grouped) -> list[Array] | None:
     """The columns of each group in their order, where groups are not runs of columns."""
     if view.index is None:
         return None

@@ -9,10 +9,9 @@ import onnx
 
 from qdeploy.backends.onnx.functions import REASON, add_all, function
 from qdeploy.backends.onnx.proto import QDEPLOY, GraphBuilder
-from qdeploy.ir.codes import read_codes
-from qdeploy.ir.match import TableGrouped, Vector, table_grouped, vector
-from qdeploy.ir.tensor import Array, Codes, Param, QTensor
-from qdeploy.ir.views.params import Grid, RowReader, is_blockwise, spread
+from qdeploy.ir.tensor import Array
+from qdeploy.ir.views import Lookup, Minifloat, Vector
+from qdeploy.ir.views.params import Grid, RowReader, grouping
 from qdeploy.pack import bits as bit_stream
 
 FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
@@ -81,36 +80,18 @@ class CodebookForm:
         return codes, base, table, scale
 
 
-def codebook_form(name: str, tensor: QTensor) -> CodebookForm | None:
-    """The form of a matrix of scalar or vector codebooks; None for anything else."""
-    if len(tensor.shape) != 2:
-        return None
-    table = table_grouped(tensor)
-    if table is not None:
-        return _table_form(name, tensor, table)
-    books = vector(tensor)
-    return _vector_form(name, tensor, books) if books is not None else None
-
-
-def _table_form(name: str, tensor: QTensor, found: TableGrouped) -> CodebookForm | None:
+def table_form(name: str, seen: Minifloat | Lookup) -> CodebookForm | None:
     """Scalar tables: codes of 1, 2 and 4 bits stay several to a byte, and the table gives all values of a byte."""
-    (n, k), group = tensor.shape, found.group
-    grid = Grid((n, k), k)
-    select = found.select
-    if found.codes.decoded_shape != tensor.shape or (found.scale is not None and not is_blockwise(found.scale, grid)):
+    tabled = seen.tabled
+    if tabled is None or tabled.grouping.index is not None:
         return None
-    if select is not None:
-        if not is_blockwise(select, grid) or (min(select.tile[1], k) % group and group % min(select.tile[1], k)):
-            return None
-        group = min(group, select.tile[1])
-    width = next(w for w in (1, 2, 4, 8) if w >= found.bits)
+    (n, k), group, groups = tabled.shape, tabled.grouping.group, tabled.grouping.groups
+    width = next(w for w in (1, 2, 4, 8) if w >= tabled.bits)
     width = width if group % (8 // width) == 0 else 8
-    groups = -(-k // group)
     count, per_byte = -(-group * width // 8), 8 // width
 
     def codes(start: int, stop: int) -> Array:
-        taken = read_codes(found.codes, start, stop)
-        whole = np.pad(taken, ((0, 0), (0, groups * group - k)))
+        whole = np.pad(tabled.codes(start, stop), ((0, 0), (0, groups * group - k)))
         return bit_stream.pack(whole.reshape(-1, groups, group), width)  # [rows, groups, count]
 
     part = Part(
@@ -118,11 +99,11 @@ def _table_form(name: str, tensor: QTensor, found: TableGrouped) -> CodebookForm
         (n, groups, count),
         UINT8,
         codes,
-        _byte_table(found.table, width, per_byte),
-        _selection(select, grid, group, groups),
-        _scale(found.scale, grid, group, groups),
+        _byte_table(tabled.values, width, per_byte),
+        _selection(tabled.select),
+        tabled.scale,
     )
-    return CodebookForm((n, k), f"codebook of {found.table.shape[1]}, {width} bits", (part,))
+    return CodebookForm((n, k), f"codebook of {tabled.levels}, {width} bits", (part,))
 
 
 def _byte_table(table: Array, width: int, per_byte: int) -> Array:
@@ -134,51 +115,36 @@ def _byte_table(table: Array, width: int, per_byte: int) -> Array:
     return np.ascontiguousarray(padded[:, fields].reshape(tables * 256, per_byte))
 
 
-def _vector_form(name: str, tensor: QTensor, found: Vector) -> CodebookForm | None:
+def vector_form(name: str, seen: Vector) -> CodebookForm | None:
     """Vector codebooks whose entries lie along the columns (AQLM: 1 x 8)."""
-    n, k = tensor.shape
-    grid = Grid((n, k), k)
-    if found.block[0] != 1 or (found.scale is not None and not is_blockwise(found.scale, grid)):
+    (n, k), width = seen.shape, seen.block[1]
+    groups = grouping([seen.scale] if seen.scale is not None else [], Grid((n, k), k))
+    if seen.block[0] != 1 or groups is None or groups.index is not None:
         return None
-    group = k if found.scale is None else min(found.scale.tile[1], k)
-    if group % found.block[1] or (k % group and found.scale is not None):
+    if groups.group % width or (k % groups.group and seen.scale is not None):
         return None
-    groups = -(-k // group)
-    scale = _scale(found.scale, grid, group, groups)
-    wide = any(len(book) > 256 for book in found.codebooks)
-    count = group // found.block[1]
+    wide, count = max(seen.levels) > 256, groups.group // width
     dtype = np.dtype("<u2" if wide else "u1")
 
-    def reader(codes: Codes) -> RowReader:
-        return lambda a, b: read_codes(codes, a, b).astype(dtype).reshape(b - a, groups, count)
+    def reader(place: int) -> RowReader:
+        read = seen.codes(place)
+        return lambda a, b: read(a, b).astype(dtype).reshape(b - a, groups.groups, count)
 
-    parts = tuple(
-        Part(
-            f"{name}.{i}",
-            (n, groups, count),
-            UINT16 if wide else UINT8,
-            reader(codes),
-            np.ascontiguousarray(book.reshape(len(book), -1)),
-            None,
-            scale,
-        )
-        for i, (codes, book) in enumerate(zip(found.codes, found.codebooks, strict=True))
-    )
-    return CodebookForm((n, k), f"{len(parts)} codebooks of {found.block[1]}-vectors", parts)
+    parts = []
+    for i in range(len(seen.grids)):
+        book = seen.book(i)
+        if book is None:
+            return None
+        table = np.ascontiguousarray(book.reshape(len(book), -1))
+        scale = groups.factor(seen.scale) if seen.scale is not None else None
+        shape, kind = (n, groups.groups, count), UINT16 if wide else UINT8
+        parts.append(Part(f"{name}.{i}", shape, kind, reader(i), table, None, scale))
+    return CodebookForm((n, k), f"{len(parts)} codebooks of {width}-vectors", tuple(parts))
 
 
-def _scale(scale: Param | None, grid: Grid, group: int, groups: int) -> RowReader | None:
-    if scale is None:
-        return None
-    read = spread(scale, grid, group, groups)
-    return (lambda a, b: (1 / read(a, b)).astype(np.float32)) if scale.divide else read
-
-
-def _selection(select: Param | None, grid: Grid, group: int, groups: int) -> RowReader | None:
-    if select is None:
-        return None
-    read = spread(select, grid, group, groups)
-    return lambda a, b: read(a, b) * np.float32(256)
+def _selection(select: RowReader | None) -> RowReader | None:
+    """Where in a table of bytes the values of each group's table begin."""
+    return None if select is None else lambda a, b: select(a, b) * np.float32(256)
 
 
 def _array(array: Array) -> RowReader:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import onnx
 
-from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder, onnx_type
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.params import RowReader
 
@@ -79,5 +79,5 @@ class FloatForm:
 
     def _stored(self, builder: GraphBuilder) -> str:
         shape = self.shape or (1,)
-        name = builder.initializer(self.name, STORAGE_TO_ONNX[self.storage], shape, self.rows)
+        name = builder.initializer(self.name, onnx_type(self.storage), shape, self.rows)
         return name if self.shape else builder.once("Squeeze", [name])

@@ -10,7 +10,7 @@ from qdeploy.backends.onnx.forms import FloatForm, Form
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.passthrough import Literal, StoredForm, literal, needs_type, stored_form
-from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.proto import GraphBuilder, onnx_type
 from qdeploy.backends.onnx.rules import Ruling, float_form, rule
 from qdeploy.backends.onnx.transposed import turned
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
@@ -51,14 +51,14 @@ class GraphLowering:
     def run(self) -> None:
         """Declares inputs and outputs and lowers every node."""
         for value in self.graph.inputs:
-            self.builder.input(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+            self.builder.input(value.name, onnx_type(value.dtype), value.shape)
             needs_type(self.builder, value.dtype)
         if self._states:
             self._open_states()
         for node in self.graph.nodes:
             emit(self, node)
         for value in self.graph.outputs:
-            self.builder.output(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+            self.builder.output(value.name, onnx_type(value.dtype), value.shape)
             needs_type(self.builder, value.dtype)
         for name in state_names(self.graph, "present"):
             self._declare_state(self.builder.output, name, "total_sequence_length")
@@ -123,7 +123,7 @@ class GraphLowering:
     # ---- states
 
     def _open_states(self) -> None:
-        mask = self.builder.input(MASK, STORAGE_TO_ONNX["I64"], ("batch", "total_sequence_length"))
+        mask = self.builder.input(MASK, onnx_type("I64"), ("batch", "total_sequence_length"))
         for name in state_names(self.graph, "past_key_values"):
             self._declare_state(self.builder.input, name, "past_sequence_length")
         self._attention = self._decoder_attention
@@ -132,7 +132,7 @@ class GraphLowering:
     def _declare_state(self, declare: Callable[..., str], name: str, length: str) -> None:
         state = self.graph.states[int(name.split(".")[1])]
         shape = ("batch", state.heads, length, padded_head(state.head_dim))
-        declare(name, STORAGE_TO_ONNX[state.dtype], shape)
+        declare(name, onnx_type(state.dtype), shape)
 
     @cached_property
     def _decoder(self) -> DecoderAttention:

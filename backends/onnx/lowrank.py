@@ -11,8 +11,8 @@ from qdeploy.backends.onnx.functions import REASON, add_all, function
 from qdeploy.backends.onnx.proto import QDEPLOY, GraphBuilder
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.decode import decode_codes
-from qdeploy.ir.match import sign_lowrank
-from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.ir.tensor import Codes
+from qdeploy.ir.views import SignLowRank
 from qdeploy.pack import bits as bit_stream
 
 FLOAT, UINT8, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT32
@@ -70,9 +70,6 @@ class SignLowRankForm:
         )
 
 
-def sign_lowrank_form(name: str, tensor: QTensor) -> SignLowRankForm | None:
-    """The form of a matrix that is a sum of signs times low rank; None for anything else."""
-    found = sign_lowrank(tensor)
-    if found is None or len(tensor.shape) != 2:
-        return None
-    return SignLowRankForm(name, (tensor.shape[0], tensor.shape[1]), found.terms)
+def sign_lowrank_form(name: str, seen: SignLowRank) -> SignLowRankForm | None:
+    """The form of a matrix that is a sum of signs times low rank; None for a tensor of other rank."""
+    return SignLowRankForm(name, (seen.shape[0], seen.shape[1]), seen.terms) if len(seen.shape) == 2 else None

@@ -1,4 +1,4 @@
-"""Floats of eight bits (e4m3, e5m2) with a scale per block: DequantizeLinear, exact and never folded, but slow.
+"""Floats of eight bits (e4m3, e5m2 and the like) with a scale per block: DequantizeLinear, exact but slow.
 
     DequantizeLinear <axis = 1, block_size = b> (codes FLOAT8 [N, K], scale F32 [N, ceil(K / b)])
 
@@ -12,13 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
-from qdeploy.ir.codes import read_codes
-from qdeploy.ir.match import minifloat_block
-from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.ir.views.params import Grid, RowReader, is_blockwise, spread
-
-_STORAGE = {"e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}
+from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder, onnx_type
+from qdeploy.ir.views import Minifloat
+from qdeploy.ir.views.params import RowReader
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class MinifloatForm:
     Attributes:
         name: The tensor's name.
         shape: [N, K].
-        storage: Storage type of the codes.
+        element: Element type of the codes.
         codes: Their bytes, [rows, K].
         block: Columns per scale.
         scale: float32 [rows, ceil(K / block)].
@@ -36,7 +32,7 @@ class MinifloatForm:
 
     name: str
     shape: tuple[int, int]
-    storage: str
+    element: str
     codes: RowReader
     block: int
     scale: RowReader
@@ -44,8 +40,8 @@ class MinifloatForm:
 
     @property
     def label(self) -> str:
-        """The storage type and the block."""
-        return f"{self.storage.lower()} block {self.block}"
+        """The element type and the block."""
+        return f"{self.element.lower()} block {self.block}"
 
     def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
         """DequantizeLinear, then a product with the transpose."""
@@ -62,31 +58,15 @@ class MinifloatForm:
     def _inputs(self, builder: GraphBuilder) -> tuple[str, str]:
         n, k = self.shape
         return (
-            builder.initializer(f"{self.name}.codes", STORAGE_TO_ONNX[self.storage], (n, k), self.codes),
-            builder.initializer(f"{self.name}.scale", STORAGE_TO_ONNX["F32"], (n, -(-k // self.block)), self.scale, 4),
+            builder.initializer(f"{self.name}.codes", onnx_type(self.element), (n, k), self.codes),
+            builder.initializer(f"{self.name}.scale", onnx_type("F32"), (n, -(-k // self.block)), self.scale, 4),
         )
 
 
-def minifloat_form(name: str, tensor: QTensor) -> MinifloatForm | None:
-    """The form of a matrix of e4m3 or e5m2; None for anything else."""
-    found = minifloat_block(tensor)
-    if found is None or found.kind not in _STORAGE or len(tensor.shape) != 2:
+def minifloat_form(name: str, seen: Minifloat) -> MinifloatForm | None:
+    """The form of a matrix of floats of a byte that DequantizeLinear takes; None for anything else."""
+    floats = seen.floats
+    if floats is None or seen.dtype.bits != 8 or not seen.dtype.dequantized or floats.grouping.index is not None:
         return None
-    if found.codes.decoded_shape != tensor.shape:
-        return None
-    (n, k), scale = tensor.shape, found.scale
-    grid, block = Grid((n, k), k), found.tile[1]
-    if scale is not None and not is_blockwise(scale, grid):
-        return None
-    count = -(-k // block)
-    if scale is None:
-        return MinifloatForm(
-            name, (n, k), _STORAGE[found.kind], _bytes(found.codes), k, lambda a, b: np.ones((b - a, 1), np.float32)
-        )
-    read = spread(scale, grid, block, count)
-    divided: RowReader = (lambda a, b: (1 / read(a, b)).astype(np.float32)) if scale.divide else read
-    return MinifloatForm(name, (n, k), _STORAGE[found.kind], _bytes(found.codes), block, divided)
-
-
-def _bytes(codes: Codes) -> RowReader:
-    return lambda a, b: read_codes(codes, a, b)
+    scale = floats.scale or (lambda start, stop: np.ones((stop - start, 1), np.float32))
+    return MinifloatForm(name, floats.shape, seen.dtype.element, floats.codes, floats.grouping.group, scale)

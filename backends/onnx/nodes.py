@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.passthrough import emit_opaque, emit_operator
-from qdeploy.backends.onnx.proto import MICROSOFT, STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder, onnx_type
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.ops.table import OPS, op
@@ -99,7 +99,7 @@ def _mat_mul(scope: Scope, node: Node) -> None:
 
 
 def _cast(scope: Scope, node: Node) -> None:
-    scope.builder.node("Cast", [scope.value(node.inputs[0])], node.outputs, to=STORAGE_TO_ONNX[str(node.attrs["to"])])
+    scope.builder.node("Cast", [scope.value(node.inputs[0])], node.outputs, to=onnx_type(str(node.attrs["to"])))
 
 
 def _clip(scope: Scope, node: Node) -> None:
@@ -112,7 +112,7 @@ def _clip(scope: Scope, node: Node) -> None:
 def _lookup(scope: Scope, node: Node) -> None:
     """A table of 256 entries by the place of a code among those of its type: here, of unsigned ones."""
     codes, table = (scope.value(name) for name in node.inputs)
-    index = scope.builder.node("Cast", [codes], to=STORAGE_TO_ONNX["I32"])
+    index = scope.builder.node("Cast", [codes], to=onnx_type("I32"))
     scope.builder.node("Gather", [table, index], node.outputs, axis=0)
 
 

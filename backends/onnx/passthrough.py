@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from qdeploy.backends.onnx.proto import MICROSOFT, OPSET, STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.proto import MICROSOFT, OPSET, GraphBuilder, onnx_type
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.codes import read_codes
-from qdeploy.ir.datatype import datatype
-from qdeploy.ir.element import INTEGER_TABLES, SMALL_TYPES, as_value, integer_type
+from qdeploy.ir.dtype import DType, dtype, of_element
+from qdeploy.ir.element import as_value, integer_type
 from qdeploy.ir.graph import Node
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, Codes, Param, QTensor
+from qdeploy.ir.views import Affine, Floats, Integers, Minifloat, view
 from qdeploy.ir.views.params import RowReader
 from qdeploy.pack import bits as bit_stream
 
@@ -37,17 +38,6 @@ if TYPE_CHECKING:
 SMALL = 1024
 """Elements up to which a constant stands in the graph itself."""
 _TYPES = ("output_dtype", "to", "dtype")
-_FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_QUANTIZED = {
-    **{table: name for table, name in INTEGER_TABLES.items() if table not in ("bool", "int64", "uint32")},
-    "e4m3": "F8_E4M3",
-    "e5m2": "F8_E5M2",
-    "e2m1": "F4_E2M1",
-}
-"""Number formats that DequantizeLinear takes."""
-_VERSIONS = {"U2": 25, "I2": 25, "F4_E2M1": 23}
-"""The version of ONNX that brought an element type, where that is after ours."""
-
 
 # ---- nodes
 
@@ -64,10 +54,10 @@ def emit_operator(scope: Scope, node: Node) -> None:
     for key in _TYPES:
         if key in kept:
             needs_type(scope.builder, str(kept[key]))
-            kept[key] = STORAGE_TO_ONNX[str(kept[key])]
+            kept[key] = onnx_type(str(kept[key]))
     if node.op == "ConstantOfShape":
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(int(kept.pop("dtype", 1)))
-        kept["value"] = onnx.numpy_helper.from_array(np.array([kept.pop("value", 0.0)], dtype))
+        number_type = onnx.helper.tensor_dtype_to_np_dtype(int(kept.pop("dtype", 1)))
+        kept["value"] = onnx.numpy_helper.from_array(np.array([kept.pop("value", 0.0)], number_type))
     domain = MICROSOFT if row.source.startswith(MICROSOFT) else ""
     scope.builder.node(node.op, inputs, node.outputs, domain, **kept)
 
@@ -108,7 +98,8 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
 
 def needs_type(builder: GraphBuilder, name: str) -> None:
     """Notes that an element type is used."""
-    builder.require("", _VERSIONS.get(name, OPSET))
+    row = of_element(name)
+    builder.require("", max(OPSET, row.onnx_since if row is not None else 0))
 
 
 def needs_operator(builder: GraphBuilder, domain: str, kind: str, version: int) -> None:
@@ -195,9 +186,9 @@ class StoredForm:
         values = _sole(scale)
         assert values is not None  # `stored_form` has looked
         shape = self._numbers(values)
-        factor = _declare(builder, f"{self.name}.:scale", values, _FLOATS[str(values.table)], shape)
+        factor = _declare(builder, f"{self.name}.:scale", values, dtype(str(values.table)).element, shape)
         if values.table != "f32":
-            factor = builder.once("Cast", [factor], to=STORAGE_TO_ONNX["F32"])
+            factor = builder.once("Cast", [factor], to=onnx_type("F32"))
         inputs = [stored, factor]
         zero = _sole(self.codes.zero) if self.codes.zero else None
         if zero is not None:
@@ -222,29 +213,34 @@ class StoredForm:
 
 def literal(name: str, tensor: QTensor) -> Literal | None:
     """A tensor that is small and not quantized, as a constant in the graph."""
-    codes = _bare(tensor)
-    small = codes is not None and math.prod(tensor.shape) <= SMALL
-    return Literal(name, tensor) if small and (codes is None or codes.table in (*_FLOATS, *INTEGER_TABLES)) else None
+    seen = view(tensor)
+    plain = isinstance(seen, Integers) or (isinstance(seen, Floats) and _is_scale(seen.dtype))
+    return Literal(name, tensor) if plain and math.prod(tensor.shape) <= SMALL else None
 
 
 def stored_form(name: str, tensor: QTensor) -> StoredForm | None:
     """A tensor as it is stored, or None where ONNX has no such form."""
-    element, codes = integer_type(tensor), _bare(tensor)
-    if element is not None and codes is not None:
-        return StoredForm(name, tensor, codes, element)
-    codes = _only(tensor)
-    if codes is None or codes.scale is None or codes.offset is not None or codes.table not in _QUANTIZED:
+    seen = view(tensor)
+    if isinstance(seen, Integers):
+        return StoredForm(name, tensor, seen.codes, seen.element)
+    if not isinstance(seen, Affine | Minifloat) or not seen.is_own_grid or seen.codes.offset is not None:
         return None
-    params = [p for p in (codes.scale, codes.zero) if p is not None]
-    if any(_sole(p) is None or p.tile != codes.scale.tile for p in params):
+    codes, row = seen.codes, dtype(str(seen.codes.table))
+    if codes.scale is None or not row.dequantized:
+        return None
+    if any(_sole(p) is None or p.tile != codes.scale.tile for p in seen.params):
         return None
     scale = _sole(codes.scale)
     zero = _sole(codes.zero) if codes.zero else None
-    if scale is None or scale.table not in _FLOATS or (zero is not None and zero.table != codes.table):
+    if scale is None or not _is_scale(dtype(str(scale.table))) or (zero is not None and zero.table != codes.table):
         return None
     placed = _axis(codes.shape, codes.scale.tile, scale.shape)
-    element = _QUANTIZED[str(codes.table)]
-    return None if placed is None else StoredForm(name, tensor, codes, element, *placed)
+    return None if placed is None else StoredForm(name, tensor, codes, row.element, *placed)
+
+
+def _is_scale(row: DType) -> bool:
+    """Whether DequantizeLinear takes scales of this type."""
+    return row.is_float and 16 <= row.bits <= 32
 
 
 def _axis(grid: tuple[int, ...], tile: tuple[int, ...], numbers: tuple[int, ...]) -> tuple[int | None, int] | None:
@@ -258,19 +254,6 @@ def _axis(grid: tuple[int, ...], tile: tuple[int, ...], numbers: tuple[int, ...]
     return (blocked[0], tile[blocked[0]]) if len(blocked) == 1 else None
 
 
-def _only(tensor: QTensor) -> Codes | None:
-    """The codes of a tensor that is nothing but codes in its own shape."""
-    if len(tensor.terms) != 1 or tensor.scale or tensor.offset or tensor.terms[0].where is not None:
-        return None
-    codes = tensor.terms[0].values
-    return codes if isinstance(codes, Codes) and codes.shape == (tensor.shape or (1,)) else None
-
-
-def _bare(tensor: QTensor) -> Codes | None:
-    codes = _only(tensor)
-    return codes if codes is not None and not (codes.zero or codes.scale or codes.offset) else None
-
-
 def _sole(param: Param | None) -> Codes | None:
     """The numbers of a param that are stored as such."""
     if param is None or param.index is not None or param.divide or not isinstance(param.values, Codes):
@@ -281,16 +264,15 @@ def _sole(param: Param | None) -> Codes | None:
 
 def _declare(builder: GraphBuilder, name: str, codes: Codes, element: str, shape: tuple[int, ...]) -> str:
     """Declares codes as an initializer of their element type; types of less than a byte are one stream."""
-    if element not in SMALL_TYPES and shape:
-        first, dtype = shape[0], STORAGE_TO_ONNX[element]
+    bits, count = dtype(str(codes.table)).bits, math.prod(codes.shape)
+    if bits >= 8 and shape:
         rows = codes.data[0].read if codes.shape == shape else _flat(codes)
-        return builder.initializer(name, dtype, (first, *shape[1:]), rows)
-    bits, count = datatype(str(codes.table)).bits, math.prod(codes.shape)
+        return builder.initializer(name, onnx_type(element), shape, rows)
     size = bit_stream.row_bytes(count, bits)
     known = ("declared", name)
     if known not in builder.memo:
-        builder.memo[known] = builder.initializer(name, STORAGE_TO_ONNX["U8"], (size,), _stream(codes, bits))
-        builder.graph.initializer[-1].data_type = STORAGE_TO_ONNX[element]
+        builder.memo[known] = builder.initializer(name, onnx_type("U8"), (size,), _stream(codes, bits))
+        builder.graph.initializer[-1].data_type = onnx_type(element)
         builder.graph.initializer[-1].dims[:] = shape
     return builder.memo[known]
 

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.external import Blob, ExternalData, Placed
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.dtype import of_element, of_onnx, onnx_rows
 from qdeploy.ir.tensor import Array
 from qdeploy.ir.views.params import RowReader
 
@@ -21,48 +23,23 @@ OPSET, IR_VERSION = 21, 10
 MICROSOFT, QDEPLOY = "com.microsoft", "qdeploy"
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 
-STORAGE_TO_ONNX: Mapping[str, int] = {
-    "F32": onnx.TensorProto.FLOAT,
-    "F16": onnx.TensorProto.FLOAT16,
-    "BF16": onnx.TensorProto.BFLOAT16,
-    "F64": onnx.TensorProto.DOUBLE,
-    "F8_E4M3": onnx.TensorProto.FLOAT8E4M3FN,
-    "F8_E5M2": onnx.TensorProto.FLOAT8E5M2,
-    "U8": onnx.TensorProto.UINT8,
-    "I8": onnx.TensorProto.INT8,
-    "U16": onnx.TensorProto.UINT16,
-    "I16": onnx.TensorProto.INT16,
-    "I32": onnx.TensorProto.INT32,
-    "I64": onnx.TensorProto.INT64,
-    "BOOL": onnx.TensorProto.BOOL,
-    "U32": onnx.TensorProto.UINT32,
-    "U64": onnx.TensorProto.UINT64,
-    "F8_E8M0": 24,
-    "U4": onnx.TensorProto.UINT4,
-    "I4": onnx.TensorProto.INT4,
-    "F4_E2M1": 23,
-    "U2": 25,
-    "I2": 26,
-}
-"""Element type (qdeploy/ir/element.py) -> element type of ONNX; numbers are of types younger than our oldest onnx."""
-ITEMSIZE: Mapping[int, int] = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.BFLOAT16: 2,
-    onnx.TensorProto.DOUBLE: 8,
-    onnx.TensorProto.FLOAT8E4M3FN: 1,
-    onnx.TensorProto.FLOAT8E5M2: 1,
-    onnx.TensorProto.UINT8: 1,
-    onnx.TensorProto.INT8: 1,
-    onnx.TensorProto.UINT16: 2,
-    onnx.TensorProto.INT16: 2,
-    onnx.TensorProto.INT32: 4,
-    onnx.TensorProto.INT64: 8,
-    onnx.TensorProto.BOOL: 1,
-    onnx.TensorProto.UINT32: 4,
-    24: 1,
-}
-"""Element type of ONNX -> bytes."""
+
+def onnx_type(element: str) -> int:
+    """The number in ONNX of an element type; raises UnsupportedError for one that ONNX does not have."""
+    row = of_element(element)
+    if row is None or not row.onnx:
+        raise UnsupportedError(
+            "ONNX has no such element type", found=element, allowed=", ".join(known.element for known in onnx_rows())
+        )
+    return row.onnx
+
+
+def itemsize(number: int) -> int:
+    """Bytes of an element of a type of ONNX; raises UnsupportedError for types of less than a byte, which have none."""
+    row = of_onnx(number)
+    if row is None or row.bits < 8:
+        raise UnsupportedError("elements of this type of ONNX are no whole bytes", found=number)
+    return row.bits // 8
 
 
 class GraphBuilder:
@@ -157,7 +134,7 @@ class GraphBuilder:
         self._declared.add(name)
         key = range_of or name
         if key not in self._places:
-            self._places[key] = self.data.place(Blob(key, tuple(shape), ITEMSIZE[dtype], rows, weight))
+            self._places[key] = self.data.place(Blob(key, tuple(shape), itemsize(dtype), rows, weight))
         place = self._places[key]
         tensor = self.graph.initializer.add(name=name, data_type=dtype, dims=shape)
         tensor.data_location = onnx.TensorProto.EXTERNAL

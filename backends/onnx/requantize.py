@@ -13,13 +13,13 @@ import numpy as np
 
 from qdeploy.ir.decode import slabs
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.ir.views.affine import Affine
+from qdeploy.ir.views import Grouped
 from qdeploy.quantize.nearest import nearest
 
 _GROUP = 32
 
 
-def requantized(tensor: QTensor) -> tuple[Affine, float]:
+def requantized(tensor: QTensor) -> tuple[Grouped, float]:
     """Returns the rounded matrix, and its signal-to-noise ratio in decibels (read once to measure it)."""
     n, k = tensor.shape
     bits = 4 if tensor.nbytes * 8 <= 5 * n * k else 8
@@ -43,7 +43,7 @@ def requantized(tensor: QTensor) -> tuple[Affine, float]:
         back = (round_rows(rows).astype(np.float32) - (1 << bits - 1)) * np.repeat(scales(rows), _GROUP, axis=1)[:, :k]
         signal += float(np.square(rows, dtype=np.float64).sum())
         noise += float(np.square(rows - back, dtype=np.float64).sum())
-    view = Affine(
+    view = Grouped(
         (n, k),
         (1 << bits) - 1,
         _GROUP,

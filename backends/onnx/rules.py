@@ -16,18 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qdeploy.backends.onnx.blocks import BLOCKS, BLOCKS_2BIT, blocking
-from qdeploy.backends.onnx.codebooks import codebook_form
+from qdeploy.backends.onnx.codebooks import CodebookForm, table_form, vector_form
 from qdeploy.backends.onnx.forms import FloatForm, Form
-from qdeploy.backends.onnx.lowrank import sign_lowrank_form
-from qdeploy.backends.onnx.minifloat import minifloat_form
+from qdeploy.backends.onnx.lowrank import SignLowRankForm, sign_lowrank_form
+from qdeploy.backends.onnx.minifloat import MinifloatForm, minifloat_form
 from qdeploy.backends.onnx.requantize import requantized
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.ir.views.affine import Affine, affine
-
-FLOAT_TABLES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64"}
-"""Number formats that stay as they are."""
+from qdeploy.ir.views import Coded, Floats, Grouped, Lookup, Minifloat, SignLowRank, Vector, View, view
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,17 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
     stored = float_form(name, tensor)
     if stored is not None:
         return Ruling(stored, f"stored as {stored.storage} and widened to float32 in the graph")
-    view = affine(tensor)
-    if view is not None:
-        form, reason = affine_form(name, view, activations)
-        return Ruling(form, reason, view.exact)
-    made = minifloat_form(name, tensor) or sign_lowrank_form(name, tensor) or codebook_form(name, tensor)
-    if made is not None:
-        return Ruling(made, f"slow: {made.reason}")
+    seen = view(tensor)
+    whole = seen.grouped if isinstance(seen, Coded | Vector) else None
+    if whole is not None:
+        form, reason = affine_form(name, whole, activations)
+        return Ruling(form, reason, whole.exact)
+    slow = _slow_form(name, seen)
+    if slow is not None:
+        return Ruling(slow, f"slow: {slow.reason}")
     if requantize and len(tensor.shape) == 2:
-        view, snr = requantized(tensor)
-        form, reason = affine_form(name, view, activations)
+        rounded, snr = requantized(tensor)
+        form, reason = affine_form(name, rounded, activations)
         return Ruling(form, f"requantized, signal to noise {snr:.1f} dB; {reason}", lossless=False)
     raise UnsupportedError(
         "no form of ONNX Runtime holds this encoding without loss",
@@ -75,47 +73,51 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
 
 def float_form(name: str, tensor: QTensor) -> FloatForm | None:
     """The form of an unquantized tensor, or None."""
-    if len(tensor.terms) != 1 or tensor.scale or tensor.offset or tensor.terms[0].where is not None:
-        return None
-    codes = tensor.terms[0].values
-    if not isinstance(codes, Codes) or codes.zero or codes.scale or codes.offset or codes.layout.kind != "plain":
-        return None
-    if not isinstance(codes.table, str) or codes.table not in FLOAT_TABLES or codes.shape != (tensor.shape or (1,)):
-        return None
-    return FloatForm(name, tensor, FLOAT_TABLES[codes.table], codes.data[0].read)
+    seen = view(tensor)
+    return FloatForm(name, tensor, seen.dtype.storage, seen.rows) if isinstance(seen, Floats) else None
 
 
-def affine_form(name: str, view: Affine, activations: str) -> tuple[AffineForm, str]:
-    """The container of an affine view, and why."""
+def _slow_form(name: str, seen: View) -> MinifloatForm | SignLowRankForm | CodebookForm | None:
+    """The form of a matrix that is no integers, or None."""
+    if isinstance(seen, SignLowRank):
+        return sign_lowrank_form(name, seen)
+    if isinstance(seen, Vector):
+        return vector_form(name, seen)
+    exact = minifloat_form(name, seen) if isinstance(seen, Minifloat) else None
+    return exact or (table_form(name, seen) if isinstance(seen, Minifloat | Lookup) else None)
+
+
+def affine_form(name: str, whole: Grouped, activations: str) -> tuple[AffineForm, str]:
+    """The container of an affine whole, and why."""
     if activations == "int8":
-        two = blocking(view, BLOCKS_2BIT, 2)
-        if view.bits <= 2 and two.columns is None:
-            return AffineForm(name, view, two, 2, False, 4), _why(view, 2, "int8 activations, 2-bit kernel")
-        bits = 4 if view.bits <= 4 else 8
+        two = blocking(whole, BLOCKS_2BIT, 2)
+        if whole.bits <= 2 and two.columns is None:
+            return AffineForm(name, whole, two, 2, False, 4), _why(whole, 2, "int8 activations, 2-bit kernel")
+        bits = 4 if whole.bits <= 4 else 8
         return (
-            AffineForm(name, view, blocking(view, BLOCKS, bits), bits, False, 4),
-            _why(view, bits, f"int8 activations, {bits}-bit kernel"),
+            AffineForm(name, whole, blocking(whole, BLOCKS, bits), bits, False, 4),
+            _why(whole, bits, f"int8 activations, {bits}-bit kernel"),
         )
-    if view.bits <= 4:
+    if whole.bits <= 4:
         return (
-            AffineForm(name, view, blocking(view, BLOCKS, 4), 4, False, 0),
-            _why(view, 4, "float32 activations are fast with 4 bits only"),
+            AffineForm(name, whole, blocking(whole, BLOCKS, 4), 4, False, 0),
+            _why(whole, 4, "float32 activations are fast with 4 bits only"),
         )
     return (
-        AffineForm(name, view, blocking(view, BLOCKS, 8), 4, True, 0),
-        _why(view, 8, "float32 activations are fast with 4 bits only: high and low nibbles apart"),
+        AffineForm(name, whole, blocking(whole, BLOCKS, 8), 4, True, 0),
+        _why(whole, 8, "float32 activations are fast with 4 bits only: high and low nibbles apart"),
     )
 
 
-def _why(view: Affine, bits: int, kernel: str) -> str:
+def _why(whole: Grouped, bits: int, kernel: str) -> str:
     parts = [kernel]
-    if view.bits < bits:
-        parts.append(f"{view.bits}-bit codes in a {bits}-bit container")
-    if view.index is not None:
+    if whole.bits < bits:
+        parts.append(f"{whole.bits}-bit codes in a {bits}-bit container")
+    if whole.index is not None:
         parts.append("columns permuted for act-order")
-    if view.offset is not None:
+    if whole.offset is not None:
         parts.append("offsets added as block sums")
-    if not view.exact:
+    if not whole.exact:
         parts.append("a quotient or product of stored parameters is rounded to float32")
     return "; ".join(parts)
 

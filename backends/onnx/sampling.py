@@ -17,7 +17,7 @@ from qdeploy.backends.onnx.forms import Form
 from qdeploy.backends.onnx.integer.lowering import WeightForm
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.passthrough import StoredForm
-from qdeploy.backends.onnx.proto import DATA_FILE, ITEMSIZE, GraphBuilder
+from qdeploy.backends.onnx.proto import DATA_FILE, GraphBuilder, itemsize
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
@@ -77,7 +77,7 @@ class SampleBuilder(GraphBuilder):
         if any(known.name == name for known in self.graph.initializer):
             return name
         offset = self._lowered.places[range_of or name].offset
-        size = int(np.prod(shape[1:], dtype=np.int64)) * ITEMSIZE[dtype]
+        size = int(np.prod(shape[1:], dtype=np.int64)) * itemsize(dtype)
         windows = [(0, shape[0])] if shared else self._windows
         raw = b"".join(self._file.read(offset + start * size, (stop - start) * size) for start, stop in windows)
         count = sum(stop - start for start, stop in windows)

@@ -13,6 +13,7 @@ import numpy as np
 
 from qdeploy.backends.onnx.passthrough import stored_form
 from qdeploy.ir.codes import read_codes
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor
 from qdeploy.store.storage import storage_dtype
 
@@ -61,8 +62,8 @@ def turned(name: str, tensor: QTensor) -> QTensor | None:
     form = stored_form(name, tensor)
     if form is None or not form.block or form.axis != 0 or len(tensor.shape) != 2:
         return None
-    codes = form.codes
-    if codes.table not in ("uint2", "int2", "uint4", "int4", "uint8", "int8"):
+    codes, row = form.codes, dtype(str(form.codes.table))
+    if not row.is_integer or row.bits not in (2, 4, 8):
         return None
     made = replace(_turned(codes), zero=_param(codes.zero), scale=_param(codes.scale))
     return replace(tensor, shape=tensor.shape[::-1], terms=(replace(tensor.terms[0], values=made),), source=None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from qdeploy.backends.onnx.proto import MICROSOFT
-from qdeploy.ir.element import SMALL_TYPES, element_dtype
+from qdeploy.ir.dtype import element_row
+from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph, Value
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.tensor import Array
@@ -22,8 +23,8 @@ def trial_inputs(graph: Graph) -> dict[str, Array]:
 
 def _trial(value: Value, rng: np.random.Generator) -> Array:
     shape = [n if isinstance(n, int) else 4 if place else 1 for place, n in enumerate(value.shape)]
-    dtype = element_dtype(value.dtype)
-    if value.dtype == "BOOL" or dtype.kind in "iu" or value.dtype in SMALL_TYPES:
+    row, dtype = element_row(value.dtype), element_dtype(value.dtype)
+    if row.kind == "bool" or row.is_integer or row.bits < 8:
         return rng.integers(0, 2, shape).astype(dtype)  # valid as ids, codes, masks and flags
     return rng.standard_normal(shape).astype(dtype)
 

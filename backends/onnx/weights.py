@@ -31,7 +31,7 @@ import onnx
 from qdeploy.backends.onnx.blocks import Blocking
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
 from qdeploy.ir.tensor import Array
-from qdeploy.ir.views.affine import Affine
+from qdeploy.ir.views import Grouped
 from qdeploy.ir.views.params import RowReader
 from qdeploy.pack import bits as bit_stream
 
@@ -54,7 +54,7 @@ class AffineForm:
     """
 
     name: str
-    view: Affine
+    view: Grouped
     blocking: Blocking
     bits: int
     split: bool

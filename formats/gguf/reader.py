@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, Term, plain
 from qdeploy.store.folder import Folder
@@ -140,7 +140,7 @@ def _tensor(stored: Stored) -> QTensor:
         return QTensor(stored.shape, "F32", (Term(codes),), source=source)
     source = Source(NAME, "verbatim", {}, (SourceTensor(origin.file, origin.name, entry.dtype, entry.shape),))
     buffer = Buffer("data", entry.dtype, entry.shape or (1,), VerbatimRows(entry, origin))
-    tensor = plain(buffer, PLAIN_TABLE[entry.dtype], source)
+    tensor = plain(buffer, plain_name(entry.dtype), source)
     return tensor if entry.shape else QTensor((), tensor.dtype, tensor.terms, source=source)
 
 

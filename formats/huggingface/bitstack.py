@@ -33,7 +33,7 @@ from qdeploy.contracts.clues import Clues
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Layout, LowRank, Param, QTensor, Rung, Shape, Source, SourceTensor, Term
 from qdeploy.store.folder import Folder
@@ -176,7 +176,7 @@ def _block(layer: _Layer, i: int, shape: Shape, how: Recoding) -> Term:
     packed = (rows, -(-columns // 8))
     signs = checkpoint.recoded(f"signs.{i}", "U8", packed, f"{layer.name}.qweight_{i}", how)
     u, vt = (checkpoint.verbatim(f"{part}.{i}", f"{layer.name}.{part}_{i}") for part in ("u", "vt"))
-    factors = (Codes(b.shape, (b,), PLAIN, PLAIN_TABLE[b.dtype]) for b in (u, vt))
+    factors = (Codes(b.shape, (b,), PLAIN, plain_name(b.dtype)) for b in (u, vt))
     return Term(Codes(shape, (signs,), Layout("bits", 1), "sign", scale=Param(LowRank(*factors), (1, 1))))
 
 

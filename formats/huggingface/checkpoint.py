@@ -20,13 +20,14 @@ from typing import Any
 
 from qdeploy.contracts.clues import INDEX, Clues
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import of_storage
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, plain
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
 from qdeploy.store.recode import RecodedRows, Recoding, VerbatimRows
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
+from qdeploy.store.storage import STORAGE_TYPES
 
 _QUANTIZED_SUFFIXES = (
     ".qweight",
@@ -108,16 +109,17 @@ class Checkpoint:
     def plain(self, name: str, format: str = "safetensors") -> QTensor:
         """A stored tensor as it is."""
         entry = self.entries[name]
-        if entry.dtype not in PLAIN_TABLE:
+        row = of_storage(entry.dtype)
+        if row is None:
             raise UnsupportedError(
                 "tensors of this type are not read",
                 where=f"{entry.file.name}: {name}",
                 found=entry.dtype,
-                allowed=", ".join(PLAIN_TABLE),
+                allowed=", ".join(STORAGE_TYPES),
             )
         part = SourceTensor(entry.file.name, name, entry.dtype, entry.shape)
         source = Source(format, "verbatim", {}, (part,))
-        tensor = plain(self.verbatim("data", name), PLAIN_TABLE[entry.dtype], source)
+        tensor = plain(self.verbatim("data", name), row.name, source)
         return tensor if entry.shape else QTensor((), tensor.dtype, tensor.terms, source=source)
 
     def verbatim(self, key: str, name: str) -> Buffer:

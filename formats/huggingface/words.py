@@ -22,7 +22,7 @@ from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.huggingface.checkpoint import Checkpoint
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
 from qdeploy.pack.words import transpose
 from qdeploy.store.recode import Recoding
@@ -190,7 +190,7 @@ def affine(
     """The weight [N, K] in normal form: (code - zero) * scale, with one scale and zero per row and group."""
     layout, table = Layout("bits", width=bits), f"uint{bits}"
     tile = (1, 1) if index else (1, group)
-    scales = Param(Codes(scale.shape, (scale,), PLAIN, PLAIN_TABLE[scale.dtype]), tile, index)
+    scales = Param(Codes(scale.shape, (scale,), PLAIN, plain_name(scale.dtype)), tile, index)
     zeros = Param(Codes(scale.shape, (zero,), layout, table), tile, index)
     weight = Codes(shape, (codes,), layout, table, zeros, scales)
     return QTensor(shape, scale.dtype, (Term(weight),), source=source)

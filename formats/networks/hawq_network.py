@@ -25,7 +25,7 @@ import numpy as np
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.networks.hawq import CHECKPOINT, CONFIG
 from qdeploy.ir.codes import packed_codes
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.dyadic import dyadics, quotient
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
@@ -178,7 +178,7 @@ class Builder:
             self.constants[name] = QTensor(array.shape, "I8", (Term(packed_codes(array, bits, f"int{bits}")),))
             return name
         kind = {"int8": "I8", "int32": "I32", "int64": "I64"}[array.dtype.name]
-        plain = Codes(array.shape, (Buffer.of("data", array, kind),), PLAIN, PLAIN_TABLE[kind])
+        plain = Codes(array.shape, (Buffer.of("data", array, kind),), PLAIN, plain_name(kind))
         self.constants[name] = QTensor(array.shape, kind, (Term(plain),))
         return name
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
@@ -178,7 +178,7 @@ class Network:
     def constant(self, name: str, array: Array) -> str:
         """Adds numbers as a constant."""
         dtype = _STORED.get(array.dtype.name, "I64")
-        made = plain(Buffer.of("data", np.atleast_1d(array), dtype), PLAIN_TABLE[dtype])
+        made = plain(Buffer.of("data", np.atleast_1d(array), dtype), plain_name(dtype))
         self.constants[name] = QTensor(array.shape, dtype, made.terms)
         return name
 

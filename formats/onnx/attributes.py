@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qdeploy.formats.stored import ELEMENTS
+from qdeploy.ir.dtype import of_onnx
 
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS, GRAPHS = 1, 2, 3, 4, 5, 6, 7, 8, 10
 _TYPES = ("to", "output_dtype", "dtype")  # attributes that are element types
@@ -52,9 +52,10 @@ def known(op: str, domain: str, version: int, given: Mapping[str, Any], row: Map
             if name in _TYPES and isinstance(value, int):
                 if value == 0:
                     continue
-                if value not in ELEMENTS:
+                known_type = of_onnx(value)
+                if known_type is None:
                     return None
-                value = ELEMENTS[value].name
+                value = known_type.element
             if not is_json(value):
                 return None
             kept[name] = value

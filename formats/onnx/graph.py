@@ -21,7 +21,8 @@ from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx.attributes import TENSOR, attributes, captured, encoded, subgraphs
 from qdeploy.formats.onnx.initializers import element_of, typed_units
 from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
-from qdeploy.formats.stored import ELEMENTS, Array, InMemory, Stored
+from qdeploy.formats.stored import Array, InMemory, Stored
+from qdeploy.ir.dtype import DType, element_row, of_onnx, onnx_rows, plain_name
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.ops.table import OPS
@@ -31,7 +32,6 @@ from qdeploy.store.origin import Origin
 MICROSOFT = "com.microsoft"
 STATIC_ELEMENTS = 4096
 """Constants up to this size can become attributes."""
-_CAST = ("F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4_E2M1")
 _TYPE_OF = {"float": "F32", "double": "F64"}
 
 
@@ -88,10 +88,10 @@ class Network:
             element = element_of(attribute.t, where)
             shape, units = tuple(attribute.t.dims), typed_units(attribute.t, element, where)
         elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
-            number = 7 if "int" in attribute.name else 1
+            whole = "int" in attribute.name
             given = attributes(node)[attribute.name]
-            array = np.array(given, np.int64 if number == 7 else np.float32)
-            element, shape, units = ELEMENTS[number], array.shape, array.reshape(-1)
+            array = np.array(given, np.int64 if whole else np.float32)
+            element, shape, units = element_row("I64" if whole else "F32"), array.shape, array.reshape(-1)
         else:
             return None
         origin = Origin(self.file, name, element.storage, (units.size,))
@@ -143,7 +143,7 @@ class Network:
     def static(self, name: str) -> Array | None:
         """A small constant as an array; None for anything else."""
         stored = self.stored.get(name)
-        if stored is None or stored.element.bits < 8 or stored.count > STATIC_ELEMENTS or name in self.claimed:
+        if stored is None or stored.dtype.bits < 8 or stored.count > STATIC_ELEMENTS or name in self.claimed:
             return None
         return stored.array()
 
@@ -151,10 +151,10 @@ class Network:
         """The value of a name in our graph, in its own element type."""
         name = self._alias.get(name, name)
         stored = self.stored.get(name)
-        if stored is None or name in self.claimed or stored.element.name not in _CAST:
+        if stored is None or name in self.claimed or not _enters_by_a_cast(stored.dtype):
             return name
         if name not in self._cast:
-            self._cast[name] = self.cast(name, stored.element.name, f"{name}/{stored.element.name.lower()}")
+            self._cast[name] = self.cast(name, stored.dtype.element, f"{name}/{stored.dtype.element.lower()}")
         return self._cast[name]
 
     def cast(self, name: str, to: str, output: str) -> str:
@@ -168,8 +168,7 @@ class Network:
     def constant(self, array: Array, dtype: str) -> str:
         """A constant of the graph that the source holds in another form."""
         name = f"constant/{len(self.constants)}"
-        table = next(e.table for e in ELEMENTS.values() if e.name == dtype)
-        self.constants[name] = plain(Buffer.of("data", np.atleast_1d(array), dtype), table)
+        self.constants[name] = plain(Buffer.of("data", np.atleast_1d(array), dtype), plain_name(dtype))
         return name
 
     def add(
@@ -250,14 +249,15 @@ class Network:
 
     def _value(self, info: Any) -> Value:
         kind = info.type.tensor_type
-        if not info.type.HasField("tensor_type") or kind.elem_type not in ELEMENTS or not kind.HasField("shape"):
+        row = of_onnx(kind.elem_type)
+        if not info.type.HasField("tensor_type") or row is None or not kind.HasField("shape"):
             raise UnsupportedError(
                 "an input or output is no tensor of a known type and rank",
                 where=self.file,
                 found=info.name,
-                allowed=", ".join(e.name for e in ELEMENTS.values()),
+                allowed=", ".join(known.element for known in onnx_rows()),
             )
-        return Value(info.name, ELEMENTS[kind.elem_type].name, _axes(info))
+        return Value(info.name, row.element, _axes(info))
 
 
 def dequantizer(node: Any) -> tuple[Any, ...] | None:
@@ -275,6 +275,11 @@ def dequantizer(node: Any) -> tuple[Any, ...] | None:
     return None
 
 
+def _enters_by_a_cast(row: DType) -> bool:
+    """Whether values of this type are floats that a tensor, which enters as float32, has to be cast back to."""
+    return row.kind in ("float", "exponent") and row.element != "F32"
+
+
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
@@ -287,10 +292,11 @@ def _axes(info: Any) -> tuple[int | str, ...]:
 
 
 def _described(info: Any) -> list[Any] | None:
-    if info is None or info.type.tensor_type.elem_type not in ELEMENTS:
+    row = None if info is None else of_onnx(info.type.tensor_type.elem_type)
+    if row is None:
         return None
     known = info.type.tensor_type.HasField("shape")
-    return [ELEMENTS[info.type.tensor_type.elem_type].name, list(_axes(info)) if known else None]
+    return [row.element, list(_axes(info)) if known else None]
 
 
 def row_takes(op: str, inputs: Sequence[str]) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx.scan import Span
-from qdeploy.formats.stored import ELEMENTS, Array, ByteRange, ElementType, InMemory, Stored
+from qdeploy.formats.stored import Array, ByteRange, InMemory, Stored
+from qdeploy.ir.dtype import DType, of_onnx, onnx_rows
 from qdeploy.pack import bits as bit_stream
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
@@ -45,9 +46,9 @@ def open_initializers(folder: Folder, file: str, protos: Sequence[Any], spans: S
 
 def _open(folder: Folder, file: str, proto: Any, span: Span | None) -> Stored:
     where = f"{file}: {proto.name}"
-    element, shape = element_of(proto, where), tuple(proto.dims)
-    size = bit_stream.row_bytes(math.prod(shape), element.bits)
-    count = size if element.bits < 8 else math.prod(shape)
+    row, shape = element_of(proto, where), tuple(proto.dims)
+    size = bit_stream.row_bytes(math.prod(shape), row.bits)
+    count = size if row.bits < 8 else math.prod(shape)
     external = proto.data_location == 1
     if external + (span is not None) > 1 or (external and _typed(proto)):
         raise BadFileError("a tensor has its data in two places", where=where)
@@ -59,30 +60,31 @@ def _open(folder: Folder, file: str, proto: Any, span: Span | None) -> Stored:
                 "a tensor's size contradicts its shape",
                 where=where,
                 found=span.end - span.begin,
-                allowed=f"{size} bytes for {list(shape)} {element.name}",
+                allowed=f"{size} bytes for {list(shape)} {row.element}",
             )
         name, begin = file, span.begin
     else:
-        origin = Origin(file, proto.name, element.storage, (count,), kind=element.name)
-        return Stored(proto.name, element, shape, InMemory(typed_units(proto, element, where)), origin, exact=False)
-    origin = Origin(name, proto.name, element.storage, (count,), kind=element.name, begin=begin)
-    return Stored(proto.name, element, shape, ByteRange(folder.rows(name), begin, element.storage), origin)
+        origin = Origin(file, proto.name, row.storage, (count,), kind=row.element)
+        return Stored(proto.name, row, shape, InMemory(typed_units(proto, row, where)), origin, exact=False)
+    origin = Origin(name, proto.name, row.storage, (count,), kind=row.element, begin=begin)
+    return Stored(proto.name, row, shape, ByteRange(folder.rows(name), begin, row.storage), origin)
 
 
-def element_of(proto: Any, where: str) -> ElementType:
+def element_of(proto: Any, where: str) -> DType:
     """The element type of a TensorProto whose shape is legal."""
-    if proto.data_type not in ELEMENTS:
+    row = of_onnx(proto.data_type)
+    if row is None:
         raise UnsupportedError(
             "tensors of this element type are not read",
             where=where,
             found=proto.data_type,
-            allowed=", ".join(e.name for e in ELEMENTS.values()),
+            allowed=", ".join(known.element for known in onnx_rows()),
         )
     if len(proto.dims) > MAX_RANK or any(n < 0 for n in proto.dims) or math.prod(proto.dims) > 1 << 48:
         raise BadFileError(
             "a shape is out of bounds", where=where, found=list(proto.dims)[:16], allowed=f"at most {MAX_RANK} axes"
         )
-    return ELEMENTS[proto.data_type]
+    return row
 
 
 def _typed(proto: Any) -> bool:
@@ -117,32 +119,32 @@ def _number(text: str, key: str, where: str) -> int:
     return int(text)
 
 
-def typed_units(proto: Any, element: ElementType, where: str) -> Array:
+def typed_units(proto: Any, row: DType, where: str) -> Array:
     """The units of a TensorProto in memory: of its typed field, or of the raw_data of a constant in a node."""
     count = math.prod(proto.dims)
-    size = bit_stream.row_bytes(count, element.bits)
+    size = bit_stream.row_bytes(count, row.bits)
     if proto.data_location == 1:
         raise UnsupportedError("a constant inside of a node lies in another file", where=where)
-    units: Array = np.frombuffer(proto.raw_data, np.uint8) if proto.raw_data else _from_field(proto, element)
+    units: Array = np.frombuffer(proto.raw_data, np.uint8) if proto.raw_data else _from_field(proto, row)
     if units.nbytes != size:
         raise BadFileError(
             "a tensor's size contradicts its shape",
             where=where,
             found=f"{units.nbytes} bytes",
-            allowed=f"{size} bytes for {list(proto.dims)} {element.name}",
+            allowed=f"{size} bytes for {list(proto.dims)} {row.element}",
         )
-    return units.view(storage_dtype(element.storage))
+    return units.view(storage_dtype(row.storage))
 
 
-def _from_field(proto: Any, element: ElementType) -> Array:
-    """Typed fields: float_data, double_data and int64_data as they are; all else in the low bits of int32_data."""
-    if element.name == "F32":
+def _from_field(proto: Any, row: DType) -> Array:
+    """Typed fields: wide types have fields of their own; everything else lies in the low bits of int32_data."""
+    if row.element == "F32":
         return np.array(proto.float_data, np.float32)
-    if element.name == "F64":
+    if row.element == "F64":
         return np.array(proto.double_data, np.float64)
-    if element.name == "I64":
+    if row.element == "I64":
         return np.array(proto.int64_data, np.int64)
-    if element.name == "U32":
-        return np.array(proto.uint64_data, np.uint64).astype(np.uint32)
-    unit = max(element.bits, 8) // 8
+    if row.element in ("U32", "U64"):
+        return np.array(proto.uint64_data, np.uint64).astype(row.numpy)
+    unit = max(row.bits, 8) // 8
     return np.array(proto.int32_data, np.int64).astype(f"<i{unit}")

@@ -16,7 +16,7 @@ from qdeploy.errors import BadFileError
 from qdeploy.formats.onnx.attributes import TENSOR, attributes, known
 from qdeploy.formats.onnx.graph import MICROSOFT, Network, dequantizer, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
-from qdeploy.formats.stored import ELEMENTS
+from qdeploy.ir.dtype import of_onnx
 from qdeploy.ir.ops.table import OPS
 
 Importer = Callable[[Network, Any, dict[str, Any]], bool]
@@ -146,19 +146,20 @@ def _constant_of_shape(network: Network, node: Any, attrs: dict[str, Any]) -> bo
     for a in node.attribute:
         if a.name != "value" or a.type != TENSOR:
             return False
-        element = element_of(a.t, node.name)
-        units = typed_units(a.t, element, node.name)
-        if element.bits < 8 or units.size != 1:
+        row = element_of(a.t, node.name)
+        units = typed_units(a.t, row, node.name)
+        if row.bits < 8 or units.size != 1:
             return False
-        found = {"value": units[0].item(), "dtype": element.name}
+        found = {"value": units[0].item(), "dtype": row.element}
     network.add("ConstantOfShape", (network.value(node.input[0]),), node.output, found, node.name)
     return True
 
 
 def _cast(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
-    if attrs.get("to") not in ELEMENTS:
+    row = of_onnx(attrs.get("to", 0))
+    if row is None:
         return False
-    network.cast(network.value(node.input[0]), ELEMENTS[attrs["to"]].name, node.output[0])
+    network.cast(network.value(node.input[0]), row.element, node.output[0])
     return True
 
 
@@ -184,7 +185,7 @@ def _fused_mat_mul(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     """X @ W.T over a matrix of the model; other forms stay as they are."""
     weight = network.stored.get(node.input[1])
     same = {"transB": 1, "alpha": 1.0, "transA": 0, "transBatchA": 0, "transBatchB": 0}
-    if weight is None or len(weight.shape) != 2 or weight.element.name != "F32" or attrs.get("transB") != 1:
+    if weight is None or len(weight.shape) != 2 or weight.dtype.element != "F32" or attrs.get("transB") != 1:
         return False
     if any(same.get(key) != value for key, value in attrs.items()):
         return False

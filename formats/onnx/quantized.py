@@ -26,7 +26,7 @@ from qdeploy.pack import bits as bit_stream
 from qdeploy.store.recode import RecodedRows, Recoding
 
 FLOATS = ("F32", "F16", "BF16")
-_QUANTIZED = ("U8", "I8", "U16", "I16", "I32", "U4", "I4", "U2", "I2", "F8_E4M3", "F8_E5M2", "F4_E2M1")
+"""Element types of scales."""
 
 
 def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs: Mapping[str, Any]) -> QTensor | None:
@@ -42,12 +42,12 @@ def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs
         return None
     count = -(-k // block)
     scale, zero, index = others["scale"], others["zero"], others["index"]
-    if weight.element.name != "U8" or weight.count != n * count * block * bits // 8:
+    if weight.dtype.element != "U8" or weight.count != n * count * block * bits // 8:
         return None
-    if scale is None or scale.element.name not in FLOATS or scale.count != n * count:
+    if scale is None or scale.dtype.element not in FLOATS or scale.count != n * count:
         return None
     buffer = None if index is None else Buffer("index", "I32", (k,), index.buffer("index", (k,)).rows)
-    if index is not None and (index.element.name != "I32" or index.count != k):
+    if index is not None and (index.dtype.element != "I32" or index.count != k):
         return None
     tile = (1, 1) if index is not None else (1, block)
     zeros = _zero_points(zero, (n, count), bits)
@@ -57,17 +57,17 @@ def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs
     scales = Param(scale.codes("scale", (n, count)), tile, buffer)
     codes = Codes((n, k), (_columns(weight, n, k, bits),), Layout("bits", bits), f"uint{bits}", held, scales)
     parts = [part for part in (weight, scale, zero, index) if part is not None]
-    return QTensor((n, k), scale.element.name, (Term(codes),), source=source_of("onnx", "matmulnbits", parts))
+    return QTensor((n, k), scale.dtype.element, (Term(codes),), source=source_of("onnx", "matmulnbits", parts))
 
 
 def _zero_points(zero: Stored | None, grid: Shape, bits: int) -> Codes | None:
     if zero is None:
         middle = np.array([[1 << (bits - 1)]], np.uint8)
         return Codes((1, 1), (Buffer("zero", "U8", (1, 1), ArrayRows(middle)),), Layout("plain"), "uint8")
-    if zero.element.name in FLOATS:
+    if zero.dtype.element in FLOATS:
         return zero.codes("zero", grid) if zero.count == math.prod(grid) else None
     packed = (grid[0], bit_stream.row_bytes(grid[1], bits))
-    if zero.element.name != "U8" or zero.count != math.prod(packed):
+    if zero.dtype.element != "U8" or zero.count != math.prod(packed):
         return None
     return Codes(grid, (zero.buffer("zero", packed),), Layout("bits", bits), f"uint{bits}")
 
@@ -93,9 +93,9 @@ def _columns(weight: Stored, n: int, k: int, bits: int) -> Buffer:
 
 def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block: int) -> QTensor | None:
     """An initializer that a DequantizeLinear node takes; None where its parameters do not fit it."""
-    if x.element.name not in _QUANTIZED or scale.element.name not in FLOATS or not x.count:
+    if not x.dtype.dequantized or scale.dtype.element not in FLOATS or not x.count:
         return None
-    if zero is not None and (zero.shape, zero.element) != (scale.shape, x.element):
+    if zero is not None and (zero.shape, zero.dtype) != (scale.shape, x.dtype):
         return None
     grid = x.shape or (1,)
     placed = _tiles(grid, scale.shape, axis, block)
@@ -105,7 +105,7 @@ def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block:
     zeros = None if zero is None else Param(zero.codes("zero", extents), tile)
     codes = x.codes("codes", grid, zero=zeros, scale=Param(scale.codes("scale", extents), tile))
     parts = [part for part in (x, scale, zero) if part is not None]
-    return QTensor(x.shape, scale.element.name, (Term(codes),), source=source_of("onnx", "dequantizelinear", parts))
+    return QTensor(x.shape, scale.dtype.element, (Term(codes),), source=source_of("onnx", "dequantizelinear", parts))
 
 
 def _tiles(grid: Shape, param: Shape, axis: int, block: int) -> tuple[Shape, Shape] | None:

@@ -74,8 +74,8 @@ class Network:
     def listed(self, index: int) -> list[int]:
         """A constant list of integers."""
         part = self.part(index)
-        if part.stored.element.name not in ("I32", "I64") or part.stored.count > 64:
-            raise BadFileError("a list of integers is none", where=self.where(index), found=part.stored.element.name)
+        if part.stored.dtype.element not in ("I32", "I64") or part.stored.count > 64:
+            raise BadFileError("a list of integers is none", where=self.where(index), found=part.stored.dtype.element)
         return [int(n) for n in part.array().reshape(-1)]
 
     def where(self, index: int) -> str:
@@ -100,7 +100,7 @@ class Network:
 
     def dtype(self, index: int) -> str:
         """The element type of a tensor."""
-        return element(self.tensor(index).kind, self.where(index)).name
+        return element(self.tensor(index).kind, self.where(index)).element
 
     def spatial(self, op: Operator, index: int, kernel: Sequence[int]) -> dict[str, Any]:
         """strides, dilations and explicit pads of a window over an image [N, H, W, C]."""

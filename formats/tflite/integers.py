@@ -77,12 +77,12 @@ def _bias(network: Network, op: Operator) -> tuple[list[str], bool]:
     if len(op.inputs) < 3 or op.inputs[2] < 0:
         return [], wide
     part = network.part(op.inputs[2])
-    if part.stored.element.name == "I32":
+    if part.stored.dtype.element == "I32":
         return [network.integers(op.inputs[2])], False
     numbers = part.array()
-    if part.stored.element.name != "I64" or np.abs(numbers).max(initial=0) >= 1 << 31:
+    if part.stored.dtype.element != "I64" or np.abs(numbers).max(initial=0) >= 1 << 31:
         raise UnsupportedError(
-            "a bias that does not fit an int32", where=network.where(op.inputs[2]), found=part.stored.element.name
+            "a bias that does not fit an int32", where=network.where(op.inputs[2]), found=part.stored.dtype.element
         )
     return [network.constant(numbers.astype(np.int32), f"{network.names[op.inputs[2]]}/i32")], True
 

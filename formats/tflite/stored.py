@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.formats.stored import ELEMENTS, ByteRange, ElementType, Stored
+from qdeploy.formats.stored import ByteRange, Stored
 from qdeploy.formats.tflite.schema import Parsed, Tensor
+from qdeploy.ir.dtype import DType, dtype
 from qdeploy.ir.element import as_value
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Shape, Source, SourceTensor, Term
 from qdeploy.pack import bits as bit_stream
@@ -21,27 +22,27 @@ from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
 
 _KINDS = {
-    "FLOAT32": 1,
-    "UINT8": 2,
-    "INT8": 3,
-    "UINT16": 4,
-    "INT16": 5,
-    "INT32": 6,
-    "INT64": 7,
-    "BOOL": 9,
-    "FLOAT16": 10,
-    "FLOAT64": 11,
-    "UINT32": 12,
-    "INT4": 22,
+    "FLOAT32": "f32",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "UINT16": "uint16",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "FLOAT16": "f16",
+    "FLOAT64": "f64",
+    "UINT32": "uint32",
+    "INT4": "int4",
 }
-"""Tensor types by the number of their element type in ELEMENTS."""
+"""Tensor types of the schema: the number type of each."""
 
 
-def element(kind: str, where: str) -> ElementType:
+def element(kind: str, where: str) -> DType:
     """The element type of a tensor type; raises UnsupportedError for one that is not read."""
     if kind not in _KINDS:
         raise UnsupportedError("tensors of this type are not read", where=where, found=kind, allowed=", ".join(_KINDS))
-    return ELEMENTS[_KINDS[kind]]
+    return dtype(_KINDS[kind])
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Part:
         scale = self._param("scale", scales, "F32", "f32") if scales.size else None
         zero = self._param("zero", self.described.zeros, "I64", "int64") if self.described.zeros.any() else None
         held = self.stored.codes("data", shape or (1,), scale=scale, zero=zero)
-        name = "F32" if scale else self.stored.element.name
+        name = "F32" if scale else self.stored.dtype.element
         listed = SourceTensor(
             self.stored.origin.file, self.stored.name, self.stored.origin.kind, self.stored.origin.shape
         )
@@ -66,7 +67,7 @@ class Part:
     def integers(self) -> QTensor:
         """Its codes alone, over the same bytes."""
         codes = self.stored.codes("data", self.stored.shape or (1,))
-        return QTensor(self.stored.shape, self.stored.element.name, (Term(codes),))
+        return QTensor(self.stored.shape, self.stored.dtype.element, (Term(codes),))
 
     def array(self) -> Array:
         """Its integers in memory."""
@@ -99,10 +100,10 @@ def open_tensors(folder: Folder, file: str, parsed: Parsed) -> tuple[list[str], 
                 "a tensor's size contradicts its shape",
                 where=where,
                 found=f"{size} bytes",
-                allowed=f"{list(tensor.shape)} {kind.name}",
+                allowed=f"{list(tensor.shape)} {kind.element}",
             )
         units = size if kind.bits < 8 else math.prod(tensor.shape)
-        origin = Origin(file, names[index], kind.storage, (units,), kind=kind.name, begin=begin)
+        origin = Origin(file, names[index], kind.storage, (units,), kind=kind.element, begin=begin)
         stored = Stored(names[index], kind, tensor.shape, ByteRange(rows, begin, kind.storage), origin)
         found[index] = Part(tensor, stored)
     return names, found

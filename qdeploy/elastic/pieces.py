@@ -1,9 +1,10 @@
 """What a tensor can be cut into, and what each piece is worth.
 
-    integer codes of 2 to 8 bits   one piece per bit-plane, the highest first. A plane holds -1 and +1, so that a code
-                                   whose low planes are missing reads as the middle of the interval that is left.
-    sums of sign terms             one piece per term: BitStack's blocks, residual sign planes
-    anything else                  one piece
+    planes   one piece per bit plane of the codes
+    terms    one piece per term: BitStack's blocks, residual sign planes
+    whole    one piece
+
+as `qdeploy/ir/views/levels.py` says, from which writers take their levels, too.
 
 A piece's worth is how far it lowers the squared error against the complete tensor. Errors are relative (divided by the
 tensor's energy), because only so can tensors be compared; a sensitivity per tensor makes them a prediction of the
@@ -25,9 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError
-from qdeploy.ir.decode import decode_codes, decode_param, read_codes
-from qdeploy.ir.match import AffineGrouped, affine_grouped, sign_lowrank
+from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Float32, QTensor
+from qdeploy.ir.views import Coded, SignLowRank, Sum, View, view
+from qdeploy.ir.views.levels import WHOLE, Levels, Planes, cut_parts, levels, planes
+from qdeploy.ir.views.params import Grid
 from qdeploy.measure import energy
 
 Float64 = npt.NDArray[np.float64]
@@ -63,25 +66,38 @@ class Piece:
 
 
 def pieces_of(
-    name: str, tensor: QTensor, *, nbytes: Sequence[int] | None = None, sensitivity: float = 1.0
+    name: str,
+    tensor: QTensor,
+    cut: Levels | None = None,
+    *,
+    nbytes: Sequence[int] | None = None,
+    sensitivity: float = 1.0,
 ) -> tuple[Piece, ...]:
     """Cuts a tensor into pieces, in the only order in which they can come. The same tensor gives the same pieces.
 
     Args:
         name: Its name; it also seeds which rows are sampled.
         tensor: Any legal tensor.
+        cut: How whoever writes the tensor cuts it; by default into the most levels that it has.
         nbytes: Size of each piece in the layout that they will have. By default as stored; scales and tables, which
             every piece needs, count with the first one.
         sensitivity: What a relative squared error of this tensor costs the model.
 
     Raises:
-        BadArgumentError: `nbytes` has another length than there are pieces.
+        BadArgumentError: The tensor cannot be cut so, or `nbytes` has another length than there are pieces.
     """
-    keys, sizes, errors = _cut(name, tensor)
-    if nbytes is not None and len(nbytes) != len(keys):
+    seen = view(tensor)
+    most = levels(seen)
+    cut = cut or most
+    if cut not in (most, WHOLE):
         raise BadArgumentError(
-            "a tensor has another number of pieces", where=name, found=len(nbytes), allowed=str(len(keys))
+            "a tensor is cut in another way than it can be", where=name, found=cut, allowed=str(most)
         )
+    if nbytes is not None and len(nbytes) != cut.count:
+        raise BadArgumentError(
+            "a tensor has another number of pieces", where=name, found=len(nbytes), allowed=str(cut.count)
+        )
+    keys, sizes, errors = _cut(name, tensor, seen, cut)
     weighted = [sensitivity * error for error in errors]
     return tuple(
         Piece(name, term, plane, size, before, after)
@@ -104,40 +120,26 @@ _Cut = tuple[list[tuple[int, int]], list[int], list[float]]
 """(term, plane) of each piece, its stored size, and the relative errors around the pieces: one more than there are."""
 
 
-def _cut(name: str, tensor: QTensor) -> _Cut:
-    if len(tensor.terms) > 1 and (terms := _sign_terms(tensor)):
-        return _blocks(name, tensor, terms)
-    affine = affine_grouped(tensor)
-    if affine is not None and affine.bits > 1:
-        return _planes(name, tensor, affine)
+def _cut(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
+    if cut.kind == "terms" and isinstance(seen, SignLowRank | Sum):
+        return _terms(name, tensor, seen)
+    if cut.kind == "planes":
+        return _planes(name, tensor, seen, cut)
     return [(0, 0)], [tensor.nbytes], [1.0, 0.0]
 
 
 # Sums of sign terms.
 
 
-def _sign_terms(tensor: QTensor) -> list[Codes]:
-    """The terms, if they are sign codes with a scale that are added up, and nothing else."""
-    found = []
-    for term in tensor.terms:
-        codes = term.values
-        if not isinstance(codes, Codes) or codes.table != "sign" or term.where is not None or term.mode != "add":
-            return []
-        if codes.scale is None or codes.zero is not None or codes.offset is not None:
-            return []
-        found.append(codes)
-    return found if tensor.scale is None and tensor.offset is None else []
-
-
-def _blocks(name: str, tensor: QTensor, terms: list[Codes]) -> _Cut:
-    lowrank = sign_lowrank(tensor)
-    if lowrank is not None:
-        gains = [_product_energy(u, vt) for _, u, vt in lowrank.terms]
+def _terms(name: str, tensor: QTensor, seen: SignLowRank | Sum) -> _Cut:
+    if isinstance(seen, SignLowRank):
+        gains = [_product_energy(u, vt) for _, u, vt in seen.terms]
     else:
-        gains = [_sampled(codes.decoded_shape, name, partial(_scale_energy, codes)) for codes in terms]
+        grids = [part.codes for part in seen.parts if isinstance(part, Coded)]
+        gains = [_sampled(codes.decoded_shape, name, partial(_scale_energy, codes)) for codes in grids]
     sizes = [QTensor(tensor.shape, tensor.dtype, (term,)).nbytes for term in tensor.terms]
-    left = [*itertools.accumulate(reversed(gains), initial=0.0)][::-1]  # left[n]: what blocks n and later hold
-    return [(i, 0) for i in range(len(terms))], sizes, _relative(left, left[0])
+    left = [*itertools.accumulate(reversed(gains), initial=0.0)][::-1]  # left[n]: what terms n and later hold
+    return [(i, 0) for i in range(len(gains))], sizes, _relative(left, left[0])
 
 
 def _product_energy(u: Codes, vt: Codes) -> float:
@@ -146,54 +148,48 @@ def _product_energy(u: Codes, vt: Codes) -> float:
     return float(np.sum((a.T @ a) * (b @ b.T)))
 
 
+def _scale_energy(codes: Codes, rows: slice) -> float:
+    """The energy of signs times a scale: that of the scale."""
+    shape = (rows.stop - rows.start, *codes.decoded_shape[1:])
+    if codes.scale is None:
+        return float(math.prod(shape))
+    spread = decode_param(codes.scale, rows, codes.decoded_shape)
+    with np.errstate(all="ignore"):
+        factor = np.float32(1) / spread if codes.scale.divide else spread
+    return energy(np.broadcast_to(factor, shape))
+
+
 # Integer codes.
 
 
-def _planes(name: str, tensor: QTensor, affine: AffineGrouped) -> _Cut:
-    codes, bits = affine.codes, affine.bits
+def _planes(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
+    """One grid of codes by its own rows, sums of several by the rows of the matrix."""
+    if isinstance(seen, Coded):
+        parts, shape = [planes(seen)], seen.codes.decoded_shape
+        full: Callable[[slice], Float32] = partial(decode_codes, seen.codes)
+    else:
+        parts = [planes(part, Grid.under(part.shape, part.codes.decoded_shape)) for part in cut_parts(seen)]
+        shape, full = tensor.shape, tensor.decode
+    present = [part for part in parts if part is not None]
 
     def measure(rows: slice) -> Float64:
-        """Squared errors at 0 to `bits` planes."""
-        found = _offset_binary(codes, rows, bits if affine.signed else 0)
-        scale = _scale(codes, rows)
-        missing = [energy((_middle(found, bits - p) - found) * scale) for p in range(1, bits)]
-        return np.array([energy(decode_codes(codes, rows)), *missing, 0.0])
+        """Squared errors at 0 to `count` levels."""
+        return np.array([energy(full(rows)), *(_lacking(present, level, rows) for level in range(1, cut.count)), 0.0])
 
-    total = _sampled(codes.decoded_shape, name, measure)
-    errors = _relative(list(total), float(total[0]))
-    plane = math.prod(codes.shape[:-1]) * -(-codes.shape[-1] // 8)
-    shared = tensor.nbytes - sum(b.nbytes for b in codes.data)
-    return [(0, p) for p in range(bits)], [plane + shared, *[plane] * (bits - 1)], errors
+    total = _sampled(shape, name, measure)
+    sizes = [sum(part.plane_bytes for part in present if part.bits > level) for level in range(cut.count)]
+    sizes[0] += tensor.nbytes - sum(part.stored_bytes for part in present)
+    return [(0, p) for p in range(cut.count)], sizes, _relative(list(total), float(total[0]))
 
 
-def _offset_binary(codes: Codes, rows: slice, signed_bits: int) -> Float32:
-    """Codes as numbers that start at 0; two's complement of so many bits has its sign bit turned."""
-    found = read_codes(codes, rows.start, rows.stop)
-    return (found ^ (1 << signed_bits >> 1)).astype(np.float32)
-
-
-def _middle(found: Float32, missing: int) -> Float32:
-    """The middle of the interval that a code lies in when its lowest planes are missing."""
-    step = np.float32(1 << missing)
-    middle: Float32 = np.floor(found / step) * step + (step - 1) / 2
-    return middle
-
-
-# What both need.
-
-
-def _scale(codes: Codes, rows: slice) -> Float32:
-    """The factor of every element, or 1 where there is none."""
-    if codes.scale is None:
-        return np.ones((1, 1), np.float32)
-    spread = decode_param(codes.scale, rows, codes.decoded_shape)
-    with np.errstate(all="ignore"):
-        factor: Float32 = np.float32(1) / spread if codes.scale.divide else spread
-    return factor
-
-
-def _scale_energy(codes: Codes, rows: slice) -> float:
-    return energy(np.broadcast_to(_scale(codes, rows), (rows.stop - rows.start, *codes.decoded_shape[1:])))
+def _lacking(parts: list[Planes], level: int, rows: slice) -> float:
+    """The squared error of rows with so many levels."""
+    lacking: Float32 | None = None
+    for part in parts:
+        if part.bits > level:
+            own = part.missing(level, rows.start, rows.stop)
+            lacking = own if lacking is None else lacking + own
+    return 0.0 if lacking is None else energy(lacking)
 
 
 def _sampled(shape: tuple[int, ...], name: str, measure: Callable[[slice], Any]) -> Any:

@@ -16,8 +16,8 @@ from qdeploy.integer.weights import Coded, codes_tensor, stored_codes
 from qdeploy.ir.dyadic import dyadics, quotient
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Graph, Node
-from qdeploy.ir.match import plain_float
 from qdeploy.ir.tensor import Array, QTensor
+from qdeploy.ir.views import Floats, view
 from qdeploy.passes.fold import plain_tensor
 from qdeploy.passes.shapes import Extents, extents
 
@@ -134,7 +134,7 @@ class Builder:
         found = self.tensor(name)
         if found is None:
             return None
-        return as_value(found) if plain_float(found) or stored_codes(found, name) is None else None
+        return as_value(found) if isinstance(view(found), Floats) or stored_codes(found, name) is None else None
 
     def coded(self, name: str) -> Coded | None:
         """A constant that the source has as codes."""

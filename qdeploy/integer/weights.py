@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.codes import packed_codes
-from qdeploy.ir.datatype import datatype
 from qdeploy.ir.decode import decode_codes
-from qdeploy.ir.element import INTEGER_TABLES, as_value, element_name
+from qdeploy.ir.dtype import dtype
+from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Table, Term
+from qdeploy.ir.views import Affine, Lookup, view
 from qdeploy.ir.views.multiples import multiples
+from qdeploy.ir.views.scaled import is_quantized
 from qdeploy.quantize.gptq import compensated
 from qdeploy.quantize.nearest import nearest
 
@@ -116,24 +118,25 @@ def stored_codes(tensor: QTensor, where: str) -> Coded | None:
     Raises:
         UnsupportedError: It is quantized in another way than by a scale for all or per index of one axis.
     """
-    codes = tensor.terms[0].values if len(tensor.terms) == 1 else None
-    if isinstance(codes, Codes) and codes.scale is None and codes.zero is None and isinstance(codes.table, str):
+    seen = view(tensor)
+    if not is_quantized(tensor):
         return None
-    if isinstance(codes, Codes) and isinstance(codes.table, Table):
-        return _multiples(tensor, codes, where)
-    named = isinstance(codes, Codes) and isinstance(codes.table, str) and codes.table in INTEGER_TABLES
-    if not isinstance(codes, Codes) or not named or codes.offset or codes.shape != (tensor.shape or (1,)):
+    if isinstance(seen, Lookup) and isinstance(seen.codes.table, Table):
+        return _multiples(tensor, seen.codes, where)
+    row = dtype(str(seen.codes.table)) if isinstance(seen, Affine) else None
+    if not isinstance(seen, Affine) or row is None or not row.element or seen.codes.offset or not seen.is_own_grid:
         raise UnsupportedError(
             "a weight that is quantized in a way that integer arithmetic has no form for",
             where=where,
             allowed="integers with a scale for all, or one per channel",
         )
+    codes = seen.codes
     scale, axis = _per_axis(codes.scale, codes.shape, where)
     zero, zero_axis = _per_axis(codes.zero, codes.shape, where) if codes.zero else (np.zeros(1), axis)
     bare = QTensor(tensor.shape, tensor.dtype, (Term(Codes(codes.shape, codes.data, codes.layout, codes.table)),))
     integers = as_value(bare).astype(np.int64)
     place = [-1 if zero.size > 1 and i == zero_axis else 1 for i in range(integers.ndim)]
-    return Coded(integers - np.rint(zero).astype(np.int64).reshape(place), scale, axis, datatype(str(codes.table)).bits)
+    return Coded(integers - np.rint(zero).astype(np.int64).reshape(place), scale, axis, row.bits)
 
 
 def _multiples(tensor: QTensor, codes: Codes, where: str) -> Coded:

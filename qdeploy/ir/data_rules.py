@@ -13,8 +13,8 @@ import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.ir.codes import container, packed_shape, read_grid
-from qdeploy.ir.datatype import datatype
 from qdeploy.ir.decode import SLAB, decode_codes
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.masks import selected_before
 from qdeploy.ir.tensor import Array, Buffer, Codes, LowRank, QTensor, Shape, Table, Term
 from qdeploy.ir.walk import Place, walk
@@ -66,7 +66,7 @@ def _codes_are_below_their_levels(place: Place, codes: Codes) -> None:
 
 
 def _levels(codes: Codes) -> int:
-    return codes.table.values.shape[1] if isinstance(codes.table, Table) else 1 << datatype(codes.table).bits
+    return codes.table.values.shape[1] if isinstance(codes.table, Table) else 1 << dtype(codes.table).bits
 
 
 def _bytes_are_numbers_of_the_radix(place: Place, codes: Codes) -> None:

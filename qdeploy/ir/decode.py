@@ -24,7 +24,7 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.codes import Reader, read_codes, read_grid
-from qdeploy.ir.datatype import datatype
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.masks import mask_rows, under_mask
 from qdeploy.ir.rules import check
 from qdeploy.ir.tensor import Array, Codes, Float32, LowRank, Param, QTensor, Shape, Table, Term
@@ -223,13 +223,13 @@ def _look_up(codes: Codes, found: Array, first: int) -> Float32:
     """The value of every code: [rows, *shape[1:]] -> [rows * block[0], ...]."""
     if isinstance(codes.table, Table):
         return _from_codebook(codes, codes.table, found, first)
-    kind = datatype(codes.table)
+    kind = dtype(codes.table)
     if kind.bits > 8:
         return kind.decode(found)
-    if not kind.name.startswith(("uint", "int")):
+    if not kind.is_integer:
         return _take(kind.values(), found)
     _check_below(found, 1 << kind.bits, "a code lies outside of its number format")
-    if kind.name.startswith("uint"):
+    if kind.kind == "unsigned":
         return found.astype(np.float32)
     half = 1 << (kind.bits - 1)  # two's complement with its sign bit turned is the number plus half the range
     values = (found ^ half).astype(np.float32)

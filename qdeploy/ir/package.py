@@ -34,7 +34,7 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir import rules
-from qdeploy.ir.datatype import DATATYPES
+from qdeploy.ir.dtype import rows as number_types
 from qdeploy.ir.encoding import tensor_from_json
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.graph_json import graph_from_json
@@ -51,9 +51,8 @@ MANIFEST, CHECKSUMS, RESIDUE = "qdeploy.json", "checksums.json", "residue.safete
 FEATURES = frozenset(
     {"lowrank", "where", "index", "divide", "rungs", "table", "residue", "graph"}
     | {f"layout:{kind}" for kind in ("plain", "bits", "planes", "radix")}
-    | {f"type:{name}" for name in DATATYPES}
 )
-"""Everything that `requires` may name."""
+"""What `requires` may name besides the number types ("type:uint4", ...)."""
 _KEYS = {
     "format",
     "requires",
@@ -228,7 +227,7 @@ class Package:
                 allowed=str(FORMAT),
                 todo="Use a newer qdeploy.",
             )
-        unknown = sorted(set(manifest["requires"]) - FEATURES)
+        unknown = sorted(set(manifest["requires"]) - FEATURES - {f"type:{row.name}" for row in number_types()})
         if unknown:
             raise UnsupportedError(
                 "the package needs what this version does not know",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from qdeploy.errors import BadFileError
 from qdeploy.ir.codes import container, packed_shape
-from qdeploy.ir.datatype import datatype
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.tensor import Buffer, Codes, LowRank, QTensor, Shape, Table, Term, buffers
 from qdeploy.ir.walk import Place, walk
 from qdeploy.store.storage import storage_dtype
@@ -145,7 +145,7 @@ def _number_format_fits(place: Place) -> None:
     values = place.values
     if isinstance(values, LowRank) or isinstance(values.table, Table):
         return
-    kind = datatype(values.table)
+    kind = dtype(values.table)
     if kind.bits > 8 and container(values) != 1 << kind.bits:
         place.refuse("a number format in a container of another width", f"{kind.name} in {values.data[0].dtype}")
 

@@ -15,7 +15,7 @@ straddling block (`W = decode(grid).ravel()[:numel].reshape(shape)`); a table wi
 scale that is `LowRank` over sign codes is BitStack (arXiv 2410.23918, section 3).
 
 Numbers are kept as the source has them: nothing is inverted, merged or rounded here. What a description means is
-`ir/decode.py`; what makes it legal is `ir/rules.py`; how a backend recognises it is `ir/match.py`.
+`ir/decode.py`; what makes it legal is `ir/rules.py`; how a backend sees it is `ir/views/`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Codes:
         shape: The grid of codes. The decoded grid is shape * block of the table.
         data: One buffer, or one per plane.
         layout: How the codes lie in `data`.
-        table: A row of ir/datatype.py by its name ("uint4", "e2m1", "f16", "sign"), or a codebook.
+        table: A row of ir/dtype.py by its name ("uint4", "e2m1", "f16", "sign"), or a codebook.
         zero: In the code domain (subtracted from the table's value), integer or float.
         scale: Multiplies (or divides, where the source divides).
         offset: In the value domain.

@@ -21,13 +21,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import of_storage, plain_name
 from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node, Value
-from qdeploy.ir.match import plain_float
 from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
+from qdeploy.ir.views import Floats, view
 from qdeploy.ir.views.scaled import is_quantized, scaled
 from qdeploy.passes.shapes import UNKNOWN, extents
 
@@ -60,7 +60,7 @@ def fold(graph: Graph, tensors: Mapping[str, QTensor]) -> Graph:
 def plain_tensor(array: Array) -> QTensor:
     """An array as a tensor of its own element type."""
     dtype = element_name(array.dtype)
-    return QTensor(array.shape, dtype, plain(Buffer.of("data", np.atleast_1d(array), dtype), PLAIN_TABLE[dtype]).terms)
+    return QTensor(array.shape, dtype, plain(Buffer.of("data", np.atleast_1d(array), dtype), plain_name(dtype)).terms)
 
 
 class _Fold:
@@ -89,7 +89,7 @@ class _Fold:
         """A constant that is not quantized."""
         found = self.tensor(name)
         bare = name in self.constants and found is not None and not is_quantized(found)
-        if found is None or not (bare or plain_float(found) or found.dtype.startswith(("I", "U"))):
+        if found is None or not (bare or isinstance(view(found), Floats) or found.dtype.startswith(("I", "U"))):
             return None
         return as_value(found)
 
@@ -138,7 +138,7 @@ class _Fold:
         alone = Graph((), tuple(Value(name, "", ()) for name in node.outputs if name), (node,), (), self.constants)
         weights = {name: as_value(self.tensors[name]) for name in node.inputs if name in self.tensors}
         results, _ = run(alone, {}, {}, weights)
-        if any(r.size > MAX_FOLDED or element_name(r.dtype) not in PLAIN_TABLE for r in results.values()):
+        if any(r.size > MAX_FOLDED or of_storage(element_name(r.dtype)) is None for r in results.values()):
             return False
         self.constants.update((name, plain_tensor(array)) for name, array in results.items())
         return True

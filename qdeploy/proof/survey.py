@@ -10,11 +10,12 @@ import numpy as np
 
 from qdeploy import registry
 from qdeploy.errors import BadArgumentError, BadFileError, QdeployError
-from qdeploy.ir.datatype import DATATYPES
 from qdeploy.ir.decode import read_codes
 from qdeploy.ir.describe import bits_per_weight, encoding
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.ir.views import first_codes, view
 from qdeploy.store.folder import Folder
 
 if TYPE_CHECKING:
@@ -146,11 +147,10 @@ def _histograms(model: Model) -> dict[str, list[int]]:
     """Counts of every code, summed over the tensors of an encoding; only codes of at most 8 bits."""
     counts: dict[str, np.ndarray[Any, Any]] = {}
     for tensor in model.tensors.values():
-        codes = tensor.terms[0].values
-        levels = _levels(codes) if isinstance(codes, Codes) else 0
-        if levels == 0 or tensor.terms[0].where is not None:
+        codes = first_codes(view(tensor))
+        levels = _levels(codes) if codes is not None else 0
+        if codes is None or levels == 0:
             continue
-        assert isinstance(codes, Codes)
         step = max(1, _SLAB_CODES // max(1, math.prod(codes.shape[1:])))
         total = counts.setdefault(encoding(tensor), np.zeros(levels, np.int64))
         for start in range(0, codes.shape[0], step):
@@ -161,7 +161,7 @@ def _histograms(model: Model) -> dict[str, list[int]]:
 
 def _levels(codes: Codes) -> int:
     if isinstance(codes.table, str):
-        bits = DATATYPES[codes.table].bits
+        bits = dtype(codes.table).bits
         return 1 << bits if bits <= 8 else 0
     return codes.table.values.shape[1] if codes.table.values.shape[1] <= 256 else 0
 

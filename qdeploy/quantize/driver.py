@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.match import plain_float
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array, QTensor
+from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
 from qdeploy.quantize.contract import Statistics, Weight
 from qdeploy.quantize.specs import Spec
@@ -46,7 +46,7 @@ def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
         spec = next((s for s in specs if s.names.take(name) and (s.names.only or name not in tables)), None)
         if spec is None:
             continue
-        if plain_float(model.tensors[name]) is None:
+        if not isinstance(view(model.tensors[name]), Floats):
             raise UnsupportedError(
                 "the source is quantized already: quantizing again would lose twice",
                 where=name,
@@ -62,7 +62,8 @@ def linear_weights(model: Model) -> tuple[str, ...]:
     try:
         nodes = model.graph.nodes
     except UnsupportedError:
-        return tuple(n for n, t in model.tensors.items() if len(t.shape) == 2 and min(t.shape) > 1 and plain_float(t))
+        matrices = {n: t for n, t in model.tensors.items() if len(t.shape) == 2 and min(t.shape) > 1}
+        return tuple(n for n, t in matrices.items() if isinstance(view(t), Floats))
     found: dict[str, None] = {}
     for node in nodes:
         if node.op in _LINEAR_WEIGHTS:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.errors import BadArgumentError
-from qdeploy.ir.tensor import Array, Codes, QTensor, Rows
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.tensor import Array, QTensor, Rows
+from qdeploy.ir.views import Floats, view
 from qdeploy.measure import decibels, energy
 from qdeploy.options import option
 from qdeploy.pack import bits as bitstream
@@ -130,11 +131,12 @@ class _Work:
 
     def _make(self) -> tuple[Rows, Rows]:
         tensor, bits = self._weight.tensor, self._grid.bits
-        values = tensor.terms[0].values
-        assert isinstance(values, Codes)  # plain_float said so
+        seen = view(tensor)
+        if not isinstance(seen, Floats):
+            raise UnsupportedError("only floats that are not quantized are rounded", where=self._weight.name)
         width, half = tensor.shape[1], 1 << (bits - 1)
         group = columns_of(self._grid, width)
-        scale = group_scales(values.data[0].read(), group, bits, self._settings.clip, self._weight.name)
+        scale = group_scales(seen.rows(0, tensor.shape[0]), group, bits, self._settings.clip, self._weight.name)
         steps = np.repeat(scale.astype(np.float64), group, axis=1)[:, :width]
         rows = tensor.decode().astype(np.float64)
         codes = compensated(rows, np.where(steps == 0, 1.0, steps), half - 1, self._moments)

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.errors import BadFileError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Rows, Term
+from qdeploy.ir.views import Floats, view
 from qdeploy.options import option
 from qdeploy.pack import bits as bitstream
 from qdeploy.quantize.contract import Grid, Needs, Statistics, Weight
@@ -134,9 +135,10 @@ class _Work:
     """Quantizes one tensor by row ranges; scales are kept from whichever buffer is read first until the other is."""
 
     def __init__(self, clip: str, weight: Weight, grid: Grid) -> None:
-        values = weight.tensor.terms[0].values
-        assert isinstance(values, Codes)  # plain_float said so
-        self._source, self._clip, self._name, self._losses = values.data[0], clip, weight.name, weight.losses
+        seen = view(weight.tensor)
+        if not isinstance(seen, Floats):
+            raise UnsupportedError("only floats that are not quantized are rounded", where=weight.name)
+        self._source, self._clip, self._name, self._losses = seen.codes.data[0], clip, weight.name, weight.losses
         self._width, self._bits = weight.tensor.shape[1], grid.bits
         self._group = columns_of(grid, self._width)
         self._kept: dict[int, npt.NDArray[np.float16]] = {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.match import sign_lowrank
 from qdeploy.ir.model import Model
+from qdeploy.ir.views import SignLowRank, view
 from qdeploy.quantize.sign_planes import sign_planes
 from qdeploy.quantize.specs import parse_lowering
 from qdeploy.store.spill import Spill
@@ -31,7 +31,7 @@ def lower_model(model: Model, spec: str) -> Model:
     lowered = {
         name: sign_planes(name, tensor, model.losses, group=group, spill=spill)
         for name, tensor in model.tensors.items()
-        if sign_lowrank(tensor) is not None
+        if isinstance(view(tensor), SignLowRank)
     }
     if not lowered:
         raise UnsupportedError(

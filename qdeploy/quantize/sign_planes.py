@@ -1,6 +1,6 @@
 """Sums of signs times low-rank products, as residual sign planes: the same number of signs, a number per group instead.
 
-    requires   a tensor that `match.sign_lowrank` recognises (BitStack, arXiv 2410.23918)
+    requires   a tensor whose view is `SignLowRank` (BitStack, arXiv 2410.23918)
     gives      as many terms  sign * scale,  scale float16 [N, ceil(K / group)], one per row and group of columns
     loses      the structure that a low-rank factor has along the columns; the signal-to-noise ratio is reported
 
@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.decode import decode_tensor
-from qdeploy.ir.match import sign_lowrank
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, Param, QTensor, Rows, Rung, Term
+from qdeploy.ir.views import SignLowRank, view
 from qdeploy.measure import decibels, energy, together
 from qdeploy.store.spill import Spill
 
@@ -49,7 +49,7 @@ def sign_planes(
     Raises:
         UnsupportedError: The tensor is no such sum.
     """
-    if sign_lowrank(tensor) is None:
+    if not isinstance(view(tensor), SignLowRank):
         raise UnsupportedError("only sums of signs times low-rank products become sign planes", where=name)
     (rows, columns), count = tensor.shape, len(tensor.terms)
     group = min(group, columns)

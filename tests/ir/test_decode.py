@@ -11,8 +11,8 @@ import pytest
 
 from qdeploy.errors import BadArgumentError
 from qdeploy.ir import rules
-from qdeploy.ir.datatype import PLAIN_TABLE
 from qdeploy.ir.decode import decode_lowrank, decode_param, decode_tensor, slabs
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, LowRank, Param, QTensor, Rung, Table, Term, plain
 from qdeploy.pack import bits, planes, radix
 from qdeploy.store.storage import STORAGE_TYPES, storage_dtype
@@ -25,7 +25,7 @@ N, K = 24, 40
 
 def plain_codes(key: str, array: Array, **params: Any) -> Codes:
     dtype = STORAGE[array.dtype]
-    return Codes(array.shape, (Buffer.of(key, array, dtype),), PLAIN, PLAIN_TABLE[dtype], **params)
+    return Codes(array.shape, (Buffer.of(key, array, dtype),), PLAIN, plain_name(dtype), **params)
 
 
 def packed(key: str, codes: Array, width: int, table: str | Table, **params: Any) -> Codes:
@@ -271,7 +271,7 @@ def test_the_order_of_the_steps_is_part_of_the_meaning(rng: np.random.Generator)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_plain_floats_keep_signed_zeros_infinities_and_nan(dtype: Any) -> None:
     numbers = np.array([[0.0, -0.0, np.inf, -np.inf], [1.5, -2.5, np.nan, 3]], np.float32).astype(dtype)
-    tensor = plain(Buffer.of("w", numbers, STORAGE[np.dtype(dtype)]), PLAIN_TABLE[STORAGE[np.dtype(dtype)]])
+    tensor = plain(Buffer.of("w", numbers, STORAGE[np.dtype(dtype)]), plain_name(STORAGE[np.dtype(dtype)]))
     rules.check(tensor, "w")
     rules.check_values(tensor, "w")
     np.testing.assert_array_equal(tensor.decode().view(np.uint32), numbers.astype(np.float32).view(np.uint32))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from qdeploy.ir import rules
-from qdeploy.ir.datatype import PLAIN_TABLE
+from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Table, Term
 from qdeploy.pack import bits
 from qdeploy.store.folder import Folder
@@ -43,7 +43,7 @@ class Stored:
         """A stored tensor as plain codes, in another shape or number format if need be."""
         array = self[name].reshape(shape or self[name].shape)
         dtype = self._dtypes[name]
-        return Codes(array.shape, (Buffer.of(name, array, dtype),), PLAIN, table or PLAIN_TABLE[dtype], **params)
+        return Codes(array.shape, (Buffer.of(name, array, dtype),), PLAIN, table or plain_name(dtype), **params)
 
 
 def packed(codes: Array, width: int, table: str | Table, **params: Any) -> Codes:

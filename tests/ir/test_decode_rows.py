@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qdeploy.errors import BadFileError
 from qdeploy.ir import decode, rules
-from qdeploy.ir.datatype import datatype
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, LowRank, Param, QTensor, Shape, Table, Term
 from qdeploy.pack import bits, planes, radix
 from qdeploy.store.storage import storage_dtype
@@ -164,7 +164,7 @@ class Naive:
             return total
         codes = self.known[id(values)]
         if isinstance(values.table, str):
-            found = codes if codes.dtype == np.float32 else datatype(values.table).values()[codes]
+            found = codes if codes.dtype == np.float32 else dtype(values.table).values()[codes]
         else:
             select = values.table.select
             chosen: Any = 0

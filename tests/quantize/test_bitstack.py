@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 import qdeploy
 from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
-from qdeploy.ir import match, rules
+from qdeploy.ir import rules
 from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import Buffer, QTensor, buffers, plain
+from qdeploy.ir.views import view
 from qdeploy.quantize import parse, quantize_model
 from qdeploy.quantize.activations import observe, text_statistics
 from qdeploy.quantize.bitstack import BitStack, lowrank, peel
@@ -66,7 +67,7 @@ def test_any_shape_and_magnitude_gets_better_with_every_block(rows, columns, blo
     made = BitStack(blocks, rank).quantize(Weight("w", floats(weight), losses), (), Grid())
     rules.check(made, "w")
     rules.check_values(made, "w")
-    assert len(match.sign_lowrank(made).terms) == blocks
+    assert len(view(made).terms) == blocks
     errors = [float(np.linalg.norm(weight - decode_tensor(made, rung=i))) for i in range(blocks)]
     least = 1e-6 * np.linalg.norm(weight)  # what decoding in float32 rounds
     assert all(later <= earlier * (1 + 1e-4) + least for earlier, later in itertools.pairwise(errors))
@@ -160,7 +161,7 @@ def test_a_model_is_decomposed_and_the_report_says_how(tmp_path: Path) -> None:
     assert all(4 < loss < 30 for loss in losses.values())
     assert any("activation scales from" in note for note in report["notes"])
     made = qdeploy.load(tmp_path / "out").tensors["model.layers.1.mlp.up_proj.weight"]
-    assert len(match.sign_lowrank(made).terms) == len(made.rungs) == 2
+    assert len(view(made).terms) == len(made.rungs) == 2
 
 
 def test_without_a_text_the_report_says_that_scales_are_one(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from qdeploy.backends.onnx.options import Options
-from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.proto import GraphBuilder, onnx_type
 from qdeploy.backends.onnx.rules import Ruling
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.dtype import element_row
 from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
@@ -88,7 +89,7 @@ class IntegerLowering:
 
         for value in self.graph.inputs:
             self.types[value.name] = value.dtype
-            self._plain[value.name] = self.builder.input(value.name, STORAGE_TO_ONNX[value.dtype], value.shape)
+            self._plain[value.name] = self.builder.input(value.name, onnx_type(value.dtype), value.shape)
         for node in self.graph.nodes:
             self.types[node.outputs[0]] = self._type(node)
         skipped = absorbed(self) if self.fast else frozenset()
@@ -98,7 +99,7 @@ class IntegerLowering:
         for value in self.graph.outputs:
             if self.plain(value.name) != value.name:
                 self.builder.node("Identity", [self.plain(value.name)], value.name)
-            self.builder.output(value.name, STORAGE_TO_ONNX[value.dtype], self._shape(value.name))
+            self.builder.output(value.name, onnx_type(value.dtype), self._shape(value.name))
 
     # ---- values
 
@@ -109,7 +110,7 @@ class IntegerLowering:
                 self._plain[name] = self.held(name, self.arrays[name])
             else:
                 turned = self.builder.node("BitwiseXor", [self._raised[name], self.builder.tensor(RAISE, "uint8")])
-                self._plain[name] = self.builder.node("Cast", [turned], name, to=STORAGE_TO_ONNX["I8"])
+                self._plain[name] = self.builder.node("Cast", [turned], name, to=onnx_type("I8"))
         return self._plain[name]
 
     def unsigned(self, name: str) -> tuple[str, int]:
@@ -117,14 +118,14 @@ class IntegerLowering:
         if self.types[name] == "U8":
             return self.plain(name), 0
         if name not in self._raised:
-            bits = self.builder.once("Cast", [self.plain(name)], to=STORAGE_TO_ONNX["U8"])
+            bits = self.builder.once("Cast", [self.plain(name)], to=onnx_type("U8"))
             self._raised[name] = self.builder.once("BitwiseXor", [bits, self.builder.tensor(RAISE, "uint8")])
         return self._raised[name], RAISE
 
     def wide(self, name: str, dtype: str = "I32") -> str:
         """A value in a wider type."""
         plain = self.plain(name)
-        return plain if self.types[name] == dtype else self.builder.once("Cast", [plain], to=STORAGE_TO_ONNX[dtype])
+        return plain if self.types[name] == dtype else self.builder.once("Cast", [plain], to=onnx_type(dtype))
 
     def is_raised(self, name: str) -> bool:
         """Whether a value is there as raised codes."""
@@ -152,7 +153,7 @@ class IntegerLowering:
 
     def cast(self, x: str, dtype: str, output: str = "") -> str:
         """A node that casts."""
-        return self.builder.node("Cast", [x], output, to=STORAGE_TO_ONNX[dtype])
+        return self.builder.node("Cast", [x], output, to=onnx_type(dtype))
 
     # ---- constants and weights
 
@@ -160,7 +161,7 @@ class IntegerLowering:
         """An initializer: small ones in the graph itself, others in the data file; notes the form of weights."""
         array = np.ascontiguousarray(array)
         kind = element_name(array.dtype)
-        if kind not in STORAGE_TO_ONNX or array.dtype.itemsize * 8 < 8 or kind in ("I4", "U4", "I2", "U2"):
+        if element_row(kind).bits < 8:
             array = array.astype(np.int8 if kind.startswith("I") else np.uint8)
             kind = element_name(array.dtype)
         owner = name.removesuffix(".raised").removesuffix(".turned").removesuffix(".int8")
@@ -168,7 +169,7 @@ class IntegerLowering:
             self.rulings[owner] = Ruling(WeightForm(kind.lower(), array.shape), why)
         if array.size <= _SMALL:
             return self.builder.tensor(array)
-        return self.builder.initializer(name, STORAGE_TO_ONNX[kind], array.shape, lambda a, b: array[a:b])
+        return self.builder.initializer(name, onnx_type(kind), array.shape, lambda a, b: array[a:b])
 
     def codes(self, name: str) -> Array:
         """A constant or weight as int64."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qdeploy.backends.onnx.proto import STORAGE_TO_ONNX, GraphBuilder
+from qdeploy.backends.onnx.proto import GraphBuilder, onnx_type
 from qdeploy.ir.tensor import Array
 
 _SIGN = 1 << 63
@@ -131,4 +131,4 @@ def _plus(b: GraphBuilder, p: str, number: Array) -> str:
 
 
 def _cast(b: GraphBuilder, x: str, dtype: str) -> str:
-    return b.node("Cast", [x], to=STORAGE_TO_ONNX[dtype])
+    return b.node("Cast", [x], to=onnx_type(dtype))

@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qdeploy.ir.codes import read_codes
-from qdeploy.ir.datatype import DATATYPES, datatype
 from qdeploy.ir.decode import decode_codes
+from qdeploy.ir.dtype import dtype, of_storage
 from qdeploy.ir.tensor import Array, Codes, LowRank, Param
 from qdeploy.ir.views.params import Grid, RowReader, distinct
 
 _TABLE_LIMIT = 1 << 20
-_STORED_TABLE = {"F16": "f16", "BF16": "bf16", "F32": "f32", "I8": "int8", "U8": "uint8"}
 
 
 @dataclass(frozen=True)
-class Integers:
+class UnsignedCodes:
     """Codes as unsigned integers.
 
     Attributes:
@@ -40,7 +39,7 @@ class Integers:
     stream: Codes | None = None
 
 
-def integers(codes: Codes, signs: Codes | None, grid: Grid) -> tuple[Integers | None, bool]:
+def unsigned_codes(codes: Codes, signs: Codes | None, grid: Grid) -> tuple[UnsignedCodes | None, bool]:
     """Finds the integers of codes, times signs of the same grid where there are any.
 
     Returns:
@@ -61,12 +60,12 @@ def integers(codes: Codes, signs: Codes | None, grid: Grid) -> tuple[Integers | 
     zero = int(-low) if low < 0 else 0
     if high + zero > 255 or zero > 255:
         return None, True
-    return Integers(max(1, int(high) + zero), zero, unit, _reader(codes, signs, levels, unit, zero, grid)), True
+    return UnsignedCodes(max(1, int(high) + zero), zero, unit, _reader(codes, signs, levels, unit, zero, grid)), True
 
 
 def is_integer_table(codes: Codes) -> bool:
     """Whether level c of the table is c, or c as two's complement, in at most 8 bits."""
-    return isinstance(codes.table, str) and codes.table.startswith(("uint", "int")) and DATATYPES[codes.table].bits <= 8
+    return isinstance(codes.table, str) and dtype(codes.table).is_integer and dtype(codes.table).bits <= 8
 
 
 def split_signs(scale: Param | None) -> tuple[Codes | None, Param | None]:
@@ -96,16 +95,16 @@ def power_of_two_unit(values: Array) -> float:
 def _levels(codes: Codes) -> Array | None:
     """Every value that the table can give, float32, flat; None where they are too many to be looked at."""
     if isinstance(codes.table, str):
-        return datatype(codes.table).values() if DATATYPES[codes.table].bits <= 8 else None
-    kind = _STORED_TABLE.get(codes.table.values.dtype)
+        return dtype(codes.table).values() if dtype(codes.table).bits <= 8 else None
+    kind = of_storage(codes.table.values.dtype)
     if kind is None or math.prod(codes.table.values.shape) > _TABLE_LIMIT:
         return None
-    return datatype(kind).decode(codes.table.values.read()).ravel()
+    return kind.decode(codes.table.values.read()).ravel()
 
 
-def _of_integer_table(codes: Codes, grid: Grid) -> Integers:
-    kind = DATATYPES[str(codes.table)]
-    signed = kind.name.startswith("int")
+def _of_integer_table(codes: Codes, grid: Grid) -> UnsignedCodes:
+    kind = dtype(str(codes.table))
+    signed = kind.kind == "signed"
     flip, mask = np.uint8(1 << kind.bits - 1), np.uint8((1 << kind.bits) - 1)
 
     def read(start: int, stop: int) -> Array:
@@ -114,7 +113,7 @@ def _of_integer_table(codes: Codes, grid: Grid) -> Integers:
         return (found & mask) ^ flip if signed else found
 
     streamed = codes.layout.kind == "bits" and codes.layout.width == kind.bits and grid.fold == 1 and not signed
-    return Integers(int(mask), int(flip) if signed else 0, 1.0, read, codes if streamed else None)
+    return UnsignedCodes(int(mask), int(flip) if signed else 0, 1.0, read, codes if streamed else None)
 
 
 def _reader(codes: Codes, signs: Codes | None, levels: Array, unit: float, zero: int, grid: Grid) -> RowReader:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from qdeploy.ir.codes import packed_codes, read_codes
 from qdeploy.ir.decode import decode_codes
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Param, QTensor, Table, Term
+from qdeploy.ir.views.kinds import Lookup
+from qdeploy.ir.views.recognise import view
 
 MOST_PARTS = 512
 """The step is the greatest level over at most so many."""
@@ -25,14 +27,15 @@ def multiples(tensor: QTensor) -> tuple[npt.NDArray[np.int64], float] | None:
     Returns:
         None for a tensor that is anything but codes into one table of multiples, with at most a scale.
     """
-    codes = tensor.terms[0].values if len(tensor.terms) == 1 else None
-    if not isinstance(codes, Codes) or not isinstance(codes.table, Table) or codes.table.select is not None:
+    seen = view(tensor)
+    if not isinstance(seen, Lookup) or not isinstance(seen.codes.table, Table) or seen.codes.shape != tensor.shape:
         return None
-    if codes.zero or codes.offset or tensor.scale or tensor.offset or codes.shape != tensor.shape:
+    codes, table = seen.codes, seen.codes.table
+    if codes.zero or codes.offset or table.select is not None or len(table.values.shape) != 2:
         return None
-    values = codes.table.values.read().astype(np.float64)  # [tables, levels]
+    values = table.values.read().astype(np.float64)  # [tables, levels]
     size = float(np.abs(values).max(initial=0))
-    if len(values) != 1 or values.ndim != 2 or not size or tensor.terms[0].where is not None:
+    if len(values) != 1 or not size:
         return None
     whole = values / size * np.arange(1, MOST_PARTS + 1)[:, None]  # [parts, levels]
     fitting = np.flatnonzero((np.abs(whole - np.rint(whole)) < _NEARLY).all(axis=1))
@@ -48,18 +51,17 @@ def as_integers(tensor: QTensor) -> QTensor | None:
     Returns:
         None where `multiples` gives none, they need more bits, or the scale is no plain number for all or per tile.
     """
-    found = multiples(tensor)
-    codes = tensor.terms[0].values
-    scale = codes.scale if isinstance(codes, Codes) else None
-    if found is None or scale is None or scale.divide or not isinstance(scale.values, Codes):
+    seen, whole = view(tensor), multiples(tensor)
+    scale = seen.codes.scale if isinstance(seen, Lookup) else None
+    if whole is None or scale is None or scale.divide or not isinstance(scale.values, Codes):
         return None
-    integers, step = found
+    integers, step = whole
     size = int(np.abs(integers).max(initial=0))
     if size > 127:
         return None
     numbers = decode_codes(scale.values, slice(0, scale.values.shape[0])).astype(np.float64) * step
-    held = Codes(numbers.shape, (Buffer.of("scale", numbers.astype(np.float32), "F32"),), PLAIN, "f32")
-    return _packed(tensor, integers, dataclasses.replace(scale, values=held), 4 if size < 8 else 8)
+    stored = Codes(numbers.shape, (Buffer.of("scale", numbers.astype(np.float32), "F32"),), PLAIN, "f32")
+    return _packed(tensor, integers, dataclasses.replace(scale, values=stored), 4 if size < 8 else 8)
 
 
 def _packed(tensor: QTensor, integers: npt.NDArray[np.int64], scale: Param, bits: int) -> QTensor:

@@ -9,13 +9,14 @@ import numpy as np
 
 from qdeploy.ir.decode import decode_codes
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Term
+from qdeploy.ir.views.kinds import Coded
+from qdeploy.ir.views.recognise import view
 
 
 def is_quantized(tensor: QTensor) -> bool:
     """Whether a tensor is more than plain numbers: codes with a scale, a zero point, an offset or a codebook."""
-    parts = [term.values for term in tensor.terms]
-    bare = all(isinstance(p, Codes) and isinstance(p.table, str) and not (p.scale or p.zero or p.offset) for p in parts)
-    return not bare or len(parts) != 1 or tensor.scale is not None or tensor.offset is not None
+    seen = view(tensor)
+    return not isinstance(seen, Coded) or bool(seen.params) or not isinstance(seen.codes.table, str)
 
 
 def scaled(tensor: QTensor, factor: Array) -> QTensor | None:
@@ -29,16 +30,16 @@ def scaled(tensor: QTensor, factor: Array) -> QTensor | None:
         The same codes, with scales in float32 [M, 1, ...]: the product of both, rounded once. None for a tensor that is
         no grid of codes with a scale for all or one per output.
     """
-    codes = tensor.terms[0].values if len(tensor.terms) == 1 else None
-    whole = tensor.scale is None and tensor.offset is None and tensor.terms[0].where is None
-    if not isinstance(codes, Codes) or codes.shape != tensor.shape or codes.offset or not whole:
+    seen = view(tensor)
+    if not isinstance(seen, Coded) or seen.codes.shape != tensor.shape or seen.codes.offset:
         return None
+    codes = seen.codes
     ones = (1,) * (len(tensor.shape) - 1)
-    held = np.ones(1) if codes.scale is None else _numbers(codes.scale, tensor.shape)
-    if held is None or factor.shape != tensor.shape[:1]:
+    numbers = np.ones(1) if codes.scale is None else _numbers(codes.scale, tensor.shape)
+    if numbers is None or factor.shape != tensor.shape[:1]:
         return None
-    made = (held * factor).astype(np.float32).reshape(-1, *ones)  # [M, 1, ...]
-    values = Codes(made.shape, (Buffer.of("scale", made, "F32"),), PLAIN, "f32")
+    products = (numbers * factor).astype(np.float32).reshape(-1, *ones)  # [M, 1, ...]
+    values = Codes(products.shape, (Buffer.of("scale", products, "F32"),), PLAIN, "f32")
     scale = Param(values, (1, *tensor.shape[1:]))
     return QTensor(tensor.shape, tensor.dtype, (Term(dataclasses.replace(codes, scale=scale)),))
 

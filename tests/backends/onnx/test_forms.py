@@ -16,7 +16,7 @@ from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, ten
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Buffer, Layout, LowRank, Param, QTensor, Table
-from qdeploy.ir.views.affine import affine
+from qdeploy.ir.views import view
 from qdeploy.ir.views.integers import power_of_two_unit
 
 EXACT, INT8 = 5e-6, 2e-2
@@ -136,7 +136,7 @@ def _sub(folder: Path) -> Path:
 def test_a_plane_of_signs_goes_into_the_integers(tmp_path, rng):
     signs = packed(rng.integers(0, 2, (8, 64), dtype=np.uint8), 1, "sign", "signs", scale=scales(rng, 8, 2, (1, 32)))
     tensor = tensor_of(packed(rng.integers(0, 8, (8, 64), dtype=np.uint8), 3, "uint3", scale=Param(signs, (1, 1))))
-    assert affine(tensor).top == 14
+    assert view(tensor).grouped.top == 14
     assert error_of(tmp_path, tensor) < EXACT
 
 

@@ -11,7 +11,7 @@ from onnx_forms import affine_tensor, packed, scales, tensor_of
 from qdeploy.backends.onnx.blocks import BLOCKS, blocking
 from qdeploy.backends.onnx.proto import GraphBuilder
 from qdeploy.backends.onnx.rules import rule
-from qdeploy.ir.views.affine import affine
+from qdeploy.ir.views import view
 
 FAST = {
     0: {4: {16, 32, 64, 128, 256}},
@@ -52,12 +52,12 @@ def test_no_cliff_is_ever_emitted(width, group, columns, zero, offset, activatio
 @settings(max_examples=60, deadline=None)
 @given(group=st.integers(2, 300), columns=st.integers(1, 600))
 def test_blocks_keep_to_their_groups_and_cover_every_column_once(group, columns):
-    view = affine(affine_tensor(1, 2, columns, 4, min(group, columns)))
-    found = blocking(view, BLOCKS, 4)
+    grouped = view(affine_tensor(1, 2, columns, 4, min(group, columns))).grouped
+    found = blocking(grouped, BLOCKS, 4)
     place = np.arange(found.count * found.block) if found.columns is None else found.columns
     held = place[place < columns]
     assert sorted(held) == list(range(columns))
-    per_block = np.where(place < columns, place // view.group, -1).reshape(found.count, found.block)
+    per_block = np.where(place < columns, place // grouped.group, -1).reshape(found.count, found.block)
     for block, of in enumerate(found.group):
         assert set(per_block[block]) <= {of, -1}
 
@@ -67,7 +67,7 @@ def test_blocks_keep_to_their_groups_and_cover_every_column_once(group, columns)
     [(16, 16), (32, 32), (128, 128), (256, 256), (512, 256), (1024, 256), (48, 16), (96, 32), (1536, 256)],
 )
 def test_the_sources_group_is_kept_where_a_kernel_has_it(group, block):
-    found = blocking(affine(affine_tensor(1, 2, 3072, 4, group)), BLOCKS, 4)
+    found = blocking(view(affine_tensor(1, 2, 3072, 4, group)).grouped, BLOCKS, 4)
     assert (found.block, found.columns) == (block, None)
 
 

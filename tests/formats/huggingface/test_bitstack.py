@@ -21,9 +21,10 @@ import qdeploy
 from qdeploy.elastic.pieces import pieces_of
 from qdeploy.elastic.published import reference_steps, sensitivities
 from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
-from qdeploy.ir import match, rules
+from qdeploy.ir import rules
 from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.run import generate_greedy
+from qdeploy.ir.views import view
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -113,7 +114,7 @@ def test_a_whole_network_is_read_with_every_prefix_of_its_blocks(tmp_path: Path)
         tensor = model.tensors[name]
         rules.check(tensor, name)
         rules.check_values(tensor, name)
-        assert len(match.sign_lowrank(tensor).terms) == 3
+        assert len(view(tensor).terms) == 3
         np.testing.assert_allclose(tensor.decode(), sums[-1], rtol=1e-5, atol=1e-6)
         for rung in range(3):
             np.testing.assert_allclose(decode_tensor(tensor, rung=rung), sums[rung + 1], rtol=1e-5, atol=1e-6)

@@ -14,8 +14,8 @@ import qdeploy
 from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
 from qdeploy.formats.networks import apot
 from qdeploy.formats.networks.apot_levels import cell_levels, denominator, fractions, weight_indices
-from qdeploy.ir.match import plain_float
 from qdeploy.ir.run import Weights, run
+from qdeploy.ir.views import Floats, view
 from qdeploy.registry import open_model
 
 SETS = {
@@ -204,7 +204,7 @@ def test_stored_tensors_stay_as_they_are(tmp_path: Path):
     assert {name.removeprefix("module.") for name in model.tensors} == set(state)
     for name, array in state.items():
         np.testing.assert_array_equal(model.tensors[f"module.{name}"].decode(), array)
-    assert all(plain_float(model.tensors[f"module.{name}.weight"]) for name in convolutions(state))
+    assert all(isinstance(view(model.tensors[f"module.{name}.weight"]), Floats) for name in convolutions(state))
     assert all(origin.proven for origin in model.origins)
 
 

@@ -6,8 +6,8 @@ with unsigned codes of at most 8 bits. Seen this way are
 
     affine codes        uint and int tables of 1 to 8 bits, zero points integer or not (a fraction of a zero point,
                         times the scale, is an offset)
-    integer codebooks   tables whose values are integer multiples of a power of two (`integers.py`); the scale takes the
-                        unit, exactly
+    integer codebooks   scalar tables, vector tables and small floats whose values are integer multiples of a power of
+                        two (`integers.py`); the scale takes the unit, exactly
     sign planes         a scale of +-1 per element, multiplied into the integer
 
 Nothing is rounded on the way, but for a fractional zero point's product with its scale, and a scale that divides.
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdeploy.ir.tensor import Array, Codes, Param, QTensor
-from qdeploy.ir.views.integers import Integers, integers, split_signs
-from qdeploy.ir.views.params import Grid, RowReader, common_group, is_blockwise, spread, survey
+from qdeploy.ir.tensor import Array, Codes, Param, Shape
+from qdeploy.ir.views.integers import UnsignedCodes, split_signs, unsigned_codes
+from qdeploy.ir.views.params import Grid, Grouping, RowReader, grouping, survey
 
 
 @dataclass(frozen=True)
-class Affine:
-    """The view. Readers take rows [start, stop) of the matrix.
+class Grouped:
+    """Integers with parameters per group. Readers take rows [start, stop) of the matrix.
 
     Attributes:
         shape: [N, K].
@@ -78,67 +78,48 @@ class _Zero:
     stored: RowReader | None = None
 
 
-def affine(tensor: QTensor) -> Affine | None:
-    """Returns the view of a matrix, or None where it has none."""
-    codes = _sole_codes(tensor)
-    grid = _grid(tensor, codes) if codes else None
-    if codes is None or grid is None:
+def grouped(shape: Shape, codes: Codes) -> Grouped | None:
+    """Returns the matrix that a grid of codes is, or None where it is none, or not made of such integers.
+
+    Args:
+        shape: Of the tensor.
+        codes: All that it is made of.
+    """
+    grid = Grid.under(shape, codes.decoded_shape)
+    if grid is None:
         return None
     signs, scale = split_signs(codes.scale)
-    params = [p for p in (codes.zero, scale, codes.offset) if p is not None]
-    indices = {p.index.key if p.index else "" for p in params if p.values.decoded_shape[-1] > 1}
-    if not all(is_blockwise(p, grid) for p in params) or len(indices) > 1:
+    groups = grouping([p for p in (codes.zero, scale, codes.offset) if p is not None], grid)
+    if groups is None:
         return None
-    found, absorbed = integers(codes, signs, grid)
-    if found is None:
+    whole, absorbed = unsigned_codes(codes, signs, grid)
+    if whole is None:
         return None
-    return _assemble(grid, found, None if absorbed else codes.zero, scale, codes.offset)
+    zero = None if absorbed else codes.zero
+    if zero is not codes.zero:  # a zero point that is in the table has no say in how columns are grouped
+        groups = grouping([p for p in (scale, codes.offset) if p is not None], grid) or groups
+    return _assemble(groups, whole, zero, scale, codes.offset)
 
 
-def _sole_codes(tensor: QTensor) -> Codes | None:
-    if len(tensor.shape) != 2 or len(tensor.terms) != 1 or tensor.scale or tensor.offset:
-        return None
-    term = tensor.terms[0]
-    return term.values if isinstance(term.values, Codes) and term.where is None else None
-
-
-def _grid(tensor: QTensor, codes: Codes) -> Grid | None:
-    if len(codes.decoded_shape) != 2:
-        return None
-    (n, k), (rows, columns) = tensor.shape, codes.decoded_shape
-    if n * k != rows * columns or k % columns or not n * k:
-        return None
-    return Grid((n, k), columns, k // columns)
-
-
-def _assemble(grid: Grid, found: Integers, zero: Param | None, scale: Param | None, offset: Param | None) -> Affine:
-    params = [p for p in (zero, scale, offset) if p is not None]
-    index = next((p.index.read() for p in params if p.index is not None), None)
-    if index is None:
-        group = common_group(params, grid)
-        groups = -(-grid.shape[1] // group)
-    else:
-        groups = max(p.values.decoded_shape[1] for p in params)
-        group = -(-grid.shape[1] // groups)
-        in_order = np.array_equal(index, np.arange(grid.shape[1]) // group)
-        index = None if in_order else index
-    scales = _scale_reader(scale, grid, group, groups, found.unit)
-    zeros = _zeros(zero, grid, group, groups, scales, found)
-    own = spread(offset, grid, group, groups) if offset is not None else None
-    offsets = _sum(own, zeros.rest) if own is not None else zeros.rest
-    return Affine(
-        grid.shape,
-        max(1, found.top, zeros.top),
-        group,
-        groups,
-        found.read,
+def _assemble(
+    groups: Grouping, whole: UnsignedCodes, zero: Param | None, scale: Param | None, offset: Param | None
+) -> Grouped:
+    scales = _scale_reader(scale, groups, whole.unit)
+    zeros = _zeros(zero, groups, scales, whole)
+    own = groups.spread(offset) if offset is not None else None
+    return Grouped(
+        groups.grid.shape,
+        max(1, whole.top, zeros.top),
+        groups.group,
+        groups.groups,
+        whole.read,
         scales,
         zeros.value,
-        offsets,
-        found.stream,
-        index,
+        _sum(own, zeros.rest) if own is not None else zeros.rest,
+        whole.stream,
+        groups.index,
         zeros.exact and not (scale is not None and scale.divide),
-        found.top,
+        whole.top,
         zeros.stored,
         own,
     )
@@ -148,26 +129,26 @@ def _sum(a: RowReader, b: RowReader | None) -> RowReader:
     return a if b is None else lambda start, stop: a(start, stop) + b(start, stop)
 
 
-def _scale_reader(scale: Param | None, grid: Grid, group: int, groups: int, unit: float) -> RowReader:
+def _scale_reader(scale: Param | None, groups: Grouping, unit: float) -> RowReader:
     factor = np.float32(unit)
     if scale is None:
-        return lambda start, stop: np.full((stop - start, groups), factor, np.float32)
-    read = spread(scale, grid, group, groups)
+        return lambda start, stop: np.full((stop - start, groups.groups), factor, np.float32)
+    read = groups.spread(scale)
     if scale.divide:
         return lambda start, stop: (factor / read(start, stop)).astype(np.float32)
     return read if unit == 1.0 else lambda start, stop: read(start, stop) * factor
 
 
-def _zeros(zero: Param | None, grid: Grid, group: int, groups: int, scale: RowReader, found: Integers) -> _Zero:
+def _zeros(zero: Param | None, groups: Grouping, scale: RowReader, whole: UnsignedCodes) -> _Zero:
     if zero is None:
-        return _Zero(found.zero, None, found.zero)
-    seen, read, base = survey(zero), spread(zero, grid, group, groups), np.float32(found.zero)
+        return _Zero(whole.zero, None, whole.zero)
+    seen, read, base = survey(zero), groups.spread(zero), np.float32(whole.zero)
     fits = seen.whole and seen.low + base >= 0 and seen.high + base < 256
     if fits and seen.low == seen.high:
         return _Zero(int(seen.low + base), None, int(seen.low + base))
     if fits:
         return _Zero(lambda start, stop: (read(start, stop) + base).astype(np.uint8), None, int(seen.high + base))
-    top = np.float32(found.top)
+    top = np.float32(whole.top)
 
     def nearest(start: int, stop: int) -> Array:
         return np.clip(np.rint(read(start, stop) + base), 0, top)
@@ -178,7 +159,7 @@ def _zeros(zero: Param | None, grid: Grid, group: int, groups: int, scale: RowRe
     return _Zero(
         lambda start, stop: nearest(start, stop).astype(np.uint8),
         rest,
-        found.top,
+        whole.top,
         False,
         lambda start, stop: read(start, stop) + base,
     )
