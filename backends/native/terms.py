@@ -43,10 +43,10 @@ def integer_matrix(name: str, seen: Coded, layout: str) -> LoweredMatrix | None:
         return _sign_matrix(name, seen, view)
     (rows, count), bits = view.shape, max(1, view.code_top.bit_length())
     columns = choose_columns(count, view.group, view.groups, view.index)
-    cut = levels(seen) if layout == "elastic" else WHOLE
     kind = TermKind.PAIRS if seen.is_ternary else _WHOLE.get(bits, TermKind.PLANES)
     if layout == "elastic" and not seen.is_ternary:
         kind = TermKind.PLANES
+    cut = levels(seen) if kind == TermKind.PLANES else WHOLE
     bits = {TermKind.NIBBLES: 4, TermKind.PAIRS: 2, TermKind.BYTES: 8}.get(kind, bits)
     params, zero = _params(seen, view, columns)
     size = columns.padded * 16 // 8

@@ -11,7 +11,7 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir import rules
 from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, LowRank, Param, QTensor, Term, buffers, plain
-from qdeploy.ir.views import Sum, view
+from qdeploy.ir.views import Floats, view
 from qdeploy.quantize import sign_planes as room
 from qdeploy.quantize.sign_planes import peel, sign_planes
 
@@ -89,6 +89,6 @@ def test_what_a_plane_leaves_has_no_mean_in_any_group() -> None:
 
 def test_only_a_bitstack_stack_is_lowered() -> None:
     tensor = plain(Buffer.of("data", np.ones((4, 4), np.float32), "F32"), "f32")
-    assert isinstance(view(tensor), Sum)
+    assert isinstance(view(tensor), Floats)
     with pytest.raises(UnsupportedError):
         sign_planes("w", tensor, {})
