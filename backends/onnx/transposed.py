@@ -14,7 +14,7 @@ import numpy as np
 from qdeploy.backends.onnx.passthrough import stored_form
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.dtype import dtype
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Term
 from qdeploy.store.storage import storage_dtype
 
 _STRIP = 24 << 20
@@ -65,8 +65,8 @@ def turned(name: str, tensor: QTensor) -> QTensor | None:
     codes, row = form.codes, dtype(str(form.codes.table))
     if not row.is_integer or row.bits not in (2, 4, 8):
         return None
-    made = replace(_turned(codes), zero=_param(codes.zero), scale=_param(codes.scale))
-    return replace(tensor, shape=tensor.shape[::-1], terms=(replace(tensor.terms[0], values=made),), source=None)
+    transposed = replace(_turned(codes), zero=_param(codes.zero), scale=_param(codes.scale))
+    return QTensor(tensor.shape[::-1], tensor.dtype, (Term(transposed),))
 
 
 def _param(param: Param | None) -> Param | None:

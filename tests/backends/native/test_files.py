@@ -23,7 +23,7 @@ from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
+from qdeploy.ir.tensor import PLAIN, ArrayRows, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
 from qdeploy.quantize.sign_planes import sign_planes
 
 CHECKPOINTS = (
@@ -240,7 +240,31 @@ def minifloat(kind):
     return tensor(Codes((48, 96), (Buffer.of("codes", codes, storage),), PLAIN, kind, None, scale))
 
 
+def placed(made, how):
+    """The same codes with a scale and a table per group of columns that an index scatters, or in a folded grid."""
+    codes = made.terms[0].values
+    if how == "folded":
+        shape = (codes.shape[0] * 3, codes.shape[1] // 3)
+        data = replace(codes.data[0], shape=shape, rows=ArrayRows(codes.data[0].read().reshape(shape)))
+        scale = Param(grid(half("scale", shape[0], 1), "f16"), (1, 32))
+        codes = replace(codes, shape=shape, data=(data,), scale=scale)
+        return QTensor(made.shape, "F32", (Term(codes),))
+    index = Buffer.of("index", RANDOM.integers(0, 3, codes.shape[1]).astype(np.int32), "I32")
+    scale = Param(grid(half("scale", codes.shape[0], 3), "f16"), (1, 1), index)
+    return tensor(replace(codes, scale=scale))
+
+
 MADE = {
+    **{
+        f"{how} {name}": (lambda k=kind, h=how: placed(k(), h))
+        for how in ("folded", "act-order")
+        for name, kind in (
+            ("uint4", lambda: integers(4, 32)),
+            ("table", small_table),
+            ("e4m3", lambda: minifloat("e4m3")),
+            ("e3m2", lambda: minifloat("e3m2")),
+        )
+    },
     **{f"uint{bits}": (lambda b=bits: integers(b, 32)) for bits in range(1, 9)},
     "group of 24": lambda: integers(4, 24),
     "group of 192": lambda: integers(4, 192, columns=384),
@@ -316,6 +340,25 @@ def test_columns_of_uneven_groups_are_sorted(tmp_path):
     lowered = BACKEND.lower(model, tmp_path, Options())
     assert "sorted" in lowered.choices[0].form
     assert all(r.error == 0 for r in BACKEND.check(model, tmp_path, lowered, "full"))
+
+
+@pytest.mark.parametrize("kind", ["table", "e4m3", "e3m2"])
+def test_the_runtime_multiplies_by_codebooks_and_floats_in_act_order(kind, testdata, tmp_path):
+    pytest.importorskip("qdeploy._native", reason="the native runtime is not built", exc_type=ImportError)
+    model = registry.open_model(testdata / "checkpoints" / "base-tinyllama", "", False)
+    name = "model.layers.0.mlp.up_proj.weight"
+    shape = model.tensors[name].shape
+    codes = uint8("codes", shape, 8 if kind == "table" else 48)
+    values = Buffer.of("table", np.linspace(-1, 1, 8, dtype=np.float32)[None] ** 3, "F32")
+    index = Buffer.of("index", RANDOM.integers(0, 3, shape[1]).astype(np.int32), "I32")
+    scale = Param(grid(half("scale", shape[0], 3), "f16"), (1, 1), index)
+    made = tensor(Codes(shape, (codes,), PLAIN, Table(values) if kind == "table" else kind, None, scale))
+    model = replace(model, tensors={**model.tensors, name: made})
+    choices = {c.tensor: c for c in lower(model, tmp_path, Options()).choices}
+    assert choices[name].lossless and not choices[name].reason.startswith("slow")
+    ids = np.array([[1, 5, 9, 200, 3, 77, 45]])
+    want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"][0]
+    assert np.linalg.norm(logits(str(tmp_path), ids) - want) < 2e-3 * np.linalg.norm(want)
 
 
 def test_an_op_that_the_runtime_lacks_is_named(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, tensor_of, write
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.tensor import Buffer, Layout, LowRank, Param, QTensor, Table
+from qdeploy.ir.tensor import Buffer, Layout, LowRank, Param, QTensor, Table, Term
 from qdeploy.ir.views import view
 from qdeploy.ir.views.integers import power_of_two_unit
 
@@ -243,3 +243,27 @@ def test_shared_activations_are_gathered_once(tmp_path, rng):
         tensor = tensor_of(packed(rng.integers(0, 16, (4, 64), dtype=np.uint8), 4, "uint4", scale=scale))
         rule(name, tensor, "exact").form.linear(builder, x, f"{name}.out")
     assert [n.op_type for n in builder.graph.node].count("Gather") == 1
+
+
+@pytest.mark.parametrize("use", ["linear", "gather"])
+@pytest.mark.parametrize("kind", ["table", "tables", "vector", "e4m3", "e3m2"])
+def test_codebooks_and_floats_know_folded_grids(kind, use, tmp_path, rng):
+    """Blocks of 32 columns are the rows of the grid, as where a library quantizes a flat tensor."""
+    rows, columns, fold = 8, 96, 3
+    grid = (rows * fold, columns // fold)
+    scale = scales(rng, rows * fold, 1, (1, 32))
+    if kind == "vector":
+        table = Table(Buffer.of("book", rng.standard_normal((1, 256, 1, 8)).astype(np.float32), "F32"))
+        codes = plain_codes(rng.integers(0, 256, (grid[0], grid[1] // 8), dtype=np.uint8), "U8", table, "codes")
+    elif kind.startswith("table"):
+        select = Param(plain_codes(rng.integers(0, 2, (grid[0], 1), dtype=np.uint8), "U8", "uint8", "select"), (1, 32))
+        values = rng.standard_normal((2, 16)).astype(np.float32)
+        table = Table(Buffer.of("book", values if kind == "tables" else values[:1], "F32"), None)
+        table = replace(table, select=select) if kind == "tables" else table
+        codes = packed(rng.integers(0, 16, grid, dtype=np.uint8), 4, table, scale=scale)
+    else:
+        width = 8 if kind == "e4m3" else 6
+        numbers = rng.integers(0, 1 << width, grid, dtype=np.uint8) & 0x7E
+        codes = packed(numbers, width, kind, scale=scale)
+    tensor = QTensor((rows, columns), "F32", (Term(codes),))
+    assert error_of(tmp_path, tensor, use) < EXACT
