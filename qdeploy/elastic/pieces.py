@@ -29,7 +29,7 @@ from qdeploy.errors import BadArgumentError
 from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Float32, QTensor
 from qdeploy.ir.views import Coded, SignLowRank, Sum, View, view
-from qdeploy.ir.views.levels import WHOLE, Levels, Planes, cut_parts, levels, planes
+from qdeploy.ir.views.levels import Levels, PlaneRows, cut_parts, levels, planes
 from qdeploy.ir.views.params import Grid
 from qdeploy.measure import energy
 
@@ -87,12 +87,7 @@ def pieces_of(
         BadArgumentError: The tensor cannot be cut so, or `nbytes` has another length than there are pieces.
     """
     seen = view(tensor)
-    most = levels(seen)
-    cut = cut or most
-    if cut not in (most, WHOLE):
-        raise BadArgumentError(
-            "a tensor is cut in another way than it can be", where=name, found=cut, allowed=str(most)
-        )
+    cut = levels(seen) if cut is None else cut
     if nbytes is not None and len(nbytes) != cut.count:
         raise BadArgumentError(
             "a tensor has another number of pieces", where=name, found=len(nbytes), allowed=str(cut.count)
@@ -121,8 +116,8 @@ _Cut = tuple[list[tuple[int, int]], list[int], list[float]]
 
 
 def _cut(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
-    if cut.kind == "terms" and isinstance(seen, SignLowRank | Sum):
-        return _terms(name, tensor, seen)
+    if cut.kind == "terms":
+        return _terms(name, tensor, seen, cut)
     if cut.kind == "planes":
         return _planes(name, tensor, seen, cut)
     return [(0, 0)], [tensor.nbytes], [1.0, 0.0]
@@ -131,12 +126,15 @@ def _cut(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
 # Sums of sign terms.
 
 
-def _terms(name: str, tensor: QTensor, seen: SignLowRank | Sum) -> _Cut:
+def _terms(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
     if isinstance(seen, SignLowRank):
         gains = [_product_energy(u, vt) for _, u, vt in seen.terms]
     else:
-        grids = [part.codes for part in seen.parts if isinstance(part, Coded)]
+        parts = seen.parts if isinstance(seen, Sum) and seen.is_residual else ()
+        grids = [part.codes for part in parts if isinstance(part, Coded)]
         gains = [_sampled(codes.decoded_shape, name, partial(_scale_energy, codes)) for codes in grids]
+    if len(gains) != cut.count:
+        raise _not_so(name, cut, f"{len(gains)} terms")
     sizes = [QTensor(tensor.shape, tensor.dtype, (term,)).nbytes for term in tensor.terms]
     left = [*itertools.accumulate(reversed(gains), initial=0.0)][::-1]  # left[n]: what terms n and later hold
     return [(i, 0) for i in range(len(gains))], sizes, _relative(left, left[0])
@@ -172,9 +170,13 @@ def _planes(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
         shape, full = tensor.shape, tensor.decode
     present = [part for part in parts if part is not None]
 
+    if max((part.bits for part in present), default=1) != cut.count:
+        raise _not_so(name, cut, f"{max((part.bits for part in present), default=1)} planes")
+
     def measure(rows: slice) -> Float64:
         """Squared errors at 0 to `count` levels."""
-        return np.array([energy(full(rows)), *(_lacking(present, level, rows) for level in range(1, cut.count)), 0.0])
+        read = [part.rows(rows.start, rows.stop) for part in present]
+        return np.array([energy(full(rows)), *(_lacking(read, level) for level in range(1, cut.count)), 0.0])
 
     total = _sampled(shape, name, measure)
     sizes = [sum(part.plane_bytes for part in present if part.bits > level) for level in range(cut.count)]
@@ -182,14 +184,18 @@ def _planes(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
     return [(0, p) for p in range(cut.count)], sizes, _relative(list(total), float(total[0]))
 
 
-def _lacking(parts: list[Planes], level: int, rows: slice) -> float:
+def _lacking(parts: list[PlaneRows], level: int) -> float:
     """The squared error of rows with so many levels."""
     lacking: Float32 | None = None
     for part in parts:
         if part.bits > level:
-            own = part.missing(level, rows.start, rows.stop)
+            own = part.missing(level)
             lacking = own if lacking is None else lacking + own
     return 0.0 if lacking is None else energy(lacking)
+
+
+def _not_so(name: str, cut: Levels, allowed: str) -> BadArgumentError:
+    return BadArgumentError("a tensor cannot be cut in this way", where=name, found=cut, allowed=allowed)
 
 
 def _sampled(shape: tuple[int, ...], name: str, measure: Callable[[slice], Any]) -> Any:

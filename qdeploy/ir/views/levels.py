@@ -111,12 +111,24 @@ class Planes:
         """Size of a plane."""
         return math.prod(self.shape[:-1]) * -(-self.shape[-1] // 8)
 
-    def missing(self, resident: int, start: int, stop: int) -> Float32:
-        """What rows lack when only the first planes are there, at least one: float32 [rows, columns]."""
-        codes = self.codes(start, stop).astype(np.float32)
+    def rows(self, start: int, stop: int) -> PlaneRows:
+        """Reads rows of the grid."""
+        return PlaneRows(self.bits, self.codes(start, stop).astype(np.float32), self.factor(start, stop))
+
+
+@dataclass(frozen=True)
+class PlaneRows:
+    """Some rows of a grid that is cut into planes: codes float32 [rows, columns], and what each is worth."""
+
+    bits: int
+    codes: Float32
+    factor: Float32
+
+    def missing(self, resident: int) -> Float32:
+        """What the rows lack when only the first planes are there, at least one: float32 [rows, columns]."""
         step = np.float32(1 << max(0, self.bits - resident))
-        middle = np.floor(codes / step) * step + (step - 1) / 2
-        lacking: Float32 = (middle - codes) * self.factor(start, stop)
+        middle = np.floor(self.codes / step) * step + (step - 1) / 2
+        lacking: Float32 = (middle - self.codes) * self.factor
         return lacking
 
 
