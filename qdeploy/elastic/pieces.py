@@ -29,8 +29,7 @@ from qdeploy.errors import BadArgumentError
 from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Float32, QTensor
 from qdeploy.ir.views import Coded, SignLowRank, Sum, View, view
-from qdeploy.ir.views.levels import Levels, PlaneRows, cut_parts, levels, planes
-from qdeploy.ir.views.params import Grid
+from qdeploy.ir.views.levels import Levels, PlaneRows, cut_planes, levels
 from qdeploy.measure import energy
 
 Float64 = npt.NDArray[np.float64]
@@ -134,7 +133,7 @@ def _terms(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
         grids = [part.codes for part in parts if isinstance(part, Coded)]
         gains = [_sampled(codes.decoded_shape, name, partial(_scale_energy, codes)) for codes in grids]
     if len(gains) != cut.count:
-        raise _not_so(name, cut, f"{len(gains)} terms")
+        raise _not_so(name, cut, str(levels(seen)))
     sizes = [QTensor(tensor.shape, tensor.dtype, (term,)).nbytes for term in tensor.terms]
     left = [*itertools.accumulate(reversed(gains), initial=0.0)][::-1]  # left[n]: what terms n and later hold
     return [(i, 0) for i in range(len(gains))], sizes, _relative(left, left[0])
@@ -162,16 +161,12 @@ def _scale_energy(codes: Codes, rows: slice) -> float:
 
 def _planes(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
     """One grid of codes by its own rows, sums of several by the rows of the matrix."""
+    present = cut_planes(seen, cut)
+    if present is None:
+        raise _not_so(name, cut, str(levels(seen)))
+    shape, full = tensor.shape, tensor.decode
     if isinstance(seen, Coded):
-        parts, shape = [planes(seen)], seen.codes.decoded_shape
-        full: Callable[[slice], Float32] = partial(decode_codes, seen.codes)
-    else:
-        parts = [planes(part, Grid.under(part.shape, part.codes.decoded_shape)) for part in cut_parts(seen)]
-        shape, full = tensor.shape, tensor.decode
-    present = [part for part in parts if part is not None]
-
-    if max((part.bits for part in present), default=1) != cut.count:
-        raise _not_so(name, cut, f"{max((part.bits for part in present), default=1)} planes")
+        shape, full = seen.codes.decoded_shape, partial(decode_codes, seen.codes)
 
     def measure(rows: slice) -> Float64:
         """Squared errors at 0 to `count` levels."""

@@ -31,10 +31,17 @@ _TABLES, _LEAST_LEVELS, _MOST_LEVELS = 256, 5, 16
 
 @dataclass(frozen=True)
 class Levels:
-    """How a tensor is cut, and into how many levels."""
+    """How a tensor is cut.
+
+    Attributes:
+        kind: See above.
+        count: Into how many levels.
+        parts: Planes of each part of a sum, 1 for a part that is not cut; empty for a tensor that is no sum.
+    """
 
     kind: Literal["whole", "planes", "terms"]
     count: int = 1
+    parts: tuple[int, ...] = ()
 
 
 WHOLE = Levels("whole")
@@ -66,8 +73,8 @@ def term_levels(count: int) -> Levels:
 
 def together(parts: Iterable[Levels]) -> Levels:
     """A sum whose parts are cut into planes, or not at all: a level holds one plane of each part that has so many."""
-    count = max((part.count for part in parts if part.kind == "planes"), default=1)
-    return Levels("planes", count) if count > 1 else WHOLE
+    counts = tuple(part.count if part.kind == "planes" else 1 for part in parts)
+    return Levels("planes", max(counts), counts) if max(counts, default=1) > 1 else WHOLE
 
 
 def small_table(seen: View | Coded) -> GroupedTable | None:
@@ -78,14 +85,6 @@ def small_table(seen: View | Coded) -> GroupedTable | None:
     if tabled is None or tabled.divides or not _LEAST_LEVELS <= tabled.levels <= _MOST_LEVELS:
         return None
     return tabled if len(tabled.values) <= _TABLES and np.isfinite(tabled.values).all() else None
-
-
-def cut_parts(seen: View) -> list[Coded]:
-    """The parts of a tensor that are cut into planes."""
-    if isinstance(seen, Masked):
-        return cut_parts(seen.under)
-    parts = seen.parts if isinstance(seen, Sum) else (seen,)
-    return [part for part in parts if isinstance(part, Coded) and levels(part).kind == "planes"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,28 @@ class PlaneRows:
         middle = np.floor(self.codes / step) * step + (step - 1) / 2
         lacking: Float32 = (middle - self.codes) * self.factor
         return lacking
+
+
+def cut_planes(seen: View, cut: Levels) -> list[Planes] | None:
+    """The planes of every part that is cut; None where the tensor cannot be cut so.
+
+    A tensor that is one grid of codes is read by the rows of its grid, any other by the rows of the matrix.
+    """
+    under = seen.under if isinstance(seen, Masked) else seen
+    if isinstance(under, Sum) and len(under.parts) == len(cut.parts):
+        chosen = [(part, count) for part, count in zip(under.parts, cut.parts, strict=True) if count > 1]
+        counted = [(_on_matrix(part), count) for part, count in chosen]
+    elif isinstance(under, Coded) and not cut.parts:
+        counted = [(planes(under) if under is seen else _on_matrix(under), cut.count)]
+    else:
+        return None
+    fitting = [part for part, count in counted if part is not None and part.bits == count]
+    return fitting if fitting and len(fitting) == len(counted) else None
+
+
+def _on_matrix(part: View) -> Planes | None:
+    grid = Grid.under(part.shape, part.codes.decoded_shape) if isinstance(part, Coded) else None
+    return planes(part, grid) if isinstance(part, Coded) and grid is not None else None
 
 
 def planes(seen: Coded, grid: Grid | None = None) -> Planes | None:
