@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from qdeploy import registry
-from qdeploy.backends.native import Options, lower
+from qdeploy.backends.native import BACKEND
 from qdeploy.backends.native.layout import SectionId
+from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.order import BlockPlan, stack_order
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.native.sums import lower_matrix
@@ -26,6 +27,7 @@ from qdeploy.ir.views import Masked, Sum, view
 from qdeploy.ir.views.levels import WHOLE, Levels, levels
 from qdeploy.pack import bits as bitstream
 from qdeploy.quantize.bitstack import BitStack
+from qdeploy.quantize.contract import Grid, Weight
 from qdeploy.quantize.nearest import Rtn
 from qdeploy.quantize.sign_planes import sign_planes
 
@@ -76,6 +78,14 @@ def integer_table() -> QTensor:
     return QTensor((32, 96), "F32", (Term(Codes((32, 96), (codes,), Layout("bits", 2), values)),))
 
 
+def bit_stack() -> QTensor:
+    return BitStack(3, 4).quantize(Weight("w", floats(64, 96)), (), Grid())
+
+
+def int4() -> QTensor:
+    return Rtn().quantize(Weight("w", floats(32, 96)), (), Grid(4, 32))
+
+
 MADE = {
     "sum with a part that is packed whole": lambda: QTensor(
         (32, 96), "F32", (Term(integers(3, key="a")), Term(integers(4, key="b")))
@@ -83,9 +93,9 @@ MADE = {
     "sum of integers": lambda: QTensor((32, 96), "F32", (Term(integers(2, key="a")), Term(integers(4, key="b")))),
     "outliers": with_outliers,
     "integer table": integer_table,
-    "blocks of a bit stack": lambda: BitStack(3, 4).quantize("w", floats(64, 96), {}),
-    "sign planes": lambda: sign_planes("w", BitStack(3, 4).quantize("w", floats(64, 96), {}), {}, group=32),
-    "int4": lambda: Rtn(4, 32).quantize("w", floats(32, 96), {}),
+    "blocks of a bit stack": bit_stack,
+    "sign planes": lambda: sign_planes("w", bit_stack(), {}, group=32),
+    "int4": int4,
 }
 
 
@@ -155,7 +165,7 @@ def test_every_readable_encoding_has_as_many_pieces_as_the_writer_makes(testdata
 @pytest.mark.parametrize("name", [*CUT_GRIDS, *(n for n in MADE if n not in ("blocks of a bit stack", "sign planes"))])
 def test_the_error_of_a_rung_is_that_of_the_file_cut_there(name: str, tmp_path) -> None:
     tensor = MADE[name]() if name in MADE else block_tensor(name)
-    lower(one_matrix(tensor), tmp_path, Options())
+    BACKEND.lower(one_matrix(tensor), tmp_path, Options())
     file, want = ModelFile(tmp_path / "model.qd"), tensor.decode().astype(np.float64)
     index, rungs = file.matrices()["w"], file.section(SectionId.RUNGS)
     blocks = -(-tensor.shape[0] // 16)
@@ -173,7 +183,7 @@ def test_the_error_of_a_rung_is_that_of_the_file_cut_there(name: str, tmp_path) 
 
 
 def test_levels_that_are_not_the_tensors_are_refused() -> None:
-    tensor = Rtn(4, 32).quantize("w", floats(32, 96), {})
+    tensor = int4()
     assert levels(view(tensor)) == Levels("planes", 4)
     for cut in (Levels("planes", 3), Levels("terms", 4), Levels("planes", 4, (4,))):
         with pytest.raises(BadArgumentError, match="cut"):
@@ -182,7 +192,7 @@ def test_levels_that_are_not_the_tensors_are_refused() -> None:
 
 
 def test_blocks_of_another_number_of_levels_are_refused() -> None:
-    tensor = Rtn(4, 32).quantize("w", floats(32, 96), {})
+    tensor = int4()
     blocks = [BlockPlan(0, plane, 64, plane) for plane in range(3)]
     with pytest.raises(BadArgumentError, match="number of pieces"):
         stack_order([("w", tensor, Levels("planes", 4), blocks)])

@@ -15,10 +15,10 @@ from onnx import TensorProto as T
 from onnx import helper
 
 import qdeploy
-from qdeploy.backends.native import Options as NativeOptions
-from qdeploy.backends.native import lower as lower_native
+from qdeploy.backends.native import BACKEND as NATIVE
+from qdeploy.backends.native.options import Options as NativeOptions
 from qdeploy.backends.native.reading import ModelFile
-from qdeploy.backends.onnx import lower as lower_onnx
+from qdeploy.backends.onnx import BACKEND as ONNX
 from qdeploy.backends.onnx.options import Options as OnnxOptions
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir import dtype
@@ -98,7 +98,7 @@ def test_it_is_packaged_inspected_and_read_back(row: DType, tmp_path: Path) -> N
 
 def test_it_is_converted_to_onnx(row: DType, tmp_path: Path) -> None:
     tensor, want = weight(row)
-    lowered = lower_onnx(one_matrix(tensor), tmp_path, OnnxOptions())
+    lowered = ONNX.lower(one_matrix(tensor), tmp_path, OnnxOptions())
     (choice,) = lowered.choices
     assert choice.lossless
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -111,7 +111,7 @@ def test_it_is_converted_to_onnx(row: DType, tmp_path: Path) -> None:
 
 def test_it_is_converted_to_the_runtime(row: DType, tmp_path: Path) -> None:
     tensor, want = weight(row)
-    (choice,) = lower_native(one_matrix(tensor), tmp_path, NativeOptions()).choices
+    (choice,) = NATIVE.lower(one_matrix(tensor), tmp_path, NativeOptions()).choices
     assert choice.lossless
     assert not choice.reason.startswith("slow")
     file = ModelFile(tmp_path / "model.qd")

@@ -354,11 +354,11 @@ def test_the_runtime_multiplies_by_codebooks_and_floats_in_act_order(kind, testd
     scale = Param(grid(half("scale", shape[0], 3), "f16"), (1, 1), index)
     made = tensor(Codes(shape, (codes,), PLAIN, Table(values) if kind == "table" else kind, None, scale))
     model = replace(model, tensors={**model.tensors, name: made})
-    choices = {c.tensor: c for c in lower(model, tmp_path, Options()).choices}
+    choices = {c.tensor: c for c in BACKEND.lower(model, tmp_path, Options()).choices}
     assert choices[name].lossless and not choices[name].reason.startswith("slow")
     ids = np.array([[1, 5, 9, 200, 3, 77, 45]])
     want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"][0]
-    assert np.linalg.norm(logits(str(tmp_path), ids) - want) < 2e-3 * np.linalg.norm(want)
+    assert np.linalg.norm(BACKEND.text.logits(str(tmp_path), ids) - want) < 2e-3 * np.linalg.norm(want)
 
 
 def test_an_op_that_the_runtime_lacks_is_named(tmp_path):
