@@ -23,12 +23,13 @@ from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
 from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
 from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
-from qdeploy.backends.native.plan import Plan, plan_graph
+from qdeploy.backends.native.plan import Plan, lowered_ops, plan_graph
 from qdeploy.backends.native.sums import lower_matrix
 from qdeploy.backends.results import Choice, Lowered
 from qdeploy.elastic import published
 from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError
+from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.levels import Levels
@@ -109,11 +110,17 @@ def _begun(file: File, target: Path) -> Iterator[int]:
         raise OutputError(f"cannot write the model: {error.strerror}", where=str(target)) from error
 
 
+def _fitted(model: Model) -> Model:
+    """The model with a graph of what the runtime has: other composites expanded, one vector of rotary frequencies."""
+    graph = within_first_frequencies(model.graph, model.notes, keep=lambda long: False)
+    if any(node.op not in lowered_ops() for node in graph.nodes):
+        graph = expand_graph(graph, keep=lowered_ops())
+    return model if graph is model.graph else replace(model, build_graph=lambda _: graph)
+
+
 def plan_file(model: Model, options: Options) -> File:
     """Decides where every byte will lie."""
-    graph = within_first_frequencies(model.graph, model.notes, keep=lambda long: False)
-    if graph is not model.graph:
-        model = replace(model, build_graph=lambda _: graph)
+    model = _fitted(model)
     plan = plan_graph(model)
     matrices = [lower_matrix(name, model.tensors[name], options.layout) for name in plan.matrices]
     terms = [term for matrix in matrices for term in matrix.terms]
