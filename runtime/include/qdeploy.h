@@ -97,6 +97,7 @@ typedef struct {
   uint64_t floor;   /* the least budget that works with the sessions that are open */
   uint64_t ceiling; /* the budget at which everything is resident */
   uint64_t peak;
+  uint64_t unreturned; /* of total: what the system did not take back, as it is locked */
 } qd_memory;
 
 typedef struct {

@@ -247,12 +247,12 @@ void huge_pages_are_given_up_when_they_take_long() {
   for (int i = 0; i < 1000; ++i) CHECK(hiccup.lasts(i % 50 ? ms / 5 : 15 * ms));
   CHECK(slow.lasts(8 * ms) && slow.lasts(8 * ms) && !slow.lasts(8 * ms));
   qd::Range range;
-  CHECK(range.make(3 * qd::kHugePage, true));
+  CHECK(range.make(3 * qd::page_sizes().huge, true));
   range.data[5] = 7;
-  qd::use_pages(range.data + qd::kHugePage, 2 * qd::kHugePage, false);
+  qd::use_pages(range.data + qd::page_sizes().huge, 2 * qd::page_sizes().huge, false);
   range.data[range.bytes - 1] = 8;
   qd::use_pages(range.data, range.bytes, true);
-  CHECK(range.data[5] == 7 && range.data[qd::kHugePage] == 0 && range.data[range.bytes - 1] == 8);
+  CHECK(range.data[5] == 7 && range.data[qd::page_sizes().huge] == 0 && range.data[range.bytes - 1] == 8);
 }
 
 void checksums_are_crc32c() {

@@ -2,8 +2,8 @@
 
     python -P tests/golden/networks.py FOLDER
 
-writes the files into a folder; playing.py records what the runtime makes of them. Files that have been released are never
-written again: this tells how they came to be, and makes the next ones.
+writes the files into a folder; playing.py records what the runtime makes of them. Files that have been released are
+never written again: this tells how they came to be, and makes the next ones.
 """
 
 from __future__ import annotations
