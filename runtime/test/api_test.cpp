@@ -7,19 +7,10 @@
 #include <thread>
 
 #include "../src/platform.h"
+#include "check.h"
 #include "tiny_model.h"
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(x)                                                      \
-  do {                                                                \
-    if (!(x)) {                                                       \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #x);             \
-      ++failures;                                                     \
-    }                                                                 \
-  } while (0)
 
 struct Opened {
   qd_model* model = nullptr;
@@ -223,7 +214,7 @@ std::string error_of(const tiny::Bytes& file, uint64_t bad_from, uint32_t thread
 
 // Several turns, of which the later ones are bad, too: the first is named, whoever reads it.
 void reads_by_all_threads_as_by_one() {
-  tiny::Bytes file = tiny::decoder(100);
+  tiny::Bytes file = tiny::decoder({100});
   qd::format::Header h;
   std::memcpy(&h, file.data(), sizeof h);
   CHECK(h.stack_bytes > 5u << 20);
@@ -274,6 +265,5 @@ int main(int argc, char** argv) {
   keeps_to_the_budget(file);
   budget_moves_while_it_decodes(file);
   damaged_files_do_no_harm(file, argc > 1 ? std::atoi(argv[1]) : 1);
-  std::printf(failures ? "%d failures\n" : "ok\n", failures);
-  return failures != 0;
+  return report();
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tests.runtime.conftest import RUNTIME, Build, need, run
 from tests.runtime.random_llama import write_random_llama
 
 ROOT = RUNTIME.parent
+WRAPPED = ("-Wl,--wrap=sysconf,--wrap=fopen,--wrap=mmap,--wrap=munmap,--wrap=madvise",)
 TINY = ROOT / "examples" / "models" / "tiny-llama-gptq"
 
 
@@ -22,6 +25,34 @@ def test_damaged_files_are_refused_or_run_and_nothing_leaks(build: Build):
 
 def test_a_budget_that_moves_while_tokens_flow_is_no_race(build: Build):
     assert "ok" in run(build("test/api_test", "-O1", "-g", "-fsanitize=thread"), "97")
+
+
+MENDED = re.findall(r"^    TEST\((\w+)\)", (RUNTIME / "test" / "faults_test.cpp").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", MENDED)
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_a_mended_fault_stays_mended(build: Build, name: str, sanitizer: str):
+    flags = ["-O1", "-g", f"-fsanitize={sanitizer}"] + ["-fno-sanitize-recover=all"] * (sanitizer != "thread")
+    assert run(build("test/faults_test", *flags), name).endswith("ok\n")
+
+
+@pytest.mark.parametrize(("page", "huge"), [(4 << 10, 2 << 20), (16 << 10, 32 << 20), (64 << 10, 512 << 20)])
+def test_pages_of_any_size_and_a_system_that_refuses(build: Build, page: int, huge: int):
+    assert run(build("test/pages_test", "-O1", "-g", link=WRAPPED), str(page), str(huge)).endswith("ok\n")
+
+
+def test_locked_memory_is_counted_as_it_is_held(build: Build):
+    assert run(build("test/pages_test", "-O1", "-g", link=WRAPPED), "locked").endswith("ok\n")
+
+
+def test_a_32_bit_machine_refuses_what_it_cannot_hold(build: Build):
+    compiler = "arm-linux-gnueabihf-g++"
+    if shutil.which(compiler) is None or shutil.which("qemu-arm") is None:
+        pytest.skip(f"{compiler} and qemu-arm are not installed")
+    for program, arguments in (("test/faults_test", ()), ("test/api_test", ("997",))):
+        made = build(program, "-O2", "-static", "-Wno-psabi", compiler=compiler)
+        assert run("qemu-arm", made, *arguments, seconds=600).endswith("ok\n")
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "max"])
