@@ -252,7 +252,8 @@ class _Term:
         """Row blocks of something that lies at `at` of the file; shape is that of one row block."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         part = self.file.read(at + self.first * size, (self.last - self.first) * size)
-        return part.view(kind).reshape(-1, *shape)
+        values: Array = part.view(kind).reshape(-1, *shape)
+        return values
 
     def _codes(self, kind: TermKind) -> Array:
         at, columns = self.start + int(self.record["codes_at"]), self.columns

@@ -1,6 +1,6 @@
-// Opens what the fuzzer makes of a model file, decodes with it, and moves its budget. All checksums are mended first, so
-// that what they guard is what is tried: records, weights, tables. run.sh builds and runs it, on the golden files of the
-// tests.
+// Opens what the fuzzer makes of a model file, decodes with it, and moves its budget. All checksums are mended first,
+// so that what they guard is what is tried: records, weights, tables. run.sh builds and runs it, on the golden files of
+// the tests.
 #include <algorithm>
 #include <cstring>
 #include <random>
@@ -48,7 +48,7 @@ void mend(uint8_t* data, size_t n) {
   std::memcpy(data, &h, sizeof h);
 }
 
-// Where something is that means something: a word of the header, a field of a record, or a byte of what lies behind them.
+// Where something is that means something: a word of the header, a field of a record, or a byte of what comes behind.
 uint64_t place_of(Random& random, const Header& h, size_t n) {
   uint32_t kind = random() % 16;
   if (kind == 0) return 8 + random() % 500;
