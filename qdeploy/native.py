@@ -231,7 +231,10 @@ class Runtime:
 
     @property
     def stats(self) -> dict[str, int]:
-        """Memory now by pools, rung, floor, ceiling and peak (bytes), and tokens and nanoseconds of the last step."""
+        """Memory now by pools, rung, floor, ceiling and peak (bytes), and tokens and nanoseconds of the last step.
+
+        `unreturned` are bytes of the total that the system did not take back, as the process has locked its memory.
+        """
         memory, step = self._memory(), self._ffi.new("qd_step *", [self._ffi.sizeof("qd_step")])
         self._lib.qd_step_info(self._session, step)
         names = (
@@ -247,6 +250,7 @@ class Runtime:
             "floor",
             "ceiling",
             "peak",
+            "unreturned",
         )
         found = {name: int(getattr(memory, name)) for name in names}
         return {**found, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}

@@ -1,4 +1,4 @@
-"""The model file, as its bytes lie: what runtime/src/format.h says, in numpy. A test holds the two together.
+"""The model file, as its bytes lie: what runtime/src/format.h says, in numpy. A test parses the header and compares.
 
     [Header 512 bytes]
     [front]     the sections of the header's table, each 64-byte aligned: matrices, terms, blocks, rungs, tensors,
@@ -12,7 +12,7 @@ Little-endian, without padding. A page is 65536 bytes; the section `pages` holds
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 
@@ -24,8 +24,15 @@ ROWS = 16
 """Rows of a row block."""
 TILE = 512
 """Columns of a tile of sign planes."""
+MAX_PLANES = 8
+"""Of a term."""
 MAX_RANK = 64
+"""Of a term of a bit stack."""
 NONE = 0xFFFFFFFF
+
+
+class Feature(IntFlag):
+    """What later versions have added to the format, by bits of the header; a reader must know all that a file needs."""
 
 
 class SectionId(IntEnum):
@@ -79,6 +86,13 @@ class TensorKind(IntEnum):
     FLOAT32 = 0
     INT32 = 1
     INT8 = 2
+
+
+class GraphKind(IntEnum):
+    """Of a network."""
+
+    DECODER = 0
+    ENCODER = 1
 
 
 class ValueKind(IntEnum):
@@ -149,7 +163,8 @@ HEADER = np.dtype(
         ("parameters", "<u8"),
         ("content_sha256", "u1", 32),
         ("sections", SECTION, len(SectionId)),
-        ("reserved", "u1", 200),
+        ("features", "<u8"),
+        ("reserved", "u1", 192),
         ("reserved2", "<u4"),
         ("header_crc", "<u4"),
     ]

@@ -1,10 +1,14 @@
 """Reading a model file back with numpy, by row blocks: the oracle of the writer and of the runtime.
 
-Opening reads the front alone: however large the file is, its directory, rungs and metadata are a few megabytes.
+Opening reads the front alone: however large the file is, its directory, rungs and metadata are a few megabytes. Nothing
+is mapped: a file that is cut short while it is open is an error like any other.
 """
 
 from __future__ import annotations
 
+import os
+import stat
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,10 @@ from qdeploy.backends.native.layout import (
     PAGE,
     RECORDS,
     VERSION,
+    Feature,
     NumberKind,
     SectionId,
+    TensorKind,
     TermKind,
 )
 from qdeploy.backends.native.numbers import DTYPES
@@ -28,29 +34,28 @@ from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.soundness import check_directory, check_header
 from qdeploy.errors import BadFileError, UnsupportedError
 
+_TENSORS = {TensorKind.FLOAT32: "<f4", TensorKind.INT32: "<i4", TensorKind.INT8: "i1"}
 _ENTRY = np.dtype([("column", "<u4"), ("row", "<u4"), ("value", "<f4")])
 
 
 class ModelFile:
-    """A model file, mapped.
+    """A model file.
 
     Args:
         path: The file.
 
     Raises:
         BadFileError: It is no model file, or its front is damaged.
-        UnsupportedError: It is of another version.
+        UnsupportedError: It is of another version, or needs a feature that this one does not know.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.data = np.memmap(path, np.uint8, "r")
-        except (OSError, ValueError) as error:  # an empty file cannot be mapped
-            raise BadFileError("a model file cannot be opened", where=str(path), found=error) from error
-        if len(self.data) < HEADER.itemsize or self.data[:8].tobytes() != MAGIC:
-            raise BadFileError("not a model file of qdeploy", where=str(path), found=f"{len(self.data)} bytes")
-        self.header: Any = self.data[: HEADER.itemsize].view(HEADER)[0]
+        self._descriptor, self.size = _opened(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        if self.size < HEADER.itemsize or self.read(0, 8).tobytes() != MAGIC:
+            raise BadFileError("not a model file of qdeploy", where=str(path), found=f"{self.size} bytes")
+        self.header: Any = self.read(0, HEADER.itemsize).view(HEADER)[0]
         if self.header["version"] != VERSION:
             raise UnsupportedError(
                 "a model file of another version",
@@ -59,9 +64,9 @@ class ModelFile:
                 allowed=str(VERSION),
                 todo="Convert the model again.",
             )
-        check_header(self.header, len(self.data), str(path))
-        front = self.data[HEADER.itemsize : int(self.header["front_end"])]
-        sums = (crc32c(self.data[:508]), crc32c(front))
+        check_header(self.header, self.size, str(path))
+        self._front = self.read(0, int(self.header["front_end"]))
+        sums = (crc32c(self._front[:508]), crc32c(self._front[HEADER.itemsize :]))
         if sums != (int(self.header["header_crc"]), int(self.header["front_crc"])):
             raise BadFileError(
                 "the front of the model file is damaged",
@@ -69,13 +74,52 @@ class ModelFile:
                 found="other checksums",
                 todo="Fetch or convert it again.",
             )
+        self._check_features()
         check_directory({which: self.section(which) for which in SectionId}, self.header, str(path))
+
+    def _check_features(self) -> None:
+        unknown = int(self.header["features"]) & ~sum(Feature)
+        if not unknown:
+            return
+        lines = self.metadata.get("features", b"").decode(errors="replace").splitlines()
+        names = dict(line.split(" ", 1) for line in lines if " " in line)
+        bits = [str(bit) for bit in range(64) if unknown >> bit & 1]
+        raise UnsupportedError(
+            "a model file that needs features which this version does not know",
+            where=str(self.path),
+            found=", ".join(f"{bit} ({names.get(bit, 'that the file does not name')})" for bit in bits),
+            allowed=", ".join((feature.name or "").lower() for feature in Feature) or "none",
+            todo="Install a newer qdeploy.",
+        )
+
+    def read(self, at: int, count: int) -> Array:
+        """Bytes of the file, uint8 [count].
+
+        Raises:
+            BadFileError: They are not there (any more).
+        """
+        found = bytearray()
+        while len(found) < count:
+            try:
+                part = os.pread(self._descriptor, count - len(found), at + len(found))
+            except (OSError, ValueError, OverflowError) as error:
+                raise BadFileError("a model file cannot be read", where=str(self.path), found=error) from error
+            if not part:
+                raise BadFileError(
+                    "the model file ends early",
+                    where=str(self.path),
+                    found=f"{at + len(found)} bytes",
+                    allowed=f"{at + count} bytes",
+                    todo="Fetch or convert it again.",
+                )
+            found += part
+        return np.frombuffer(found, np.uint8)
 
     def section(self, which: SectionId) -> Any:
         """The records of a section."""
         at, count = (int(n) for n in self.header["sections"][which])
         kind = RECORDS[which]
-        return self.data[at : at + count * kind.itemsize].view(kind)
+        return self._front[at : at + count * kind.itemsize].view(kind)
 
     @cached_property
     def metadata(self) -> dict[str, bytes]:
@@ -96,8 +140,8 @@ class ModelFile:
         start, known = int(self.header["resident_at"]), self.section(SectionId.PAGES)
         found = []
         for first in range(0, len(known), 128):
-            part = self.data[start + first * PAGE : start + (first + 128) * PAGE]
-            wrong = page_checksums(np.asarray(part)) != known[first : first + 128]
+            at = start + first * PAGE
+            wrong = page_checksums(self.read(at, min(128 * PAGE, self.size - at))) != known[first : first + 128]
             found += [first + int(i) for i in np.nonzero(wrong)[0]]
         return found
 
@@ -105,7 +149,7 @@ class ModelFile:
         """A resident tensor, flat."""
         record = self.section(SectionId.TENSORS)[index]
         at = int(self.header["resident_at"]) + int(record["at"])
-        return self.data[at : at + int(record["bytes"])].view(("<f4", "<i4", "i1")[int(record["kind"])])
+        return self.read(at, int(record["bytes"])).view(_TENSORS[TensorKind(int(record["kind"]))])
 
     def matrices(self) -> dict[str, int]:
         """Matrices by name."""
@@ -161,6 +205,19 @@ class ModelFile:
         return {(int(b["term"]), int(b["plane"])): start + int(b["at"]) for b in self.section(SectionId.BLOCKS)}
 
 
+def _opened(path: Path) -> tuple[int, int]:
+    """The descriptor of a regular file and its size; a FIFO does not wait for its writer."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise BadFileError("a model file cannot be opened", where=str(path), found=error) from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        return descriptor, status.st_size
+    os.close(descriptor)
+    raise BadFileError("a model file must be a regular file", where=str(path), found=stat.filemode(status.st_mode))
+
+
 class _Term:
     """Some row blocks of a term."""
 
@@ -194,9 +251,9 @@ class _Term:
     def _run(self, at: int, shape: tuple[int, ...], kind: Any) -> Array:
         """Row blocks of something that lies at `at` of the file; shape is that of one row block."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        part = self.file.data[at + self.first * size : at + self.last * size]
-        found: Array = np.asarray(part).view(kind).reshape(-1, *shape)
-        return found
+        part = self.file.read(at + self.first * size, (self.last - self.first) * size)
+        values: Array = part.view(kind).reshape(-1, *shape)
+        return values
 
     def _codes(self, kind: TermKind) -> Array:
         at, columns = self.start + int(self.record["codes_at"]), self.columns
@@ -266,7 +323,7 @@ class _Term:
         rank, at = int(self.record["rank"]), self.start + int(self.record["codes_at"])
         u = interleave.from_columns(self._run(at, (rank, 16), "<f2")).astype(np.float32)
         at += self.row_blocks * rank * 32
-        v = np.asarray(self.file.data[at : at + rank * self.columns * 2]).view("<f2").reshape(rank, -1)
+        v = self.file.read(at, rank * self.columns * 2).view("<f2").reshape(rank, -1)
         at, signs = at + rank * self.columns * 2, np.zeros((len(u), self.columns), np.float32)
         for tile in interleave.sign_tiles(self.columns):
             wide = tile.stop - tile.start
@@ -279,11 +336,11 @@ class _Term:
 
     def _sparse(self) -> Array:
         at = self.start + int(self.record["codes_at"])
-        starts = np.asarray(self.file.data[at : at + 4 * (self.row_blocks + 1)]).view("<u4").astype(np.int64)
+        starts = self.file.read(at, 4 * (self.row_blocks + 1)).view("<u4").astype(np.int64)
         out = np.zeros((16 * (self.last - self.first), self.columns), np.float32)
         at += 4 * (self.row_blocks + 1)
         for place in range(self.first, self.last):
-            part = self.file.data[at + int(starts[place]) * 12 : at + int(starts[place + 1]) * 12]
-            found = np.asarray(part).view(_ENTRY)
+            count = max(0, int(starts[place + 1] - starts[place]))
+            found = self.file.read(at + int(starts[place]) * 12, count * 12).view(_ENTRY)
             out[(place - self.first) * 16 + found["row"], found["column"]] = found["value"]
         return out

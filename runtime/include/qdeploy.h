@@ -9,7 +9,8 @@
    functions and the macro QD_INIT do), so that later versions can append fields.
 
    Thread rules, per function: [any] from any thread at any time; [one] from one thread at a time per handle.
-   A budget may be moved while another thread decodes: it takes effect between two steps. */
+   Sessions of one model may step at the same time, each from a thread of its own. A budget may be moved while other threads
+   decode: it takes effect between two steps. */
 #ifndef QDEPLOY_H
 #define QDEPLOY_H
 
@@ -97,6 +98,7 @@ typedef struct {
   uint64_t floor;   /* the least budget that works with the sessions that are open */
   uint64_t ceiling; /* the budget at which everything is resident */
   uint64_t peak;
+  uint64_t unreturned; /* of total: what the system did not take back, as it is locked */
 } qd_memory;
 
 typedef struct {

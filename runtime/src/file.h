@@ -20,8 +20,13 @@ struct File {
   const uint32_t* attributes = nullptr;
   const char* metadata = nullptr;
   const uint32_t* pages = nullptr;
-  uint32_t* order = nullptr;     // [blocks] ids of the blocks as they lie in the stack; made by validate()
-  uint32_t* position = nullptr;  // [terms][kMaxPlanes] where in that order a plane is; made by validate()
+  // Made by validate(), in room that its caller gives.
+  uint32_t* order = nullptr;     // [blocks] ids of the blocks as they lie in the stack
+  uint32_t* position = nullptr;  // [terms][kMaxPlanes] where in that order a plane is
+  uint32_t* maker = nullptr;     // [values] the node that makes it; kNone: an input, or none
+  int32_t* most = nullptr;       // [tensors] of int32 ones the greatest entry (-1: none is positive)
+
+  uint64_t strings_end = 0;      // behind the last zero of the metadata: a string that begins before it ends
 
   uint32_t count(format::SectionId id) const { return static_cast<uint32_t>(header.sections[id].count); }
   const char* name(uint32_t at) const { return metadata + at; }
@@ -37,17 +42,18 @@ static_assert(sizeof(Attention) == 36, "nine words");
 
 // The header alone: magic, version, CRC, and that all ranges lie within `size` bytes. Before anything is allocated.
 qd_status validate_header(const format::Header& header, uint64_t size, qd_error* err);
-// Everything else; header, front, order and position (room for them) are set, the tables are set here.
+// Everything else; header, front and the room for what it makes are set, the tables are set here.
 qd_status validate(File* file, qd_error* err);
 // validate_graph.cpp: values, nodes, states.
 qd_status validate_graph(const File& file, qd_error* err);
+
+bool find_metadata(const File& file, const char* key, format::MetaEntry* out);
+inline bool string_ends(const File& file, uint32_t at) { return at < file.strings_end; }
 
 // What only the bytes of the weights can say: codes that index a table, rows and columns of sparse entries.
 bool block_is_sound(const File& file, uint32_t block, const uint8_t* bytes);
 bool tensors_are_sound(const File& file, const uint8_t* resident);
 
-uint64_t number_bytes(uint8_t kind);
-inline uint32_t code_bytes(const format::Term& term) { return term.levels <= 256 ? 1 : 2; }
 inline uint32_t row_blocks(const format::Matrix& m) { return (m.rows + 15) / 16; }
 bool node_reads_logits_row(const File& file, const format::Node& node);
 

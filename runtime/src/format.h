@@ -18,32 +18,16 @@
 // columns through a map to `padded_columns`, a multiple of 32: x'[j] = map[j] < 0 ? 0 : x[map[j]]. Without a map the first
 // `columns` are in order and the rest is zero. Groups always cover whole multiples of 16 of the padded columns.
 //
-// Everything is interleaved by 16 rows (a row block, rb). The unit of codes is 64 bytes:
-//
-//   kNibbles  [rb][columns / 8][64]    byte 4 r + j: row r; low nibble column j, high nibble column 4 + j
-//   kPairs    [rb][columns / 16][64]   byte 4 r + j: row r; bits 2f, 2f+1 are column 4 f + j
-//   kBytes    [rb][columns / 4][64]    byte 4 r + j: row r, column j
-//   kPlanes   one block per plane, most significant first, each [rb][columns / 32][64]: byte 16 q + r: row r; bit i of the
-//             low nibble is column 4 q + i, of the high nibble column 16 + 4 q + i
-//   kTable4   as kNibbles
-//   kTable3   [rb][columns / 32][192]: two units of kPairs (the low two bits of columns 0..15, 16..31), then a unit whose
-//             byte 4 r + j holds in bit f the top bit of column 4 f + j
-//   kFloats   [rb][columns][16] elements of `element`
-//   kVector   [rb][columns / width][books][16] codes of 1 or 2 bytes; the codebooks [books][levels][width] float32 are a
-//             resident tensor; width divides the columns, entries lie along a row
-//   kBitstack one term per block of the decomposition: U float16 [rb][rank][16], V float16 [rank][columns], then the signs
-//             tile-major: for each tile of 512 columns (the last may be shorter): [rb][tile columns / 32][64] as kPlanes,
-//             bit 1 is +1. rank is a multiple of 4, at most 64
-//   kSparse   row starts uint32 [rb + 1], then entries {uint32 column, uint32 row in the block, float32 value}, sorted by
-//             column within a row block; added
+// Everything is interleaved by 16 rows (a row block). How the codes of a kind of term lie says its file in terms/, whose
+// rows are in terms.def; the unit of codes is mostly 64 bytes.
 //
 // Integer kinds mean ((code - zero) * scale) + offset, table kinds (table[select][code] * scale), kFloats value * scale,
-// where scale, zero, offset and select lie as [rb][groups][16], group g covering columns [g * group, (g + 1) * group).
-// A group is a multiple of 16; activations are rounded in groups of gcd(group, 128). A scale may have two levels:
-// sub[rb][groups][16] * super[rb][ceil(groups / super_span)][16].
+// where scale, zero, offset and select lie as [row block][groups][16], group g covering columns [g * group, (g + 1) *
+// group). A group is a multiple of 16; activations are rounded in groups of gcd(group, 128). A scale may have two levels:
+// sub [row block][groups][16] * super [row block][ceil(groups / super_span)][16].
 //
-// kPlanes with p of P planes resident reads as the middle of what is left: with s_i = +-1,
-//   code = (2^(P-p) * sum_{i<p} 2^(p-1-i) s_i + 2^P - 1) / 2
+// A file names the features that it needs as bits of the header (features.def). A reader that does not know one refuses
+// the file; what a later version adds to the format, it adds this way.
 #pragma once
 #include <cstdint>
 
@@ -55,6 +39,7 @@ constexpr uint32_t kPage = 65536;
 constexpr uint32_t kRows = 16;
 constexpr uint32_t kTile = 512;
 constexpr uint32_t kMaxPlanes = 8;
+constexpr uint32_t kMaxRank = 64;  // of kBitstack
 constexpr uint32_t kNone = 0xffffffffu;
 
 struct Section {
@@ -82,7 +67,8 @@ struct Header {
   uint64_t parameters;
   uint8_t content_sha256[32];  // of the front, which holds the checksums of all that follows
   Section sections[kSections];
-  uint8_t reserved[200];
+  uint64_t features;  // bits of features.def that a reader must know; their names stand in the metadata, too
+  uint8_t reserved[192];
   uint32_t reserved2;
   uint32_t header_crc;  // CRC-32C of the 508 bytes before
 };
@@ -91,12 +77,15 @@ static_assert(sizeof(Header) == 512, "the header is 512 bytes");
 enum GraphKind : uint32_t { kDecoder = 0, kEncoder = 1 };
 
 enum TermKind : uint16_t {
-  kNibbles = 1, kPairs = 2, kBytes = 3, kPlanes = 4, kTable4 = 5, kTable3 = 6, kFloats = 7, kVector = 8, kBitstack = 9,
-  kSparse = 10, kTermKinds = 11
+#define QD_TERM(number, constant, Type) constant = number,
+#include "terms.def"
+  kTermKinds
 };
 
 enum NumberKind : uint8_t {  // of params and of kFloats
-  kNo = 0, kF32 = 1, kF16 = 2, kBF16 = 3, kE8M0 = 4, kU8 = 5, kI8 = 6, kE4M3 = 7, kE5M2 = 8
+#define QD_NUMBER(number, constant, bytes, scale, zero, element, upper) constant = number,
+#include "numbers.def"
+  kNumberKinds
 };
 
 struct Param {         // 24 bytes; positions are from the start of the term's plane 0
@@ -157,40 +146,29 @@ static_assert(sizeof(RungRecord) == 16, "a rung is 16 bytes");
 struct Tensor {  // 32 bytes
   uint64_t at;   // in the resident part
   uint64_t bytes;
-  uint32_t kind;  // 0 float32, 1 int32, 2 int8
+  uint32_t kind;  // TensorKind
   uint32_t count;
   uint64_t reserved;
 };
 static_assert(sizeof(Tensor) == 32, "a tensor is 32 bytes");
+enum TensorKind : uint32_t { kFloat32 = 0, kInt32 = 1, kInt8 = 2, kTensorKinds = 3 };
 
 struct Value {       // 32 bytes: what nodes pass on
   uint32_t kind;     // ValueKind
   uint32_t width;    // floats per token (per sequence)
   uint32_t slot;     // kPerToken: first float in the arena of one token; kPerSequence: the same, at the first token
   uint32_t name_at;  // inputs and outputs: in metadata; otherwise kNone
-  uint32_t role;     // 0 inner, 1 input, 2 output
+  uint32_t role;     // Role
   uint32_t reserved[3];
 };
 static_assert(sizeof(Value) == 32, "a value is 32 bytes");
+enum Role : uint32_t { kInner = 0, kInput = 1, kOutput = 2, kRoles = 3 };
 enum ValueKind : uint32_t { kPerToken = 0, kPerSequence = 1, kIds = 2 };  // kIds: int32 inputs [tokens], in no arena
 
-enum Op : uint16_t {      // inputs are values; `matrix` and `tensor` index their sections; f(i) floats, u(i) words of `attr`
-  kEmbed = 1,             // matrix; in 0: ids           row of the matrix per token
-  kLinear = 2,            // matrix; tensor 0: bias?; in 0 -> out 0
-  kRmsNorm = 3,           // tensor 0: weight; in 0 -> out 0; attr: f epsilon, u inner (0: the whole width, else per `inner`)
-  kLayerNorm = 4,         // tensor 0: weight, 1: bias; attr: f epsilon
-  kSkipRmsNorm = 5,       // in 0 + in 1 -> out 1 (the sum, may be kNone), norm of it -> out 0; as kRmsNorm
-  kSkipLayerNorm = 6,
-  kAttention = 7,         // in q, k, v, mask? -> out 0; state; attr: u heads, u kv_heads, u head_dim, f scale, u causal,
-                          // u window, u rotary_dim (0: none), u interleaved, f factor; tensor 0: inv_freq
-  kGate = 8,              // act(in 0) * in 1; attr: u Activation
-  kActivate = 9,          // attr: u Activation
-  kAdd = 10, kMul = 11,   // in 0, in 1 of one width, or tensor 0 of that width (or 1) in place of in 1
-  kPositions = 12,        // matrix: table of positions; out: row t for token t
-  kMeanPool = 13,         // in 0, mask -> per sequence
-  kFirst = 14,            // in 0 -> per sequence: token 0
-  kL2Norm = 15,           // of a per-sequence value
-  kOps = 16
+enum Op : uint16_t {
+#define QD_OP(number, constant, inputs, at_least, outputs, attributes, matrix, ids, fits, run) constant = number,
+#include "ops.def"
+  kOps
 };
 enum Activation : uint32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4, kSigmoid = 5, kActivations = 6 };
 

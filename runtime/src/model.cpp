@@ -6,6 +6,7 @@
 #include <new>
 
 #include "crc32c.h"
+#include "terms.h"
 
 namespace qd {
 
@@ -13,11 +14,29 @@ using namespace format;
 
 namespace {
 
-constexpr uint64_t kHugeFrom =
-    64u << 20;  // stacks that are at least so large lie in huge pages (outlining.py knows, too)
+// Stacks of at least so many huge pages lie in them (64 MiB where these have 2 MiB; outlining.py knows, too).
+constexpr uint64_t kHugeFrom = 32;
 
 qd_status no_memory(qd_error* err, const char* what) {
   return fail(err, QD_NO_MEMORY, "%s: the system gives no memory for it", what);
+}
+
+// Room for what is made of the file's records.
+bool make_directory(qd_model& m) {
+  File& f = m.file;
+  auto lay_out = [&](uint8_t* base) {
+    Layout room(base);
+    room.take(&m.stack.views, f.count(kTerms));
+    room.take(&f.position, Checked(f.count(kTerms)) * kMaxPlanes);
+    room.take(&f.order, f.count(kBlocks));
+    room.take(&f.maker, f.count(kValues));
+    room.take(&f.most, f.count(kTensors));
+    return room.used();
+  };
+  Checked bytes = lay_out(nullptr);
+  if (!bytes.good() || !m.directory.make(bytes.value())) return false;
+  lay_out(m.directory.data);
+  return true;
 }
 
 qd_status read_front(qd_model& m, qd_error* err) {
@@ -28,11 +47,7 @@ qd_status read_front(qd_model& m, qd_error* err) {
   if (!m.front.make(f.header.front_end)) return no_memory(err, "front");
   if (qd_status s = read_fully(m.source, 0, m.front.data, f.header.front_end, err)) return s;
   f.front = m.front.data;
-  uint64_t terms = f.count(kTerms), views = round_up(terms * sizeof(TermView), 64);
-  if (!m.view_memory.make(views + 4 * (f.count(kBlocks) + terms * kMaxPlanes))) return no_memory(err, "directory");
-  m.views = reinterpret_cast<TermView*>(m.view_memory.data);
-  f.position = reinterpret_cast<uint32_t*>(m.view_memory.data + views);
-  f.order = f.position + terms * kMaxPlanes;
+  if (!make_directory(m)) return no_memory(err, "directory");
   return validate(&f, err);
 }
 
@@ -40,7 +55,7 @@ qd_status read_front(qd_model& m, qd_error* err) {
 // page.
 qd_status read_resident(qd_model& m, qd_error* err) {
   const Header& h = m.file.header;
-  uint64_t bytes = std::min(round_up(h.resident_bytes, kPage), h.stack_at - h.resident_at);
+  uint64_t bytes = std::min(Checked(h.resident_bytes).rounded_up(kPage).value(), h.stack_at - h.resident_at);
   if (!m.resident.make(bytes)) return no_memory(err, "resident part");
   if (qd_status s = read_pages(m, h.resident_at, m.resident.data, bytes, err)) return s;
   if (!tensors_are_sound(m.file, m.resident.data))
@@ -48,84 +63,90 @@ qd_status read_resident(qd_model& m, qd_error* err) {
   return QD_OK;
 }
 
-void make_views(qd_model& m) {
+void make_view(const qd_model& m, const Matrix& matrix, uint32_t term) {
   const File& f = m.file;
-  m.views_rung = kNone;
-  for (uint32_t i = 0; i < f.count(kMatrices); ++i)
-    for (uint32_t t = f.matrices[i].first_term; t < f.matrices[i].first_term + f.matrices[i].terms; ++t) {
-      TermView& v = m.views[t];
-      v.term = f.terms + t;
-      for (uint32_t p = 0; p < v.term->planes; ++p)
-        v.codes[p] = m.stack.data + f.blocks[f.order[f.position[uint64_t{t} * kMaxPlanes + p]]].at;
-      v.base = v.codes[0];
-      v.codes[0] += v.term->codes_at;
-      v.row_blocks = row_blocks(f.matrices[i]);
-      v.columns = f.matrices[i].padded_columns;
-      bool table = v.term->kind == kTable3 || v.term->kind == kTable4;
-      if (table || v.term->kind == kVector) v.table = m.floats(v.term->table_tensor);
-      if (table) v.itable = reinterpret_cast<const int8_t*>(m.floats(v.term->itable_tensor));
-    }
+  TermView& v = m.stack.views[term];
+  v.term = f.terms + term;
+  for (uint32_t p = 0; p < v.term->planes; ++p)
+    v.codes[p] = m.stack.memory.data + f.blocks[f.order[f.position[uint64_t{term} * kMaxPlanes + p]]].at;
+  v.base = v.codes[0];
+  v.codes[0] += v.term->codes_at;
+  v.row_blocks = row_blocks(matrix);
+  v.columns = matrix.padded_columns;
+  Tables tables = term_rules(v.term->kind)->tables;
+  if (tables != Tables::kNone) v.table = m.floats(v.term->table_tensor);
+  if (tables == Tables::kFloatAndInt8) v.itable = reinterpret_cast<const int8_t*>(m.floats(v.term->itable_tensor));
+}
+
+void make_views(const qd_model& m) {
+  for (uint32_t i = 0; i < m.file.count(kMatrices); ++i) {
+    const Matrix& matrix = m.file.matrices[i];
+    for (uint32_t t = 0; t < matrix.terms; ++t) make_view(m, matrix, matrix.first_term + t);
+  }
 }
 
 qd_status check_kernels(const qd_model& m, qd_error* err) {
   for (uint32_t i = 0; i < m.file.count(kTerms); ++i) {
-    const Kind& k = m.kernels->kinds[m.file.terms[i].kind];
-    if (!k.exact || (!m.exact && (!k.one || !k.many)))
-      return fail(err, QD_UNSUPPORTED, "term %u: no %s kernel for kind %u", i, m.kernels->name, m.file.terms[i].kind);
+    uint16_t kind = m.file.terms[i].kind;
+    const Kind& k = m.settings.kernels->kinds[kind];
+    if (!k.exact || (!m.settings.exact && (!k.one || !k.many)))
+      return fail(err, QD_UNSUPPORTED, "term %u: no %s kernel for %s", i, m.settings.kernels->name,
+                  term_rules(kind)->name);
   }
   return QD_OK;
 }
 
-qd_status open_model(qd_model& m, const qd_options& o, qd_error* err) {
-  m.verify = !(o.flags & QD_NO_VERIFY);
-  m.grow = !(o.flags & QD_NO_GROW);
-  m.exact = o.activations == QD_ACTIVATIONS_EXACT;
-  m.cache = o.kv_dtype;
-  if (m.cache != QD_KV_F16 && m.cache != QD_KV_INT8 && m.cache != QD_KV_F32)
+qd_status take_options(const qd_options& o, Settings* settings, qd_error* err) {
+  settings->verify = !(o.flags & QD_NO_VERIFY);
+  settings->grow = !(o.flags & QD_NO_GROW);
+  settings->exact = o.activations == QD_ACTIVATIONS_EXACT;
+  settings->cache = o.kv_dtype;
+  if (o.kv_dtype != QD_KV_F16 && o.kv_dtype != QD_KV_INT8 && o.kv_dtype != QD_KV_F32)
     return fail(err, QD_BAD_ARGUMENT, "kv_dtype: found %d, allowed 0 to 2", static_cast<int>(o.kv_dtype));
-  m.max_chunk = o.max_chunk == 0 ? 64 : std::min(o.max_chunk, 4096u);
-  m.kernels = select_kernels(o.isa);
-  if (m.kernels == nullptr) return fail(err, QD_UNSUPPORTED, "isa: %.64s is not here", o.isa ? o.isa : "(none)");
+  settings->max_chunk = o.max_chunk == 0 ? 64 : std::min(o.max_chunk, 4096u);
+  settings->kernels = select_kernels(o.isa);
+  if (settings->kernels == nullptr)
+    return fail(err, QD_UNSUPPORTED, "isa: %.64s is not here", o.isa ? o.isa : "(none)");
+  return QD_OK;
+}
+
+bool make_stack(qd_model& m, uint32_t flags) {
+  const PageSizes& pages = page_sizes();
+  uint64_t bytes = m.file.header.stack_bytes;
+  bool huge = flags & QD_HUGE_PAGES || (bytes / kHugeFrom >= pages.huge && !(flags & QD_SMALL_PAGES));
+  m.stack.granule = huge ? pages.huge : pages.small;
+  if (!m.stack.memory.make(bytes, huge)) return false;
+  make_views(m);
+  return true;
+}
+
+qd_status open_model(qd_model& m, const qd_options& o, qd_error* err) {
+  if (qd_status s = take_options(o, &m.settings, err)) return s;
   if (qd_status s = read_front(m, err)) return s;
   if (qd_status s = check_kernels(m, err)) return s;
   if (qd_status s = read_resident(m, err)) return s;
   if (!m.pool.start(o.threads ? o.threads : core_count())) return no_memory(err, "threads");
-  bool huge = o.flags & QD_HUGE_PAGES || (m.file.header.stack_bytes >= kHugeFrom && !(o.flags & QD_SMALL_PAGES));
-  if (huge) m.granule = kHugePage;
-  if (!m.stack.make(m.file.header.stack_bytes, huge)) return no_memory(err, "stack");
-  make_views(m);
-  m.max_chunk = std::min(m.max_chunk, m.file.header.context);
-  if (m.file.header.kind == kDecoder && !make_workspace(m, m.max_chunk, &m.workspace)) return no_memory(err, "scratch");
-  m.budget = o.budget ? o.budget : UINT64_MAX;
-  if (m.budget < floor_locked(m)) return fail_floor(err, m.budget, floor_locked(m));
-  m.want = affordable(m, base_locked(m), m.budget);
+  if (!make_stack(m, o.flags)) return no_memory(err, "stack");
+  m.settings.max_chunk = std::min(m.settings.max_chunk, m.file.header.context);
+  if (m.file.header.kind == kDecoder && !make_steps(m)) return no_memory(err, "scratch");
+  m.budget.bytes = o.budget ? o.budget : UINT64_MAX;
+  if (m.budget.bytes < floor_locked(m)) return fail_floor(err, m.budget.bytes, floor_locked(m));
+  m.budget.want = affordable(m, base_locked(m), m.budget.bytes);
   if (qd_status s = load_now(m, err)) return s;
-  if (m.grow && !(m.loader_started = start_thread(&m.loader, load_loop, &m))) return no_memory(err, "loader");
+  if (m.settings.grow && !start_loader(m)) return no_memory(err, "loader");
   return QD_OK;
 }
 
 void destroy(qd_model* m) {
   stop_pressure(*m);
+  stop_loader(*m);
+  m->pool.stop();
   {
     std::lock_guard<std::mutex> lock(m->state);
-    m->stop = true;
-    m->changed.notify_all();
+    drop_idle_locked(*m);
   }
-  if (m->loader_started) pthread_join(m->loader, nullptr);
-  m->pool.stop();
   if (m->source.close) m->source.close(m->source.ctx);
   delete m;
-}
-
-bool find(const File& f, const char* key, MetaEntry* out) {
-  uint32_t n;
-  std::memcpy(&n, f.metadata, 4);
-  for (uint32_t i = 0; i < n; ++i) {
-    std::memcpy(out, f.metadata + 4 + i * sizeof *out, sizeof *out);
-    if (out->key_bytes == std::strlen(key) && std::memcmp(f.metadata + out->key_at, key, out->key_bytes) == 0)
-      return true;
-  }
-  return false;
 }
 
 void (*log_sink)(void*, int, const char*) = nullptr;
@@ -203,7 +224,7 @@ extern "C" qd_status qd_close(qd_model* m) {
   if (m == nullptr) return QD_OK;
   {
     std::lock_guard<std::mutex> lock(m->state);
-    if (m->sessions > 0) return QD_BUSY;
+    if (m->budget.open_sessions > 0) return QD_BUSY;
   }
   destroy(m);
   return QD_OK;
@@ -213,7 +234,7 @@ extern "C" qd_status qd_model_info(const qd_model* m, qd_info* out) {
   if (!m || !out || out->size < sizeof *out) return QD_BAD_ARGUMENT;
   const Header& h = m->file.header;
   uint32_t outputs = 0, layers = 0;
-  for (uint32_t i = 0; i < m->file.count(kValues); ++i) outputs += m->file.values[i].role == 2;
+  for (uint32_t i = 0; i < m->file.count(kValues); ++i) outputs += m->file.values[i].role == kOutput;
   for (uint32_t i = 0; i < m->file.count(kNodes); ++i) layers += m->file.nodes[i].op == kAttention;
   *out = {out->size, h.vocab, h.context, layers, outputs, h.kind == kEncoder, m->file.count(kMatrices),
           m->file.count(kRungs), h.parameters, h.file_bytes, h.stack_bytes, {}};
@@ -223,7 +244,7 @@ extern "C" qd_status qd_model_info(const qd_model* m, qd_info* out) {
 
 extern "C" qd_status qd_metadata(const qd_model* m, const char* key, char* to, size_t capacity, size_t* needed) {
   MetaEntry e;
-  if (!m || !key || !find(m->file, key, &e)) return QD_BAD_ARGUMENT;
+  if (!m || !key || !find_metadata(m->file, key, &e)) return QD_BAD_ARGUMENT;
   if (needed) *needed = e.value_bytes + 1;
   if (to == nullptr || capacity == 0) return QD_OK;
   size_t n = std::min<size_t>(e.value_bytes, capacity - 1);
@@ -249,4 +270,4 @@ extern "C" qd_status qd_verify(qd_model* m, int (*progress)(void*, uint64_t, uin
   return QD_OK;
 }
 
-extern "C" const char* qd_isa(const qd_model* m) { return m ? m->kernels->name : ""; }
+extern "C" const char* qd_isa(const qd_model* m) { return m ? m->settings.kernels->name : ""; }

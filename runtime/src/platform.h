@@ -1,4 +1,6 @@
 // What the operating system is asked for: address ranges whose pages come and go, and threads with a known stack.
+//
+// Every answer is looked at. What the system does not take back is still held, and whoever counts memory counts it.
 #pragma once
 #include <pthread.h>
 
@@ -9,16 +11,24 @@ namespace qd {
 
 constexpr size_t kStackBytes = 256 * 1024;  // of each thread of ours; counted
 
-// A range of addresses that costs nothing until it is written to, and reads as zeros. Null when there is none.
-// `huge`: in pages of kHugePage where the system has them; its start is then a multiple of one.
-constexpr uint64_t kSmallPage = 4096, kHugePage = 2u << 20;
-uint8_t* reserve(uint64_t bytes, bool huge);
-void release(uint8_t* at, uint64_t bytes);
-// Gives the pages of [at, at + bytes) back at once; `at` is page-aligned. They read as zeros afterwards.
-void decommit(uint8_t* at, uint64_t bytes);
+// The system's own sizes: 4 KiB and 2 MiB on most machines, 16 KiB on Apple's and newer Android's, 64 KiB and 512 MiB on
+// some Arm servers.
+struct PageSizes {
+  uint64_t small, huge;
+};
+const PageSizes& page_sizes();
 
-// Of which kind the pages of [at, at + bytes) will be that are not there yet; `at` is page-aligned.
-void use_pages(uint8_t* at, uint64_t bytes, bool huge);
+// A range of addresses that costs nothing until it is written to, and reads as zeros. Null when there is none.
+// `huge`: in huge pages where the system has them; its start is then a multiple of one.
+uint8_t* reserve(uint64_t bytes, bool huge);
+// False: the system keeps the range; a line of the log says so.
+bool release(uint8_t* at, uint64_t bytes);
+// Gives the pages of [at, at + bytes) back at once; both are multiples of a small page. They read as zeros afterwards.
+// False: the system keeps them (they are locked), as they are.
+bool decommit(uint8_t* at, uint64_t bytes);
+
+// Of which kind the pages of [at, at + bytes) will be that are not there yet; `at` is page-aligned. False: of either.
+bool use_pages(uint8_t* at, uint64_t bytes, bool huge);
 
 // Making a huge page takes some 0.1 ms, several where the system has to compact memory for it, and ten where it is a
 // virtual machine that has given free memory back to its host; small pages come from what is at hand. Only trying
@@ -53,10 +63,12 @@ struct Range {
     bytes = data ? n : 0;
     return data != nullptr;
   }
-  void reset() {
-    if (data) release(data, bytes);
+  // Bytes that the system did not take back.
+  uint64_t reset() {
+    uint64_t kept = data == nullptr || release(data, bytes) ? 0 : bytes;
     data = nullptr;
     bytes = 0;
+    return kept;
   }
 };
 

@@ -38,9 +38,8 @@ void Pool::stop() {
 }
 
 void Pool::share(uint32_t thread) {
-  uint64_t n = count_;
-  uint32_t begin = static_cast<uint32_t>(n * thread / threads_),
-           end = static_cast<uint32_t>(n * (thread + 1) / threads_);
+  uint64_t part = count_ / threads_, rest = count_ % threads_;  // count * thread may not fit
+  uint64_t begin = part * thread + rest * thread / threads_, end = part * (thread + 1) + rest * (thread + 1) / threads_;
   if (begin < end) body_(ctx_, thread, begin, end);
 }
 
@@ -64,8 +63,8 @@ void* Pool::work(void* ctx) {
   return nullptr;
 }
 
-void Pool::run(uint32_t count, Body body, void* ctx) {
-  if (threads_ == 1 || count < 2) {
+void Pool::run(uint64_t count, Body body, void* ctx) {
+  if (threads_ == 1 || count < 2 || !busy_.try_lock()) {
     if (count > 0) body(ctx, 0, 0, count);
     return;
   }
@@ -83,6 +82,7 @@ void Pool::run(uint32_t count, Body body, void* ctx) {
     if (i < kSpins) relax();
     else sched_yield();
   }
+  busy_.unlock();
 }
 
 }  // namespace qd

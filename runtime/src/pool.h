@@ -1,4 +1,5 @@
-// Threads that share out ranges of rows. One parallel_for at a time; the caller takes part.
+// Threads that share out ranges of rows. The caller takes part. One at a time has the threads: who finds them busy works
+// alone, with the same result.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -10,18 +11,18 @@ namespace qd {
 
 class Pool {
  public:
-  using Body = void (*)(void* ctx, uint32_t thread, uint32_t begin, uint32_t end);
+  using Body = void (*)(void* ctx, uint32_t thread, uint64_t begin, uint64_t end);
   bool start(uint32_t threads);
   void stop();
   uint32_t threads() const { return threads_; }
-  void run(uint32_t count, Body body, void* ctx);
+  void run(uint64_t count, Body body, void* ctx);
 
   // fn(thread, begin, end): one contiguous range of [0, count) for each thread.
   template <class F>
-  void parallel_for(uint32_t count, F& fn) {
+  void parallel_for(uint64_t count, F& fn) {
     run(
         count,
-        [](void* ctx, uint32_t thread, uint32_t begin, uint32_t end) { (*static_cast<F*>(ctx))(thread, begin, end); },
+        [](void* ctx, uint32_t thread, uint64_t begin, uint64_t end) { (*static_cast<F*>(ctx))(thread, begin, end); },
         &fn);
   }
 
@@ -40,9 +41,10 @@ class Pool {
   uint32_t threads_ = 1, started_ = 0;
   std::atomic<uint32_t> generation_{0}, running_{0};
   std::atomic<bool> stop_{false};
+  std::mutex busy_;  // held by who has the threads
   std::mutex mutex_;
   std::condition_variable wake_;
-  uint32_t count_ = 0;
+  uint64_t count_ = 0;
   Body body_ = nullptr;
   void* ctx_ = nullptr;
 };

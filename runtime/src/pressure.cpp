@@ -3,6 +3,8 @@
 //
 // The group is that of the process (version 2), or the folder that QDEPLOY_CGROUP names, with its files memory.max,
 // memory.current and memory.pressure.
+#include "pressure.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -67,20 +69,20 @@ void* follow(void* ctx) {
   own_group(group, sizeof group);
   int room = 0;
   std::unique_lock<std::mutex> lock(m.state);
-  while (!m.pressure_stop) {
-    uint64_t held = total_locked(m), budget = m.budget;
+  while (!m.pressure.stop) {
+    uint64_t held = total_locked(m), budget = m.budget.bytes;
     lock.unlock();
-    uint64_t next = std::min(allowance(group, held), m.pressure_most);
+    uint64_t next = std::min(allowance(group, held), m.pressure.most);
     lock.lock();
     next = std::max(next, floor_locked(m));
     room = next > budget && next - budget > budget / 8 ? room + 1 : 0;
     if (next < budget || room >= 10) {
-      m.budget = next;
+      m.budget.bytes = next;
       room = 0;
       replan_locked(m);
     }
     auto until = std::chrono::system_clock::now() + std::chrono::milliseconds(200);
-    while (!m.pressure_stop && m.changed.wait_until(lock, until) != std::cv_status::timeout) {
+    while (!m.pressure.stop && m.changed.wait_until(lock, until) != std::cv_status::timeout) {
     }
   }
   return nullptr;
@@ -88,16 +90,36 @@ void* follow(void* ctx) {
 
 }  // namespace
 
-void stop_pressure(qd_model& m) {
+namespace {
+
+// Wants `switching`, which is held until the thread has ended: a second call waits for the first.
+void stop_following(qd_model& m) {
+  if (!m.pressure.on) return;
   {
     std::lock_guard<std::mutex> lock(m.state);
-    if (!m.pressure_on) return;
-    m.pressure_stop = true;
+    m.pressure.stop = true;
     m.changed.notify_all();
   }
-  pthread_join(m.pressure, nullptr);
-  std::lock_guard<std::mutex> lock(m.state);
-  m.pressure_on = m.pressure_stop = false;
+  pthread_join(m.pressure.thread, nullptr);
+  m.pressure.on = false;
+}
+
+bool start_following(qd_model& m) {
+  if (m.pressure.on) return true;
+  {
+    std::lock_guard<std::mutex> lock(m.state);
+    m.pressure.stop = false;
+    m.pressure.most = m.budget.bytes;
+  }
+  m.pressure.on = start_thread(&m.pressure.thread, follow, &m);
+  return m.pressure.on;
+}
+
+}  // namespace
+
+void stop_pressure(qd_model& m) {
+  std::lock_guard<std::mutex> lock(m.pressure.switching);
+  stop_following(m);
 }
 
 }  // namespace qd
@@ -109,14 +131,8 @@ extern "C" qd_status qd_follow_pressure(qd_model* m, int on, qd_error* err) {
 #if !defined(__linux__)
   return fail(err, QD_UNSUPPORTED, "qd_follow_pressure: Linux only; move the budget from the system's own callback");
 #endif
-  if (!on) {
-    stop_pressure(*m);
-    return QD_OK;
-  }
-  std::lock_guard<std::mutex> lock(m->state);
-  if (m->pressure_on) return QD_OK;
-  m->pressure_most = m->budget;
-  if (!start_thread(&m->pressure, follow, m)) return fail(err, QD_NO_MEMORY, "qd_follow_pressure: no thread");
-  m->pressure_on = true;
+  std::lock_guard<std::mutex> lock(m->pressure.switching);
+  if (!on) stop_following(*m);
+  else if (!start_following(*m)) return fail(err, QD_NO_MEMORY, "qd_follow_pressure: no thread");
   return QD_OK;
 }

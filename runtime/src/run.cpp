@@ -53,7 +53,7 @@ qd_status give_output(qd_session& s, uint32_t tokens, qd_tensor* t, qd_error* er
   const File& f = s.model->file;
   for (uint32_t i = 0; i < f.count(kValues); ++i) {
     const Value& v = f.values[i];
-    if (v.role != 2 || !t->name || std::strcmp(t->name, f.name(v.name_at)) != 0) continue;
+    if (v.role != kOutput || !t->name || std::strcmp(t->name, f.name(v.name_at)) != 0) continue;
     uint32_t rows = v.kind == kPerSequence ? 1 : tokens;
     t->dtype = QD_F32;
     t->rank = v.kind == kPerSequence ? 2 : 3;
@@ -61,9 +61,10 @@ qd_status give_output(qd_session& s, uint32_t tokens, qd_tensor* t, qd_error* er
     t->shape[t->rank - 2] = rows;
     t->shape[t->rank - 1] = v.width;
     if (t->data == nullptr) return QD_OK;
-    if (t->bytes / 4 / v.width < rows)
-      return fail(err, QD_BAD_ARGUMENT, "output %.60s: found %zu bytes, allowed %u or more", t->name, t->bytes,
-                  rows * v.width * 4);
+    uint64_t bytes = uint64_t{4} * rows * v.width;
+    if (t->bytes < bytes)
+      return fail(err, QD_BAD_ARGUMENT, "output %.60s: found %zu bytes, allowed %llu or more", t->name, t->bytes,
+                  static_cast<unsigned long long>(bytes));
     for (uint64_t r = 0; r < rows; ++r)
       std::memcpy(static_cast<float*>(t->data) + r * v.width, s.own.arena + r * f.header.slot_width + v.slot,
                   4 * v.width);
@@ -94,11 +95,11 @@ extern "C" qd_status qd_run(qd_session* s, const qd_tensor* in, size_t n_in, qd_
     s->own.ids[i] = to;
     to += s->context;
   }
-  uint32_t rung = begin_step(m);
+  Turn turn = begin_step(m, &s->own);
   uint64_t start = now_ns();
-  walk(*s, static_cast<uint32_t>(tokens), rung, nullptr);
-  s->last = {sizeof s->last, rung, static_cast<uint32_t>(tokens), now_ns() - start};
-  end_step(m);
+  walk(*s, turn, static_cast<uint32_t>(tokens), nullptr);
+  s->last = {sizeof s->last, turn.rung, static_cast<uint32_t>(tokens), now_ns() - start};
+  end_step(m, turn, &s->own);
   for (size_t i = 0; i < n_out; ++i)
     if (qd_status status = give_output(*s, static_cast<uint32_t>(tokens), out + i, err)) return status;
   return QD_OK;
@@ -108,7 +109,7 @@ extern "C" qd_status qd_io(const qd_model* m, int output, uint32_t index, qd_ten
   if (!m || !out) return QD_BAD_ARGUMENT;
   for (uint32_t i = 0; i < m->file.count(kValues); ++i) {
     const Value& v = m->file.values[i];
-    if (v.role != (output ? 2u : 1u) || index-- > 0) continue;
+    if (v.role != (output ? kOutput : kInput) || index-- > 0) continue;
     *out = {m->file.name(v.name_at), output ? QD_F32 : QD_I64, 2, {1, -1, 0, 0}, nullptr, 0};
     if (output && v.kind == kPerToken) out->rank = 3, out->shape[2] = v.width;
     if (output && v.kind == kPerSequence) out->shape[1] = v.width;

@@ -13,16 +13,15 @@ using namespace format;
 
 namespace {
 
-uint64_t half_bytes(const qd_model& m, uint32_t state, uint64_t context) {  // keys or values of one head, with scales
-  uint64_t d = m.file.states[state].head_dim;
-  if (m.cache == QD_KV_INT8) return round_up(context * d, 64) + round_up(context * 4, 64);
-  return round_up(context * d * (m.cache == QD_KV_F32 ? 4 : 2), 64);
+// Keys or values of one head, with their scales.
+Checked half_bytes(const qd_model& m, uint32_t state, uint64_t context) {
+  Checked numbers = Checked(context) * m.file.states[state].head_dim;
+  if (m.settings.cache == QD_KV_INT8) return numbers.rounded_up(64) + (Checked(context) * 4).rounded_up(64);
+  return (numbers * (m.settings.cache == QD_KV_F32 ? 4 : 2)).rounded_up(64);
 }
 
-uint64_t cache_bytes(const qd_model& m, uint32_t states, uint64_t context) {
-  uint64_t bytes = 0;
-  for (uint32_t i = 0; i < states; ++i) bytes += 2 * m.file.states[i].heads * half_bytes(m, i, context);
-  return bytes;
+Checked state_bytes(const qd_model& m, uint32_t state, uint64_t context) {
+  return Checked(2) * m.file.states[state].heads * half_bytes(m, state, context);
 }
 
 uint32_t inputs_of(const File& f) {
@@ -31,32 +30,36 @@ uint32_t inputs_of(const File& f) {
   return n;
 }
 
-void lay_out(qd_session& s, uint8_t* base, uint64_t* kv, uint64_t* all) {
+struct Needs {
+  Checked cache, all;  // all: with the cache; not what an encoder computes in
+};
+
+// Where everything lies in the session's memory; of no memory what it needs.
+Needs lay_out(qd_session& s, uint8_t* base) {
   const qd_model& m = *s.model;
-  uint64_t at = round_up(cache_bytes(m, m.file.count(kStates), s.context), 4096);
-  *kv = at;
+  uint32_t states = m.file.count(kStates);
+  Checked cache;
+  for (uint32_t i = 0; i < states; ++i) cache += state_bytes(m, i, s.context);
+  cache = cache.rounded_up(page_sizes().small);
+  Layout room(base);
   s.cache = base;
-  auto take = [&](uint64_t bytes) {
-    uint8_t* p = base + at;
-    at += round_up(bytes + 64, 64);
-    return p;
-  };
-  s.state_at = reinterpret_cast<uint64_t*>(take(8 * m.file.count(kStates)));
-  s.scores = reinterpret_cast<float*>(take(4 * uint64_t{m.pool.threads()} * s.context));
+  room.skip(cache);
+  room.take(&s.state_at, states);
+  room.take(&s.scores, Checked(m.pool.threads()) * s.context);
   bool encoder = m.file.header.kind == kEncoder;
-  s.ids = reinterpret_cast<int32_t*>(take(encoder ? 4 * uint64_t{inputs_of(m.file)} * s.context : 0));
-  s.candidates = take(8 * uint64_t{m.file.header.vocab});
-  *all = round_up(at, 4096);
+  room.take(&s.ids, encoder ? Checked(inputs_of(m.file)) * s.context : 0);
+  room.take(&s.candidates, Checked(8) * m.file.header.vocab);
+  return {cache, room.used()};
 }
 
 qd_status charge(qd_session& s, qd_error* err) {
   qd_model& m = *s.model;
   std::lock_guard<std::mutex> lock(m.state);
-  uint64_t more = s.charged_kv + s.charged_scratch;
-  if (m.budget < floor_locked(m) + more) return fail_floor(err, m.budget, floor_locked(m) + more);
-  m.kv += s.charged_kv;
-  m.session_scratch += s.charged_scratch;
-  ++m.sessions;
+  Checked least = Checked(floor_locked(m)) + s.charged_kv + s.charged_scratch;
+  if (!least.at_most(m.budget.bytes)) return fail_floor(err, m.budget.bytes, least.value());
+  m.budget.caches += s.charged_kv;
+  m.budget.sessions += s.charged_scratch;
+  ++m.budget.open_sessions;
   replan_locked(m);
   return QD_OK;
 }
@@ -64,17 +67,21 @@ qd_status charge(qd_session& s, qd_error* err) {
 void discharge(qd_session& s) {
   qd_model& m = *s.model;
   std::lock_guard<std::mutex> lock(m.state);
-  m.kv -= s.charged_kv;
-  m.session_scratch -= s.charged_scratch;
-  --m.sessions;
+  m.budget.caches -= s.charged_kv;
+  m.budget.sessions -= s.charged_scratch;
+  m.budget.lost += s.memory.reset() + s.own.memory.reset();
+  --m.budget.open_sessions;
   replan_locked(m);
 }
 
 bool make_memory(qd_session& s, uint64_t bytes) {
-  uint64_t unused, all;
   if (!s.memory.make(bytes)) return false;
-  lay_out(s, s.memory.data, &unused, &all);
-  for (uint32_t i = 0; i < s.model->file.count(kStates); ++i) s.state_at[i] = cache_bytes(*s.model, i, s.context);
+  lay_out(s, s.memory.data);
+  uint64_t at = 0;
+  for (uint32_t i = 0; i < s.model->file.count(kStates); ++i) {
+    s.state_at[i] = at;
+    at += state_bytes(*s.model, i, s.context).value();
+  }
   return s.model->file.header.kind == kDecoder || make_workspace(*s.model, s.context, &s.own);
 }
 
@@ -90,23 +97,23 @@ bool tokens_fit(const File& f, const int32_t* tokens, size_t n, size_t* where) {
 
 void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, float* logits) {
   qd_model& m = *s.model;
-  uint32_t rung = begin_step(m);
+  Turn turn = begin_step(m, nullptr);
   uint64_t start = now_ns();
   for (uint32_t i = 0; i < m.file.count(kValues); ++i)
-    if (m.file.values[i].kind == kIds) m.workspace.ids[i] = tokens;
-  walk(s, n, rung, logits);
-  s.last = {sizeof s.last, rung, n, now_ns() - start};
-  end_step(m);
+    if (m.file.values[i].kind == kIds) turn.workspace->ids[i] = tokens;
+  walk(s, turn, n, logits);
+  s.last = {sizeof s.last, turn.rung, n, now_ns() - start};
+  end_step(m, turn, nullptr);
 }
 
 }  // namespace
 
 CacheView cache_of(const qd_session& s, uint32_t state, uint32_t head) {
   const qd_model& m = *s.model;
-  uint64_t half = half_bytes(m, state, s.context);
-  uint8_t* keys = s.cache + s.state_at[state] + 2 * head * half;
+  uint64_t half = half_bytes(m, state, s.context).value();
+  uint8_t* keys = s.cache + s.state_at[state] + 2 * uint64_t{head} * half;
   uint64_t scales = round_up(uint64_t{s.context} * m.file.states[state].head_dim, 64);
-  if (m.cache != QD_KV_INT8) scales = 0;
+  if (m.settings.cache != QD_KV_INT8) scales = 0;
   return {keys, keys + half, reinterpret_cast<float*>(keys + scales), reinterpret_cast<float*>(keys + half + scales)};
 }
 
@@ -124,12 +131,17 @@ extern "C" qd_status qd_session_open(qd_model* m, uint32_t context, qd_session**
   if (!s) return fail(err, QD_NO_MEMORY, "session: the system gives no memory for it");
   s->model = m;
   s->context = context;
-  uint64_t all;
-  lay_out(*s, reinterpret_cast<uint8_t*>(uintptr_t{4096}), &s->charged_kv, &all);
-  s->charged_scratch = all - s->charged_kv;
-  if (m->file.header.kind == format::kEncoder) s->charged_scratch += workspace_bytes(*m, context);
+  Needs needs = lay_out(*s, nullptr);
+  Checked everything = needs.all;
+  if (m->file.header.kind == format::kEncoder) everything += workspace_bytes(*m, context);
+  if (!everything.good()) {
+    delete s;
+    return fail(err, QD_NO_MEMORY, "context: found %u, whose cache no address space holds", context);
+  }
+  s->charged_kv = needs.cache.value();
+  s->charged_scratch = everything.value() - s->charged_kv;
   qd_status status = charge(*s, err);
-  if (status == QD_OK && !make_memory(*s, all)) {
+  if (status == QD_OK && !make_memory(*s, needs.all.value())) {
     discharge(*s);
     status = fail(err, QD_NO_MEMORY, "session: the system gives no memory for a context of %u", context);
   }
@@ -143,8 +155,6 @@ extern "C" qd_status qd_session_open(qd_model* m, uint32_t context, qd_session**
 
 extern "C" void qd_session_close(qd_session* s) {
   if (s == nullptr) return;
-  s->memory.reset();
-  s->own.memory.reset();
   discharge(*s);
   delete s;
 }
@@ -170,7 +180,7 @@ extern "C" qd_status qd_decode(qd_session* s, const int32_t* tokens, size_t n, f
     return fail(err, QD_BAD_ARGUMENT, "token %zu: found %d, which is not in the vocabulary", where, tokens[where]);
   for (size_t at = 0; at < n;) {
     if (s->cancel.exchange(false)) return fail(err, QD_CANCELLED, "cancelled after %zu tokens", at);
-    uint32_t chunk = static_cast<uint32_t>(std::min<size_t>(m.max_chunk, n - at));
+    uint32_t chunk = static_cast<uint32_t>(std::min<size_t>(m.settings.max_chunk, n - at));
     run_chunk(*s, tokens + at, chunk, at + chunk == n ? logits : nullptr);
     s->length += chunk;
     at += chunk;

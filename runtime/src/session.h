@@ -18,8 +18,6 @@ struct qd_session {
   int32_t* ids = nullptr;   // encoders: [inputs][context]; decoders: none, the caller's are used
   uint8_t* candidates = nullptr;  // of qd_sample: 8 bytes per token of the vocabulary
   qd::Workspace own;        // encoders
-
-  qd::Workspace& workspace() { return own.memory.data ? own : model->workspace; }
 };
 
 namespace qd {

@@ -1,3 +1,4 @@
+#define _FILE_OFFSET_BITS 64  // places beyond 2 GiB on 32-bit systems, too
 #include "source.h"
 
 #include <errno.h>
@@ -8,6 +9,8 @@
 
 namespace qd {
 namespace {
+
+constexpr uint64_t kMostAtOnce = uint64_t{1} << 30;  // of a read: what any size_t holds
 
 int descriptor(void* ctx) { return static_cast<int>(reinterpret_cast<intptr_t>(ctx)); }
 
@@ -26,7 +29,8 @@ void close_path(void* ctx) { close(descriptor(ctx)); }
 }  // namespace
 
 qd_status open_path(const char* path, qd_source* out, qd_error* err) {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  static_assert(sizeof(off_t) == 8, "files may be larger than the address space");
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO must not wait for its writer: it is refused below
   if (fd < 0) return fail(err, QD_IO, "%.300s: cannot be opened: %.80s", path, strerror(errno));
   struct stat s;
   if (fstat(fd, &s) != 0 || !S_ISREG(s.st_mode)) {
@@ -40,8 +44,9 @@ qd_status open_path(const char* path, qd_source* out, qd_error* err) {
 qd_status read_fully(const qd_source& source, uint64_t at, void* to, uint64_t n, qd_error* err) {
   uint8_t* p = static_cast<uint8_t*>(to);
   while (n > 0) {
-    int64_t got = source.read(source.ctx, at, p, static_cast<size_t>(n));
-    if (got <= 0 || static_cast<uint64_t>(got) > n)
+    size_t part = static_cast<size_t>(n < kMostAtOnce ? n : kMostAtOnce);
+    int64_t got = source.read(source.ctx, at, p, part);
+    if (got <= 0 || static_cast<uint64_t>(got) > part)
       return fail(err, QD_IO, "source: %llu bytes at %llu cannot be read; is the file cut short?",
                   static_cast<unsigned long long>(n), static_cast<unsigned long long>(at));
     p += got;

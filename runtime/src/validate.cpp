@@ -1,10 +1,10 @@
-// Checks of the header, the stack and the matrices. Counts are bounded first (rows and columns below 2^24, books and
-// ranks below 2^9), so that no product below can overflow 64 bits.
+// Checks of the header, the stack and the matrices. Sums and products of numbers of the file are checked ones.
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "crc32c.h"
-#include "file.h"
+#include "terms.h"
 
 namespace qd {
 using namespace format;
@@ -24,19 +24,12 @@ qd_status bad(qd_error* err, const char* what, uint64_t index, const char* why) 
               static_cast<unsigned long long>(index), why);
 }
 
-bool string_ends(const File& f, uint32_t at) {
-  uint64_t n = f.header.sections[kMetadata].count;
-  return at < n && std::memchr(f.metadata + at, 0, n - at) != nullptr;
-}
-
-bool is_tensor(const File& f, uint32_t id, uint32_t kind, uint64_t count) {
-  return id < f.count(kTensors) && f.tensors[id].kind == kind && f.tensors[id].count == count;
-}
-
-qd_status check_metadata(const File& f, qd_error* err) {
+qd_status check_metadata(File* file, qd_error* err) {
+  const File& f = *file;
   uint64_t bytes = f.header.sections[kMetadata].count;
   uint32_t n = 0;
   if (bytes < 4) return bad(err, "metadata", 0, "shorter than its count");
+  for (file->strings_end = bytes; file->strings_end > 0 && f.metadata[file->strings_end - 1] != 0;) --file->strings_end;
   std::memcpy(&n, f.metadata, 4);
   if (n > (bytes - 4) / sizeof(MetaEntry)) return bad(err, "metadata", n, "more entries than bytes");
   for (uint32_t i = 0; i < n; ++i) {
@@ -48,11 +41,48 @@ qd_status check_metadata(const File& f, qd_error* err) {
   return QD_OK;
 }
 
+// The line of a feature in the metadata's entry "features": "<bit> <name>".
+void name_of_feature(const File& f, int bit, char* to, size_t capacity) {
+  std::snprintf(to, capacity, "that the file does not name");
+  MetaEntry e;
+  if (!find_metadata(f, "features", &e)) return;
+  char start[8];
+  size_t length = static_cast<size_t>(std::snprintf(start, sizeof start, "%d ", bit));
+  const char *at = f.metadata + e.value_at, *end = at + e.value_bytes;
+  while (at < end) {
+    const char* line = static_cast<const char*>(std::memchr(at, '\n', static_cast<size_t>(end - at)));
+    if (line == nullptr) line = end;
+    size_t bytes = static_cast<size_t>(line - at);
+    if (bytes > length && std::memcmp(at, start, length) == 0) {
+      size_t n = std::min(bytes - length, capacity - 1);
+      for (size_t i = 0; i < n; ++i) to[i] = at[length + i] < ' ' || at[length + i] > '~' ? '?' : at[length + i];
+      to[n] = 0;
+      return;
+    }
+    at = line + 1;
+  }
+}
+
+constexpr uint64_t kKnownFeatures = 0
+#define QD_FEATURE(bit, constant, name) | uint64_t{1} << bit
+#include "features.def"
+    ;
+
+qd_status check_features(const File& f, qd_error* err) {
+  uint64_t unknown = f.header.features & ~kKnownFeatures;
+  if (unknown == 0) return QD_OK;
+  int bit = __builtin_ctzll(unknown);
+  char name[64];
+  name_of_feature(f, bit, name, sizeof name);
+  return fail(err, QD_UNSUPPORTED, "features: the file needs feature %d (%s), which this version does not know; update it",
+              bit, name);
+}
+
 qd_status check_tensors(const File& f, qd_error* err) {
   for (uint32_t i = 0; i < f.count(kTensors); ++i) {
     const Tensor& t = f.tensors[i];
-    uint64_t element = t.kind == 2 ? 1 : 4;
-    if (t.kind > 2 || t.bytes != element * t.count || t.at % 64 || !within(t.at, t.bytes, 0, f.header.resident_bytes))
+    uint64_t element = t.kind == kInt8 ? 1 : 4;
+    if (t.kind >= kTensorKinds || t.bytes != element * t.count || t.at % 64 || !within(t.at, t.bytes, 0, f.header.resident_bytes))
       return bad(err, "tensor", i, "kind, bytes or place");
   }
   return QD_OK;
@@ -83,84 +113,46 @@ qd_status check_stack(const File& f, qd_error* err) {
   return QD_OK;
 }
 
-struct Shape {
-  const Term& t;
-  uint64_t rb, columns, groups, bytes;  // bytes: of plane 0
-};
-
-bool fits(const Shape& s, uint64_t at, uint64_t bytes) { return at % 4 == 0 && within(at, bytes, 0, s.bytes); }
-
-bool param_fits(const Shape& s, const Param& p, bool zero) {
+bool param_fits(const TermShape& s, const Param& p, bool zero) {
   if (p.kind == kNo) return p.super_kind == kNo;
-  bool known = zero ? p.kind == kU8 || p.kind == kF16 || p.kind == kF32 : p.kind <= kE5M2;
-  if (!known || !fits(s, p.at, s.rb * s.groups * kRows * number_bytes(p.kind))) return false;
+  const NumberRules& number = number_of(p.kind);
+  if (!(zero ? number.zero : number.scale)) return false;
+  if (!fits_block(s, p.at, Checked(s.row_blocks) * s.groups * kRows * number.bytes)) return false;
   if (p.super_kind == kNo) return true;
-  if ((p.super_kind != kF32 && p.super_kind != kF16) || p.super_span == 0) return false;
+  const NumberRules& upper = number_of(p.super_kind);
+  if (!upper.upper || p.super_span == 0) return false;
   uint64_t supers = (s.groups + p.super_span - 1) / p.super_span;
-  return fits(s, p.super_at, s.rb * supers * kRows * number_bytes(p.super_kind));
+  return fits_block(s, p.super_at, Checked(s.row_blocks) * supers * kRows * upper.bytes);
 }
 
-// Bytes of the codes, 0 where a field is not allowed.
-uint64_t codes_bytes(const Shape& s) {
-  const Term& t = s.t;
-  switch (t.kind) {
-    case kNibbles: case kTable4: return s.rb * (s.columns / 8) * 64;
-    case kPairs: return s.rb * (s.columns / 16) * 64;
-    case kBytes: return s.rb * (s.columns / 4) * 64;
-    case kPlanes: return s.rb * (s.columns / 32) * 64;
-    case kTable3: return s.rb * (s.columns / 32) * 192;
-    case kFloats:
-      switch (t.element) {
-        case kF32: case kF16: case kBF16: case kE4M3: case kE5M2:
-          return s.rb * s.columns * kRows * number_bytes(t.element);
-        default: return 0;
-      }
-    case kVector:
-      if (t.width == 0 || t.width > 64 || s.columns % t.width || t.books == 0 || t.books > 256 || t.levels == 0 ||
-          t.levels > 65536)
-        return 0;
-      return s.rb * (s.columns / t.width) * t.books * kRows * code_bytes(t);
-    case kBitstack:
-      if (t.rank == 0 || t.rank % 4 || t.rank > 64) return 0;
-      return s.rb * t.rank * kRows * 2 + uint64_t{t.rank} * s.columns * 2 + s.rb * (s.columns / 32) * 64;
-    case kSparse: return 4 * (s.rb + 1) + 12 * uint64_t{t.entries};
-    default: return 0;
-  }
-}
-
-bool tables_fit(const File& f, const Shape& s) {
-  const Term& t = s.t;
-  if (t.kind == kVector) return is_tensor(f, t.table_tensor, 0, uint64_t{t.books} * t.levels * t.width);
-  if (t.kind != kTable4 && t.kind != kTable3) return true;
-  uint64_t entries = uint64_t{t.tables} * (t.kind == kTable4 ? 16 : 8);
-  if (t.tables == 0 || t.tables > 256 || !is_tensor(f, t.table_tensor, 0, entries)) return false;
-  if (!is_tensor(f, t.itable_tensor, 2, entries)) return false;
-  return t.tables == 1 || fits(s, t.select_at, s.rb * s.groups * kRows);
-}
-
-bool needs_groups(const Term& t) {
+bool groups_fit(const TermShape& s, const TermRules& rules) {
+  const Term& t = s.term;
+  if (t.group % 16) return false;
   bool params = t.scale.kind != kNo || t.zero.kind != kNo || t.offset.kind != kNo;
-  return params || !(t.kind == kFloats || t.kind == kVector || t.kind == kBitstack || t.kind == kSparse);
+  if (!params && !rules.grouped) return t.groups <= s.columns;
+  return t.group > 0 && t.groups == (s.columns + t.group - 1) / t.group;
 }
 
 qd_status check_term(const File& f, const Matrix& m, uint32_t id, qd_error* err) {
   const Term& t = f.terms[id];
-  if (t.planes == 0 || t.planes > kMaxPlanes || (t.kind != kPlanes && t.planes != 1))
+  const TermRules* rules = term_rules(t.kind);
+  if (rules == nullptr) return fail(err, QD_UNSUPPORTED, "term %u: kind %u is not known", id, t.kind);
+  if (t.planes == 0 || t.planes > kMaxPlanes || (!rules->in_planes && t.planes != 1))
     return bad(err, "term", id, "planes");
   const uint32_t* position = f.position + uint64_t{id} * kMaxPlanes;
   for (uint32_t p = 0; p < t.planes; ++p)
     if (position[p] == kNone) return bad(err, "term", id, "a plane has no block");
-  Shape s{t, row_blocks(m), m.padded_columns, t.groups, f.blocks[f.order[position[0]]].bytes};
-  bool grouped = t.group > 0 && t.group % 16 == 0 && t.groups == (s.columns + t.group - 1) / t.group;
-  bool without = t.group % 16 == 0 && t.groups <= s.columns;
-  if (needs_groups(t) ? !grouped : !without) return bad(err, "term", id, "group");
-  uint64_t codes = codes_bytes(s);
-  if (codes == 0 || !fits(s, t.codes_at, codes)) return bad(err, "term", id, "codes do not fit the block");
+  TermShape s{t, row_blocks(m), m.padded_columns, t.groups, f.blocks[f.order[position[0]]].bytes};
+  if (!groups_fit(s, *rules)) return bad(err, "term", id, "group");
+  Checked codes = rules->code_bytes(s);
+  if (!codes.good() || codes.value() == 0 || !fits_block(s, t.codes_at, codes))
+    return bad(err, "term", id, "codes do not fit the block");
   if (!param_fits(s, t.scale, false) || !param_fits(s, t.zero, true) || !param_fits(s, t.offset, false))
     return bad(err, "term", id, "params do not fit the block");
-  if (!tables_fit(f, s)) return bad(err, "term", id, "tables");
+  if (rules->tables_fit && !rules->tables_fit(f, s)) return bad(err, "term", id, "tables");
   for (uint32_t p = 1; p < t.planes; ++p)
-    if (f.blocks[f.order[position[p]]].bytes < codes) return bad(err, "term", id, "a plane does not fit its block");
+    if (!codes.at_most(f.blocks[f.order[position[p]]].bytes))
+      return bad(err, "term", id, "a plane does not fit its block");
   return QD_OK;
 }
 
@@ -172,8 +164,8 @@ qd_status check_matrices(const File& f, qd_error* err) {
         m.padded_columns == 0 || (m.map_tensor == kNone && m.columns > m.padded_columns))
       return bad(err, "matrix", i, "rows or columns");
     if (m.first_term != next || m.terms == 0 || m.terms > f.count(kTerms) - next) return bad(err, "matrix", i, "terms");
-    if (m.map_tensor != kNone && !is_tensor(f, m.map_tensor, 1, m.padded_columns)) return bad(err, "matrix", i, "map");
-    if (m.scale_tensor != kNone && !is_tensor(f, m.scale_tensor, 0, m.rows)) return bad(err, "matrix", i, "scale");
+    if (m.map_tensor != kNone && !is_tensor(f, m.map_tensor, kInt32, m.padded_columns)) return bad(err, "matrix", i, "map");
+    if (m.scale_tensor != kNone && !is_tensor(f, m.scale_tensor, kFloat32, m.rows)) return bad(err, "matrix", i, "scale");
     if (m.name_at != kNone && !string_ends(f, m.name_at)) return bad(err, "matrix", i, "name");
     for (; next < m.first_term + m.terms; ++next)
       if (qd_status s = check_term(f, m, next, err)) return s;
@@ -199,8 +191,15 @@ void set_tables(File* f) {
 
 }  // namespace
 
-uint64_t number_bytes(uint8_t kind) {
-  return kind == kF32 ? 4 : kind == kF16 || kind == kBF16 ? 2 : kind == kNo ? 0 : 1;
+bool find_metadata(const File& f, const char* key, MetaEntry* out) {
+  uint32_t n;
+  size_t length = std::strlen(key);
+  std::memcpy(&n, f.metadata, 4);
+  for (uint32_t i = 0; i < n; ++i) {
+    std::memcpy(out, f.metadata + 4 + i * sizeof *out, sizeof *out);
+    if (out->key_bytes == length && std::memcmp(f.metadata + out->key_at, key, length) == 0) return true;
+  }
+  return false;
 }
 
 qd_status validate_header(const Header& h, uint64_t size, qd_error* err) {
@@ -228,7 +227,8 @@ qd_status validate_header(const Header& h, uint64_t size, qd_error* err) {
   }
   if (h.kind > kEncoder || h.context == 0 || h.context > kMaxSide || h.vocab > kMaxSide || h.slot_width > kMaxSide)
     return bad(err, "header: kind", h.kind, "kind, context, vocabulary or slots out of range");
-  if (h.sections[kPages].count != (size - h.resident_at + kPage - 1) / kPage)
+  uint64_t paged = size - h.resident_at;
+  if (h.sections[kPages].count != paged / kPage + (paged % kPage != 0))
     return bad(err, "header: checksums", h.sections[kPages].count, "not one for each page");
   return QD_OK;
 }
@@ -238,7 +238,8 @@ qd_status validate(File* f, qd_error* err) {
   if (crc32c(0, f->front + sizeof h, h.front_end - sizeof h) != h.front_crc)
     return fail(err, QD_CHECKSUM, "front: its checksum does not match; fetch the file again");
   set_tables(f);
-  if (qd_status s = check_metadata(*f, err)) return s;
+  if (qd_status s = check_metadata(f, err)) return s;
+  if (qd_status s = check_features(*f, err)) return s;
   if (qd_status s = check_tensors(*f, err)) return s;
   if (qd_status s = check_stack(*f, err)) return s;
   if (qd_status s = check_matrices(*f, err)) return s;

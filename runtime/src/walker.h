@@ -1,22 +1,15 @@
 #pragma once
 #include "file.h"
-#include "workspace.h"
+#include "model.h"
 
 struct qd_session;
 
 namespace qd {
 
-// Runs the nodes for `tokens` tokens that follow the session's. ids[] of its workspace are set and in range. `logits`:
-// [vocab] of the last token, or null. Called between begin_step and end_step.
-void walk(qd_session& session, uint32_t tokens, uint32_t rung, float* logits);
-
-uint32_t grouping_of(const format::Term& term);  // 0 .. 3: activations in groups of 16 << that
-uint64_t term_scratch_bytes(const qd_model& model, const format::Term& term, uint32_t columns);
-
-// linear.cpp. What a step shares between nodes: activations of one value, prepared once for q, k and v alike.
+// What a step shares between nodes: activations of one value, prepared once for q, k and v alike.
 struct Step {
   qd_session& session;
-  const qd_model& model;
+  qd_model& model;
   Workspace& w;
   uint32_t tokens, past;
   float* logits;
@@ -26,10 +19,28 @@ struct Step {
   uint32_t angles = format::kNone;  // which inv_freq cos and sin are of
   float angles_factor = 0;
 };
-void run_linear(Step& step, const format::Node& node);
-void run_rows(Step& step, const format::Node& node);       // kEmbed, kPositions
-void run_attention(Step& step, const format::Node& node);  // attention.cpp
-float* value_at(const Step& step, uint32_t value, uint32_t token);
-uint32_t value_tokens(const Step& step, uint32_t value);   // 1 for those of the sequence
+
+// Runs the nodes for `tokens` tokens that follow the session's. The workspace's ids are set and in range. `logits`:
+// [vocab] of the last token, or null. Called between begin_step and end_step.
+void walk(qd_session& session, const Turn& turn, uint32_t tokens, float* logits);
+
+uint32_t grouping_of(const format::Term& term);  // 0 .. 3: activations in groups of 16 << that
+Checked term_scratch_bytes(const Kernels& kernels, const format::Term& term, uint32_t columns);
+
+inline float* value_at(const Step& s, uint32_t value, uint32_t token) {
+  return s.w.arena + uint64_t{token} * s.model.file.header.slot_width + s.model.file.values[value].slot;
+}
+inline uint32_t value_tokens(const Step& s, uint32_t value) {  // 1 for those of the sequence
+  return s.model.file.values[value].kind == format::kPerSequence ? 1 : s.tokens;
+}
+
+// fn(thread, token) for every token of output 0.
+template <class F>
+void for_tokens(Step& s, const format::Node& n, F fn) {
+  auto body = [&](uint32_t thread, uint64_t begin, uint64_t end) {
+    for (uint64_t t = begin; t < end; ++t) fn(thread, static_cast<uint32_t>(t));
+  };
+  s.model.pool.parallel_for(value_tokens(s, n.outputs[0]), body);
+}
 
 }  // namespace qd

@@ -12,14 +12,15 @@ namespace {
 using namespace format;
 
 struct Widest {
-  uint64_t columns = 32, rows = 16, scratch = 0, half = 1, head = 1, value = 1, stride = 128;
+  uint64_t columns = 32, half = 1, head = 1, value = 1, stride = 128;
+  Checked rows, scratch;
   bool grouping[kGroupings] = {};
 };
 
-uint64_t scratch_of(const qd_model& m, const Matrix& matrix) {
-  uint64_t bytes = 0;
+Checked scratch_of(const qd_model& m, const Matrix& matrix) {
+  Checked bytes;
   for (uint32_t i = 0; i < matrix.terms; ++i)
-    bytes += term_scratch_bytes(m, m.file.terms[matrix.first_term + i], matrix.padded_columns);
+    bytes += term_scratch_bytes(*m.settings.kernels, m.file.terms[matrix.first_term + i], matrix.padded_columns);
   return bytes;
 }
 
@@ -28,8 +29,8 @@ Widest measure(const qd_model& m) {
   const File& f = m.file;
   for (uint32_t i = 0; i < f.count(kMatrices); ++i) {
     w.columns = std::max<uint64_t>(w.columns, f.matrices[i].padded_columns);
-    w.rows = std::max<uint64_t>(w.rows, round_up(f.matrices[i].rows, 16));
-    w.scratch = std::max(w.scratch, scratch_of(m, f.matrices[i]));
+    Checked scratch = scratch_of(m, f.matrices[i]);
+    if (!scratch.at_most(w.scratch.value())) w.scratch = scratch;
   }
   // The rows of an embedding are no output, but few models have one that is not their output, too; only where rows are
   // ragged, or for the logits, is y needed at all.
@@ -51,24 +52,14 @@ Widest measure(const qd_model& m) {
   return w;
 }
 
-struct Bump {
-  uint8_t* base;
-  uint64_t used = 0;
-  template <class T>
-  void take(T** to, uint64_t count) {
-    *to = reinterpret_cast<T*>(base + used);
-    used += round_up(count * sizeof(T) + 64, 64);  // 64 more: a kernel may read a whole vector at the end
-  }
-};
-
-uint64_t lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w) {
+Checked lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w) {
   Widest s = measure(m);
-  Bump b{base};
-  uint64_t threads = m.pool.threads(), chunk = std::min(tokens, kLinearTokens);
-  b.take(&w->arena, uint64_t{tokens} * m.file.header.slot_width + 16);
+  Layout b(base);
+  Checked threads = m.pool.threads(), chunk = std::min(tokens, kLinearTokens), all = tokens;
+  b.take(&w->arena, all * m.file.header.slot_width + 16);
   b.take(&w->mapped, chunk * s.stride);
   for (uint32_t i = 0; i < kGroupings; ++i) {
-    bool need = s.grouping[i] && !m.exact;
+    bool need = s.grouping[i] && !m.settings.exact;
     uint64_t groups = s.columns / (16u << i) + 1;
     b.take(&w->q[i], need ? chunk * s.stride : 0);
     b.take(&w->scale[i], need ? chunk * groups : 0);
@@ -80,29 +71,33 @@ uint64_t lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w
   b.take(&w->term_scratch, s.scratch);
   b.take(&w->y, s.rows);
   b.take(&w->row, threads * s.stride);
-  b.take(&w->cos, tokens * s.half);
-  b.take(&w->sin, tokens * s.half);
+  b.take(&w->cos, all * s.half);
+  b.take(&w->sin, all * s.half);
   b.take(&w->head, threads * 2 * round_up(s.head, 16));
   b.take(&w->norm, threads * round_up(s.value, 16));
   b.take(&w->ids, m.file.count(kValues));
+  b.take(&w->views, m.file.count(kTerms));
   w->tokens = tokens;
   w->row_stride = s.stride;
   w->head_stride = round_up(s.head, 16);
   w->norm_stride = round_up(s.value, 16);
   w->half = s.half;
-  return round_up(b.used, 4096);
+  return b.used();
 }
 
 }  // namespace
 
-uint64_t workspace_bytes(const qd_model& m, uint32_t tokens) {
+Checked workspace_bytes(const qd_model& m, uint32_t tokens) {
   Workspace unused;
-  return lay_out(m, tokens, reinterpret_cast<uint8_t*>(uintptr_t{4096}), &unused);
+  return lay_out(m, tokens, nullptr, &unused);
 }
 
 bool make_workspace(const qd_model& m, uint32_t tokens, Workspace* out) {
-  if (!out->memory.make(workspace_bytes(m, tokens))) return false;
+  Checked bytes = workspace_bytes(m, tokens);
+  if (!bytes.good() || !out->memory.make(bytes.value())) return false;
   lay_out(m, tokens, out->memory.data, out);
+  std::copy(m.stack.views, m.stack.views + m.file.count(kTerms), out->views);
+  out->views_rung = kNone;
   return true;
 }
 

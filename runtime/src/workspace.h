@@ -1,7 +1,11 @@
-// What one step computes in: planned once for a number of tokens, so that a step allocates nothing.
+// What one step computes in: planned once for a number of tokens, so that a step allocates nothing. It belongs to the step
+// that runs in it.
 #pragma once
 #include <cstdint>
 
+#include "checked.h"
+#include "file.h"
+#include "kernels/kernels.h"
 #include "platform.h"
 
 struct qd_model;
@@ -31,10 +35,31 @@ struct Workspace {
   float* head;            // [threads][2][widest head]
   float* norm;            // [threads][widest value]
   const int32_t** ids;    // per value
+  TermView* views;        // per term, with what the step's rung has of it
+  uint32_t views_rung = format::kNone;
+  Workspace* next = nullptr;  // in a list of idle ones
 };
 
+// What a workspace for so many tokens holds.
+Checked workspace_bytes(const qd_model& model, uint32_t tokens);
 // False: no memory.
 bool make_workspace(const qd_model& model, uint32_t tokens, Workspace* out);
-uint64_t workspace_bytes(const qd_model& model, uint32_t tokens);
+
+// Ranges one after the other, as far as a count; and where they are, once there is memory.
+class Layout {
+ public:
+  explicit Layout(uint8_t* base) : base_(base) {}
+  template <class T>
+  void take(T** to, Checked count) {  // 64 more: a kernel may read a whole vector at the end
+    if (base_) *to = reinterpret_cast<T*>(base_ + used_.value());
+    used_ = (used_ + count * sizeof(T) + 64).rounded_up(64);
+  }
+  void skip(Checked bytes) { used_ += bytes; }
+  Checked used() const { return used_.rounded_up(page_sizes().small); }
+
+ private:
+  uint8_t* base_;
+  Checked used_;
+};
 
 }  // namespace qd

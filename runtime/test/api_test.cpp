@@ -7,19 +7,10 @@
 #include <thread>
 
 #include "../src/platform.h"
+#include "check.h"
 #include "tiny_model.h"
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(x)                                                      \
-  do {                                                                \
-    if (!(x)) {                                                       \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #x);             \
-      ++failures;                                                     \
-    }                                                                 \
-  } while (0)
 
 struct Opened {
   qd_model* model = nullptr;
@@ -223,7 +214,7 @@ std::string error_of(const tiny::Bytes& file, uint64_t bad_from, uint32_t thread
 
 // Several turns, of which the later ones are bad, too: the first is named, whoever reads it.
 void reads_by_all_threads_as_by_one() {
-  tiny::Bytes file = tiny::decoder(100);
+  tiny::Bytes file = tiny::decoder({100});
   qd::format::Header h;
   std::memcpy(&h, file.data(), sizeof h);
   CHECK(h.stack_bytes > 5u << 20);
@@ -247,12 +238,12 @@ void huge_pages_are_given_up_when_they_take_long() {
   for (int i = 0; i < 1000; ++i) CHECK(hiccup.lasts(i % 50 ? ms / 5 : 15 * ms));
   CHECK(slow.lasts(8 * ms) && slow.lasts(8 * ms) && !slow.lasts(8 * ms));
   qd::Range range;
-  CHECK(range.make(3 * qd::kHugePage, true));
+  CHECK(range.make(3 * qd::page_sizes().huge, true));
   range.data[5] = 7;
-  qd::use_pages(range.data + qd::kHugePage, 2 * qd::kHugePage, false);
+  qd::use_pages(range.data + qd::page_sizes().huge, 2 * qd::page_sizes().huge, false);
   range.data[range.bytes - 1] = 8;
   qd::use_pages(range.data, range.bytes, true);
-  CHECK(range.data[5] == 7 && range.data[qd::kHugePage] == 0 && range.data[range.bytes - 1] == 8);
+  CHECK(range.data[5] == 7 && range.data[qd::page_sizes().huge] == 0 && range.data[range.bytes - 1] == 8);
 }
 
 void checksums_are_crc32c() {
@@ -274,6 +265,5 @@ int main(int argc, char** argv) {
   keeps_to_the_budget(file);
   budget_moves_while_it_decodes(file);
   damaged_files_do_no_harm(file, argc > 1 ? std::atoi(argv[1]) : 1);
-  std::printf(failures ? "%d failures\n" : "ok\n", failures);
-  return failures != 0;
+  return report();
 }

@@ -97,13 +97,13 @@ void run_case(const Case& c) {
     for (size_t k = 0; k < n; k++) w[r * n + k] = weight_of(c, r, k);
   for (uint32_t r : {0u, static_cast<uint32_t>(rows - 3)}) {
     std::vector<float> row(n, 0.0f);
-    scalar.decode_row[c.term.kind](c.view, r, row.data());
+    scalar.kinds[c.term.kind].decode_row(c.view, r, row.data());
     for (size_t k = 0; k < n; k++)
       check(std::fabs(row[k] - w[r * n + k]) <= 1e-5 * (1 + std::fabs(w[r * n + k])), c.name, "decode_row", row[k]);
     for (const Kernels* const* k = kAllKernels; *k; k++) {
       std::vector<float> other(n, 0.0f);
       if (!runs_here(**k)) continue;
-      (*k)->decode_row[c.term.kind](c.view, r, other.data());
+      (*k)->kinds[c.term.kind].decode_row(c.view, r, other.data());
       check(same(row, other), c.name, "decode_row differs");
     }
   }

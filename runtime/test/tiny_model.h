@@ -153,38 +153,65 @@ inline Bytes assemble(const Writer& w, Header h) {
   return front;
 }
 
-inline Bytes decoder(uint32_t extra = 3) {  // extra: terms of the head that are on a page of their own each
-  Writer w;
+struct Shape {
+  uint32_t extra = 3;        // terms of the head that are on a page of their own each
+  uint32_t context = 128;
+  uint32_t wide_states = 0;  // caches of the greatest width that no node uses, half of them before the one that is used
+  uint32_t chain = 0;        // nodes that add a value to itself, one after the other
+  uint64_t features = 0;
+  std::string feature_names = {};
+};
+
+inline void put_metadata(Writer& w, const std::string& features) {  // strings from 4 on, or the entry "features"
   w.metadata.assign(4, 0);
   for (const char* s : {"input_ids", "logits"}) w.metadata.insert(w.metadata.end(), s, s + std::strlen(s) + 1);
+  if (features.empty()) return;
+  MetaEntry entry{4 + sizeof entry, 8, 4 + sizeof entry + 8, features.size()};
+  Bytes names(w.metadata.begin() + 4, w.metadata.end());
+  w.metadata.assign(4 + sizeof entry, 0);
+  w.metadata[0] = 1;
+  std::memcpy(w.metadata.data() + 4, &entry, sizeof entry);
+  for (const std::string& s : {std::string("features"), features}) w.metadata.insert(w.metadata.end(), s.begin(), s.end());
+  w.metadata.insert(w.metadata.end(), names.begin(), names.end());
+}
+
+inline Bytes decoder(const Shape& shape = {}) {
+  Writer w;
+  put_metadata(w, shape.feature_names);
+  uint32_t names = static_cast<uint32_t>(w.metadata.size() - 17);
   uint32_t embed = w.matrix(kFloats, 32, 32), q = w.matrix(kNibbles, 32, 32), k = w.matrix(kNibbles, 16, 32);
-  uint32_t v = w.matrix(kFloats, 16, 32), o = w.matrix(kNibbles, 32, 32), head = w.matrix(kFloats, 32, 32, extra);
+  uint32_t v = w.matrix(kFloats, 16, 32), o = w.matrix(kNibbles, 32, 32), head = w.matrix(kFloats, 32, 32, shape.extra);
   uint32_t norm = w.tensor(std::vector<float>(32, 1.0f));
   std::vector<float> frequencies;
   for (int i = 0; i < 8; ++i) frequencies.push_back(1.0f / static_cast<float>(1 << i));
   uint32_t rope = w.tensor(frequencies);
-  w.values.push_back({kIds, 0, 0, 4, 1, {}});
+  w.values.push_back({kIds, 0, 0, names, kInput, {}});
   uint32_t slot = 0;
   for (uint32_t width : {32u, 32u, 32u, 16u, 16u, 32u, 32u, 32u}) {
-    w.values.push_back({kPerToken, width, slot, kNone, 0, {}});
+    w.values.push_back({kPerToken, width, slot, kNone, kInner, {}});
     slot += width;
   }
-  w.values.push_back({kPerToken, 32, kNone, 14, 2, {}});
-  w.states.push_back({1, 16, {}});
+  w.values.push_back({kPerToken, 32, kNone, names + 10, kOutput, {}});
+  for (uint32_t i = 0; i < shape.chain; ++i) w.values.push_back({kPerToken, 32, 0, kNone, kInner, {}});
+  uint32_t state = shape.wide_states / 2;
+  w.states.assign(shape.wide_states + 1, {4096, 4096, {}});
+  w.states[state] = {1, 16, {}};
   w.node(kEmbed, {0}, 1, embed, kNone, kNone, {});
   w.node(kRmsNorm, {1}, 2, kNone, norm, kNone, {word(1e-5f), 0});
   w.node(kLinear, {2}, 3, q, kNone, kNone, {});
   w.node(kLinear, {2}, 4, k, kNone, kNone, {});
   w.node(kLinear, {2}, 5, v, kNone, kNone, {});
-  w.node(kAttention, {3, 4, 5}, 6, kNone, rope, 0, {2, 1, 16, word(0.25f), 1, 0, 16, 0, word(1.0f)});
+  w.node(kAttention, {3, 4, 5}, 6, kNone, rope, state, {2, 1, 16, word(0.25f), 1, 0, 16, 0, word(1.0f)});
   w.node(kLinear, {6}, 7, o, kNone, kNone, {});
   w.node(kAdd, {1, 7}, 8, kNone, kNone, kNone, {});
+  for (uint32_t i = 0; i < shape.chain; ++i) w.node(kAdd, {8, 8}, 10 + i, kNone, kNone, kNone, {});
   w.node(kLinear, {8}, 9, head, kNone, kNone, {});
   Header h{};
   h.floor_rung = 6;
   h.kind = kDecoder;
   h.vocab = 32;
-  h.context = 128;
+  h.context = shape.context;
+  h.features = shape.features;
   h.slot_width = slot;
   h.logits_value = 9;
   return assemble(w, h);

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,19 +49,32 @@ def need_header(name: str) -> None:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """build(program, *flags, compiler=..., under=...): compiles runtime/<program>.cpp with the library's sources."""
+    """build(program, *flags, compiler=..., under=..., link=...): runtime/<program>.cpp with the library's sources.
+
+    An object that another program has been linked from is not compiled again.
+    """
     made: dict[tuple[str, ...], Path] = {}
 
-    def compile_program(program: str, *flags: str, compiler: str = "g++", under: str = "src") -> Path:
-        key = (compiler, program, *flags)
+    def compiled(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
+        key = (compiler, str(source), *flags)
         if key not in made:
-            sources = [
-                str(RUNTIME / line) for line in (RUNTIME / "sources.txt").read_text().split() if line.startswith(under)
-            ]
-            out = tmp_path_factory.mktemp("build") / Path(program).name
-            main = str(RUNTIME / f"{program}.cpp")
-            subprocess.run([need(compiler), *FLAGS, *flags, main, *sources, "-o", str(out)], check=True)
-            made[key] = out
+            made[key] = tmp_path_factory.mktemp("objects") / f"{source.stem}.o"
+            command = [need(compiler), *FLAGS, *flags, "-c", str(source), "-o", str(made[key])]
+            subprocess.run(command, check=True)
+        return made[key]
+
+    def compile_program(
+        program: str, *flags: str, compiler: str = "g++", under: str = "src", link: tuple[str, ...] = ()
+    ) -> Path:
+        key = (compiler, program, *flags, *link)
+        if key not in made:
+            listed = (RUNTIME / "sources.txt").read_text().split()
+            sources = [RUNTIME / f"{program}.cpp", *(RUNTIME / line for line in listed if line.startswith(under))]
+            with ThreadPoolExecutor(2) as pool:
+                objects = list(pool.map(lambda source: compiled(source, compiler, flags), sources))
+            made[key] = tmp_path_factory.mktemp("build") / Path(program).name
+            command = [need(compiler), *flags, "-pthread", *map(str, objects), *link, "-o", str(made[key])]
+            subprocess.run(command, check=True)
         return made[key]
 
     return compile_program

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from tests.runtime.conftest import RUNTIME, Build, need, run
 from tests.runtime.random_llama import write_random_llama
 
 ROOT = RUNTIME.parent
+WRAPPED = ("-Wl,--wrap=sysconf,--wrap=fopen,--wrap=mmap,--wrap=munmap,--wrap=madvise",)
+CLANG = {"CLANGXX": "clang++-14"}
 TINY = ROOT / "examples" / "models" / "tiny-llama-gptq"
 
 
@@ -24,15 +29,52 @@ def test_a_budget_that_moves_while_tokens_flow_is_no_race(build: Build):
     assert "ok" in run(build("test/api_test", "-O1", "-g", "-fsanitize=thread"), "97")
 
 
+MENDED = re.findall(r"^    TEST\((\w+)\)", (RUNTIME / "test" / "faults_test.cpp").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", MENDED)
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_a_mended_fault_stays_mended(build: Build, name: str, sanitizer: str):
+    flags = ["-O1", "-g", f"-fsanitize={sanitizer}"] + ["-fno-sanitize-recover=all"] * (sanitizer != "thread")
+    assert run(build("test/faults_test", *flags), name).endswith("ok\n")
+
+
+@pytest.mark.parametrize(("page", "huge"), [(4 << 10, 2 << 20), (16 << 10, 32 << 20), (64 << 10, 512 << 20)])
+def test_pages_of_any_size_and_a_system_that_refuses(build: Build, page: int, huge: int):
+    assert run(build("test/pages_test", "-O1", "-g", link=WRAPPED), str(page), str(huge)).endswith("ok\n")
+
+
+def test_locked_memory_is_counted_as_it_is_held(build: Build):
+    assert run(build("test/pages_test", "-O1", "-g", link=WRAPPED), "locked").endswith("ok\n")
+
+
+def test_a_32_bit_machine_refuses_what_it_cannot_hold(build: Build):
+    compiler = "arm-linux-gnueabihf-g++"
+    if shutil.which(compiler) is None or shutil.which("qemu-arm") is None:
+        pytest.skip(f"{compiler} and qemu-arm are not installed")
+    for program, arguments in (("test/faults_test", ()), ("test/api_test", ("997",))):
+        made = build(program, "-O2", "-static", "-Wno-psabi", compiler=compiler)
+        assert run("qemu-arm", made, *arguments, seconds=600).endswith("ok\n")
+
+
 @pytest.mark.parametrize("cpu", ["cortex-a53", "max"])
 def test_the_library_runs_on_arm(build: Build, cpu: str):
     program = build("test/api_test", "-O2", "-static", compiler="aarch64-linux-gnu-g++")
     assert "ok" in run(need("qemu-aarch64"), "-cpu", cpu, program, "997", seconds=600)
 
 
-def test_the_fuzzer_finds_nothing_in_a_moment(build: Build, tmp_path: Path):
-    program = build("fuzz/open_fuzz", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", compiler="clang++-14")
-    run(program, "-max_total_time=20", f"-artifact_prefix={tmp_path}/", "-rss_limit_mb=1500")
+def test_the_fuzzer_finds_nothing_in_a_moment(tmp_path: Path):
+    need("clang++-14")
+    output = subprocess.run(
+        [RUNTIME / "fuzz" / "run.sh", "20", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | CLANG,
+        timeout=600,
+    )
+    assert output.returncode == 0, output.stderr[-3000:]
+    assert int(re.findall(r"number_of_executed_units: (\d+)", output.stderr)[0]) > 100
+    assert not list((tmp_path / "found").iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -77,68 +77,6 @@ struct Sums {
   Ints ints() const { return ints_of(a, b); }
 };
 
-// ---- one token, straight from the codes
-inline void nibble_step(const uint8_t* p, const int8_t* q, Sums& sum) {
-  __m256i w = load256(p), u = load256(p + 32);
-  sum.add_products(low_nibbles(w), low_nibbles(u), four(q));
-  sum.add_products(high_nibbles(w), high_nibbles(u), four(q + 4));
-}
-
-inline Ints one_nibbles(const uint8_t* p, uint32_t steps, const int8_t* q) {
-  Sums wide, sum;
-  wide.clear();
-  for (; steps >= 4; steps -= 4, p += 256, q += 32) {
-    sum.clear();
-    for (int i = 0; i < 4; i++) nibble_step(p + 64 * i, q + 8 * i, sum);
-    wide.add_wide(sum);
-  }
-  sum.clear();
-  for (; steps > 0; steps--, p += 64, q += 8) nibble_step(p, q, sum);
-  wide.add_wide(sum);
-  return wide.ints();
-}
-
-// Fields 0 and 2 of a byte are added as they are, 1 and 3 as they stand, times four; a unit of the latter makes 2 *
-// 3048, so four units fit into 16 bits.
-inline Ints one_pairs(const uint8_t* p, uint32_t units, const int8_t* q) {
-  const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
-  Sums wide, wide4;
-  wide.clear(), wide4.clear();
-  while (units > 0) {
-    Sums sum, sum4;
-    sum.clear(), sum4.clear();
-    for (uint32_t n = min_u(units, 4); n > 0; n--, units--, p += 64, q += 16) {
-      __m256i w = load256(p), u = load256(p + 32), w2 = _mm256_srli_epi16(w, 4), u2 = _mm256_srli_epi16(u, 4);
-      sum.add_products(_mm256_and_si256(w, low), _mm256_and_si256(u, low), four(q));
-      sum4.add_products(_mm256_and_si256(w, high), _mm256_and_si256(u, high), four(q + 4));
-      sum.add_products(_mm256_and_si256(w2, low), _mm256_and_si256(u2, low), four(q + 8));
-      sum4.add_products(_mm256_and_si256(w2, high), _mm256_and_si256(u2, high), four(q + 12));
-    }
-    wide.add_wide(sum), wide4.add_wide(sum4);
-  }
-  return ints_of(_mm256_add_epi32(wide.a, _mm256_srai_epi32(wide4.a, 2)),
-                 _mm256_add_epi32(wide.b, _mm256_srai_epi32(wide4.b, 2)));
-}
-
-// Even and odd bytes as 16 bits, exactly, for any byte.
-struct Split {
-  __m256i even, odd;
-  explicit Split(__m256i w) : even(_mm256_and_si256(w, _mm256_set1_epi16(255))), odd(_mm256_srli_epi16(w, 8)) {}
-};
-
-inline Ints one_bytes(const uint8_t* p, uint32_t steps, const int8_t* q) {
-  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-  for (; steps > 0; steps--, p += 64, q += 4) {
-    __m256i x = four(q), even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), odd = _mm256_srai_epi16(x, 8);
-    Split w(load256(p)), u(load256(p + 32));
-    a = _mm256_add_epi32(a, _mm256_madd_epi16(w.even, even));
-    b = _mm256_add_epi32(b, _mm256_madd_epi16(w.odd, odd));
-    c = _mm256_add_epi32(c, _mm256_madd_epi16(u.even, even));
-    d = _mm256_add_epi32(d, _mm256_madd_epi16(u.odd, odd));
-  }
-  return ints_of(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
-}
-
 // ---- tables: which of them a row takes, as a mask of its four bytes in each half
 inline __m256i spread_rows(int64_t eight) {
   const __m256i rows =
@@ -150,9 +88,8 @@ struct Tables {
   uint32_t count;
   __m256i entries[kTablesInRegisters], first[kTablesInRegisters], second[kTablesInRegisters];
 
-  template <int K>
+  template <uint32_t levels>
   void go(const TermView& v, uint32_t rb, uint32_t u) {
-    constexpr uint32_t levels = K == format::kTable4 ? 16 : 8;
     count = v.term->tables ? v.term->tables : 1;
     const uint8_t* select = selects(v, rb, group_of(v, u));
     for (uint32_t t = 0; t < count; t++) {
@@ -180,14 +117,6 @@ struct Tables {
   }
 };
 
-// Codes of the four columns f of a unit of 32 of kTable3 (f: 0 .. 7). Bit 3 may be set: the tables stand twice.
-template <int F>
-inline __m256i three_bits(const uint8_t* p) {
-  __m256i low = load256(p + 64 * (F / 4)), high = load256(p + 128);
-  high = F < 2 ? _mm256_slli_epi16(high, F < 2 ? 2 - F : 0) : _mm256_srli_epi16(high, F > 2 ? F - 2 : 0);
-  return _mm256_or_si256(field<2 * (F % 4), 3>(low), _mm256_and_si256(high, _mm256_set1_epi8(4)));
-}
-
 // |w| x with the sign of w on x: a pair reaches 128 * 127 * 2 = 32512, which just fits, so every pair is widened.
 inline __m256i signed_products(__m256i w, __m256i x) {
   return widen(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
@@ -202,30 +131,7 @@ struct TableSums {
     a = _mm256_add_epi32(a, signed_products(t.look_up(first, t.first), x));
     b = _mm256_add_epi32(b, signed_products(t.look_up(second, t.second), x));
   }
-  template <int F>
-  void step3(const uint8_t* p, const int8_t* q) {
-    step(three_bits<F>(p), three_bits<F>(p + 32), q + 4 * F);
-  }
 };
-
-inline Ints one_table4(const Tables& t, const uint8_t* p, uint32_t steps, const int8_t* q) {
-  TableSums sum(t);
-  for (; steps > 0; steps--, p += 64, q += 8) {
-    __m256i w = load256(p), u = load256(p + 32);
-    sum.step(low_nibbles(w), low_nibbles(u), q);
-    sum.step(high_nibbles(w), high_nibbles(u), q + 4);
-  }
-  return ints_of(sum.a, sum.b);
-}
-
-inline Ints one_table3(const Tables& t, const uint8_t* p, uint32_t units, const int8_t* q) {
-  TableSums sum(t);
-  for (; units > 0; units--, p += 192, q += 32) {
-    sum.step3<0>(p, q), sum.step3<1>(p, q), sum.step3<2>(p, q), sum.step3<3>(p, q);
-    sum.step3<4>(p, q), sum.step3<5>(p, q), sum.step3<6>(p, q), sum.step3<7>(p, q);
-  }
-  return ints_of(sum.a, sum.b);
-}
 
 // ---- lookups of planes. Bytes a and b of a row, summed; rows 0..7 and 8..15 of both halves of the registers.
 inline void add_rows(__m256i a, __m256i b, Sums& sum) {
@@ -265,25 +171,6 @@ inline void nibble_products(const uint8_t* t, uint32_t steps, const int8_t* cons
   }
 }
 
-// ---- codes as bytes
-inline void plane_bytes(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
-  size_t at = codes_at<format::kPlanes>(v, rb, u0);
-  uint32_t steps = 4 * (u1 - u0);
-  for (uint32_t s = 0; s < steps; s++) {
-    __m256i bit = _mm256_set1_epi32(static_cast<int>(s & 4 ? 0x80402010u : 0x08040201u));
-    for (size_t half = 0; half < 2; half++) {
-      __m256i c = _mm256_setzero_si256();
-      for (uint32_t plane = 0; plane < v.planes; plane++) {
-        int64_t eight;
-        memcpy(&eight, v.codes[plane] + at + s / 8 * 64 + 16 * (s & 3) + 8 * half, 8);
-        __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread_rows(eight), bit), bit);
-        c = _mm256_sub_epi8(_mm256_add_epi8(c, c), set);
-      }
-      store256(out + 64 * s + 32 * half, c);
-    }
-  }
-}
-
 struct Biased {  // what a table says, + 128
   const Tables& t;
   uint8_t* out;
@@ -293,53 +180,9 @@ struct Biased {  // what a table says, + 128
     store256(out + 32, _mm256_xor_si256(t.look_up(second, t.second), top));
     out += 64;
   }
-  template <int F>
-  void put3(const uint8_t* p) {
-    put(three_bits<F>(p), three_bits<F>(p + 32));
-  }
 };
 
 struct Avx2 {
-  template <int K>
-  static const uint8_t* tile(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, uint8_t* out) {
-    if (is_left_to_portable<K>(v, u0, u1)) return Portable::tile<K>(v, rb, u0, u1, out);
-    if constexpr (K == format::kPlanes) {
-      plane_bytes(v, rb, u0, u1, out);
-      return out;
-    }
-    const uint8_t *p = v.codes[0] + codes_at<K>(v, rb, u0), *end = v.codes[0] + codes_at<K>(v, rb, u1);
-    if constexpr (K == format::kBytes) return p;
-    Tables t;
-    if constexpr (is_table(K)) t.go<K>(v, rb, u0);
-    Biased biased = {t, out};
-    uint8_t* to = out;
-    while (p < end) {
-      if constexpr (K == format::kTable3) {
-        biased.put3<0>(p), biased.put3<1>(p), biased.put3<2>(p), biased.put3<3>(p);
-        biased.put3<4>(p), biased.put3<5>(p), biased.put3<6>(p), biased.put3<7>(p);
-        p += 192;
-        continue;
-      }
-      __m256i w = load256(p), u = load256(p + 32);
-      p += 64;
-      if constexpr (K == format::kTable4) {
-        biased.put(low_nibbles(w), low_nibbles(u));
-        biased.put(high_nibbles(w), high_nibbles(u));
-      } else if constexpr (K == format::kNibbles) {
-        store256(to, low_nibbles(w)), store256(to + 32, low_nibbles(u));
-        store256(to + 64, high_nibbles(w)), store256(to + 96, high_nibbles(u));
-        to += 128;
-      } else if constexpr (K == format::kPairs) {
-        store256(to, field<0, 3>(w)), store256(to + 32, field<0, 3>(u));
-        store256(to + 64, field<2, 3>(w)), store256(to + 96, field<2, 3>(u));
-        store256(to + 128, field<4, 3>(w)), store256(to + 160, field<4, 3>(u));
-        store256(to + 192, field<6, 3>(w)), store256(to + 224, field<6, 3>(u));
-        to += 256;
-      }
-    }
-    return out;
-  }
-
   template <int N>
   static void tile_sums(const uint8_t* t, uint32_t steps, bool small, const int8_t* const* q, Ints* out) {
     Sums wide[N];
@@ -351,51 +194,10 @@ struct Avx2 {
     }
     for (int n = 0; n < N; n++) out[n] = wide[n].ints();
   }
-
-  template <int K>
-  static Ints one(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* q, int32_t total) {
-    if (K == format::kPlanes || is_left_to_portable<K>(v, u0, u1)) return Portable::one<K>(v, rb, u0, u1, q, total);
-    const uint8_t* p = v.codes[0] + codes_at<K>(v, rb, u0);
-    uint32_t units = u1 - u0;
-    if constexpr (K == format::kNibbles) return one_nibbles(p, 2 * units, q);
-    if constexpr (K == format::kPairs) return one_pairs(p, units, q);
-    if constexpr (K == format::kBytes) return one_bytes(p, 4 * units, q);
-    Tables t;
-    if constexpr (is_table(K)) t.go<K>(v, rb, u0);
-    return K == format::kTable4 ? one_table4(t, p, 2 * units, q) : one_table3(t, p, units / 2, q);
-  }
-
-  // In 128 columns of 4 planes the sum of half a register reaches 16 * 127 * 15 = 30480.
-  static Ints plane_sums(const TermView& v, uint32_t rb, uint32_t u0, uint32_t u1, const int8_t* tables, uint32_t p0,
-                         uint32_t p1) {
-    size_t at = codes_at<format::kPlanes>(v, rb, u0);
-    uint32_t units = (u1 - u0) / 2;
-    tables += u0 * 64;
-    Sums sum;
-    sum.clear();
-    for (uint32_t plane = p0; plane < p1; plane++) {
-      const uint8_t* p = v.codes[plane] + at;
-      sum.add16(sum.a, sum.b);
-      for (uint32_t u = 0; u < units; u++)
-        look_up_unit(load256(p + 64 * u), load256(p + 64 * u + 32), tables + 128 * u, sum);
-    }
-    return ints_of(fold(sum.a), fold(sum.b));
-  }
-
-  // Four ranks at a time, in 16 bits: a tile has 128 lookups, 64 of them in each half of a register.
-  static void signs(const uint8_t* p, const int8_t* tables, uint32_t units, uint32_t rank, Ints* out) {
-    for (uint32_t k = 0; k < rank; k += 4) {
-      Sums sum[4];
-      for (int i = 0; i < 4; i++) sum[i].clear();
-      for (uint32_t u = 0; u < units; u++) {
-        __m256i a = load256(p + 64 * u), b = load256(p + 64 * u + 32);
-        const int8_t* t = tables + (static_cast<size_t>(u) * rank + k) * 128;
-        for (int i = 0; i < 4; i++) look_up_unit(a, b, t + 128 * i, sum[i]);
-      }
-      for (int i = 0; i < 4; i++) out[k + static_cast<uint32_t>(i)] = ints_of(fold(sum[i].a), fold(sum[i].b));
-    }
-  }
 };
+
+#define QD_AVX2
+#include "table.inl"
 
 }  // namespace
 

@@ -34,25 +34,28 @@ struct TermView {
   const uint8_t* codes[format::kMaxPlanes]; // of the resident planes
   uint32_t planes;                          // how many are resident, at least 1
   uint32_t row_blocks, columns;             // columns: padded
-  const float* table;                       // kTable*, kVector: resident float values
-  const int8_t* itable;                     // kTable*
+  const float* table;                       // of the kinds that have one: resident float values
+  const int8_t* itable;                     // the same, rounded
 };
 
 // Which part of Activations a kernel reads besides x.
-enum class Need : uint32_t { kFloats = 0, kInt8 = 1, kTables = 2 };
+enum class Need : uint32_t { kNothing = 0, kInt8 = 1, kTables = 2 };
 
 // y[token * y_stride + row] += W x, rows [16 rb0, 16 rb1).
 using MatVec = void (*)(const TermView&, const Activations&, const uint8_t* scratch, float* y, size_t y_stride,
                         uint32_t rb0, uint32_t rb1);
 // Per term and step, before the rows are shared out; writes `scratch` (tables of a BitStack block, of a codebook).
 using Prepare = void (*)(const TermView&, const Activations&, uint8_t* scratch);
-using ScratchBytes = size_t (*)(const format::Term&, uint32_t columns, uint32_t tokens);
+using ScratchBytes = uint64_t (*)(const format::Term&, uint32_t columns, uint32_t tokens);
+// out[0 .. columns) += a row as floats, in the padded columns' order. Exact.
+using DecodeRow = void (*)(const TermView&, uint32_t row, float* out);
 
-struct Kind {            // one per TermKind
+struct Kind {            // one per TermKind; made by its file in terms/
   Need one_need, many_need;
   MatVec one;            // tokens == 1
   MatVec many;           // any number of tokens
   MatVec exact;          // float32 activations and weights, any number of tokens; portable
+  DecodeRow decode_row;
   Prepare prepare;       // nullptr where nothing is to be prepared
   ScratchBytes scratch;  // nullptr likewise
 };
@@ -68,8 +71,6 @@ struct Kernels {
                       float* fsum);
   // out[j] = map[j] < 0 ? 0 : x[map[j]]
   void (*gather)(const float* x, const int32_t* map, uint32_t columns, float* out);
-  // ---- rows of a matrix term as floats: out[0 .. columns) += row, in the padded columns' order. Exact.
-  void (*decode_row[format::kTermKinds])(const TermView&, uint32_t row, float* out);
   // ---- vectors
   void (*rms_norm)(const float* x, const float* weight, float epsilon, uint32_t n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, uint32_t n, float* out);

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "session.h"
-#include "walker.h"
+#include "../ops.h"
+#include "../session.h"
 
 namespace qd {
 
@@ -15,12 +15,12 @@ uint32_t grouping_of(const Term& t) {
   return 3;
 }
 
-uint64_t term_scratch_bytes(const qd_model& m, const Term& t, uint32_t columns) {
-  const Kind& kind = m.kernels->kinds[t.kind];
+Checked term_scratch_bytes(const Kernels& kernels, const Term& t, uint32_t columns) {
+  const Kind& kind = kernels.kinds[t.kind];
   if (kind.scratch == nullptr) return 64;
   uint64_t most = 0;
-  for (uint32_t tokens : {1u, 2u, kLinearTokens}) most = std::max<uint64_t>(most, kind.scratch(t, columns, tokens));
-  return round_up(most + 64, 64);
+  for (uint32_t tokens : {1u, 2u, kLinearTokens}) most = std::max(most, kind.scratch(t, columns, tokens));
+  return (Checked(most) + 64).rounded_up(64);
 }
 
 namespace {
@@ -34,17 +34,17 @@ struct Input {  // some tokens of a value, all for one matrix
 void map_activations(Step& s, const Input& in, uint32_t stride) {
   uint32_t columns = in.matrix.padded_columns;
   const int32_t* map = in.matrix.map_tensor == kNone ? nullptr : s.model.ints(in.matrix.map_tensor);
-  auto body = [&](uint32_t, uint32_t begin, uint32_t end) {
-    for (uint32_t t = begin; t < end; ++t) {
+  auto body = [&](uint32_t, uint64_t begin, uint64_t end) {
+    for (uint32_t t = static_cast<uint32_t>(begin); t < end; ++t) {
       const float* x = value_at(s, in.value, in.first + t);
       float* to = s.w.mapped + uint64_t{t} * stride;
       uint32_t n = map ? columns : in.matrix.columns;
-      if (map) s.model.kernels->gather(x, map, columns, to);
+      if (map) s.model.settings.kernels->gather(x, map, columns, to);
       else std::memcpy(to, x, n * sizeof(float));
       std::memset(to + n, 0, (stride - n) * sizeof(float));
     }
   };
-  s.session.model->pool.parallel_for(in.tokens, body);
+  s.model.pool.parallel_for(in.tokens, body);
 }
 
 Activations activations(const Step& s, const Input& in, uint32_t grouping) {
@@ -57,19 +57,19 @@ Activations activations(const Step& s, const Input& in, uint32_t grouping) {
 
 void make_activations(Step& s, const Activations& a, uint32_t grouping, Need need) {
   uint32_t bit = 1u << (2 * grouping + (need == Need::kTables));
-  if (need == Need::kFloats || (s.made & bit)) return;
+  if (need == Need::kNothing || (s.made & bit)) return;
   s.made |= bit;
-  const Kernels& k = *s.model.kernels;
+  const Kernels& k = *s.model.settings.kernels;
   if (need == Need::kTables) {
     k.make_tables(a.x, a.columns, a.group, s.w.tables[grouping], s.w.table_scale[grouping], s.w.fsum[grouping]);
     return;
   }
-  auto body = [&](uint32_t, uint32_t begin, uint32_t end) {
+  auto body = [&](uint32_t, uint64_t begin, uint64_t end) {
     for (uint64_t t = begin; t < end; ++t)
       k.quantize(a.x + t * a.stride, a.columns, a.group, a.tokens, s.w.q[grouping] + t * a.group,
                  s.w.scale[grouping] + t, s.w.sum[grouping] + t, s.w.fsum[grouping] + t);
   };
-  s.session.model->pool.parallel_for(a.tokens, body);
+  s.model.pool.parallel_for(a.tokens, body);
 }
 
 // Everything that the resident terms of the matrix read, before rows are shared out.
@@ -87,17 +87,17 @@ void prepare(Step& s, const Input& in) {
   }
   uint8_t* scratch = s.w.term_scratch;
   for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
-    const TermView& view = s.model.views[i];
-    const Kind& kind = s.model.kernels->kinds[view.term->kind];
+    const TermView& view = s.w.views[i];
+    const Kind& kind = s.model.settings.kernels->kinds[view.term->kind];
     if (view.planes > 0) {
       uint32_t grouping = grouping_of(*view.term);
       Activations a = activations(s, in, grouping);
-      if (!s.model.exact) {
+      if (!s.model.settings.exact) {
         make_activations(s, a, grouping, in.tokens == 1 ? kind.one_need : kind.many_need);
         if (kind.prepare) kind.prepare(view, a, scratch);
       }
     }
-    scratch += term_scratch_bytes(s.model, *view.term, m.padded_columns);
+    scratch += term_scratch_bytes(*s.model.settings.kernels, *view.term, m.padded_columns).value();
   }
 }
 
@@ -106,32 +106,34 @@ void run_range(const Step& s, const Input& in, const float* bias, float* y, size
   for (uint32_t t = 0; t < in.tokens; ++t) std::memset(y + t * stride + 16 * rb0, 0, 64 * (rb1 - rb0));
   const uint8_t* scratch = s.w.term_scratch;
   for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
-    const TermView& view = s.model.views[i];
-    const Kind& kind = s.model.kernels->kinds[view.term->kind];
-    MatVec run = s.model.exact ? kind.exact : in.tokens == 1 ? kind.one : kind.many;
+    const TermView& view = s.w.views[i];
+    const Kind& kind = s.model.settings.kernels->kinds[view.term->kind];
+    MatVec run = s.model.settings.exact ? kind.exact : in.tokens == 1 ? kind.one : kind.many;
     if (view.planes > 0) run(view, activations(s, in, grouping_of(*view.term)), scratch, y, stride, rb0, rb1);
-    scratch += term_scratch_bytes(s.model, *view.term, m.padded_columns);
+    scratch += term_scratch_bytes(*s.model.settings.kernels, *view.term, m.padded_columns).value();
   }
   const float* scale = s.model.floats(m.scale_tensor);
   uint32_t from = 16 * rb0, n = std::min(16 * rb1, m.rows) - from;
   if (scale || bias)
     for (uint32_t t = 0; t < in.tokens; ++t)
-      s.model.kernels->scale_rows(y + t * stride + from, scale ? scale + from : nullptr, bias ? bias + from : nullptr,
+      s.model.settings.kernels->scale_rows(y + t * stride + from, scale ? scale + from : nullptr, bias ? bias + from : nullptr,
                                   n);
 }
 
 void multiply(Step& s, const Input& in, const float* bias, float* y, size_t stride) {
   prepare(s, in);
-  auto body = [&](uint32_t, uint32_t begin, uint32_t end) { run_range(s, in, bias, y, stride, begin, end); };
-  s.session.model->pool.parallel_for(row_blocks(in.matrix), body);
+  auto body = [&](uint32_t, uint64_t begin, uint64_t end) {
+    run_range(s, in, bias, y, stride, static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
+  };
+  s.model.pool.parallel_for(row_blocks(in.matrix), body);
 }
 
 // A row of a matrix in the order of its columns. `row`: scratch of the padded columns.
 void read_row(const Step& s, const Matrix& m, uint32_t id, float* row, float* out) {
   std::memset(row, 0, m.padded_columns * sizeof(float));
   for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
-    const TermView& view = s.model.views[i];
-    if (view.planes > 0) s.model.kernels->decode_row[view.term->kind](view, id, row);
+    const TermView& view = s.w.views[i];
+    if (view.planes > 0) s.model.settings.kernels->kinds[view.term->kind].decode_row(view, id, row);
   }
   float scale = m.scale_tensor == kNone ? 1.0f : s.model.floats(m.scale_tensor)[id];
   const int32_t* map = m.map_tensor == kNone ? nullptr : s.model.ints(m.map_tensor);
@@ -144,7 +146,23 @@ void read_row(const Step& s, const Matrix& m, uint32_t id, float* row, float* ou
     if (map[j] >= 0) out[map[j]] += row[j] * scale;
 }
 
+// One row of the node's matrix for every token.
+template <class RowOf>
+void read_rows(Step& s, const Node& n, RowOf row_of) {
+  const Matrix& m = s.model.file.matrices[n.matrix];
+  for_tokens(s, n, [&](uint32_t thread, uint32_t t) {
+    read_row(s, m, row_of(t), s.w.row + thread * s.w.row_stride, value_at(s, n.outputs[0], t));
+  });
+}
+
 }  // namespace
+
+// W in 0 + tensor 0, where there is one -> out 0
+bool linear_fits(const NodeCheck& g) {
+  const Matrix& m = g.matrix();
+  return g.in(0)->kind == g.out(0)->kind && g.in(0)->width == m.columns && g.out(0)->width == m.rows &&
+         (g.n.tensors[0] == kNone || g.tensor(0, m.rows));
+}
 
 void run_linear(Step& s, const Node& n) {
   const Matrix& m = s.model.file.matrices[n.matrix];
@@ -170,16 +188,19 @@ void run_linear(Step& s, const Node& n) {
   }
 }
 
-void run_rows(Step& s, const Node& n) {
-  const Matrix& m = s.model.file.matrices[n.matrix];
-  const int32_t* ids = n.op == kEmbed ? s.w.ids[n.inputs[0]] : nullptr;
-  uint64_t stride = s.w.row_stride;
-  auto body = [&](uint32_t thread, uint32_t begin, uint32_t end) {
-    for (uint32_t t = begin; t < end; ++t)
-      read_row(s, m, ids ? static_cast<uint32_t>(ids[t]) : s.past + t, s.w.row + thread * stride,
-               value_at(s, n.outputs[0], t));
-  };
-  s.session.model->pool.parallel_for(s.tokens, body);
+// The row of a matrix per id.
+bool embed_fits(const NodeCheck& g) { return g.out(0)->kind == kPerToken && g.out(0)->width == g.matrix().columns; }
+
+void run_embed(Step& s, const Node& n) {
+  const int32_t* ids = s.w.ids[n.inputs[0]];
+  read_rows(s, n, [&](uint32_t t) { return static_cast<uint32_t>(ids[t]); });
+}
+
+// Row t of a table for token t.
+bool positions_fit(const NodeCheck& g) { return embed_fits(g) && g.matrix().rows >= g.f.header.context; }
+
+void run_positions(Step& s, const Node& n) {
+  read_rows(s, n, [&](uint32_t t) { return s.past + t; });
 }
 
 }  // namespace qd

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "session.h"
-#include "walker.h"
+#include "../ops.h"
+#include "../session.h"
 
 namespace qd {
 
@@ -31,22 +31,22 @@ void make_angles(Step& s, const Node& n, const Attention& a) {
 
 void rotate(const Step& s, const Attention& a, uint32_t token, float* x) {
   if (a.rotary_dim == 0) return;
-  s.model.kernels->rotate(x, s.w.cos + token * s.w.half, s.w.sin + token * s.w.half, a.rotary_dim,
+  s.model.settings.kernels->rotate(x, s.w.cos + token * s.w.half, s.w.sin + token * s.w.half, a.rotary_dim,
                           static_cast<int>(a.interleaved));
 }
 
 void store(const Step& s, const Attention& a, const Node& n, uint32_t token, uint32_t head, float* key) {
-  const Kernels& k = *s.model.kernels;
+  const Kernels& k = *s.model.settings.kernels;
   uint32_t d = a.head_dim;
   uint64_t at = s.past + token;
   CacheView c = cache_of(s.session, n.state, head);
   std::memcpy(key, value_at(s, n.inputs[1], token) + head * d, d * sizeof(float));
   rotate(s, a, token, key);
   const float* value = value_at(s, n.inputs[2], token) + head * d;
-  if (s.model.cache == QD_KV_INT8) {
+  if (s.model.settings.cache == QD_KV_INT8) {
     k.store_int8(key, d, reinterpret_cast<int8_t*>(c.keys) + at * d, c.key_scales + at);
     k.store_int8(value, d, reinterpret_cast<int8_t*>(c.values) + at * d, c.value_scales + at);
-  } else if (s.model.cache == QD_KV_F32) {
+  } else if (s.model.settings.cache == QD_KV_F32) {
     std::memcpy(c.keys + at * d * sizeof(float), key, d * sizeof(float));
     std::memcpy(c.values + at * d * sizeof(float), value, d * sizeof(float));
   } else {
@@ -57,19 +57,19 @@ void store(const Step& s, const Attention& a, const Node& n, uint32_t token, uin
 
 void look_at_cache(const Step& s, const Attention& a, const Node& n, uint32_t token, uint32_t head, const float* q,
                    float* scores) {
-  const Kernels& k = *s.model.kernels;
+  const Kernels& k = *s.model.settings.kernels;
   uint32_t d = a.head_dim, end = s.past + token + 1;
   uint64_t begin = a.window > 0 && a.window < end ? end - a.window : 0;
   uint32_t positions = static_cast<uint32_t>(end - begin);
   CacheView c = cache_of(s.session, n.state, head / (a.heads / a.kv_heads));
   float* out = value_at(s, n.outputs[0], token) + head * d;
-  if (s.model.cache == QD_KV_INT8) {
+  if (s.model.settings.cache == QD_KV_INT8) {
     const int8_t *keys = reinterpret_cast<int8_t*>(c.keys) + begin * d,
                  *values = reinterpret_cast<int8_t*>(c.values) + begin * d;
     k.scores_int8(q, keys, c.key_scales + begin, d, positions, a.scale, scores);
     k.softmax(scores, positions);
     k.mix_int8(scores, values, c.value_scales + begin, d, positions, out);
-  } else if (s.model.cache == QD_KV_F32) {
+  } else if (s.model.settings.cache == QD_KV_F32) {
     k.scores_f32(q, reinterpret_cast<float*>(c.keys) + begin * d, d, d, positions, a.scale, scores);
     k.softmax(scores, positions);
     k.mix_f32(scores, reinterpret_cast<float*>(c.values) + begin * d, d, d, positions, out);
@@ -83,7 +83,7 @@ void look_at_cache(const Step& s, const Attention& a, const Node& n, uint32_t to
 // A window of w means at most w - 1 tokens before, and in both directions where there is no causality.
 void look_at_sequence(const Step& s, const Attention& a, const Node& n, uint32_t token, uint32_t head, const float* q,
                       float* scores) {
-  const Kernels& k = *s.model.kernels;
+  const Kernels& k = *s.model.settings.kernels;
   uint32_t d = a.head_dim, kv = head / (a.heads / a.kv_heads), stride = s.model.file.header.slot_width;
   uint32_t begin = a.window > 0 && token + 1 > a.window ? token + 1 - a.window : 0,
            end = a.causal ? token + 1 : s.tokens;
@@ -99,31 +99,51 @@ void look_at_sequence(const Step& s, const Attention& a, const Node& n, uint32_t
 
 }  // namespace
 
+// In q, k, v, mask? -> out 0; state. Attributes: u heads, u kv_heads, u head_dim, f scale, u causal, u window, u rotary_dim
+// (0: none), u interleaved, f factor; tensor 0: inv_freq.
+bool attention_fits(const NodeCheck& g) {
+  constexpr uint32_t kMost = 4096;  // heads, and their width
+  Attention a;
+  std::memcpy(&a, g.attributes(), sizeof a);
+  if (a.heads == 0 || a.kv_heads == 0 || a.heads % a.kv_heads || a.head_dim == 0 || a.head_dim > kMost ||
+      a.heads > kMost)
+    return false;
+  for (uint32_t i = 0; i < 3; ++i)
+    if (g.in(i)->kind != kPerToken || g.in(i)->width != (i ? a.kv_heads : a.heads) * a.head_dim) return false;
+  if (g.out(0)->kind != kPerToken || g.out(0)->width != a.heads * a.head_dim) return false;
+  if (g.in(3) && !is_ids(g.in(3))) return false;
+  if (a.rotary_dim > a.head_dim || a.rotary_dim % 2 || (a.rotary_dim && !g.tensor(0, a.rotary_dim / 2))) return false;
+  if (g.f.header.kind == kEncoder) return g.n.state == kNone;
+  if (g.n.state >= g.f.count(kStates) || g.in(3)) return false;
+  const State& s = g.f.states[g.n.state];
+  return a.causal && s.heads == a.kv_heads && s.head_dim == a.head_dim;
+}
+
 void run_attention(Step& s, const Node& n) {
   Attention a;
   std::memcpy(&a, s.model.file.attributes + n.attr, sizeof a);
   bool cached = n.state != kNone;
   make_angles(s, n, a);
-  auto keys = [&](uint32_t thread, uint32_t begin, uint32_t end) {
-    for (uint32_t i = begin; i < end; ++i) {
-      uint32_t token = i / a.kv_heads, head = i % a.kv_heads;
+  auto keys = [&](uint32_t thread, uint64_t begin, uint64_t end) {
+    for (uint64_t i = begin; i < end; ++i) {
+      uint32_t token = static_cast<uint32_t>(i / a.kv_heads), head = static_cast<uint32_t>(i % a.kv_heads);
       if (cached) store(s, a, n, token, head, s.w.head + thread * 2 * s.w.head_stride);
       else rotate(s, a, token, value_at(s, n.inputs[1], token) + head * a.head_dim);
     }
   };
-  s.session.model->pool.parallel_for(s.tokens * a.kv_heads, keys);
-  auto heads = [&](uint32_t thread, uint32_t begin, uint32_t end) {
+  s.model.pool.parallel_for(uint64_t{s.tokens} * a.kv_heads, keys);
+  auto heads = [&](uint32_t thread, uint64_t begin, uint64_t end) {
     float* q = s.w.head + thread * 2 * s.w.head_stride;
     float* scores = s.session.scores + uint64_t{thread} * s.session.context;
-    for (uint32_t i = begin; i < end; ++i) {
-      uint32_t head = i / s.tokens, token = i % s.tokens;  // heads outside: a thread stays with its keys
+    for (uint64_t i = begin; i < end; ++i) {  // heads outside: a thread stays with its keys
+      uint32_t head = static_cast<uint32_t>(i / s.tokens), token = static_cast<uint32_t>(i % s.tokens);
       std::memcpy(q, value_at(s, n.inputs[0], token) + head * a.head_dim, a.head_dim * sizeof(float));
       rotate(s, a, token, q);
       if (cached) look_at_cache(s, a, n, token, head, q, scores);
       else look_at_sequence(s, a, n, token, head, q, scores);
     }
   };
-  s.session.model->pool.parallel_for(s.tokens * a.heads, heads);
+  s.model.pool.parallel_for(uint64_t{s.tokens} * a.heads, heads);
 }
 
 }  // namespace qd

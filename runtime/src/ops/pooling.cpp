@@ -1,0 +1,55 @@
+// Of the vectors of all tokens one of the sequence.
+#include "../ops.h"
+#include "../session.h"
+
+namespace qd {
+using namespace format;
+
+namespace {
+
+bool pool_fits(const NodeCheck& g) {
+  const Value *in = g.in(0), *out = g.out(0);
+  return in->kind == kPerToken && out->kind == kPerSequence && in->width == out->width &&
+         g.f.header.kind == kEncoder;
+}
+
+}  // namespace
+
+// in 0, mask? -> the mean of the tokens that the mask leaves
+bool mean_pool_fits(const NodeCheck& g) { return pool_fits(g) && (!g.in(1) || is_ids(g.in(1))); }
+
+void run_mean_pool(Step& s, const Node& n) {
+  uint32_t width = s.model.file.values[n.outputs[0]].width, used = 0;
+  float *out = value_at(s, n.outputs[0], 0), *sum = s.w.norm;
+  std::memset(sum, 0, width * sizeof(float));
+  const int32_t* mask = n.inputs[1] == kNone ? nullptr : s.w.ids[n.inputs[1]];
+  for (uint32_t t = 0; t < s.tokens; ++t) {
+    if (mask && mask[t] == 0) continue;
+    ++used;
+    s.model.settings.kernels->add(sum, value_at(s, n.inputs[0], t), width, sum);
+  }
+  for (uint32_t i = 0; i < width; ++i) out[i] = used ? sum[i] / static_cast<float>(used) : 0.0f;
+}
+
+// in 0 -> its token 0
+bool first_fits(const NodeCheck& g) { return pool_fits(g); }
+
+void run_first(Step& s, const Node& n) {
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  std::memmove(value_at(s, n.outputs[0], 0), value_at(s, n.inputs[0], 0), width * sizeof(float));
+}
+
+// in 0 over its length
+bool l2_norm_fits(const NodeCheck& g) { return same_shape(g.in(0), g.out(0)); }
+
+void run_l2_norm(Step& s, const Node& n) {
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float* x = value_at(s, n.inputs[0], t);
+    float* out = value_at(s, n.outputs[0], t);
+    float norm = s.model.settings.kernels->l2_norm(x, width);
+    for (uint32_t i = 0; i < width; ++i) out[i] = norm > 0 ? x[i] / norm : 0.0f;
+  });
+}
+
+}  // namespace qd
