@@ -6,6 +6,7 @@ the pieces that holds the floor is a rung, and `qdeploy.elastic.curve.Curve` say
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from qdeploy.backends.native.layout import LINE, PAGE, SectionId, aligned
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.elastic.pieces import Piece
 
-_SYSTEM_PAGE, _HUGE_PAGE = 4096, 2 << 20
+_SYSTEM_PAGE, _HUGE_PAGE = mmap.PAGESIZE, 2 << 20
 _HUGE_FROM = 64 << 20  # stacks of at least so many bytes lie in huge pages (runtime/src/model.cpp)
 
 _CACHE_BYTES = {"int8": 1, "f16": 2, "f32": 4}
