@@ -32,7 +32,7 @@ ARROWS = {
         "pack": "errors",
         "ir": "errors measure pack progress store",
         "arch": "errors ir store",
-        "quantize": "catalog errors ir measure options pack progress store",
+        "quantize": "catalog errors ir measure options pack passes progress store",
         "passes": "errors ir store",
         "integer": "errors ir measure pack passes progress quantize store",
         "elastic": "errors ir measure pack store",
@@ -100,6 +100,79 @@ def test_every_import_follows_an_arrow():
         wrong += [
             f"{path.relative_to(ROOT)}:{line} {room} -> {to}" for line, to in imported_rooms(path) if to not in allowed
         ]
+    assert not wrong, "\n".join(wrong)
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(parts if parts[0] == "qdeploy" else ["qdeploy", *parts])
+
+
+MODULES = {module_name(path): path for path in files(*ROOMS)}
+
+
+def modules_imported_by(path: Path, inside_functions: bool) -> set[str]:
+    """The project's modules that a file imports when it is imported, or also when its functions run."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+            if for_types or (function and not inside_functions):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                for alias in child.names:
+                    submodule = f"{child.module}.{alias.name}"
+                    yield submodule if submodule in MODULES else child.module
+            else:
+                yield from visit(child)
+
+    imported = set(visit(ast.parse(path.read_text()))) & set(MODULES)
+    return imported - {module_name(path)}
+
+
+def circles(inside_functions: bool) -> list[list[str]]:
+    """Every set of modules that reach each other by imports."""
+    reached = {name: modules_imported_by(path, inside_functions) for name, path in MODULES.items()}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reached.values():
+            further = set().union(*(reached[target] for target in targets)) - targets if targets else set()
+            if further:
+                targets |= further
+                changed = True
+    in_circles = sorted(name for name, targets in reached.items() if name in targets)
+    groups = set()
+    for name in in_circles:
+        groups.add(frozenset(other for other in in_circles if other in reached[name] and name in reached[other]))
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_import_circle_anywhere():
+    assert circles(inside_functions=False) == []
+
+
+def test_imports_inside_of_functions_make_circles_within_one_folder_at_most():
+    """Files of one folder may ask each other for what they need while they run; rooms and folders never do."""
+    for circle in circles(inside_functions=True):
+        assert len({MODULES[name].parent for name in circle}) == 1, circle
+
+
+def test_no_room_imports_the_inside_of_another_format_or_backend():
+    """A backend is known by its object; of formats, only the folder that Hugging Face writes serves others, too."""
+    shared = {"qdeploy.formats.huggingface.checkpoint"}
+    wrong = []
+    for path in files(*ROOMS):
+        own = module_name(path).split(".")[:3]
+        for name in modules_imported_by(path, inside_functions=True) - shared:
+            parts = name.split(".")
+            inside = len(parts) > 3 and parts[1] in ("formats", "backends")
+            if inside and parts[:3] != own:
+                wrong.append(f"{path.relative_to(ROOT)} -> {name}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdeploy.backends.native.naming import FILE
 from qdeploy.contracts.backends import Backend, Level, MemoryPlan, SingleFile, TextModel
 from qdeploy.progress import SILENT, Progress
 
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
     from qdeploy.contracts.results import CheckResult, Lowered, Row
     from qdeploy.ir.model import Model
     from qdeploy.options import TargetOptions
-
-FILE = "model.qd"
-"""The one file that `lower` writes; it becomes the output itself."""
-MAGIC = b"qdeploy\n"
-"""What it begins with, by which it is known (the row of the backend says the same)."""
 
 
 class Native(Backend):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.backends.native import FILE
+from qdeploy.backends.native.naming import FILE
 from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.results import CheckResult, Lowered

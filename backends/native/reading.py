@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native import MAGIC, interleave, metadata
+from qdeploy.backends.native import interleave, metadata
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import (
     HEADER,
@@ -29,6 +29,7 @@ from qdeploy.backends.native.layout import (
     TensorKind,
     TermKind,
 )
+from qdeploy.backends.native.naming import MAGIC
 from qdeploy.backends.native.numbers import DTYPES
 from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.soundness import check_directory, check_header

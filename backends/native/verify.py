@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qdeploy.backends.native import FILE
 from qdeploy.backends.native.checking import ROUNDED, relative
 from qdeploy.backends.native.describing import document
 from qdeploy.backends.native.layout import SectionId
+from qdeploy.backends.native.naming import FILE
 from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.parts import row_range, row_slabs
 from qdeploy.backends.native.reading import ModelFile

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.backends.native import FILE, MAGIC, metadata
 from qdeploy.backends.native import layout as f
+from qdeploy.backends.native import metadata
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
+from qdeploy.backends.native.naming import FILE, MAGIC
 from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
 from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
@@ -29,10 +30,10 @@ from qdeploy.backends.results import Choice, Lowered
 from qdeploy.elastic import published
 from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError
-from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.levels import Levels
+from qdeploy.passes.expand import expand_graph
 from qdeploy.passes.frequencies import within_first_frequencies
 from qdeploy.progress import Progress
 from qdeploy.store.output import write_all

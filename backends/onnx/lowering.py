@@ -15,11 +15,11 @@ from qdeploy.backends.onnx.rules import Ruling, float_form, rule
 from qdeploy.backends.onnx.transposed import turned
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
 from qdeploy.backends.onnx.weights import AffineForm
-from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.multiples import as_integers
+from qdeploy.passes.expand import expand_graph
 from qdeploy.passes.frequencies import within_first_frequencies
 
 MASK = "attention_mask"

@@ -19,10 +19,10 @@ from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.passthrough import StoredForm
 from qdeploy.backends.onnx.proto import DATA_FILE, GraphBuilder, itemsize
 from qdeploy.backends.onnx.weights import AffineForm
-from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
 from qdeploy.ir.views.params import RowReader
+from qdeploy.passes.expand import expand_graph
 from qdeploy.store.folder import File, Folder
 
 EXACT = 1e-4

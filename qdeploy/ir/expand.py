@@ -1,16 +1,15 @@
 """What the composite ops mean: each as nodes of other rows of the table.
 
 An expansion keeps the node's outputs and takes new names from `fresh`. It may use other composites (GatedMlp uses
-Linear); `expand_graph` goes on until only rows without an expansion are left, or those that the caller keeps.
+Linear); `passes/expand.py` goes on until only rows without an expansion are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.graph import Graph, Node
+from qdeploy.ir.graph import Node
 
 Fresh = Callable[[str], str]
 Expansion = Callable[[Node, Fresh], list[Node]]
@@ -95,24 +94,6 @@ def positions(node: Node, fresh: Fresh) -> list[Node]:
         Node("Constant", (), (one,), {"value_int": 1}),
         Node("Range", (zero, limit, one), node.outputs),
     ]
-
-
-def expand_graph(graph: Graph, keep: Collection[str] = ()) -> Graph:
-    """Returns the graph with composites expanded, except the ops in `keep` and those without an expansion."""
-    return replace(graph, nodes=tuple(_expanded(graph.nodes, keep, "")))
-
-
-def _expanded(nodes: Collection[Node], keep: Collection[str], scope: str) -> Iterator[Node]:
-    from qdeploy.ir.ops.table import op
-
-    for node in nodes:
-        expansion = None if node.op in keep else op(node.op).expand
-        if expansion is None:
-            yield node
-            continue
-        prefix = node.name or node.outputs[0]
-        inner = expansion(node, lambda label, prefix=prefix: f"{prefix}/{label}")  # type: ignore[misc]
-        yield from _expanded([replace(n, name=n.name or n.outputs[0]) for n in inner], keep, prefix)
 
 
 def _padded(names: tuple[str, ...], count: int) -> tuple[str, ...]:

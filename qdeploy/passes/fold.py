@@ -23,12 +23,12 @@ import numpy as np
 
 from qdeploy.ir.dtype import of_storage, plain_name
 from qdeploy.ir.element import as_value, element_name
-from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 from qdeploy.ir.views import Floats, view
 from qdeploy.ir.views.scaled import is_quantized, scaled
+from qdeploy.passes.expand import expand_graph
 from qdeploy.passes.shapes import UNKNOWN, extents
 
 _WHOLE = frozenset({"Linear", "MeanPool", "Positions"})

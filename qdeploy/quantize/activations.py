@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.element import as_value, element_name
-from qdeploy.ir.expand import expand_graph
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Cache, run
 from qdeploy.ir.tensor import Array, Float32, QTensor
+from qdeploy.passes.expand import expand_graph
 from qdeploy.quantize.contract import Kind, Statistics
 from qdeploy.store.folder import Folder
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from qdeploy.errors import AmbiguousError, BadFileError, QdeployError, UnsupportedError
 from qdeploy.formats.huggingface.checkpoint import INDEX, Checkpoint
+from qdeploy.ir.element import as_value
 from qdeploy.store.folder import Folder
 
 ONE = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "scalar": np.array(7, np.float32)}
@@ -134,11 +135,12 @@ def test_a_shard_that_ends_early(tmp_path: Path, shard: str) -> None:
         open_(tmp_path / "c")
 
 
-def test_types_that_have_no_number_format(tmp_path: Path) -> None:
-    save_file({"big": np.ones(3, np.uint64)}, tmp_path / "model.safetensors")
-    model = open_(tmp_path)
-    with pytest.raises(UnsupportedError, match="U64"):
-        model.tensors["big"].decode()
+def test_integers_of_every_width_are_carried(tmp_path: Path) -> None:
+    big = np.array([0, 1, 1 << 63], np.uint64)
+    save_file({"big": big}, tmp_path / "model.safetensors")
+    tensor = open_(tmp_path).tensors["big"]
+    np.testing.assert_array_equal(tensor.decode(), big.astype(np.float32))
+    np.testing.assert_array_equal(as_value(tensor), big)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotate
-from qdeploy.ir.expand import activation, expand_graph
+from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS
@@ -23,6 +23,7 @@ from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops.shape import SHAPE_ROWS
 from qdeploy.ir.ops.table import OPS, op
 from qdeploy.ir.run import run
+from qdeploy.passes.expand import expand_graph
 
 RNG = np.random.default_rng(7)
 X = (RNG.standard_normal((2, 3, 8)) * 3).astype(np.float32)
