@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from qdeploy import registry
+from qdeploy.arch import family
 from qdeploy.cli import main
 from qdeploy.ir.dtype import dtype, is_known, unregister
+from qdeploy.ir.ops import table as ops
 from qdeploy.quantize import QUANTIZERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/plugins.md"
@@ -34,10 +36,13 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             table.remove(name)
         if is_known("e3m4"):
             unregister("e3m4")
+        ops.forget("Doubled")
+        family.forget("mine")
 
 
 def test_the_additions_of_the_page_are_found_read_converted_and_listed(ran: dict[str, Any], capsys: Any):
     assert dtype("e3m4").values()[1] == 2.0**-6
+    assert ops.op("Doubled").expand is not None and "mine" in family.model_types()
     written = np.loadtxt("out/w.txt", ndmin=2)
     size = 2 * np.abs(ran["matrix"]).mean()
     np.testing.assert_allclose(written, np.where(ran["matrix"] < 0, -size, size), rtol=1e-6)
