@@ -31,7 +31,7 @@ from qdeploy.ir.tensor import Array
 from qdeploy.ir.views import Floats, view
 from qdeploy.latency import latencies, read_table
 from qdeploy.limits import Asked, Limit, rounded_up, show_cost
-from qdeploy.options import options_of
+from qdeploy.options import SourceOptions, options_of
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize import allocate as programme
 from qdeploy.quantize.allocate import Choices, Widths, parse_choices, show_choice
@@ -70,7 +70,7 @@ def allocate(
         format: The reader's name, where sniffing is not wanted.
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
-        how: sensitivity, choices, latency, fixed, ties, samples; see `Asked`.
+        how: sensitivity, choices, latency, fixed, ties, samples; see `Asked`. And the other fields of `SourceOptions`.
 
     Returns:
         {"bits": {layer: [weights, activations]}, "loss", "cost", "limit": {"kind", "asked", "cost", "least",
@@ -87,6 +87,7 @@ def allocate(
         >>> convert("resnet20.onnx", "out", to="tvm", calibrate="images.npz", layer_bits=bits)  # doctest: +SKIP
     """
     known = [option.name for option in options_of(Asked)]
+    reading = {option.name: how.pop(option.name) for option in options_of(SourceOptions) if option.name in how}
     unknown = set(how) - set(known)
     if unknown:
         raise BadArgumentError(
@@ -96,7 +97,7 @@ def allocate(
     if out:
         refuse_existing(Path(out), force, file=True)
     arrays = data if isinstance(data, Mapping) else read_data(os.fspath(data))
-    found = allocated(registry.open_model(path, format, trust_links), arrays, asked, progress)
+    found = allocated(registry.open_model(path, format, trust_links, **reading), arrays, asked, progress)
     if out:
         write_json(Path(out), found["bits"], force)
     return found

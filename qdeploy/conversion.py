@@ -28,13 +28,14 @@ from qdeploy.version import VERSION
 Report = dict[str, Any]
 
 
-def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False) -> Model:
+def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False, **more: Any) -> Model:
     """Opens any readable checkpoint or package; tensors are read when they are asked for.
 
     Args:
         path: A checkpoint folder or file, or a package.
         format: The reader's name, where sniffing is not wanted.
         trust_links: Follow links that lead outside of the folder.
+        more: The other fields of `qdeploy.options.SourceOptions`: signature, allow_nonfinite, no_verify.
 
     Returns:
         The model: `tensors` by the source's parameter names, `graph`, `config`.
@@ -47,7 +48,7 @@ def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = 
         >>> model.tensors["model.layers.0.mlp.up_proj.weight"].decode().shape
         (384, 128)
     """
-    return registry.open_model(path, format, trust_links)
+    return registry.open_model(path, format, trust_links, **more)
 
 
 def convert(
@@ -150,7 +151,7 @@ def _bits(model: Model, spec: ConversionSpec, progress: Progress) -> dict[str, A
 
 def _open(source: str | os.PathLike[str], spec: ConversionSpec) -> Model:
     """The model, with every index and scale of it checked."""
-    model = registry.open_model(source, spec.source.format, spec.source.trust_links)
+    model = registry.open_model(source, **vars(spec.source))
     for name, tensor in model.tensors.items():
         rules.check(tensor, name)
         rules.check_values(tensor, name)

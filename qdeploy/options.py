@@ -162,10 +162,16 @@ class SourceOptions:
     Attributes:
         format: The reader's name; empty: the format is recognised.
         trust_links: Follow links that lead outside of the source folder.
+        signature: Which network of a file that holds several; empty: the only one.
+        allow_nonfinite: Carry weights that are infinite or NaN; they are refused otherwise.
+        no_verify: Read a package without comparing its buffers with their checksums.
     """
 
-    format: str = option("", "Read as this format instead of sniffing.", metavar="NAME")
-    trust_links: bool = option(False, "Follow links that lead outside of the source.")
+    format: str = option("", "Read as this format instead of sniffing.", metavar="NAME", recorded=False)
+    trust_links: bool = option(False, "Follow links that lead outside of the source.", recorded=False)
+    signature: str = option("", "Which network of a file that holds several.", metavar="NAME")
+    allow_nonfinite: bool = option(False, "Carry weights that are infinite or NaN.")
+    no_verify: bool = option(False, "Do not check the checksums of a package that is read.", recorded=False)
 
     def __post_init__(self) -> None:
         """Refuses values that are none."""

@@ -70,7 +70,7 @@ def plan(
     values = {"quantize": quantize, "lower": lower, "format": format, "trust_links": trust_links, **more}
     spec = ConversionSpec.of("native", values)
     memory = _memory(registry.backend(spec.to), path)
-    model = derived(registry.open_model(path, format, trust_links), spec)
+    model = derived(registry.open_model(path, **vars(spec.source)), spec)
     with tempfile.TemporaryDirectory(prefix="qdeploy-plan-") as folder:
         file = memory.sketch(model, Path(folder), spec.target)
         return {**_planned(memory, str(file), budget, context, threads, kv), "path": str(path)}

@@ -168,12 +168,16 @@ class ConversionSpec:
 
         For a package these are the passes; `recorded` reads them.
         """
-        passes = self._passes()
+        passes = {**self._source(), **self._passes()}
         if self.to in (PACKAGE, SOURCE):
             return {"quantize": [], **passes} if self.to == PACKAGE else {}
         kept = {known.name for known in options_of(type(self.target)) if known.recorded}
         own = {name: value for name, value in requested(self.target).items() if name in kept}
         return {**_RECORDED, "check": self.check, **passes, **own}
+
+    def _source(self) -> dict[str, object]:
+        kept = {known.name for known in options_of(SourceOptions) if known.recorded}
+        return {name: value for name, value in requested(self.source).items() if name in kept}
 
     def _passes(self) -> dict[str, object]:
         passes = requested(self.passes)
@@ -182,7 +186,7 @@ class ConversionSpec:
 
     def embedded_record(self) -> dict[str, object]:
         """What a file says of the conversion besides the options of its own target."""
-        return {"quantize": list(self.passes.quantize), "lower": self.passes.lower}
+        return {**self._source(), "quantize": list(self.passes.quantize), "lower": self.passes.lower}
 
 
 def options_class(to: str) -> type[TargetOptions]:

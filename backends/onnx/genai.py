@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.arch.family import family_of
+from qdeploy.arch.generation import TOKENS, generation_of
 from qdeploy.backends.onnx.attention import padded_head
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
-from qdeploy.store.folder import parse_json
 
 CONFIG = "genai_config.json"
 TOKENIZER_FILES = (
@@ -37,9 +37,9 @@ TOKENIZER_FILES = (
 
 def genai_config(model: Model, graph: Graph) -> Mapping[str, Any]:
     """Returns the content of genai_config.json for a decoder."""
-    generation = _generation(model)
     meta: Mapping[str, Any] = graph.meta
-    tokens = {key: generation.get(key, meta.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation = generation_of(model, int(meta["vocab"]))
+    tokens = {key: generation.tokens.get(key, meta.get(key)) for key in TOKENS}
     eos = tokens["eos_token_id"]
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
     pad = tokens["pad_token_id"] if tokens["pad_token_id"] is not None else first_eos
@@ -52,7 +52,7 @@ def genai_config(model: Model, graph: Graph) -> Mapping[str, Any]:
             "type": _model_type(str(meta["model_type"])),
             "vocab_size": meta["vocab"],
         },
-        "search": _search(generation, int(meta["context"])),
+        "search": _search(generation.sampling, int(meta["context"])),
     }
 
 
@@ -125,11 +125,3 @@ def _search(generation: Mapping[str, Any], context: int) -> Mapping[str, Any]:
         "top_k": int(generation.get("top_k", 50)),
         "top_p": float(generation.get("top_p", 1.0)),
     }
-
-
-def _generation(model: Model) -> Mapping[str, Any]:
-    for file in model.files:
-        if file.path == "generation_config.json":
-            loaded = parse_json(file.data.read().tobytes(), file.path)
-            return {k: v for k, v in loaded.items() if v is not None} if isinstance(loaded, dict) else {}
-    return {}

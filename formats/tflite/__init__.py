@@ -1,1 +1,1 @@
-"""TFLite networks: reader.py opens them, schema.py reads the FlatBuffers tables, graph.py the operators."""
+"""TFLite networks: reader.py opens them, image.py and schema.py read the FlatBuffers tables, graph.py the operators."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.tflite.schema import Operator, Parsed, Tensor
-from qdeploy.formats.tflite.stored import Part, element, plain_integers
+from qdeploy.formats.tflite.stored import Part, element, plain_integers, refuse_unread
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.tensor import Array, QTensor
@@ -193,6 +193,9 @@ def _translate(network: Any, operators: Sequence[Operator], table: Mapping[str, 
             raise UnsupportedError(
                 "an operator that is not read", where=network.file, found=op.kind, allowed=", ".join(sorted(table))
             )
+        refuse_unread(op.unread, f"{network.file}: {op.kind}")
+        for index in {*op.inputs, *op.outputs} - {-1}:
+            refuse_unread(network.tensor(index).unread, network.where(index))
         if not op.outputs or not op.inputs or op.inputs[0] < 0:
             raise BadFileError("an operator without an input or output", where=network.file, found=op.kind)
         try:

@@ -1,6 +1,7 @@
 """TFLite files as a source: int8 and int16x8 networks, dynamic range, float16 and float32.
 
-    schema.py      the FlatBuffers tables, verified, and where the weights lie
+    image.py       the FlatBuffers tables, verified
+    schema.py      what they say, and where the weights lie; fields.py, which of their fields are read
     stored.py      tensors over the bytes of their buffers
     graph.py       the graph: which of two forms a network has, names, constants
     integers.py     operators of integer networks, in the arithmetic of TFLite's reference kernels
@@ -23,6 +24,8 @@ from qdeploy.store.folder import Folder
 NAME = "tflite"
 TITLE = "TFLite network: int8, int16x8, dynamic range, float16, float32"
 WRITES = False
+SIGNATURES = True
+"""A file may hold several networks, of which `--signature` names one."""
 _SUFFIX = ".tflite"
 
 
@@ -40,7 +43,7 @@ def read(folder: Folder) -> Model:
     Raises:
         BadFileError: The file is damaged, or what it says contradicts itself.
         UnsupportedError: The schema package is not installed, or the file holds a type that is not read.
-        AmbiguousError: A folder holds several networks.
+        AmbiguousError: A folder or file holds several networks.
     """
     from qdeploy.formats.tflite.graph import build_graph
     from qdeploy.formats.tflite.schema import parse
@@ -49,11 +52,12 @@ def read(folder: Folder) -> Model:
     name = _file(folder)
     file = folder.open(name)
     try:
-        parsed = parse(file)
+        parsed = parse(file, folder.options.signature)
     finally:
         file.close()
     names, stored = open_tensors(folder, name, parsed)
-    tensors = {names[i]: part.tensor() for i, part in stored.items()}
+    blocks = {i for t in parsed.tensors if t.blocks is not None for i in (t.blocks.scales, t.blocks.zeros)}
+    tensors = {names[i]: part.tensor() for i, part in stored.items() if i not in blocks}
     side = [] if folder.only else [n for n in folder.names() if n != name]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
     origins = tuple(part.stored.origin for part in stored.values())
@@ -66,6 +70,7 @@ def read(folder: Folder) -> Model:
         files,
         origins,
         lambda _: build_graph(name, parsed, names, stored),
+        notes=[f"networks of the file that were not asked for: {', '.join(parsed.others)}"] if parsed.others else [],
     )
 
 

@@ -1,15 +1,9 @@
-"""A TFLite file without its weights: verified, then read with the published schema.
+"""A TFLite file without its weights: verified (image.py), then read with the published schema.
 
-    bytes 0..3   offset of the root table      bytes 4..7   "TFL3"
-    table        i32 back to its vtable, then fields inline: scalars, or u32 forward offsets
-    vtable       u16 its size, u16 the table's size, then one u16 per field: where in the table it lies, 0: absent
-    vector       u32 count, elements; tables in a vector are u32 offsets       string   a vector of bytes
+The schema package is `tflite`, generated from schema_v3c.fbs. It is older than the blockwise quantization that LiteRT
+writes, whose table is read here by its slots:
 
-The schema package (`tflite`, generated from schema_v3c.fbs) follows offsets without asking whether they lie in the
-file. So everything that it will follow is followed here first. What was verified is copied page by page into a sparse
-image of the file, and the package reads that image: memory is taken for the metadata, not for the weights, whose
-vectors are only located. Work is bounded by a multiple of the file's size, so that tables that share their content
-cannot make a small file a large job; subgraphs besides the main one are not entered.
+    BlockwiseQuantization   0: i32 tensor of scales   1: i32 tensor of zero points, below 0: none   2: i32 block size
 """
 
 from __future__ import annotations
@@ -20,63 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.errors import AmbiguousError, BadArgumentError, BadFileError, UnsupportedError
+from qdeploy.formats.tflite.fields import OPTIONS, fields_beyond, unread_fields, unread_options
+from qdeploy.formats.tflite.image import MODEL, Image
 from qdeploy.ir.tensor import Array
 from qdeploy.store.folder import File
 
 IDENTIFIER = b"TFL3"
-_PAGE = 4096
-_SLACK = 16  # behind the end: a scalar of 8 bytes whose field begins in the last byte reads zeros
+_CUSTOM, _BLOCKWISE = 1, 2
+"""QuantizationDetails."""
 
-Spec = dict[int, Any]
-"""Of a table: what each field that is an offset leads to."""
-STRING, BYTES = ("vector", 1), "bytes"
-_QUANTIZATION: Spec = {0: ("vector", 4), 1: ("vector", 4), 2: ("vector", 4), 3: ("vector", 8)}
-_TENSOR: Spec = {0: ("vector", 4), 3: STRING, 4: ("table", _QUANTIZATION), 7: ("vector", 4)}
-_OPERATOR: Spec = {1: ("vector", 4), 2: ("vector", 4), 4: ("table", {0: ("vector", 4)})}
-_SCALARS: Spec = {1: ("vector", 4), 2: ("vector", 4), 4: ("table", {})}
-_SUBGRAPH: Spec = {0: ("tables", _TENSOR), 1: ("vector", 4), 2: ("vector", 4), 3: "operators", 4: STRING}
-_MODEL: Spec = {1: ("tables", {1: STRING}), 2: ("first", _SUBGRAPH), 4: ("tables", {0: BYTES})}
-_LISTED = ("ReshapeOptions", "SqueezeOptions")
-"""Options whose first field is a vector; the others that are read here hold scalars alone."""
 
-OPTIONS = {
-    "ADD": ("AddOptions", "FusedActivationFunction", "PotScaleInt16"),
-    "SUB": ("SubOptions", "FusedActivationFunction", "PotScaleInt16"),
-    "MUL": ("MulOptions", "FusedActivationFunction"),
-    "DIV": ("DivOptions", "FusedActivationFunction"),
-    "CONV_2D": (
-        "Conv2DOptions",
-        "Padding",
-        "StrideW",
-        "StrideH",
-        "FusedActivationFunction",
-        "DilationWFactor",
-        "DilationHFactor",
-    ),
-    "DEPTHWISE_CONV_2D": (
-        "DepthwiseConv2DOptions",
-        "Padding",
-        "StrideW",
-        "StrideH",
-        "DepthMultiplier",
-        "FusedActivationFunction",
-        "DilationWFactor",
-        "DilationHFactor",
-    ),
-    **dict.fromkeys(
-        ("AVERAGE_POOL_2D", "MAX_POOL_2D"),
-        ("Pool2DOptions", "Padding", "StrideW", "StrideH", "FilterWidth", "FilterHeight", "FusedActivationFunction"),
-    ),
-    "FULLY_CONNECTED": ("FullyConnectedOptions", "FusedActivationFunction", "WeightsFormat", "KeepNumDims"),
-    "SOFTMAX": ("SoftmaxOptions", "Beta"),
-    "CONCATENATION": ("ConcatenationOptions", "Axis", "FusedActivationFunction"),
-    "MEAN": ("ReducerOptions", "KeepDims"),
-    "SQUEEZE": ("SqueezeOptions",),
-    "RESHAPE": ("ReshapeOptions",),
-    "LEAKY_RELU": ("LeakyReluOptions", "Alpha"),
-}
-"""The options of an operator: their class in the schema, and what is read of it."""
+@dataclass(frozen=True)
+class Blocks:
+    """Scales of blocks along one axis: tensor indices, and the elements of a block; `zeros` -1: none."""
+
+    scales: int
+    zeros: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +47,8 @@ class Tensor:
         scales: float32 [] or one, or one per index of `axis`.
         zeros: int64, as many.
         axis: Of several scales.
+        blocks: Scales of blocks, where there are such.
+        unread: Fields that are set and that this reader does not know.
     """
 
     name: str
@@ -102,122 +59,42 @@ class Tensor:
     scales: Array
     zeros: Array
     axis: int
+    blocks: Blocks | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator: its name in the schema, tensor indices (-1: left out) and options."""
+    """One operator: its name in the schema, tensor indices (-1: left out), options, and fields that are not known."""
 
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: dict[str, Any]
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """The main subgraph."""
+    """The subgraph that was asked for; `others` are the networks that were not."""
 
     tensors: list[Tensor]
     operators: list[Operator]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    others: tuple[str, ...] = ()
 
 
-class _Image:
-    """Verifies tables and copies what they hold."""
-
-    def __init__(self, file: File) -> None:
-        self.file, self.size = file, file.size
-        self.bytes = np.zeros(file.size + _SLACK, np.uint8)  # pages that are never written take no memory
-        self._loaded = bytearray(-(-file.size // _PAGE))
-        self._work = 64 * file.size + (1 << 16)
-
-    def bad(self, found: object) -> BadFileError:
-        return BadFileError(
-            "a TFLite file whose offsets lead nowhere",
-            where=self.file.name,
-            found=found,
-            todo="The file is damaged or truncated; fetch it again.",
-        )
-
-    def need(self, begin: int, size: int) -> None:
-        """Makes a range of the file readable in the image."""
-        if begin < 0 or size < 0 or begin + size > self.size:
-            raise self.bad(f"bytes {begin}..{begin + size} of {self.size}")
-        self._work -= size + 16
-        if self._work < 0:
-            raise self.bad("the same bytes used again and again")
-        for page in range(begin // _PAGE, -(-(begin + size) // _PAGE)):
-            if not self._loaded[page]:
-                low, high = page * _PAGE, min((page + 1) * _PAGE, self.size)
-                self.file.read_into(low, self.bytes[low:high])
-                self._loaded[page] = 1
-
-    def number(self, place: int, form: str = "<I") -> int:
-        self.need(place, struct.calcsize(form))
-        return int(struct.unpack_from(form, self.bytes.data, place)[0])
-
-    def vector(self, place: int, size: int, read: bool = True) -> tuple[int, int]:
-        """First element and count of a vector that an offset at `place` leads to."""
-        at = place + self.number(place)
-        count = self.number(at)
-        if at + 4 + count * size > self.size:
-            raise self.bad(f"{count} elements at byte {at}")
-        if read:
-            self.need(at + 4, count * size)
-        return at + 4, count
-
-    def fields(self, at: int) -> list[int]:
-        """Where each field of a table lies; 0: absent."""
-        back = at - self.number(at, "<i")
-        size, extent = self.number(back, "<H"), self.number(back + 2, "<H")
-        if size < 4 or size % 2 or extent < 4:
-            raise self.bad(f"a table without a description at byte {at}")
-        self.need(at, extent)
-        self.need(back, size)
-        slots = self.bytes[back + 4 : back + size].view("<u2").tolist()
-        if any(slot >= extent for slot in slots):
-            raise self.bad(f"a field behind its table at byte {at}")
-        return [at + slot if slot else 0 for slot in slots]
-
-    def table(self, at: int, spec: Spec) -> None:
-        """Verifies a table and all that its specification leads to."""
-        places = self.fields(at)
-        for slot, kind in spec.items():
-            if slot < len(places) and places[slot]:
-                self._field(places[slot], kind)
-
-    def _field(self, place: int, kind: Any) -> None:
-        if kind == BYTES:
-            self.vector(place, 1, read=False)
-        elif kind == "operators":
-            first, count = self.vector(place, 4)
-            for i in range(count):
-                self._operator(first + 4 * i + self.number(first + 4 * i))
-        elif kind[0] == "vector":
-            self.vector(place, kind[1])
-        elif kind[0] == "table":
-            self.table(place + self.number(place), kind[1])
-        else:
-            first, count = self.vector(place, 4)
-            for i in range(count if kind[0] == "tables" else min(count, 1)):
-                self.table(first + 4 * i + self.number(first + 4 * i), kind[1])
-
-    def _operator(self, at: int) -> None:
-        """An operator; its options have a vector only where their type says so."""
-        import tflite
-
-        places = self.fields(at)
-        held = int(self.bytes[places[3]]) if len(places) > 3 and places[3] else 0
-        listed = held in [getattr(tflite.BuiltinOptions, name) for name in _LISTED]
-        self.table(at, _OPERATOR if listed else _SCALARS)
-
-
-def parse(file: File) -> Parsed:
+def parse(file: File, signature: str = "") -> Parsed:
     """Reads everything but the weights.
 
+    Args:
+        file: The file.
+        signature: Which of its networks; empty: the only one.
+
     Raises:
+        AmbiguousError: There are several networks, and none was asked for.
+        BadArgumentError: There is no network of this name.
         BadFileError: An offset leaves the file, an index names nothing, or a shape or scale is impossible.
         UnsupportedError: The schema package is not installed, or there is no network in the file.
     """
@@ -229,30 +106,65 @@ def parse(file: File) -> Parsed:
             where=file.name,
             todo="pip install 'qdeploy[tflite]'",
         ) from error
-    image = _Image(file)
+    image = Image(file)
     if image.size < 8 or file.read(4, 4) != IDENTIFIER:
         raise BadFileError("not a TFLite file", where=file.name, allowed="TFL3 in bytes 4..7")
-    image.table(image.number(0), _MODEL)
+    image.table(image.number(0), MODEL)
     model = tflite.Model.GetRootAs(image.bytes.data, 0)
     if not model.SubgraphsLength():
         raise UnsupportedError("a TFLite file without a network", where=file.name)
-    return _Reader(file, model, tflite).parsed()
+    names = _networks(model)
+    index = _chosen(names, signature, file.name)
+    image.subgraph(index)
+    others = tuple(name for name, place in names.items() if place != index)
+    return _Reader(file, model, tflite, index).parsed(others)
+
+
+def _networks(model: Any) -> dict[str, int]:
+    """The networks of a file by name: its signatures, and subgraphs that no signature names."""
+    found: dict[str, int] = {}
+    for i in range(model.SignatureDefsLength()):
+        signature = model.SignatureDefs(i)
+        name = (signature.SignatureKey() or b"").decode("utf-8", "replace") or f"signature {i}"
+        found[name] = int(signature.SubgraphIndex())
+    for i in range(model.SubgraphsLength()):
+        if i not in found.values():
+            name = (model.Subgraphs(i).Name() or b"").decode("utf-8", "replace")
+            found[name if name and name not in found else f"subgraph {i}"] = i
+    return found
+
+
+def _chosen(names: dict[str, int], signature: str, where: str) -> int:
+    count = len(set(names.values()))
+    if signature and signature not in names:
+        raise BadArgumentError("no such network", where=where, found=signature, allowed=", ".join(names))
+    if not signature and count > 1:
+        raise AmbiguousError(
+            "a file with several networks",
+            where=where,
+            found=", ".join(names),
+            todo="Name the one that is meant: --signature NAME.",
+        )
+    index = names[signature] if signature else next(iter(names.values()))
+    if not 0 <= index < count:
+        raise BadFileError("a signature of no subgraph", where=where, found=index, allowed=f"0..{count - 1}")
+    return index
 
 
 class _Reader:
     """Turns verified tables into plain data."""
 
-    def __init__(self, file: File, model: Any, schema: Any) -> None:
-        self.file, self.model, self.schema, self.graph = file, model, schema, model.Subgraphs(0)
+    def __init__(self, file: File, model: Any, schema: Any, index: int) -> None:
+        self.file, self.model, self.schema, self.graph = file, model, schema, model.Subgraphs(index)
         self.kinds = {n: key for key, n in vars(schema.TensorType).items() if isinstance(n, int)}
         self.ops = {n: key for key, n in vars(schema.BuiltinOperator).items() if isinstance(n, int)}
 
-    def parsed(self) -> Parsed:
+    def parsed(self, others: tuple[str, ...]) -> Parsed:
         tensors = [self._tensor(i) for i in range(self.graph.TensorsLength())]
         count = len(tensors)
         operators = [self._operator(i, count) for i in range(self.graph.OperatorsLength())]
         ends = [self._indices(found, count, 0) for found in (self.graph.InputsAsNumpy(), self.graph.OutputsAsNumpy())]
-        return Parsed(tensors, operators, ends[0], ends[1])
+        return Parsed(tensors, operators, ends[0], ends[1], others)
 
     def _bad(self, what: str, where: str, found: object, allowed: str = "") -> BadFileError:
         return BadFileError(what, where=f"{self.file.name}: {where}", found=found, allowed=allowed)
@@ -272,9 +184,28 @@ class _Reader:
             raise self._bad("a shape is out of bounds", name, shape[:16], "at most 8 axes")
         if t.Type() not in self.kinds:
             raise UnsupportedError("a tensor of an unknown type", where=f"{self.file.name}: {name}", found=t.Type())
-        scales, zeros, axis = self._quantization(t.Quantization(), shape, name)
+        quantization, data = t.Quantization(), self._data(t.Buffer(), name)
+        scales, zeros, axis = self._quantization(quantization, shape, name)
+        blocks, unread = self._details(quantization, scales, name)
         free = tuple(n < 0 for n in signature)
-        return Tensor(name, self.kinds[t.Type()], shape, free, self._data(t.Buffer(), name), scales, zeros, axis)
+        unread = (*unread_fields("Tensor", t._tab), *unread)
+        return Tensor(name, self.kinds[t.Type()], shape, free, data, scales, zeros, axis, blocks, unread)
+
+    def _details(self, q: Any, scales: Array, name: str) -> tuple[Blocks | None, tuple[str, ...]]:
+        """Scales of blocks, and what else a quantization says that is not read."""
+        if q is None:
+            return None, ()
+        unread, kind, details = unread_fields("QuantizationParameters", q._tab), int(q.DetailsType()), q.Details()
+        if not kind:
+            return None, unread
+        if kind != _BLOCKWISE or details is None:
+            return None, (*unread, "Details (custom)" if kind == _CUSTOM else f"Details {kind}")
+        numbers = [_int32(details, slot) for slot in range(3)]
+        index, zeros, size = (-1 if n is None else n for n in numbers)
+        count = self.graph.TensorsLength()
+        if scales.size or not 0 <= index < count or zeros >= count or size < 1:
+            raise self._bad("scales of blocks that cannot be", name, f"{numbers}, {scales.size} scales beside them")
+        return Blocks(index, max(zeros, -1), size), (*unread, *fields_beyond(details, 3))
 
     def _quantization(self, q: Any, shape: tuple[int, ...], name: str) -> tuple[Array, Array, int]:
         if q is None or not q.ScaleLength():
@@ -317,13 +248,20 @@ class _Reader:
             kind = f"CUSTOM {(code.CustomCode() or b'').decode('utf-8', 'replace')}"
         inputs = self._indices(o.InputsAsNumpy(), count, -1)
         outputs = self._indices(o.OutputsAsNumpy(), count, 0)
-        return Operator(kind, inputs, outputs, self._options(o, kind))
+        options, unread = self._options(o, kind)
+        return Operator(kind, inputs, outputs, options, (*unread_fields("Operator", o._tab), *unread))
 
-    def _options(self, o: Any, kind: str) -> dict[str, Any]:
+    def _options(self, o: Any, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """What the options of an operator say, and the names of fields that are not read."""
         name, *fields = OPTIONS.get(kind, ("",))
         held = o.BuiltinOptions()
-        if not name or held is None or o.BuiltinOptionsType() != getattr(self.schema.BuiltinOptions, name):
-            return {}
+        if held is None:
+            return {}, ()
+        if name and o.BuiltinOptionsType() != getattr(self.schema.BuiltinOptions, name):
+            return {}, ("BuiltinOptions of another operator",)
+        unread = unread_options(kind, held)
+        if not name:
+            return {}, unread
         options = getattr(self.schema, name)()
         options.Init(held.Bytes, held.Pos)
         found = {field: getattr(options, field)() for field in fields}
@@ -331,7 +269,13 @@ class _Reader:
             found["NewShape"] = _ints(options.NewShapeAsNumpy())
         if name == "SqueezeOptions":
             found["SqueezeDims"] = _ints(options.SqueezeDimsAsNumpy())
-        return found
+        return found, unread
+
+
+def _int32(table: Any, slot: int) -> int | None:
+    """A scalar of a table that the schema package does not know; None where it is absent."""
+    place = table.Offset(4 + 2 * slot)
+    return int(struct.unpack_from("<i", table.Bytes, table.Pos + place)[0]) if place else None
 
 
 def _ints(found: Any) -> tuple[int, ...]:

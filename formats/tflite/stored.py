@@ -1,24 +1,26 @@
 """Tensors of a TFLite file: runs of little-endian elements, row-major, at the place that the schema gives.
 
 INT4 is packed two to a byte, first element in the low nibble, without regard to rows. A quantized tensor is
-`(code - zero) * scale`, with one scale or one per index of an axis; zero points of nothing but 0 are not described.
+`(code - zero) * scale`, with one scale, one per index of an axis, or one per block along an axis (a tensor of its own,
+which is then part of this one); zero points of nothing but 0 are not described.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.formats.stored import ByteRange, Stored
+from qdeploy.formats.stored import ByteRange, Stored, source_of
 from qdeploy.formats.tflite.schema import Parsed, Tensor
 from qdeploy.ir.dtype import DType, dtype
 from qdeploy.ir.element import as_value
-from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Shape, Source, SourceTensor, Term
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Shape, Term
 from qdeploy.pack import bits as bit_stream
-from qdeploy.store.folder import Folder
+from qdeploy.store.folder import FileRows, Folder
 from qdeploy.store.origin import Origin
 
 _KINDS = {
@@ -47,22 +49,23 @@ def element(kind: str, where: str) -> DType:
 
 @dataclass(frozen=True)
 class Part:
-    """A constant of the file: what the file says of it, and its elements."""
+    """A constant of the file: what the file says of it, its elements, and the scales and zero points of its blocks."""
 
     described: Tensor
     stored: Stored
+    block_scales: Stored | None = None
+    block_zeros: Stored | None = None
 
     def tensor(self) -> QTensor:
         """As the source means it: float, integer, or codes with a scale."""
         shape, scales = self.stored.shape, self.described.scales
-        scale = self._param("scale", scales, "F32", "f32") if scales.size else None
+        scale = self._param("scale", scales, "F32", "f32") if scales.size else self._blocks("scale", self.block_scales)
         zero = self._param("zero", self.described.zeros, "I64", "int64") if self.described.zeros.any() else None
+        zero = zero or self._blocks("zero", self.block_zeros)
         held = self.stored.codes("data", shape or (1,), scale=scale, zero=zero)
         name = "F32" if scale else self.stored.dtype.element
-        listed = SourceTensor(
-            self.stored.origin.file, self.stored.name, self.stored.origin.kind, self.stored.origin.shape
-        )
-        return QTensor(shape, name, (Term(held),), source=Source("tflite", "verbatim", {}, (listed,)))
+        parts = [part for part in (self.stored, self.block_scales, self.block_zeros) if part is not None]
+        return QTensor(shape, name, (Term(held),), source=source_of("tflite", "verbatim", parts))
 
     def integers(self) -> QTensor:
         """Its codes alone, over the same bytes."""
@@ -72,6 +75,13 @@ class Part:
     def array(self) -> Array:
         """Its integers in memory."""
         return as_value(self.integers())
+
+    def _blocks(self, key: str, numbers: Stored | None) -> Param | None:
+        """One number per block of one axis."""
+        if numbers is None:
+            return None
+        tile = block_tile(self.described, numbers.shape)
+        return Param(numbers.codes(key, numbers.shape), tile)
 
     def _param(self, key: str, numbers: Array, dtype: str, table: str) -> Param:
         shape = self.stored.shape or (1,)
@@ -89,24 +99,69 @@ def open_tensors(folder: Folder, file: str, parsed: Parsed) -> tuple[list[str], 
         UnsupportedError: A constant of a type that is not read.
     """
     names = _names(parsed.tensors)
-    rows, found = folder.rows(file), {}
-    for index, tensor in enumerate(parsed.tensors):
-        if tensor.data is None:
-            continue
-        where = f"{file}: {tensor.name}"
-        kind, (begin, size) = element(tensor.kind, where), tensor.data
-        if bit_stream.row_bytes(math.prod(tensor.shape), kind.bits) != size:
-            raise BadFileError(
-                "a tensor's size contradicts its shape",
-                where=where,
-                found=f"{size} bytes",
-                allowed=f"{list(tensor.shape)} {kind.element}",
-            )
-        units = size if kind.bits < 8 else math.prod(tensor.shape)
-        origin = Origin(file, names[index], kind.storage, (units,), kind=kind.element, begin=begin)
-        stored = Stored(names[index], kind, tensor.shape, ByteRange(rows, begin, kind.storage), origin)
-        found[index] = Part(tensor, stored)
-    return names, found
+    rows = folder.rows(file)
+    found = {i: _stored(rows, file, names[i], t) for i, t in enumerate(parsed.tensors) if t.data is not None}
+    return names, {i: _part(file, parsed, found, i) for i in found}
+
+
+def _stored(rows: FileRows, file: str, name: str, tensor: Tensor) -> Stored:
+    where = f"{file}: {tensor.name}"
+    begin, size = tensor.data or (0, 0)
+    kind = element(tensor.kind, where)
+    if bit_stream.row_bytes(math.prod(tensor.shape), kind.bits) != size:
+        raise BadFileError(
+            "a tensor's size contradicts its shape",
+            where=where,
+            found=f"{size} bytes",
+            allowed=f"{list(tensor.shape)} {kind.element}",
+        )
+    units = size if kind.bits < 8 else math.prod(tensor.shape)
+    origin = Origin(file, name, kind.storage, (units,), kind=kind.element, begin=begin)
+    return Stored(name, kind, tensor.shape, ByteRange(rows, begin, kind.storage), origin)
+
+
+def _part(file: str, parsed: Parsed, found: Mapping[int, Stored], index: int) -> Part:
+    """A constant with what its quantization refers to."""
+    tensor, blocks = parsed.tensors[index], parsed.tensors[index].blocks
+    refuse_unread(tensor.unread, f"{file}: {tensor.name}")
+    if blocks is None:
+        return Part(tensor, found[index])
+    zeros = blocks.zeros if blocks.zeros >= 0 else None
+    for place in (blocks.scales, zeros):
+        if place is not None and place not in found:
+            raise BadFileError("scales of blocks that are no constant", where=f"{file}: {tensor.name}", found=place)
+        if place is not None:
+            block_tile(tensor, found[place].shape)
+    return Part(tensor, found[index], found[blocks.scales], None if zeros is None else found[zeros])
+
+
+def block_tile(tensor: Tensor, grid: Shape) -> Shape:
+    """The tile of a number per block: 1 on every axis but one, where it is the block size.
+
+    Raises:
+        BadFileError: The grid of numbers is not that of such blocks.
+    """
+    size = tensor.blocks.size if tensor.blocks is not None else 1
+    for axis in reversed(range(len(tensor.shape))):  # the last axis that fits, as the kernels have it
+        if grid == tuple(-(-n // size) if i == axis else n for i, n in enumerate(tensor.shape)):
+            return tuple(size if i == axis else 1 for i in range(len(grid)))
+    raise BadFileError(
+        "scales that do not fit their tensor",
+        where=tensor.name,
+        found=f"{list(grid)} for blocks of {size}",
+        allowed=f"one per block along an axis of {list(tensor.shape)}",
+    )
+
+
+def refuse_unread(names: Sequence[str], where: str) -> None:
+    """Raises UnsupportedError for fields that are set and not understood."""
+    if names:
+        raise UnsupportedError(
+            "a field of the schema that is not read, so that its meaning would be lost",
+            where=where,
+            found=", ".join(names),
+            allowed="absent, or its default",
+        )
 
 
 def _names(tensors: list[Tensor]) -> list[str]:

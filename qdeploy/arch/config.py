@@ -71,15 +71,6 @@ class Config:
             raise self._wrong(name, f"a list of {length} entries")
         return value
 
-    def token(self, name: str) -> int | list[Any] | None:
-        """A token id, a list of them, or None."""
-        self.read.add(name)
-        value = self.fields.get(name)
-        ids = value if isinstance(value, list) else [value]
-        if value is not None and not all(isinstance(v, int) and not isinstance(v, bool) for v in ids):
-            raise self._wrong(name, "a token id, or a list of them")
-        return value
-
     def choose(self, name: str, table: Mapping[str, str], default: str) -> str:
         """The table's entry for a string field; UnsupportedError for a value that the table does not have."""
         value = self.text(name, default)

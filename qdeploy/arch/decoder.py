@@ -21,6 +21,7 @@ import numpy as np
 
 from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
+from qdeploy.arch.generation import generation_of
 from qdeploy.arch.names import Names
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Attr, Graph, Value
@@ -329,11 +330,9 @@ class _Decoding:
             "context": self.decoder.context,
             "vocab": self.vocab,
         }
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            token = self.config.token(name)
-            if token is not None:
-                meta[name] = token
-        return meta
+        found = generation_of(self.builder.model, self.vocab)
+        self.builder.model.notes.extend(note for note in found.notes if note not in self.builder.model.notes)
+        return {**meta, **found.tokens}
 
 
 def _label(i: int, module: str) -> str:

@@ -4,7 +4,8 @@
 
 m is then in [2^30, 2^31]; the upper end does not fit an int32 and becomes (2^30, e - 1) (HAWQ-V3, arXiv 2011.10680,
 section 3.2; its code leaves it). A factor below 2^-32 has an e beyond 62, the most that an int64 product can be shifted
-by; it becomes 0, since the product with any int32 is below 1/2 then and rounds to 0.
+by; it becomes 0 / 2^31, since the product with any int32 is below 1/2 then and rounds to 0. The shift is 31 because a
+rounding in two steps takes 31 of it in the first.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def dyadic(factor: float) -> tuple[int, int]:
     m, e = math.floor(fraction * (1 << 31) + 0.5), 31 - power
     if m == 1 << 31:
         m, e = m >> 1, e - 1
-    return (0, 1) if m == 0 or e > SHIFT[1] else (m, e)
+    return (0, 31) if m == 0 or e > SHIFT[1] else (m, e)
 
 
 def dyadics(factors: Sequence[float] | npt.NDArray[np.float64]) -> tuple[Int32, Int32]:

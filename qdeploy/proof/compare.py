@@ -74,7 +74,7 @@ def verify(
         True
     """
     spec = recorded_spec(b)
-    report = _compare(derived(registry.open_model(a), spec), b, spec, text, progress)
+    report = _compare(derived(registry.open_model(a, **vars(spec.source)), spec), b, spec, text, progress)
     report["equal"] = all(row["codes_equal"] for row in report["tensors"]) and not report["only"]
     if "logits" in report:
         report["equal"] = report["equal"] and report["logits"]["relative_l2"] <= report["logits"]["limit"]
@@ -92,7 +92,8 @@ def diff(
         >>> [row["codes_equal"] for row in report["tensors"] if row["name"] == "model.layers.0.mlp.up_proj.weight"]
         [False]
     """
-    spec, model = recorded_spec(b), registry.open_model(a)
+    spec = recorded_spec(b)
+    model = registry.open_model(a, **vars(spec.source))
     return _compare(derived(model, spec) if spec.to != PACKAGE else model, b, spec, text, progress)
 
 

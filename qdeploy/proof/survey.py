@@ -31,6 +31,7 @@ def survey(
     *,
     histogram: bool = False,
     checksums: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
     """Describes a checkpoint or package; JSON values only.
 
@@ -40,6 +41,7 @@ def survey(
         trust_links: Follow links that lead outside.
         histogram: Also count how often each code occurs, per encoding.
         checksums: For a package, recompute every checksum.
+        more: The other fields of `SourceOptions`.
 
     Raises:
         QdeployError: The path cannot be read, or a checksum differs.
@@ -55,7 +57,7 @@ def survey(
             )
         file = artifact.file
         return _from_report(artifact, path) if file is None else _from_file(artifact.title, file, path, checksums)
-    model = registry.open_model(path, format, trust_links)
+    model = registry.open_model(path, format, trust_links, **more)
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
     size, count = (sum(t[key] for t in tensors.values()) for key in ("bytes", "parameters"))
     found: dict[str, Any] = {

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from qdeploy.catalog.table import Table
 from qdeploy.contracts.formats import Format, FormatRow
-from qdeploy.errors import AmbiguousError, UnsupportedError
+from qdeploy.errors import AmbiguousError, BadArgumentError, UnsupportedError
 from qdeploy.ir.model import Model
+from qdeploy.options import SourceOptions
 from qdeploy.registry.sniffing import Candidates, describe
 from qdeploy.store.folder import Folder
 
@@ -67,14 +68,20 @@ def _by_magic(path: str | os.PathLike[str]) -> Backend | None:
     return row.load() if row else None
 
 
-def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool = False) -> Model:
+def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool = False, **more: Any) -> Model:
     """Reads a checkpoint or package of any known format; nothing large is read yet.
+
+    Args:
+        path: The checkpoint.
+        format: The reader's name; empty: it is recognised.
+        trust_links: Follow links that lead outside.
+        more: The other fields of `SourceOptions`.
 
     Raises:
         UnsupportedError: No format takes it.
         AmbiguousError: Two formats claim it equally; name one with `format`.
     """
-    folder = Folder(path, trust_links)
+    folder = Folder(path, options=SourceOptions(format, trust_links, **more))
     if format:
         return read(FORMATS.get(format), folder)
     candidates = Candidates(FORMATS.rows(), folder)
@@ -102,7 +109,15 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
 
 def read(row: FormatRow, folder: Folder) -> Model:
     """Reads a checkpoint by a format's reader; UnsupportedError where the reader gives something else."""
-    model: Any = row.load().read(folder)
+    reader = row.load()
+    if folder.options.signature and not getattr(reader, "SIGNATURES", False):
+        raise BadArgumentError(
+            "files of this format hold one network",
+            where=str(folder.path / folder.only),
+            found=f"--signature {folder.options.signature}",
+            todo="Leave --signature out.",
+        )
+    model: Any = reader.read(folder)
     if not isinstance(model, Model):
         raise UnsupportedError(
             f"the reader {row.name} gave no model",

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadFileError
+from qdeploy.options import SourceOptions
 
 JSON_LIMIT = 100 << 20
 """Largest JSON text that is parsed: the limit that safetensors sets for its header."""
@@ -86,9 +87,13 @@ class Folder:
     Attributes:
         path: As the user named it, links resolved.
         only: The one file that was named, where the user named a file.
+        options: How its content is to be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], trust_links: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], trust_links: bool = False, options: SourceOptions | None = None
+    ) -> None:
+        self.options = options or SourceOptions(trust_links=trust_links)
         given = Path(path)
         if not given.exists():
             raise BadFileError("no such file or folder", where=str(given), todo="Check the path.")
@@ -96,7 +101,7 @@ class Folder:
         self.only = "" if given.is_dir() else given.name
         self.path = absolute.resolve()
         self._border = _hub_repository(self.path) or self.path
-        self._trust_links = trust_links
+        self._trust_links = trust_links or self.options.trust_links
 
     def names(self) -> Iterator[str]:
         """Relative names of all regular files below the folder (or the one file), sorted; hidden ones are left out."""

@@ -1,5 +1,6 @@
 """Writes small TFLite files with the schema package."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ import flatbuffers
 import numpy as np
 import tflite
 
-from qdeploy.formats.tflite.schema import OPTIONS
+from qdeploy.formats.tflite.fields import OPTIONS
 
 KINDS = {
     "int8": "INT8",
@@ -35,9 +36,13 @@ class Written:
 
 @dataclass
 class Network:
-    """Tensors and operators (kind, inputs, outputs, options); `write` gives the bytes."""
+    """Tensors and operators (kind, inputs, outputs, options); `write` gives the bytes.
+
+    `extra` sets fields besides: (table of the schema, field) -> a number, "vector" or "table".
+    """
 
     tensors: list[Written] = field(default_factory=list)
+    extra: dict[tuple[str, str], Any] = field(default_factory=dict)
     operators: list[tuple[str, list[int], list[int], dict[str, Any]]] = field(default_factory=list)
 
     def value(self, name: str, shape: tuple[int, ...], dtype: str = "int8", **more: Any) -> int:
@@ -51,35 +56,74 @@ class Network:
         self.operators.append((kind, inputs, outputs, options))
 
     def write(self, inputs: list[int], outputs: list[int]) -> bytes:
-        b = flatbuffers.Builder(1024)
-        kinds = sorted({kind for kind, *_ in self.operators})
-        codes = _vector(b, [_code(b, kind) for kind in kinds])
-        buffers, tensors = [_buffer(b, None)], []
-        for t in self.tensors:
-            buffers.append(_buffer(b, t.data))
-            tensors.append(_tensor(b, t, len(buffers) - 1 if t.data is not None else 0))
-        operators = [_operator(b, kinds.index(op[0]), *op) for op in self.operators]
-        parts = (_vector(b, tensors), _ints(b, inputs), _ints(b, outputs), _vector(b, operators))
-        tflite.SubGraphStart(b)
-        for add, part in zip(
-            (
-                tflite.SubGraphAddTensors,
-                tflite.SubGraphAddInputs,
-                tflite.SubGraphAddOutputs,
-                tflite.SubGraphAddOperators,
-            ),
-            parts,
-            strict=True,
-        ):
-            add(b, part)
-        graphs, held = _vector(b, [tflite.SubGraphEnd(b)]), _vector(b, buffers)
-        tflite.ModelStart(b)
-        tflite.ModelAddVersion(b, 3)
-        tflite.ModelAddOperatorCodes(b, codes)
-        tflite.ModelAddSubgraphs(b, graphs)
-        tflite.ModelAddBuffers(b, held)
-        b.Finish(tflite.ModelEnd(b), b"TFL3")
-        return bytes(b.Output())
+        return write_several({"": (self, inputs, outputs)})
+
+
+def write_several(networks: dict[str, tuple[Network, list[int], list[int]]]) -> bytes:
+    """One subgraph per network, and a signature for those with a name."""
+    b = flatbuffers.Builder(1024)
+    kinds = sorted({kind for network, *_ in networks.values() for kind, *_ in network.operators})
+    codes = _vector(b, [_code(b, kind) for kind in kinds])
+    buffers = [_buffer(b, None)]
+    subgraphs = [_subgraph(b, kinds, buffers, *parts) for parts in networks.values()]
+    graphs, held = _vector(b, subgraphs), _vector(b, buffers)
+    signatures = _vector(b, [_signature(b, name, i) for i, name in enumerate(networks) if name])
+    tflite.ModelStart(b)
+    tflite.ModelAddVersion(b, 3)
+    tflite.ModelAddOperatorCodes(b, codes)
+    tflite.ModelAddSubgraphs(b, graphs)
+    tflite.ModelAddBuffers(b, held)
+    tflite.ModelAddSignatureDefs(b, signatures)
+    b.Finish(tflite.ModelEnd(b), b"TFL3")
+    return bytes(b.Output())
+
+
+def _signature(b: Any, name: str, index: int) -> int:
+    key = b.CreateString(name)
+    tflite.SignatureDefStart(b)
+    tflite.SignatureDefAddSignatureKey(b, key)
+    tflite.SignatureDefAddSubgraphIndex(b, index)
+    return int(tflite.SignatureDefEnd(b))
+
+
+def _subgraph(
+    b: Any, kinds: list[str], buffers: list[int], network: Network, inputs: list[int], outputs: list[int]
+) -> int:
+    tensors = []
+    for t in network.tensors:
+        buffers.append(_buffer(b, t.data))
+        tensors.append(_tensor(b, t, len(buffers) - 1 if t.data is not None else 0, network.extra))
+    operators = [_operator(b, kinds.index(op[0]), *op, network.extra) for op in network.operators]
+    parts = (_vector(b, tensors), _ints(b, inputs), _ints(b, outputs), _vector(b, operators))
+    tflite.SubGraphStart(b)
+    adders = (
+        tflite.SubGraphAddTensors,
+        tflite.SubGraphAddInputs,
+        tflite.SubGraphAddOutputs,
+        tflite.SubGraphAddOperators,
+    )
+    for add, part in zip(adders, parts, strict=True):
+        add(b, part)
+    return int(tflite.SubGraphEnd(b))
+
+
+def _extras(b: Any, table: str, extra: dict[tuple[str, str], Any]) -> Callable[[], None]:
+    """Makes what the further fields of a table lead to; the function that comes back sets them."""
+    made = {}
+    for (owner, name), value in extra.items():
+        if owner == table and value == "table":
+            b.StartObject(0)
+            value = b.EndObject()
+        elif owner == table and value == "vector":
+            value = _ints(b, [0])
+        if owner == table:
+            made[name] = value
+
+    def add() -> None:
+        for name, value in made.items():
+            getattr(tflite, f"{table}Add{name}")(b, value)
+
+    return add
 
 
 def _vector(b: Any, offsets: list[int]) -> int:
@@ -112,13 +156,16 @@ def _buffer(b: Any, data: Any) -> int:
     return int(tflite.BufferEnd(b))
 
 
-def _tensor(b: Any, t: Written, buffer: int) -> int:
+def _tensor(b: Any, t: Written, buffer: int, extra: dict[tuple[str, str], Any]) -> int:
+    more = _extras(b, "Tensor", extra)
     name, shape, quantization = b.CreateString(t.name), _ints(b, t.shape), None
     if t.scale is not None:
         scales = np.atleast_1d(np.asarray(t.scale, np.float32))
         zeros = np.broadcast_to(np.asarray(t.zero, np.int64), scales.shape).copy()
         parts = b.CreateNumpyVector(scales), b.CreateNumpyVector(zeros)
+        further = _extras(b, "QuantizationParameters", extra)
         tflite.QuantizationParametersStart(b)
+        further()
         tflite.QuantizationParametersAddScale(b, parts[0])
         tflite.QuantizationParametersAddZeroPoint(b, parts[1])
         tflite.QuantizationParametersAddQuantizedDimension(b, t.axis)
@@ -128,20 +175,30 @@ def _tensor(b: Any, t: Written, buffer: int) -> int:
     tflite.TensorAddType(b, getattr(tflite.TensorType, KINDS[t.dtype]))
     tflite.TensorAddBuffer(b, buffer)
     tflite.TensorAddName(b, name)
+    more()
     if quantization is not None:
         tflite.TensorAddQuantization(b, quantization)
     return int(tflite.TensorEnd(b))
 
 
-def _operator(b: Any, code: int, kind: str, inputs: list[int], outputs: list[int], options: dict[str, Any]) -> int:
+def _operator(
+    b: Any,
+    code: int,
+    kind: str,
+    inputs: list[int],
+    outputs: list[int],
+    options: dict[str, Any],
+    extra: dict[tuple[str, str], Any],
+) -> int:
     held, name = None, OPTIONS.get(kind, ("",))[0]
     if options:
         getattr(tflite, f"{name}Start")(b)
         for key, number in options.items():
             getattr(tflite, f"{name}Add{key}")(b, number)
         held = getattr(tflite, f"{name}End")(b)
-    parts = _ints(b, inputs), _ints(b, outputs)
+    parts, more = (_ints(b, inputs), _ints(b, outputs)), _extras(b, "Operator", extra)
     tflite.OperatorStart(b)
+    more()
     tflite.OperatorAddOpcodeIndex(b, code)
     tflite.OperatorAddInputs(b, parts[0])
     tflite.OperatorAddOutputs(b, parts[1])

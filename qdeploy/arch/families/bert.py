@@ -14,6 +14,7 @@ from typing import Any
 from qdeploy.arch.builder import ACTIVATIONS, Builder, layer_count
 from qdeploy.arch.config import Config
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
+from qdeploy.arch.generation import generation_of
 from qdeploy.arch.names import Names, Row
 from qdeploy.arch.sentence import add_sentence_embedding
 from qdeploy.ir.graph import Attr, Graph, Value
@@ -142,8 +143,8 @@ class _Encoding:
             "context": self.context,
             "vocab": self.config.size("vocab_size"),
         }
-        pad = self.config.token("pad_token_id")
-        return meta if pad is None else {**meta, "pad_token_id": pad}
+        tokens = generation_of(self.builder.model, self.config.size("vocab_size")).tokens
+        return {**meta, "pad_token_id": tokens["pad_token_id"]} if "pad_token_id" in tokens else meta
 
 
 def _gguf_config(metadata: Metadata, shapes: Shapes, kind: str) -> dict[str, Any]:

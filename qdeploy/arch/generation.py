@@ -1,0 +1,98 @@
+"""How a model wants its text to be generated: token ids, sampling and chat template, from one place for every target.
+
+    generation_config.json   what transformers' `generate` reads: first, field by field
+    config.json              what stands there is the default of older models
+    chat_template.jinja      the template of a conversation; else `chat_template` of tokenizer_config.json, or of
+                             chat_template.json
+
+An id of -1, or one that the vocabulary does not have, stands for "none" in published checkpoints: it is left out, with
+a note. `eos_token_id` may be a list: each of them ends a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qdeploy.ir.model import Model
+from qdeploy.store.folder import parse_json
+
+FILE = "generation_config.json"
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model says of generating text.
+
+    Attributes:
+        tokens: bos_token_id, eos_token_id (an id, or a list of several) and pad_token_id, as far as there are any.
+        sampling: do_sample, temperature, top_p, top_k, min_p, repetition_penalty, as far as they are said.
+        notes: What was left out, and why.
+    """
+
+    tokens: Mapping[str, int | list[int]] = field(default_factory=dict)
+    sampling: Mapping[str, float | bool] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def generation_of(model: Model, vocab: int) -> Generation:
+    """Reads it.
+
+    Args:
+        model: Its configuration and files.
+        vocab: The size of the vocabulary; ids are below it.
+
+    Raises:
+        BadFileError: generation_config.json is no JSON object.
+    """
+    file = next((f for f in model.files if f.path == FILE and f.role in ("side", "derived")), None)
+    loaded = parse_json(file.data.read().tobytes(), FILE) if file is not None else {}
+    own = loaded if isinstance(loaded, dict) else {}
+    tokens: dict[str, int | list[int]] = {}
+    notes: list[str] = []
+    for name in TOKENS:
+        where, value = (FILE, own[name]) if own.get(name) is not None else ("config.json", model.config.get(name))
+        ids = _ids(value, vocab, f"{where}: {name}", notes)
+        if ids:
+            tokens[name] = ids if isinstance(value, list) else ids[0]
+    sampling: dict[str, float | bool] = {name: own[name] for name in _NUMBERS if _is_number(own.get(name))}
+    if isinstance(own.get("do_sample"), bool):
+        sampling["do_sample"] = own["do_sample"]
+    return Generation(tokens, sampling, tuple(notes))
+
+
+def chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The templates of a conversation by name ("default"); empty where there is none.
+
+    Args:
+        files: Contents of chat_template.jinja, tokenizer_config.json and chat_template.json, as far as there are any.
+    """
+    if "chat_template.jinja" in files:
+        return {"default": files["chat_template.jinja"].decode("utf-8", "replace")}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        loaded = parse_json(files[name], name) if name in files else None
+        found = loaded.get("chat_template") if isinstance(loaded, dict) else None
+        if isinstance(found, str):
+            return {"default": found}
+        if isinstance(found, list):
+            rows = [row for row in found if isinstance(row, dict)]
+            return {str(row.get("name", "default")): str(row.get("template", "")) for row in rows}
+    return {}
+
+
+def _ids(value: Any, vocab: int, where: str, notes: list[str]) -> list[int]:
+    """The ids that the vocabulary has; the others are noted."""
+    found: list[int] = []
+    for item in value if isinstance(value, list) else [] if value is None else [value]:
+        if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < vocab:
+            found.append(item)
+        else:
+            notes.append(f"{where}: {item!r:.40} is no token of a vocabulary of {vocab}, and was left out")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
