@@ -26,7 +26,6 @@ import numpy as np
 
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes, family_of, gguf_architectures
 from qdeploy.arch.gguf import whole
-from qdeploy.arch.names import ROPE_FACTORS
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -62,7 +61,6 @@ _UNDERSTOOD = {
 }
 _TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 _TODO = "Convert its tensors with --to ir."
-_UNUSED = (ROPE_FACTORS, "rope_freqs", "attn_rot_embd")  # tensors that carry no parameter of a node
 
 
 def describe(
@@ -125,17 +123,7 @@ def _config(metadata: Metadata, own: Metadata, shapes: Shapes, family: Family, r
 def _build(model: Model) -> Graph:
     from qdeploy.arch import build_graph
 
-    graph = build_graph(model)
-    used = {name for node in graph.nodes for name in node.inputs}
-    for name in model.tensors:
-        if name not in used and not any(part in name for part in _UNUSED):
-            raise UnsupportedError(
-                "a tensor that the architecture does not use",
-                where=name,
-                found=str(model.config.get("model_type")),
-                todo=_TODO,
-            )
-    return graph
+    return build_graph(model)
 
 
 def _refused(what: str, where: str, found: object, allowed: str) -> Callable[[Model], Graph]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from qdeploy.arch.config import Config
 from qdeploy.arch.names import Names, layer_of
+from qdeploy.arch.unused import refuse_unused
 from qdeploy.errors import BadFileError
 from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Attr, Graph, Node, State, Value
@@ -47,6 +48,7 @@ class Builder:
         self.constants: dict[str, QTensor] = {}
         self.states: list[State] = []
         self._nodes: list[Node] = []
+        self._used: set[str] = set()
 
     def has(self, parameter: str) -> bool:
         """Whether a canonical parameter is among the tensors."""
@@ -81,6 +83,7 @@ class Builder:
                 found=f"shape {list(found)}",
                 allowed=f"shape {list(shape)}",
             )
+        self._used.add(name)
         return name
 
     def parameter(self, name: str, shape: tuple[int, ...], fields: str) -> str:
@@ -98,6 +101,7 @@ class Builder:
         if name is not None and np.any(self.model.tensors[name].decode()):
             where = f"config.json: {field}; tensor {name}"
             raise BadFileError("config.json denies a bias that is stored", where=where, found="values other than zero")
+        self._used.update([name] if name is not None else ())
         return ""
 
     def node(self, op: str, *inputs: str, name: str, **attrs: Attr) -> str:
@@ -126,7 +130,8 @@ class Builder:
         return self.node("Mul", x, self.constant(f"{name}.factor", np.array([factor], np.float32)), name=name)
 
     def graph(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], meta: Mapping[str, Attr]) -> Graph:
-        """The finished graph."""
+        """The finished graph; UnsupportedError where a tensor of the model is left over."""
+        refuse_unused(self.model, self._used)
         return Graph(inputs, outputs, tuple(self._nodes), tuple(self.states), self.constants, meta)
 
     def _locate(self, parameter: str) -> str | None:

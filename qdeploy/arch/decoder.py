@@ -23,7 +23,7 @@ from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
 from qdeploy.arch.generation import generation_of
 from qdeploy.arch.names import Names
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
 
@@ -319,9 +319,25 @@ class _Decoding:
     def _head(self) -> str:
         name = f"{self.decoder.modules.head}.weight"
         if not self.builder.has(name):
+            self._check_tied(name)
             return self.embedding
         # Even where the config says tied, as transformers does: a head of its own may be quantized on its own.
         return self.builder.weight(name, (self.vocab, self.hidden), "vocab_size, hidden_size")
+
+    def _check_tied(self, name: str) -> None:
+        """Refuses a head that is missing where the configuration says that it is not the embedding."""
+        model = self.builder.model
+        if model.config.get("tie_word_embeddings") is False:
+            raise BadFileError(
+                "a tensor of the architecture is missing",
+                where=f"tensor {name}",
+                found="config.json: tie_word_embeddings is false, and no output projection is stored",
+                allowed=f"shape {[self.vocab, self.hidden]}",
+                todo="Fetch the missing weights, or set tie_word_embeddings to true if the embedding is meant.",
+            )
+        note = "no output projection is stored and config.json does not say tied or not: the embedding is used for it"
+        if model.dialect == "hf" and "tie_word_embeddings" not in model.config and note not in model.notes:
+            model.notes.append(note)
 
     def _meta(self) -> dict[str, Attr]:
         meta: dict[str, Attr] = {

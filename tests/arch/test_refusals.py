@@ -141,7 +141,6 @@ def test_a_damaged_extent_is_an_error_that_names_its_field(field: str, value: ob
         {"hidden_act": 3},
         {"attention_bias": 1},
         {"num_key_value_heads": 3},
-        {"eos_token_id": "2"},
         {"num_attention_heads": 5, "num_key_value_heads": 5},
         {"layer_types": ["full_attention"]},
         {"rope_interleaved": "yes"},

@@ -1,0 +1,49 @@
+"""Stored tensors that no node of a graph uses: a few are known to carry nothing, every other one is refused.
+
+A tensor that is left over means that the network computes something else than the checkpoint's authors did: an adapter
+that was never merged, a norm that the configuration does not mention, a second head. So nothing is left out but what
+stands in the lists below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from qdeploy.errors import UnsupportedError
+from qdeploy.ir.model import Model
+
+BUFFERS = {
+    "hf": (
+        r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",  # computed from the configuration
+        r"(^|\.)embeddings\.(position_ids|token_type_ids)$",  # 0, 1, 2, ... and zeros
+        r"\.attention\.masked_bias$",  # GPT-NeoX: the number that masks
+    ),
+    "gguf": (r"^rope_freqs", r"\.rope_freqs", r"attn_rot_embd"),  # read for the frequencies, or computed
+}
+"""Tensors that hold no parameter, by dialect."""
+_MASK = re.compile(r"\.attention\.bias$")
+"""GPT-NeoX: the causal mask [1, 1, positions, positions]."""
+_HEADS = re.compile(r"^(bert\.)?pooler\.|^cls\.")
+"""BERT: the pooler and the heads of pre-training, which a graph of hidden states has no use for; left out with a note.
+"""
+
+
+def refuse_unused(model: Model, used: Collection[str]) -> None:
+    """Raises UnsupportedError for a tensor that is not used and not in the lists; notes heads that are left out."""
+    heads = []
+    for name in model.tensors:
+        if name in used or any(re.search(pattern, name) for pattern in BUFFERS.get(model.dialect, ())):
+            continue
+        if _HEADS.search(name):
+            heads.append(name)
+        elif not (_MASK.search(name) and len(model.tensors[name].shape) == 4):
+            raise UnsupportedError(
+                "a tensor that the architecture does not use",
+                where=name,
+                found=str(model.config.get("model_type")),
+                todo="Merge adapters into the weights first; tensors alone are converted with --to ir.",
+            )
+    note = f"left out, since the graph gives hidden states: {', '.join(heads)}"
+    if heads and note not in model.notes:
+        model.notes.append(note)
