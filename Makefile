@@ -34,8 +34,11 @@ demo: $(VENV)/installed
 	$(BIN)/qdeploy convert $(TINY) demo-out.qd --to native --force
 	$(BIN)/python examples/run_native.py demo-out.qd "ROMEO:"
 
+# the same examples every time; SEED=random draws new ones
+SEED ?= 0
+
 test: $(VENV)/tested
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --hypothesis-seed=$(SEED) -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -14,8 +14,10 @@ from typing import Any
 
 from qdeploy import registry
 from qdeploy.contracts.backends import Backend, Level
+from qdeploy.contracts.results import CheckResult
 from qdeploy.derive import derived, restated
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.extras import require
 from qdeploy.ir import rules
 from qdeploy.ir.model import Model
 from qdeploy.options import requested
@@ -26,6 +28,8 @@ from qdeploy.store.recode import keep_slabs
 from qdeploy.version import VERSION
 
 Report = dict[str, Any]
+_NEEDS = {"onnx": ("onnx",), "tvm": ("tvm",)}
+"""Packages without which a target cannot be written: asked for before anything is read."""
 
 
 def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False, **more: Any) -> Model:
@@ -116,6 +120,7 @@ def run(
 ) -> Report:
     """Converts a checkpoint as a spec says; arguments, result and errors are those of `convert`."""
     path = Path(output)
+    require(*_NEEDS.get(spec.to, ()), purpose=f"the target {spec.to}")
     backend = None if spec.to in (PACKAGE, SOURCE) else registry.backend(spec.to)
     _refuse_nesting(Path(source), path)
     refuse_existing(path, force, backend is not None and backend.file is not None)
@@ -189,10 +194,21 @@ def _to_backend(
         lowered = backend.lower(model, stage.path, options, progress)
         prove(model, model.tensors, progress)
         checks = backend.check(model, stage.path, lowered, spec.check)
-        report = make_report(model, spec.to, spec.record(), lowered.choices, checks, lowered.notes)
+        unrun = _not_run(spec, checks)
+        notes = [*lowered.notes, *([unrun] if unrun else [])]
+        report = make_report(model, spec.to, spec.record(), lowered.choices, checks, notes)
+        report |= {"not_run": unrun} if unrun else {}
         if file is None:
             _write_report(stage, report)
     return report
+
+
+def _not_run(spec: ConversionSpec, checks: Sequence[CheckResult]) -> str:
+    """Why an output stands here that nothing has run, as a sentence; empty where it ran, or was not asked to."""
+    whole = any(check.name == "model" for check in checks)
+    if spec.check == "none" or (checks and (whole or spec.check != "full")):
+        return ""
+    return "nothing here can run the output, so it was written without a check; --check none accepts that"
 
 
 def _to_source(model: Model, path: Path, force: bool, progress: Progress) -> Report:

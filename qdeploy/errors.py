@@ -5,6 +5,9 @@ Nothing in the project raises a bare `ValueError` or asserts on input: whatever 
 these.
 """
 
+_SHORT, _LONG = 400, 2000
+"""Characters of a text that are shown: of what was found, and of what is allowed."""
+
 
 class QdeployError(Exception):
     """The root of the family.
@@ -20,8 +23,8 @@ class QdeployError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", found: object = "", allowed: str = "", todo: str = "") -> None:
-        texts = (what, where, found, allowed, todo)
-        self.what, self.where, self.found, self.allowed, self.todo = (_printable(str(t)) for t in texts)
+        self.what, self.where, self.found = (printable(text, _SHORT) for text in (what, where, found))
+        self.allowed, self.todo = (printable(text, _LONG) for text in (allowed, todo))
         super().__init__(self.what)
 
     def lines(self) -> list[str]:
@@ -34,9 +37,20 @@ class QdeployError(Exception):
         return "\n  ".join(self.lines())
 
 
-def _printable(text: str) -> str:
-    """Names from files may hold line breaks, terminal codes and half surrogate pairs: they are shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(value: object, most: int = _SHORT) -> str:
+    """A value as it is shown: cut after `most` characters, and nothing that a terminal would obey.
+
+    Names from files may hold line breaks, terminal codes and half surrogate pairs: they are shown escaped.
+    """
+    text = str(value)
+    cut = f"... ({len(text)} characters)" if len(text) > most else ""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most]) + cut
+
+
+class DefectError(QdeployError):
+    """Something that no input should be able to cause: a defect of this program."""
+
+    exit_code = 3
 
 
 class BadFileError(QdeployError):

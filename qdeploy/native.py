@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, BadFileError, OutputError, QdeployError, UnsupportedError
+from qdeploy.extras import require
 from qdeploy.sizes import human, parse_size
 from qdeploy.streaming import TextStream
 
@@ -43,7 +44,7 @@ def _library() -> tuple[Any, Any]:
         raise UnsupportedError(
             "the native runtime is not built",
             found=str(error),
-            todo="Install qdeploy with a C++ compiler at hand: pip install qdeploy",
+            todo="Install a C++ compiler (g++ or clang++), then: pip install --force-reinstall --no-deps qdeploy",
         ) from None
     return ffi, lib
 
@@ -190,9 +191,14 @@ class Runtime:
         data = self.metadata("tokenizer.json")
         if data is None:
             raise UnsupportedError("the model carries no tokenizer.json", where=self.path, todo="Give token ids.")
+        require("tokenizers", purpose="text in and out of a model")
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(data.decode())
+
+    def check_text(self) -> None:
+        """Raises UnsupportedError where the model takes no text: it carries no tokenizer, or none can be loaded."""
+        _ = self.tokenizer
 
     # ---- the budget
 

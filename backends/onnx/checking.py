@@ -24,7 +24,8 @@ from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
 from qdeploy.backends.onnx.trial import can_run, is_half, is_loadable, rounds, trial_codes, trial_inputs
 from qdeploy.backends.results import CheckResult
-from qdeploy.errors import ProofError, UnsupportedError
+from qdeploy.errors import ProofError
+from qdeploy.extras import missing
 from qdeploy.ir.element import as_value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
@@ -166,7 +167,7 @@ def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
     command = [sys.executable, "-P", "-m", "qdeploy.backends.onnx.child", str(job)]  # -P: nothing of the working folder
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 3:
-        raise UnsupportedError("the check needs onnxruntime", todo="pip install 'qdeploy[onnx]', or pass --check none.")
+        raise missing("onnxruntime", "the check (or --check none)")
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it was killed"]
         raise ProofError(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import AmbiguousError, BadArgumentError, BadFileError, UnsupportedError
+from qdeploy.extras import require
 from qdeploy.formats.tflite.fields import OPTIONS, fields_beyond, unread_fields, unread_options
 from qdeploy.formats.tflite.image import MODEL, Image
 from qdeploy.ir.tensor import Array
@@ -98,14 +99,9 @@ def parse(file: File, signature: str = "") -> Parsed:
         BadFileError: An offset leaves the file, an index names nothing, or a shape or scale is impossible.
         UnsupportedError: The schema package is not installed, or there is no network in the file.
     """
-    try:
-        import tflite
-    except ImportError as error:
-        raise UnsupportedError(
-            f"reading TFLite needs a package that is not installed: {error.name}",
-            where=file.name,
-            todo="pip install 'qdeploy[tflite]'",
-        ) from error
+    require("tflite", "flatbuffers", purpose="reading TFLite")
+    import tflite
+
     image = Image(file)
     if image.size < 8 or file.read(4, 4) != IDENTIFIER:
         raise BadFileError("not a TFLite file", where=file.name, allowed="TFL3 in bytes 4..7")

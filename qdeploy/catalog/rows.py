@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Self
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.extras import missing
 
 BUILT_IN = "built-in"
 
@@ -40,10 +41,12 @@ class Row:
         except ModuleNotFoundError as error:
             if self.origin == BUILT_IN and (error.name or "").startswith("qdeploy"):
                 raise
+            if self.origin == BUILT_IN:
+                raise missing(error.name or "", self.name) from error
             raise UnsupportedError(
                 f"{self.name} needs a package that is not installed: {error.name}",
                 where=module,
-                todo="pip install 'qdeploy[onnx]'" if self.origin == BUILT_IN else f"Install what {self.origin} needs.",
+                todo=f"Install what {self.origin} needs.",
             ) from error
         except (Exception, SystemExit) as error:
             if self.origin == BUILT_IN:

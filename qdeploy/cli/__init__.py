@@ -1,20 +1,26 @@
 """The command line: one file per verb, each imported when it is called.
 
 The table below is all that `qdeploy --help` needs, so that help and version answer before numpy is imported.
-Errors of the project's family are printed in three lines and exit with 2; `--debug` shows the trace.
+Errors of the project's family are printed in three lines and exit with 2; `--debug`, an option of every verb, shows the
+trace. Whatever else is raised is a defect of the program: three lines as well, and exit code 3.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
+import traceback
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdeploy.version import VERSION
+
+if TYPE_CHECKING:
+    from qdeploy.errors import QdeployError
 
 VERBS = {
     "convert": "Convert a checkpoint, and prove that nothing was lost.",
@@ -39,6 +45,8 @@ class _Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         found: click.Command = import_module(f"qdeploy.cli.{cmd_name}").command
+        if not any(parameter.name == "debug" for parameter in found.params):
+            found.params.append(_debug_option())
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,6 +66,16 @@ class _Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _debug_option() -> click.Option:
+    def note(ctx: click.Context, option: click.Parameter, on: bool) -> None:
+        if on:
+            os.environ["QDEPLOY_DEBUG"] = "1"
+
+    return click.Option(
+        ["--debug"], is_flag=True, expose_value=False, callback=note, help="Show the trace of an error."
+    )
+
+
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, "-V", "--version", prog_name="qdeploy", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the trace of an error.")
@@ -74,7 +92,11 @@ def cli(debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the `qdeploy` command; exits with 0, 1 (models differ), 2 (bad input) or 130 (interrupted)."""
+    """Entry point of the `qdeploy` command.
+
+    It exits with 0, 1 (models differ), 2 (bad input), 3 (a defect of the program), 4 (the output stands, and nothing
+    here could run it) or 130 (interrupted).
+    """
     gc.set_threshold(20_000)  # importing allocates much that stays: collecting after every 700 objects finds nothing
     try:
         code: Any = cli.main(args, standalone_mode=False)
@@ -82,7 +104,7 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing stands under the output's name, the same command continues", err=True)
+        click.echo(_interrupted(sys.argv[1:] if args is None else args), err=True)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,13 +114,41 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _interrupted(args: list[str]) -> str:
+    """What an interruption leaves: only packages are continued."""
+    if "convert" not in args:
+        return "interrupted"
+    packs = "--to=ir" in args or any(pair == ("--to", "ir") for pair in itertools.pairwise(args))
+    continued = ", and the same command continues" if packs else ""
+    return f"interrupted; nothing stands under the output's name{continued}"
+
+
 def _report(error: Exception) -> int:
     from qdeploy.errors import QdeployError
 
-    if not isinstance(error, QdeployError) or os.environ.get("QDEPLOY_DEBUG"):
-        raise error
-    head, *rest = error.lines()
+    if os.environ.get("QDEPLOY_DEBUG"):
+        traceback.print_exception(error)
+    known = error if isinstance(error, QdeployError) else _named(error)
+    head, *rest = known.lines()
     click.echo(click.style("error: ", fg="red", bold=True) + head, err=True)
     for line in rest:
         click.echo(f"  {line}", err=True)
-    return error.exit_code
+    return known.exit_code
+
+
+def _named(error: Exception) -> QdeployError:
+    """An error from outside of the family as one of it: what the system refused, or a defect of the program."""
+    from qdeploy.errors import DefectError, OutputError
+    from qdeploy.extras import EXTRAS, missing
+
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
+        return missing(error.name or "")
+    if isinstance(error, MemoryError):
+        return OutputError("the memory of this machine does not suffice", found=str(error)[:200])
+    if isinstance(error, OSError) and error.strerror:
+        return OutputError(f"the system refused: {error.strerror}", where=str(error.filename or ""))
+    return DefectError(
+        "internal error, please report it",
+        found=f"{type(error).__name__}: {error}",
+        todo="Run the same command with --debug, and report what it shows together with the input.",
+    )

@@ -17,6 +17,9 @@ from qdeploy.options import SourceOptions
 from qdeploy.sizes import human
 from qdeploy.spec import ConversionSpec, Passes, target_options
 
+NOT_RUN = 4
+"""Exit code: the output stands, and nothing here could run it."""
+
 
 def _groups() -> Taken:
     """Who takes which options: reading, the passes, integers, the check, and each target."""
@@ -58,12 +61,13 @@ def _methods() -> list[tuple[str, str]]:
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool, **values: Any) -> None:
+def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool, **values: Any) -> int:
     """Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
 
     Every stored number is carried as it is: codes as integers, scales as stored. While it reads, the import packs every
     tensor back and compares it with the source's bytes; afterwards the output runs against a numpy reference. DST
-    appears only when all of that went well. An interrupted package (--to ir) is continued by the same command.
+    appears only when all of that went well. An interrupted package (--to ir) is continued by the same command. Where
+    nothing here can run the output it is written all the same, and the exit code is 4; --check none accepts that.
 
     \b
     Examples:
@@ -87,6 +91,7 @@ def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool
         click.echo(json.dumps(report, indent=1))
     elif not quiet:
         _print(report, dst)
+    return NOT_RUN if "not_run" in report else 0
 
 
 def _print(report: dict[str, Any], dst: str) -> None:

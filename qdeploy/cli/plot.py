@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qdeploy.errors import BadArgumentError, OutputError, UnsupportedError
+from qdeploy.errors import BadArgumentError, OutputError
+from qdeploy.extras import require
 from qdeploy.sizes import human
 
 _FORMATS = (".png", ".svg")
@@ -20,12 +21,7 @@ def check(path: str) -> None:
     """
     if os.path.splitext(path)[1].lower() not in _FORMATS:
         raise BadArgumentError("a plot is a .png or an .svg", found=path, allowed=", ".join(_FORMATS))
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            "plotting needs a package that is not installed: matplotlib", todo="pip install 'qdeploy[plot]'"
-        ) from error
+    require("matplotlib", purpose="plotting")
 
 
 def draw(found: dict[str, Any], path: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdeploy.errors import BadArgumentError
+from qdeploy.errors import BadArgumentError, QdeployError
 from qdeploy.sizes import human, parse_size
 
 if TYPE_CHECKING:
@@ -117,13 +117,18 @@ def _write(
     start, pieces = time.monotonic(), []
     rungs = []
     with moving(runtime, trace) as refused:
+        runtime.check_text()
         if not as_json:
             click.echo(prompt, nl=False)
-        for piece in runtime.generate(prompt, tokens, **sampling):
-            pieces.append(piece)
-            rungs.append(runtime.stats["rung"])
-            if not as_json:
-                click.echo(piece, nl=False)
+        try:
+            for piece in runtime.generate(prompt, tokens, **sampling):
+                pieces.append(piece)
+                rungs.append(runtime.stats["rung"])
+                if not as_json:
+                    click.echo(piece, nl=False)
+        except QdeployError:
+            click.echo()  # what went wrong begins on a line of its own
+            raise
     seconds, stats = time.monotonic() - start, runtime.stats
     if as_json:
         found = {"text": "".join(pieces), "seconds": seconds, "rungs": rungs, "refused": refused, **stats}

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from qdeploy.errors import printable
 from qdeploy.sizes import human
 
 
@@ -46,7 +47,7 @@ class Bar:
         elif not self._hidden and time.monotonic() - self._said > 10:
             self._said = time.monotonic()
             done = f"{self._shown(self._done)} of {self._shown(self._total)}"
-            print(f"{self._title}: {done}, {detail}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {done}, {printable(detail)}", file=sys.stderr, flush=True)
 
     def _shown(self, count: int) -> str:
         return f"{count} {self._unit}" if self._unit else human(count)

@@ -10,10 +10,14 @@ from typing import NamedTuple, TextIO
 
 import click
 
+from qdeploy.errors import printable
+
 _BESIDES = "   "
 _COLOURS = {"bold": "\x1b[1m", "green": "\x1b[32m", "yellow": "\x1b[33m", "/": "\x1b[0m"}
 _MARK = re.compile(r"\[(bold|green|yellow|/)\]")
 _NARROWEST = 8
+_LONGEST = 4000
+"""Characters of a line of text that are shown."""
 
 
 class Table(NamedTuple):
@@ -62,6 +66,11 @@ def _folded(cell: str, width: int) -> list[str]:
     return wrap(cell, width) or [""]
 
 
+def _safe(text: str) -> str:
+    """Lines without what a terminal would obey."""
+    return "\n".join(printable(line, _LONGEST) for line in text.split("\n"))
+
+
 class Screen:
     """A stream that text goes to; [bold], [green] and [yellow] up to [/] are colours where it is a terminal."""
 
@@ -71,7 +80,7 @@ class Screen:
 
     def print(self, content: str | Table) -> None:
         """Writes a line of text, or a table."""
-        text = "\n".join(content.lines(self._width)) if isinstance(content, Table) else self._coloured(content)
+        text = "\n".join(content.lines(self._width)) if isinstance(content, Table) else self._coloured(_safe(content))
         click.echo(text, file=self._stream)
 
     def _coloured(self, text: str) -> str:
@@ -85,4 +94,5 @@ def console() -> Screen:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Table:
     """A table; columns in `right` are aligned to the right."""
-    return Table(tuple(heads), tuple(tuple(row) for row in rows), frozenset(right))
+    shown = tuple(tuple(printable(cell) for cell in row) for row in rows)
+    return Table(tuple(heads), shown, frozenset(right))

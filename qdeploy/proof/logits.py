@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from qdeploy.contracts.backends import Backend
 from qdeploy.errors import UnsupportedError
+from qdeploy.extras import require
 from qdeploy.ir.model import Model
 from qdeploy.options import TargetOptions
 
@@ -56,12 +57,9 @@ def tokenize(model: Model, text: str) -> npt.NDArray[np.int64]:
     carried = {Path(f.path).name: f for f in model.files if f.role in ("side", "derived")}
     if "tokenizer.json" not in carried:
         raise UnsupportedError("the model brings no tokenizer.json, so a text cannot be compared", where=model.path)
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise UnsupportedError(
-            "comparing on a text needs the tokenizers package", todo="pip install 'qdeploy[onnx]'"
-        ) from error
+    require("tokenizers", purpose="comparing on a text")
+    from tokenizers import Tokenizer
+
     data: bytes = carried["tokenizer.json"].data.read().tobytes()
     ids = Tokenizer.from_buffer(data).encode(text).ids[:MAX_TOKENS]
     if not ids:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.extras import require
 from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
@@ -125,12 +126,9 @@ def _scale(norms: Any) -> Float32:
 
 
 def _token_ids(model: Model, path: str) -> list[int]:
-    try:
-        from tokenizers import Tokenizer
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            "calibrating on a text needs a package that is not installed: tokenizers", todo="pip install tokenizers"
-        ) from error
+    require("tokenizers", purpose="calibrating on a text")
+    from tokenizers import Tokenizer
+
     tokenizer = next((f.data for f in model.files if f.path == "tokenizer.json"), None)
     if tokenizer is None:
         raise UnsupportedError("the model has no tokenizer", where=model.path, allowed="a tokenizer.json beside it")

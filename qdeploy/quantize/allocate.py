@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.errors import BadArgumentError
+from qdeploy.extras import require
 from qdeploy.ir.graph import Graph
 
 Widths = tuple[int, int]
@@ -190,12 +191,9 @@ def _programme(
     loss: list[list[float]], cost: list[list[float]], allowed: list[list[bool]], limit: float
 ) -> list[int] | None:
     """Solves it; None where the solver finds nothing."""
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            f"choosing bits needs a package that is not installed: {error.name}", todo="pip install 'qdeploy[allocate]'"
-        ) from error
+    require("scipy", purpose="choosing bits")
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     counts = [len(part) for part in loss]
     flat_loss, flat_cost = (np.concatenate([np.asarray(p, np.float64) for p in part]) for part in (loss, cost))
     one = np.repeat(np.eye(len(counts)), counts, axis=1)  # [groups, choices]

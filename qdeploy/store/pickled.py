@@ -153,8 +153,20 @@ class _Stream(io.RawIOBase):
         return size
 
 
+class _Buffered(io.BufferedReader):
+    """A stream that never makes room for more than there is: a damaged length only reads to the end."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__(_Stream(file))
+        self._size = file.size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _zipped(file: File) -> tuple[Any, dict[str, tuple[int, int]]]:
-    entries = zipfile.ZipFile(io.BufferedReader(_Stream(file))).infolist()
+    entries = zipfile.ZipFile(_Buffered(file)).infolist()
     heads = [e for e in entries if e.filename.endswith("/data.pkl") and e.filename.count("/") == 1]
     if len(heads) != 1 or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
         raise ValueError("no single pickle in it, or compressed entries")
@@ -180,7 +192,7 @@ def _begin(file: File, entry: zipfile.ZipInfo) -> int:
 
 
 def _sequence(file: File) -> tuple[Any, dict[str, tuple[int, int]]]:
-    stream = io.BufferedReader(_Stream(file))
+    stream = _Buffered(file)
     if _run(stream, file.name) != _MAGIC or _run(stream, file.name) != 1001:
         raise ValueError("it begins like none")
     _run(stream, file.name)

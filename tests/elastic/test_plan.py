@@ -55,13 +55,21 @@ def test_at_the_ends_of_hull_segments_no_other_choice_of_that_size_is_better(pie
         chosen = [p for own, n in zip(tensors, counts, strict=True) for p in own[:n]]
         last = [own[n - 1] for own, n in zip(tensors, counts, strict=True)]
         choices.append((sum(p.nbytes for p in chosen), sum(p.error_after for p in last)))
+    longest = {point.nbytes: point for point in curve.points}  # pieces of no bytes: a budget takes all that fit
     hull_points = 0
-    at_size = {point.nbytes: point for point in curve.points}  # of pieces without bytes, all that come free
-    for point in at_size.values():
+    for point in longest.values():
+        assert curve.at(point.nbytes) == point
         best = min(loss for size, loss in choices if size <= point.nbytes)
         hull_points += point.loss <= best + 1e-9
-    assert hull_points >= 2 or len(at_size) == 1
+    assert hull_points >= min(2, len(longest))
     assert curve.points[-1].loss == pytest.approx(min(loss for _, loss in choices), abs=1e-9)
+
+
+def test_a_piece_of_no_bytes_is_part_of_every_budget_that_holds_what_stands_before_it() -> None:
+    pieces = tensor("a", [2, 0, 3], [1, 0.5, 0.4, 0]) + tensor("b", [1, 1, 0], [1, 0.9, 0.9, 0.1])
+    curve = Curve.of(order(pieces))
+    assert (curve.at(3).nbytes, curve.at(3).loss) == (3, pytest.approx(1.3))
+    assert (curve.at(4).nbytes, curve.at(4).loss) == (4, pytest.approx(0.5))
 
 
 def test_a_weak_piece_before_a_strong_one_is_joined_to_it() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of torch.save are read, and nothing that they ask for is run."""
 
 import pickle
+import resource
 import sys
 import zipfile
 from collections import OrderedDict
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdeploy.errors import QdeployError, UnsupportedError
+from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
 from qdeploy.store.folder import Folder
 from qdeploy.store.pickled import PickledTensor, read_torch
 
@@ -73,6 +74,27 @@ def test_a_view_that_is_turned_is_refused(tmp_path: Path):
     save_zip(tmp_path / "c.pt", {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T})
     with pytest.raises(UnsupportedError, match="contiguous"):
         read_torch(Folder(tmp_path / "c.pt"), "c.pt")
+
+
+@pytest.mark.parametrize("opcode", [b"\x8b", b"B", b"X", b"T", b"\x8d", b"\x8e"], ids=repr)
+def test_a_damaged_opcode_that_asks_for_a_huge_length_takes_no_memory(tmp_path: Path, opcode: bytes):
+    """LONG4, BINBYTES, BINUNICODE, BINSTRING, BINUNICODE8, BINBYTES8."""
+    width = 8 if opcode in (b"\x8d", b"\x8e") else 4
+    path = tmp_path / "c.pt"
+    save_legacy(path, VALUE)
+    start = path.read_bytes()[:14]
+    path.write_bytes(start + b"." + b"\x80\x02" + opcode + b"\xff" * (width - 1) + b"\x7f" + b"end")
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (current_address_space() + (256 << 20), limit[1]))
+    try:
+        with pytest.raises(BadFileError):
+            read_torch(Folder(path), "c.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def current_address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
