@@ -23,7 +23,7 @@ from qdeploy.ir.model import Model
 from qdeploy.options import requested
 from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import PACKAGE, SOURCE, ConversionSpec, PackageOptions
-from qdeploy.store.output import REPORT, Staged, refuse_existing, staged
+from qdeploy.store.output import REPORT, Staged, content_hash, refuse_existing, staged
 from qdeploy.store.recode import keep_slabs
 from qdeploy.version import VERSION
 
@@ -237,7 +237,7 @@ def _identity(model: Model, to: str, plan: str) -> str:
 
 
 def _write_report(stage: Staged, report: Report) -> None:
-    stage.write_json(REPORT, report)
+    stage.write_json(REPORT, {**report, "content": content_hash(stage.path)})
 
 
 def _refuse_nesting(source: Path, target: Path) -> None:

@@ -1,15 +1,15 @@
 """Output appears whole or not at all.
 
-Work happens in `<name>.partial` beside the output, under a lock; at the end everything is made durable and the folder
-renamed. An interrupted run leaves the partial folder, which the next run of the same work (same `plan`) continues and
-any other run discards; the final name never holds half of anything. An existing output is refused, or, with `force`,
-moved aside and removed only after the new one stands.
+Work happens in a staging folder beside the output, under a lock (`staging.py`); at the end everything is made durable
+and the folder gets the output's name. An interrupted run leaves the staging folder, which the next run of the same work
+(same `plan`) continues and any other run discards; the final name never holds half of anything. An existing output is
+refused, or, with `force`, replaced, where it is one that this program wrote and nobody changed: its report names the
+hash of its content (`content_hash`). Reports of versions before that are known by their fields.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,11 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qdeploy.errors import OutputError
+from qdeploy.errors import OutputError, QdeployError
+from qdeploy.store.folder import Folder, parse_json
+from qdeploy.store.staging import MARK, exchange, lock, prefix, prepare, rename, unlock
 
 REPORT = "report.json"
 """What every output holds: the report of its conversion, by which it is known."""
-_PLAN = "plan.sha256"
+_HEAD = 64 << 10
+_FIELDS = {"qdeploy", "source", "target", "options", "summary", "tensors"}
+"""What the report of every version has."""
+_lock, _unlock = lock, unlock
 
 
 class Staged:
@@ -47,7 +52,8 @@ class Staged:
         final = self.path / name
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(final.name + ".tmp")
-        with open(temporary, "wb", buffering=0) as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb", buffering=0) as file:
             for chunk in chunks:
                 view = memoryview(chunk).cast("B")
                 if hashed:
@@ -107,26 +113,26 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True, only
         OutputError: The output exists, another process is making it, or the system refuses to write.
     """
     refuse_existing(target, force, bool(only))
-    work = target.with_name(target.name + ".partial")
+    held = target.with_name(f"{prefix(target)}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(target.with_name(f".{target.name}.lock"))
+        descriptor = lock(held)
     except OSError as error:
         raise _system(error, target.parent) from error
+    work: Path | None = None
     try:
-        resumed = _prepare(work, plan)
+        work, resumed = prepare(target, plan, is_output)
         yield Staged(target, work, resumed)
+        refuse_existing(target, force, bool(only))  # what stands there now may not be what stood there before
         _commit_file(work, target, only) if only else _commit(work, target)
-    except OSError as error:
-        if not keep:
+    except BaseException as error:
+        if not keep and work is not None:
             shutil.rmtree(work, ignore_errors=True)
-        raise _system(error, work) from error
-    except BaseException:
-        if not keep:
-            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _system(error, work or target) from error
         raise
     finally:
-        _unlock(lock, target.with_name(f".{target.name}.lock"))
+        unlock(descriptor, held)
 
 
 def write_json(target: Path, content: Any, force: bool = False) -> None:
@@ -136,52 +142,89 @@ def write_json(target: Path, content: Any, force: bool = False) -> None:
 
 
 def refuse_existing(target: Path, force: bool, file: bool = False) -> None:
-    """Refuses an output that exists; with `force`, one that does not look like an output (it may be a home folder).
+    """Refuses an output that exists; with `force`, one that this program did not write, or that was changed since.
 
-    With `file`, the output is a file, and only a file is replaced.
+    With `file`, the output is a file, and only a file is replaced: a model file, or JSON.
     """
     if not os.path.lexists(target):
         return
     if not force:
         raise OutputError("the output exists", where=str(target), todo="Choose another name, or pass --force.")
-    if file and target.is_file() and not target.is_symlink():
+    if is_output_file(target) if file else is_output(target):
         return
-    made = target.is_dir() and not target.is_symlink() and (not any(target.iterdir()) or (target / REPORT).is_file())
-    if file or not made:
-        raise OutputError(
-            "what exists there was not written by a conversion, so it is not replaced",
-            where=str(target),
-            allowed="a file" if file else f"an empty folder, or one with a {REPORT}",
-            todo="Remove it yourself, or choose another name.",
-        )
+    allowed = "a model file, or .json" if file else f"an empty folder, or an output with the {REPORT} of its conversion"
+    raise OutputError(
+        "what exists there was not written by a conversion, or was changed since, so it is not replaced",
+        where=str(target),
+        allowed=allowed,
+        todo="Remove it yourself, or choose another name.",
+    )
 
 
-def _prepare(work: Path, plan: str) -> bool:
-    mark = work / _PLAN
-    identity = hashlib.sha256(plan.encode()).hexdigest()
-    if mark.is_file() and mark.read_text() == identity:
+def is_output(folder: Path) -> bool:
+    """Whether a folder is empty, or an output of this program as it was written."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
         return True
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    mark.write_text(identity)
-    return False
+    try:
+        report = Folder(folder).json(REPORT)
+    except QdeployError:
+        return False
+    if not isinstance(report, dict) or not report.keys() >= _FIELDS:
+        return False
+    return "content" not in report or report["content"] == content_hash(folder)
+
+
+def is_output_file(path: Path) -> bool:
+    """Whether a file begins like one of this program's model files, or is named .json and holds a JSON object."""
+    from qdeploy import registry
+
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        if registry.artifact_backend(path) is not None:
+            return True
+        if path.suffix != ".json":
+            return False
+        file = Folder(path, trust_links=True).open(path.name)
+        try:
+            return isinstance(parse_json(file.read(0, min(file.size, 64 << 20)), path.name), dict)
+        finally:
+            file.close()
+    except QdeployError:
+        return False
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over the name, the size and the first 64 KiB of every file of an output, its report left out."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()):
+        name = path.relative_to(folder).as_posix()
+        if name in (REPORT, MARK) or name.endswith((".tmp", ".done")):
+            continue
+        digest.update(os.fsencode(name) + b"\0")
+        if path.is_symlink() or not path.is_file():
+            digest.update(b"not a file")
+            continue
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        digest.update(path.stat().st_size.to_bytes(8, "little") + head)
+    return digest.hexdigest()
 
 
 def _commit(work: Path, target: Path) -> None:
-    (work / _PLAN).unlink()
+    (work / MARK).unlink()
     for leftover in [*work.rglob("*.tmp"), *work.rglob("*.done")]:
         leftover.unlink()
     _sync_folder(work)
-    aside = target.with_name(target.name + ".old")
-    if target.exists():
-        if aside.exists():
-            _remove(aside)
-        os.replace(target, aside)
-    os.replace(work, target)
+    replaced = os.path.lexists(target)
+    aside = exchange(work, target) if replaced else None
+    if not replaced:
+        rename(work, target)
     _sync_folder(target.parent)
-    if aside.exists():
-        _remove(aside)
+    if aside is not None:
+        shutil.rmtree(aside)
 
 
 def _commit_file(work: Path, target: Path, name: str) -> None:
@@ -190,36 +233,12 @@ def _commit_file(work: Path, target: Path, name: str) -> None:
     shutil.rmtree(work)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise OutputError("another process is writing this output", where=str(path)) from error
-        raise
-    return descriptor
-
-
-def _unlock(descriptor: int, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.close(descriptor)
 
 
 def _system(error: OSError, where: Path) -> OutputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 
 from qdeploy.errors import OutputError
 from qdeploy.store.output import json_bytes, staged
+
+OLDER = {k: {} for k in ("qdeploy", "source", "target", "options", "summary", "tensors")}
+"""The fields of a report that names no hash of its output."""
 
 
 def test_nothing_stands_under_the_name_before_the_end(tmp_path: Path):
@@ -57,7 +61,7 @@ def test_an_existing_output_is_refused_and_kept(tmp_path: Path):
 def test_force_replaces_only_after_the_new_one_stands(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("x")
-    (tmp_path / "out/report.json").write_text("{}")
+    (tmp_path / "out/report.json").write_text(json.dumps(OLDER))
     with pytest.raises(RuntimeError), staged(tmp_path / "out", "plan", force=True) as stage:
         stage.write("new", [b"1"])
         raise RuntimeError
