@@ -16,18 +16,21 @@ from qdeploy import registry
 from qdeploy.contracts.backends import Backend, Level
 from qdeploy.contracts.results import CheckResult
 from qdeploy.derive import derived, restated
-from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
 from qdeploy.extras import require
 from qdeploy.ir import rules
+from qdeploy.ir.data_rules import first_nonfinite
 from qdeploy.ir.model import Model
 from qdeploy.options import requested
 from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import PACKAGE, SOURCE, ConversionSpec, PackageOptions
-from qdeploy.store.output import REPORT, Staged, content_hash, refuse_existing, staged
+from qdeploy.store.output import Staged, content_hash, refuse_existing, staged
 from qdeploy.store.recode import keep_slabs
+from qdeploy.store.report_form import REPORT
 from qdeploy.version import VERSION
 
 Report = dict[str, Any]
+_NONFINITE = "carried as it is, and the output is not run"
 _NEEDS = {"onnx": ("onnx",), "tvm": ("tvm",)}
 """Packages without which a target cannot be written: asked for before anything is read."""
 
@@ -132,7 +135,7 @@ def run(
     if backend is not None:
         return _to_backend(model, path, backend, spec, force, progress)
     if spec.to == SOURCE:
-        return _to_source(model, path, force, progress)
+        return _to_source(model, path, spec, force, progress)
     return _to_package(model, path, spec, force, progress)
 
 
@@ -160,7 +163,24 @@ def _open(source: str | os.PathLike[str], spec: ConversionSpec) -> Model:
     for name, tensor in model.tensors.items():
         rules.check(tensor, name)
         rules.check_values(tensor, name)
+        _check_finite(model, name, spec.source.allow_nonfinite)
     return model
+
+
+def _check_finite(model: Model, name: str, allowed: bool) -> None:
+    """Refuses, or notes, a weight that is no number. A network's constants may hold infinities: masks do."""
+    found = first_nonfinite(model.tensors[name], model.dialect in ("hf", "gguf"))
+    if found is None:
+        return
+    row, what = found
+    if not allowed:
+        raise BadFileError(
+            f"a weight is {what}",
+            where=f"{name}, row {row}",
+            allowed="finite numbers",
+            todo="The checkpoint is damaged, or its training failed. --allow-nonfinite carries it as it is.",
+        )
+    model.notes.append(f"{name} holds {what} (row {row}): {_NONFINITE}")
 
 
 def _to_package(model: Model, path: Path, spec: ConversionSpec, force: bool, progress: Progress) -> Report:
@@ -193,8 +213,9 @@ def _to_backend(
     with staged(path, identity, force, keep=False, only=only) as stage:
         lowered = backend.lower(model, stage.path, options, progress)
         prove(model, model.tensors, progress)
-        checks = backend.check(model, stage.path, lowered, spec.check)
-        unrun = _not_run(spec, checks)
+        level = "none" if any(_NONFINITE in note for note in model.notes) else spec.check
+        checks = backend.check(model, stage.path, lowered, level)
+        unrun = _not_run(level, checks)
         notes = [*lowered.notes, *([unrun] if unrun else [])]
         report = make_report(model, spec.to, spec.record(), lowered.choices, checks, notes)
         report |= {"not_run": unrun} if unrun else {}
@@ -203,15 +224,15 @@ def _to_backend(
     return report
 
 
-def _not_run(spec: ConversionSpec, checks: Sequence[CheckResult]) -> str:
+def _not_run(level: Level, checks: Sequence[CheckResult]) -> str:
     """Why an output stands here that nothing has run, as a sentence; empty where it ran, or was not asked to."""
     whole = any(check.name == "model" for check in checks)
-    if spec.check == "none" or (checks and (whole or spec.check != "full")):
+    if level == "none" or (checks and (whole or level != "full")):
         return ""
     return "nothing here can run the output, so it was written without a check; --check none accepts that"
 
 
-def _to_source(model: Model, path: Path, force: bool, progress: Progress) -> Report:
+def _to_source(model: Model, path: Path, spec: ConversionSpec, force: bool, progress: Progress) -> Report:
     from qdeploy.proof.report import make_report
     from qdeploy.proof.restore import restore_files
 
@@ -224,7 +245,7 @@ def _to_source(model: Model, path: Path, force: bool, progress: Progress) -> Rep
             todo="Convert it with --to ir first.",
         )
     with staged(path, _identity(model, "source", os.urandom(8).hex()), force, keep=False) as stage:
-        restore_files(model, stage, progress)
+        restore_files(model, stage, progress, spec.source.no_verify)
         return make_report(model, "source", {}, [], [])
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from qdeploy.backends.native.layout import META_ENTRY
 from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
+from qdeploy.store.output import finite
 
 FILES = (
     "tokenizer.json",
@@ -36,7 +37,7 @@ def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
     """The metadata of a model by key."""
     found = {
         "meta": _json(dict(model.graph.meta)),
-        "config": _json(dict(model.config)),
+        "config": _json(finite(dict(model.config))),
         "source": _json({"format": model.format}),
         "conversion": _json(dict(conversion)),
     }

@@ -11,7 +11,7 @@
 
     string              u64 length, then UTF-8
     value, by type     0 u8, 1 i8, 2 u16, 3 i16, 4 u32, 5 i32, 6 f32, 7 bool (a byte), 8 string, 10 u64, 11 i64, 12 f64;
-                        9 array: element type u32, count u64, then the elements; arrays of arrays are not used
+                        9 array: element type u32, count u64, then the elements, which may be arrays
 
 Everything is little-endian. A big-endian file shows a byte-swapped version; version 1 had 32-bit counts. Both are
 refused by name. Nothing that the file declares is believed before it is compared with what is left of the file, so a
@@ -35,7 +35,7 @@ HEAD_LIMIT = 100 << 20
 """Largest head that is parsed, as safetensors limits its own; vocabularies of 256 thousand tokens need about 15 MB."""
 _NAME_LIMIT, _KEY_LIMIT, _RANK_LIMIT, _ALIGNMENT_LIMIT = 64, 65535, 4, 1 << 20
 _TENSOR_LIMIT, _ENTRY_LIMIT = 1 << 18, 1 << 16  # what describes one takes more memory than the file spends on it
-_STRING, _ARRAY = 8, 9
+_STRING, _ARRAY, _NESTING = 8, 9, 8
 _SCALARS = {
     0: "<u1",
     1: "<i1",
@@ -75,16 +75,18 @@ class Head:
     """A parsed head.
 
     Attributes:
-        metadata: Key -> bool, int, float, str, list of str, or a one-dimensional array.
+        metadata: Key -> bool, int, float, str, a one-dimensional array, or a list of texts or of lists.
         tensors: In the order of the file.
         data: Where the tensor data begins, in bytes from the start of the file.
         alignment: Of the offsets.
+        notes: What is not as the format wants it, and does no harm.
     """
 
     metadata: Mapping[str, Any]
     tensors: tuple[Info, ...]
     data: int
     alignment: int
+    notes: tuple[str, ...] = ()
 
 
 def read_head(file: File) -> Head:
@@ -109,7 +111,8 @@ def read_head(file: File) -> Head:
             raise BadFileError("a tensor name occurs twice", where=file.name, found=info.name)
         infos[info.name] = info
     alignment = _alignment(metadata, file.name)
-    return Head(metadata, tuple(infos.values()), -(-cursor.at // alignment) * alignment, alignment)
+    begin, notes = -(-cursor.at // alignment) * alignment, tuple(cursor.notes)
+    return Head(metadata, tuple(infos.values()), begin, alignment, notes)
 
 
 def _preamble(cursor: _Cursor) -> tuple[int, int]:
@@ -132,17 +135,21 @@ def _value(cursor: _Cursor, key: str) -> Any:
     kind = int(cursor.number("<u4", key))
     if kind == _STRING:
         return cursor.string(key)
-    if kind != _ARRAY:
-        return _scalar(cursor, kind, key)
+    return _array(cursor, key, _NESTING) if kind == _ARRAY else _scalar(cursor, kind, key)
+
+
+def _array(cursor: _Cursor, key: str, deepest: int) -> Any:
     kind, count = int(cursor.number("<u4", key)), int(cursor.number("<u8", key))
     if kind == _STRING:
         return [cursor.string(key) for _ in range(cursor.count(count, 8, key))]
+    if kind == _ARRAY and deepest:
+        return [_array(cursor, key, deepest - 1) for _ in range(cursor.count(count, 12, key))]
     if kind not in _SCALARS:
         raise BadFileError(
             "an array of an unknown type",
             where=f"{cursor.name}: {key}",
             found=kind,
-            allowed="numbers, booleans or strings",
+            allowed=f"numbers, booleans, strings, or arrays, at most {_NESTING} deep",
         )
     dtype = np.dtype(_SCALARS[kind])
     data = cursor.take(cursor.count(count, dtype.itemsize, key) * dtype.itemsize, key)
@@ -158,7 +165,7 @@ def _scalar(cursor: _Cursor, kind: int, key: str) -> Any:
 
 
 def _info(cursor: _Cursor) -> Info:
-    name = cursor.string("a tensor name", _NAME_LIMIT)
+    name = cursor.string("a tensor name", _NAME_LIMIT, strict=True)
     where = f"{cursor.name}: {name}"
     if not name or "\0" in name:
         raise BadFileError("a tensor has no proper name", where=cursor.name, found=repr(name))
@@ -188,6 +195,7 @@ class _Cursor:
 
     def __init__(self, file: File) -> None:
         self.name, self.at = file.name, 0
+        self.notes: list[str] = []
         self._limit = min(file.size, HEAD_LIMIT)
         self._read: Callable[[int, int], bytes] = file.read
         self._whole = file.size <= HEAD_LIMIT
@@ -211,15 +219,21 @@ class _Cursor:
             raise BadFileError("a truth value is neither 0 nor 1", where=f"{self.name}: {what}", found=data[0])
         return _UNPACK[dtype](data)[0]
 
-    def string(self, what: str, limit: int = HEAD_LIMIT) -> str:
-        """The next string."""
+    def string(self, what: str, limit: int = HEAD_LIMIT, strict: bool = False) -> str:
+        """The next string; with `strict`, BadFileError where it is not UTF-8."""
         length = int(_UNPACK["<u8"](self.take(8, what))[0])
         if length > limit:
             raise BadFileError("a text is too long", where=f"{self.name}: {what}", found=length, allowed=f"<= {limit}")
+        data = self.take(length, what)
         try:
-            return self.take(length, what).decode("utf-8")
+            return data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadFileError("a text is not UTF-8", where=f"{self.name}: {what}") from error
+            if strict:
+                raise BadFileError("a text is not UTF-8", where=f"{self.name}: {what}") from error
+            note = f"a text of {what} is not UTF-8; the bytes that are none are replaced"
+            if note not in self.notes:
+                self.notes.append(note)
+            return data.decode("utf-8", "replace")
 
     def count(self, count: int, least: int, what: str, limit: int = HEAD_LIMIT) -> int:
         """A declared count of things of at least `least` bytes each, once it is known that the file can hold them."""

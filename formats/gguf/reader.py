@@ -73,6 +73,7 @@ def read(folder: Folder) -> Model:
     config, build = describe(metadata, {name: entry.shape for name, entry in stored.items()})
     side = _side_files(folder, {part.file.name for part in parts})
     derived, notes = _derived_files(metadata, {file.path for file in side})
+    notes = [*dict.fromkeys(note for part in parts for note in part.head.notes), *notes]
     heads = [part.besides() for part in parts]
     origins = tuple(entry.origin for entry in stored.values() if entry.origin is not None)
     return Model(NAME, str(folder.path), tensors, config, "gguf", (*side, *derived, *heads), origins, build, notes)

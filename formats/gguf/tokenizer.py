@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6
 _SPACE = "\u2581"
@@ -58,12 +58,19 @@ class _Words:
 _LLAMA3 = _Words(_CONTRACTIONS + _LETTERS % "{1,3}", begins=True, whole=True)
 _WORDS = {
     "default": _Words(),
-    "gpt-2": _Words(),
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
+    **dict.fromkeys(("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat"), _Words()),
+    **dict.fromkeys(("a.x-4.0", "mellum", "modern-bert", "mpt", "olmo", "jais", "trillion"), _Words()),
+    "granite-docling": _Words(),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"), _LLAMA3),
+    "lfm2": _LLAMA3,
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _Words(_LLAMA3.expression)),
     "qwen2": _Words(_CONTRACTIONS + _LETTERS % "", composed=True),
-    "smollm": _Words(digits=True),
+    **dict.fromkeys(
+        ("deepseek-r1-qwen", "kormo", "megrez", "hunyuan", "stablelm2"), _Words(_CONTRACTIONS + _LETTERS % "")
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _Words(digits=True)
+    ),
     "tekken": _Words(_CASED, begins=True, whole=True),
 }
 
@@ -76,10 +83,7 @@ def derive(metadata: Mapping[str, Any], present: Collection[str]) -> tuple[dict[
         present: Files that are there already; they are never replaced.
 
     Returns:
-        Path -> content, and notes about what could not be made.
-
-    Raises:
-        BadFileError: The vocabulary contradicts itself.
+        Path -> content, and notes about what could not be made: weights do not wait for a tokenizer.
     """
     kind = str(metadata.get("tokenizer.ggml.model", "none"))
     if "tokenizer.json" in present:
@@ -88,15 +92,16 @@ def derive(metadata: Mapping[str, Any], present: Collection[str]) -> tuple[dict[
         return {}, ["no tokenizer.json: the file holds no vocabulary"]
     if kind not in _MAKERS:
         return {}, [f"no tokenizer.json: a vocabulary of the kind {kind!r} is not understood"]
-    vocabulary = _Vocabulary(metadata)
     try:
+        vocabulary = _Vocabulary(metadata)
         made = _MAKERS[kind](vocabulary)
-    except UnsupportedError as error:
-        return {}, [f"no tokenizer.json: {error.what} ({error.found})"]
-    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added(), **made}
-    files = {"tokenizer.json": _json(whole)}
-    if "tokenizer_config.json" not in present:
-        files["tokenizer_config.json"] = _json(_settings(vocabulary, kind))
+        whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added(), **made}
+        files = {"tokenizer.json": _json(whole)}
+        if "tokenizer_config.json" not in present:
+            files["tokenizer_config.json"] = _json(_settings(vocabulary, kind))
+    except QdeployError as error:
+        found = f" ({error.found})" if error.found else ""
+        return {}, [f"no tokenizer.json: {error.what}{found}{', ' + error.where if error.where else ''}"]
     return files, vocabulary.notes
 
 
@@ -127,12 +132,9 @@ class _Vocabulary:
         if number is None:
             return None
         if not isinstance(number, int) or not 0 <= number < len(self.tokens):
-            raise BadFileError(
-                "a special token is not in the vocabulary",
-                where=f"tokenizer.ggml.{name}_token_id",
-                found=number,
-                allowed=f"0..{len(self.tokens) - 1}",
-            )
+            note = f"tokenizer.ggml.{name}_token_id: {number!r:.40} is no token of {len(self.tokens)}, and was left out"
+            self.notes += [note] if note not in self.notes else []
+            return None
         return self.tokens[number]
 
     def added(self) -> list[dict[str, Any]]:

@@ -116,7 +116,11 @@ class _Overrides:
         self.settings, self._extra = settings, extra
         # A key that names a layer is no pattern; one that is no regular expression names a layer that does not occur.
         modules = {name.rpartition(".")[0] for name in checkpoint.entries}
-        self._patterns = [(key, pattern(key)) for key in extra if key not in modules and extra[key]]
+        self._patterns = [
+            (key, pattern(key, "quantization_config.extra_config"))
+            for key in extra
+            if key not in modules and extra[key]
+        ]
 
     def of(self, name: str) -> Settings:
         """The settings of a layer."""

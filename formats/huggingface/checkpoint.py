@@ -29,6 +29,7 @@ from qdeploy.store.recode import RecodedRows, Recoding, VerbatimRows
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
 from qdeploy.store.storage import STORAGE_TYPES
 
+_TIED = ("lm_head.weight", "output_layer.weight", "embed_out.weight")
 _QUANTIZED_SUFFIXES = (
     ".qweight",
     ".qzeros",
@@ -69,6 +70,7 @@ class Checkpoint:
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self._clues = folder, Clues(folder)
+        self.notes: list[str] = []
         self.shards: dict[str, SafetensorsFile] = {}
 
     @property
@@ -142,7 +144,7 @@ class Checkpoint:
     def _shard_names(self) -> list[str]:
         if self.folder.only:
             return [self.folder.only]
-        if self.folder.has(INDEX):
+        if self._is_indexed:
             return sorted(set(self._weight_map.values()))
         if self.folder.has("model.safetensors"):
             return ["model.safetensors"]
@@ -158,20 +160,39 @@ class Checkpoint:
         return names
 
     @cached_property
+    def _is_indexed(self) -> bool:
+        """Whether the index counts: not beside a whole file, if none of the shards that it names is there."""
+        if self.folder.only or not self.folder.has(INDEX):
+            return False
+        if not self.folder.has("model.safetensors"):
+            return True
+        named = set(_weight_map(self.folder).values())
+        stale = "model.safetensors" not in named and not any(_is_there(self.folder, name) for name in named)
+        if stale:
+            self.notes.append(f"{INDEX} was left out: it names shards that are not there, beside model.safetensors")
+        elif "model.safetensors" not in named:
+            raise AmbiguousError(
+                "a whole model.safetensors stands beside an index and its shards",
+                where=str(self.folder.path),
+                found=", ".join(sorted(named))[:200],
+                todo="Remove those that are not meant.",
+            )
+        return not stale
+
+    @cached_property
     def _weight_map(self) -> dict[str, str]:
-        loaded = self.folder.json(INDEX)
-        table = loaded.get("weight_map") if isinstance(loaded, dict) else None
-        if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
-            raise BadFileError("the index has no weight_map", where=INDEX, allowed='{"weight_map": {tensor: file}}')
+        table = _weight_map(self.folder)
         for name in sorted(set(table.values())):
-            if ".." not in name and not name.startswith("/") and not self.folder.has(name):
+            if not _leads_out(name) and not self.folder.has(name):
                 raise BadFileError("a shard is missing", where=INDEX, found=name, todo="Fetch the missing file.")
         return table
 
     def _check_index(self, found: Mapping[str, TensorEntry]) -> None:
-        if self.folder.only or not self.folder.has(INDEX):
+        if not self._is_indexed:
             return
         for name, file in self._weight_map.items():
+            if name not in found and name.endswith(_TIED) and self.config.get("tie_word_embeddings") is not False:
+                continue  # listed by the library that saved it, and stored once, as the embedding
             if name not in found or found[name].file.name != file:
                 where = found[name].file.name if name in found else "no shard"
                 raise BadFileError(
@@ -224,8 +245,15 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
         checkpoint.side_files(),
         origins,
         build,
-        [] if notes is None else notes,
+        _joined(checkpoint.notes, notes),
     )
+
+
+def _joined(own: list[str], notes: list[str] | None) -> list[str]:
+    """The notes of a claim's list, which stays that list, with the folder's own."""
+    joined = [] if notes is None else notes
+    joined.extend(own)
+    return joined
 
 
 class LazyTensors(Mapping[str, QTensor]):
@@ -245,6 +273,22 @@ class LazyTensors(Mapping[str, QTensor]):
 
     def __len__(self) -> int:
         return len(self._builders)
+
+
+def _weight_map(folder: Folder) -> dict[str, str]:
+    loaded = folder.json(INDEX)
+    table = loaded.get("weight_map") if isinstance(loaded, dict) else None
+    if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+        raise BadFileError("the index has no weight_map", where=INDEX, allowed='{"weight_map": {tensor: file}}')
+    return table
+
+
+def _leads_out(name: str) -> bool:
+    return ".." in name or name.startswith("/")
+
+
+def _is_there(folder: Folder, name: str) -> bool:
+    return _leads_out(name) or folder.has(name)  # what leads out is refused where it is opened
 
 
 def _carried(folder: Folder, name: str) -> SourceFile:

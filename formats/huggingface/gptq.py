@@ -22,18 +22,17 @@ leaves layers unquantized, "+:" (or none) overrides.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.gptq_words import codes_recoding, fields, ramp, zeros_recoding
-from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, pattern, transposed
+from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, transposed
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Source
 from qdeploy.pack import bits as streams
+from qdeploy.patterns import Pattern
 from qdeploy.store.folder import Folder
 from qdeploy.store.recode import Recoding, verbatim
 
@@ -230,8 +229,6 @@ class _Overrides:
         return self.settings
 
 
-def _pattern(key: str) -> tuple[bool, re.Pattern[str]]:
-    found = pattern(key[2:] if key.startswith(("-:", "+:")) else key)
-    if found is None:
-        raise BadFileError("a pattern is no regular expression", where="quantization_config.dynamic", found=key)
+def _pattern(key: str) -> tuple[bool, Pattern]:
+    found = Pattern(key[2:] if key.startswith(("-:", "+:")) else key, "quantization_config.dynamic")
     return key.startswith("-:"), found

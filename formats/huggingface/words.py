@@ -15,7 +15,6 @@ words become streams is what the formats differ in; each gives it as recodings, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from qdeploy.formats.huggingface.checkpoint import Checkpoint
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
 from qdeploy.pack.words import transpose
+from qdeploy.patterns import NO_EXPRESSION, Pattern
 from qdeploy.store.recode import Recoding
 from qdeploy.store.safetensors import TensorEntry
 
@@ -102,12 +102,14 @@ class Settings:
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
 
-def pattern(key: str) -> re.Pattern[str] | None:
-    """A regular expression from a configuration; None if it is none."""
+def pattern(key: str, where: str) -> Pattern | None:
+    """A regular expression from a configuration; None if it is none. BadFileError where it is beyond all bounds."""
     try:
-        return re.compile(key)
-    except (re.error, OverflowError, RecursionError):
-        return None
+        return Pattern(key, where)
+    except BadFileError as error:
+        if error.what == NO_EXPRESSION:
+            return None
+        raise
 
 
 def layers(checkpoint: Checkpoint) -> list[str]:

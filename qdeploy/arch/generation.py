@@ -49,7 +49,7 @@ def generation_of(model: Model, vocab: int) -> Generation:
         BadFileError: generation_config.json is no JSON object.
     """
     file = next((f for f in model.files if f.path == FILE and f.role in ("side", "derived")), None)
-    loaded = parse_json(file.data.read().tobytes(), FILE) if file is not None else {}
+    loaded = parse_json(file.data.read().tobytes(), FILE, strict=False) if file is not None else {}
     own = loaded if isinstance(loaded, dict) else {}
     tokens: dict[str, int | list[int]] = {}
     notes: list[str] = []
@@ -73,7 +73,7 @@ def chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
     if "chat_template.jinja" in files:
         return {"default": files["chat_template.jinja"].decode("utf-8", "replace")}
     for name in ("tokenizer_config.json", "chat_template.json"):
-        loaded = parse_json(files[name], name) if name in files else None
+        loaded = parse_json(files[name], name, strict=False) if name in files else None
         found = loaded.get("chat_template") if isinstance(loaded, dict) else None
         if isinstance(found, str):
             return {"default": found}

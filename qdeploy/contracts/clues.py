@@ -46,7 +46,7 @@ class Clues:
     def config(self) -> Mapping[str, Any]:
         """config.json; empty where there is none."""
         beside = not self.folder.only and self.folder.has("config.json")
-        loaded = self.folder.json("config.json") if beside else {}
+        loaded = self.folder.json("config.json", strict=False) if beside else {}
         if not isinstance(loaded, dict):
             raise BadFileError("config.json is not an object", where=os.fspath(self.folder.path))
         return loaded
@@ -59,7 +59,7 @@ class Clues:
             return inside
         for name in _SETTINGS:
             if not self.folder.only and self.folder.has(name):
-                loaded = self.folder.json(name)
+                loaded = self.folder.json(name, strict=False)
                 return loaded if isinstance(loaded, dict) else {}
         return {}
 

@@ -33,6 +33,35 @@ def check_data(tensor: QTensor, where: str) -> None:
             _param_is_finite(place)
 
 
+def first_nonfinite(tensor: QTensor, infinities: bool) -> tuple[int, str] | None:
+    """The first row of plain floats that holds NaN, or with `infinities` one of those; and which. None: there is none.
+
+    Reads all of a tensor of floats, and nothing of one of codes, whose params `check_data` judges.
+    """
+    for term in tensor.terms:
+        codes = term.values
+        if not isinstance(codes, Codes) or codes.layout.kind != "plain" or not isinstance(codes.table, str):
+            continue
+        if dtype(codes.table).kind != "float" or dtype(codes.table).bits < 16 or codes.scale is not None:
+            continue
+        for start, stop in _steps(codes.shape):
+            row = _nonfinite_row(codes.data[0].read(start, stop), dtype(codes.table).name, infinities)
+            if row is not None:
+                return start + row[0], row[1]
+    return None
+
+
+def _nonfinite_row(slab: Array, name: str, infinities: bool) -> tuple[int, str] | None:
+    bits = slab.view(f"<u{slab.itemsize}").reshape(len(slab), -1)
+    mantissa = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}[name]
+    magnitude = bits & bits.dtype.type((1 << (8 * slab.itemsize - 1)) - 1)
+    infinity = magnitude.dtype.type(((1 << (8 * slab.itemsize - 1 - mantissa)) - 1) << mantissa)
+    if int(magnitude.max(initial=0)) < infinity + (0 if infinities else 1):
+        return None
+    row = int(np.argmax((magnitude >= infinity if infinities else magnitude > infinity).any(axis=1)))
+    return row, "NaN" if (magnitude[row] > infinity).any() else "infinity"
+
+
 def _mask_counts_its_codes(term: Term, where: str) -> None:
     if term.where is None or not isinstance(term.values, Codes):
         return

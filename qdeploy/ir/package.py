@@ -25,12 +25,8 @@ does not know, by name.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir import rules
@@ -40,33 +36,22 @@ from qdeploy.ir.graph import Graph
 from qdeploy.ir.graph_json import graph_from_json
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.model import Model, SourceFile
-from qdeploy.ir.tensor import Buffer, QTensor, Source, SourceTensor
+from qdeploy.ir.package_form import MANIFEST_FORM
+from qdeploy.ir.package_sums import Checksums, sha256_of
+from qdeploy.ir.tensor import Buffer, QTensor, Rows, Source, SourceTensor
 from qdeploy.store.folder import Folder
+from qdeploy.store.form import check
 from qdeploy.store.origin import Origin
 from qdeploy.store.recode import VerbatimRows
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
 
 FORMAT = 1
-MANIFEST, CHECKSUMS, RESIDUE = "qdeploy.json", "checksums.json", "residue.safetensors"
+MANIFEST, RESIDUE = "qdeploy.json", "residue.safetensors"
 FEATURES = frozenset(
     {"lowrank", "where", "index", "divide", "rungs", "table", "residue", "graph"}
     | {f"layout:{kind}" for kind in ("plain", "bits", "planes", "radix")}
 )
 """What `requires` may name besides the number types ("type:uint4", ...)."""
-_KEYS = {
-    "format",
-    "requires",
-    "model",
-    "config",
-    "graph",
-    "encodings",
-    "tensors",
-    "constants",
-    "sources",
-    "stored",
-    "files",
-    "extra",
-}
 
 
 def place(path: str, role: str) -> str:
@@ -80,6 +65,7 @@ class Package:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.manifest = self._read_manifest()
+        self._sums = Checksums(folder, sha256_of(self._manifest_bytes())) if not folder.options.no_verify else None
         self.shards: dict[str, SafetensorsFile] = {}
         self.origins: dict[str, Origin] = {}
         self.stored = [self._stored(row) for row in self.manifest["stored"]]
@@ -120,7 +106,7 @@ class Package:
                     found=f"{entry.dtype} {entry.shape}",
                     allowed=f"{dtype} {shape}",
                 )
-            return Buffer(key, dtype, shape, VerbatimRows(entry, self._origin(entry)))
+            return Buffer(key, dtype, shape, self._rows(file, entry))
 
         tensor = tensor_from_json(encodings[number], resolve, name)
         rules.check(tensor, name)
@@ -139,14 +125,17 @@ class Package:
 
     def entry(self, file: str, name: str) -> TensorEntry:
         """An entry of a shard."""
-        if file not in self.shards:
-            if not self.folder.has(file):
-                raise BadFileError("a shard is missing", where=str(self.folder.path), found=file)
-            self.shards[file] = SafetensorsFile(self.folder, file)
+        self._open_shard(file)
         entries = self.shards[file].entries
         if name not in entries:
             raise BadFileError("a buffer is missing", where=file, found=name)
         return entries[name]
+
+    def _open_shard(self, file: str) -> None:
+        if file not in self.shards:
+            if not self.folder.has(file):
+                raise BadFileError("a shard is missing", where=str(self.folder.path), found=file)
+            self.shards[file] = SafetensorsFile(self.folder, file)
 
     def files(self) -> tuple[SourceFile, ...]:
         """The carried files, each read by range."""
@@ -161,24 +150,26 @@ class Package:
             raise BadFileError(
                 "a carried file has another size", where=name, found=self.folder.size(name), allowed=str(size)
             )
-        return Buffer(name, "U8", (size,), self.folder.rows(name))
+        rows = self.folder.rows(name)
+        return Buffer(name, "U8", (size,), rows if self._sums is None else self._sums.file(name, rows, size))
+
+    def _rows(self, file: str, entry: TensorEntry) -> Rows:
+        """The rows of an entry, whose bytes are compared with their checksum when they are first read."""
+        rows = VerbatimRows(entry, self._origin(entry))
+        return rows if self._sums is None else self._sums.entry(file, entry, rows)
 
     def verify(self) -> Iterator[tuple[str, int]]:
         """Recomputes every checksum; yields (what, bytes), raises BadFileError at the first that differs."""
-        wanted = self.folder.json(CHECKSUMS)
-        _compare(MANIFEST, hashlib.sha256(self._manifest_bytes()).hexdigest(), wanted.pop("manifest", ""))
+        sums = Checksums(self.folder, sha256_of(self._manifest_bytes()))
         for path, row in self.manifest["files"].items():
             name = place(path, row[0])
-            buffer = self._carried(name, row[1])
-            _compare(name, _digest(buffer.read, buffer.shape[0], 1), wanted["files"].get(name, ""))
-            yield name, buffer.nbytes
-        wanted.pop("files", None)
-        for file, sums in wanted.items():
-            for name, found in sums.items():
-                entry = self.entry(file, name)
-                rows = entry.shape[0] if entry.shape else 1
-                row_bytes = (entry.end - entry.begin) // max(1, rows)
-                _compare(f"{file}: {name}", _digest(partial(entry.slab, 0), rows, row_bytes), found)
+            sums.check_file(name, self._carried(name, row[1]).nbytes)
+            yield name, row[1]
+        rows = [*self.manifest["tensors"].values(), *self.manifest["constants"].values()]
+        for file in sorted({row[1] for row in rows}) + ([RESIDUE] if self.folder.has(RESIDUE) else []):
+            self._open_shard(file)
+            for name, entry in self.shards[file].entries.items():
+                sums.check_entry(file, entry)
                 yield f"{file}: {name}", entry.end - entry.begin
 
     def _origin(self, entry: TensorEntry) -> Origin:
@@ -189,11 +180,15 @@ class Package:
         if row is None:
             return None
         format_, writer, args, exact, numbers = row
+        if max(numbers, default=0) >= len(self.stored) > 0 or (numbers and not self.stored):
+            raise BadFileError("no such stored tensor", where=f"{MANIFEST}: sources: {name}", found=max(numbers))
         parts = tuple(self.stored[i] for i in numbers)
         residue = None
         if self.folder.has(RESIDUE) and f"{name}#residue" in self._residue().entries:
             entry = self.entry(RESIDUE, f"{name}#residue")
-            residue = Buffer("residue", entry.dtype, entry.shape, VerbatimRows(entry, self._origin(entry)))
+            residue = Buffer("residue", entry.dtype, entry.shape, self._rows(RESIDUE, entry))
+        if exact not in ("bytes", "values"):
+            raise BadFileError("no such exactness", where=f"{MANIFEST}: sources: {name}", found=exact)
         return Source(format_, writer, args, parts, residue, exact)
 
     def _residue(self) -> SafetensorsFile:
@@ -213,17 +208,16 @@ class Package:
             file.close()
 
     def _read_manifest(self) -> dict[str, Any]:
-        manifest = self.folder.json(MANIFEST)
-        if not isinstance(manifest, dict) or manifest.keys() != _KEYS:
-            found = sorted(manifest) if isinstance(manifest, dict) else type(manifest).__name__
-            raise BadFileError(
-                "not the manifest of a package", where=MANIFEST, found=found, allowed=", ".join(sorted(_KEYS))
-            )
-        if manifest["format"] != FORMAT:
+        manifest: Any = self.folder.json(MANIFEST)
+        if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+            check(manifest, MANIFEST_FORM, MANIFEST)
+        elif not isinstance(manifest, dict):
+            raise BadFileError("not the manifest of a package", where=MANIFEST, found=type(manifest).__name__)
+        if manifest.get("format") != FORMAT:
             raise UnsupportedError(
                 "a package of another form",
                 where=MANIFEST,
-                found=manifest["format"],
+                found=manifest.get("format"),
                 allowed=str(FORMAT),
                 todo="Use a newer qdeploy.",
             )
@@ -257,22 +251,3 @@ class LazyTensors(Mapping[str, QTensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _digest(read: Callable[[int, int], Any], rows: int, row_bytes: int) -> str:
-    digest, step = hashlib.sha256(), max(1, (8 << 20) // max(1, row_bytes))
-    for start in range(0, rows, step):
-        rows_ = np.ascontiguousarray(read(start, min(start + step, rows)))
-        digest.update(rows_.view(np.uint8).reshape(-1).data)
-    return digest.hexdigest()
-
-
-def _compare(what: str, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise BadFileError(
-            "a checksum differs",
-            where=what,
-            found=found[:16] + "...",
-            allowed=wanted[:16] + "...",
-            todo="The package was changed or damaged; convert it again.",
-        )

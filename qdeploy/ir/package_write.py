@@ -18,11 +18,12 @@ from qdeploy.ir.encoding import features, tensor_to_json
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.graph_json import graph_to_json
 from qdeploy.ir.model import Model
-from qdeploy.ir.package import CHECKSUMS, FORMAT, MANIFEST, RESIDUE, place
+from qdeploy.ir.package import FORMAT, MANIFEST, RESIDUE, place
+from qdeploy.ir.package_sums import CHECKSUMS
 from qdeploy.ir.tensor import Buffer, QTensor, buffers
 from qdeploy.progress import Progress
 from qdeploy.store.origin import Origin
-from qdeploy.store.output import Staged, json_bytes
+from qdeploy.store.output import Staged, finite, json_bytes
 from qdeploy.store.storage import storage_dtype
 
 SHARD_BYTES = 256 << 20
@@ -247,7 +248,7 @@ def _manifest(model: Model, graph: Graph | None, plan: Plan, ledger: _Ledger) ->
         "format": FORMAT,
         "requires": sorted(requires | ({"graph"} if graph else set())),
         "model": {"format": model.format, "dialect": model.dialect, "notes": list(model.notes)},
-        "config": dict(model.config),
+        "config": finite(dict(model.config)),
         "graph": None if graph is None else graph_to_json(graph),
         "encodings": plan.encodings,
         "tensors": {name: list(row) for name, row in plan.tensors.items()},

@@ -24,7 +24,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, buffers
 from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import PACKAGE, ConversionSpec
-from qdeploy.store.folder import Folder
+from qdeploy.store.report_form import REPORT, read_report
 
 _SLAB_BYTES = 8 << 20
 Report = dict[str, Any]
@@ -109,9 +109,8 @@ def recorded_spec(path: str | os.PathLike[str]) -> ConversionSpec:
     said: object = {}
     if artifact is not None and artifact.file is not None:
         said = artifact.file.conversion(str(path))
-    elif os.path.isfile(os.path.join(path, "report.json")):
-        report = Folder(path).json("report.json")
-        said = report.get("options") if isinstance(report, dict) else None
+    elif os.path.isfile(os.path.join(path, REPORT)):
+        said = read_report(path)["options"]
     if not isinstance(said, Mapping):
         raise BadFileError("an output does not say what it was asked for", where=str(path), found=type(said).__name__)
     try:

@@ -16,6 +16,7 @@ from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.package import Package
 from qdeploy.ir.tensor import Buffer, QTensor, Source, buffers
+from qdeploy.options import SourceOptions
 from qdeploy.progress import Progress
 from qdeploy.store.folder import Folder
 from qdeploy.store.output import Staged, write_all
@@ -26,13 +27,13 @@ _SLAB_BYTES = 8 << 20
 _VERBATIM = Recoding(("data",), lambda raw: (raw,), lambda rows: rows)
 
 
-def restore_files(model: Model, stage: Staged, progress: Progress) -> None:
+def restore_files(model: Model, stage: Staged, progress: Progress, no_verify: bool = False) -> None:
     """Writes every carried file and every tensor file into a staged folder, byte for byte.
 
     Raises:
         UnsupportedError: A tensor's format has no writer, or only its values were kept.
     """
-    package = Package(Folder(model.path))
+    package = Package(Folder(model.path, options=SourceOptions(no_verify=no_verify)))
     progress.start("writing the source files", sum(t.nbytes for t in model.tensors.values()))
     heads = {}
     for file in package.files():

@@ -17,6 +17,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Codes, QTensor
 from qdeploy.ir.views import first_codes, view
 from qdeploy.store.folder import Folder
+from qdeploy.store.report_form import read_report
 
 if TYPE_CHECKING:
     from qdeploy.contracts.backends import Backend, SingleFile
@@ -100,7 +101,7 @@ def _from_file(title: str, file: SingleFile, path: str | os.PathLike[str], check
 
 def _from_report(backend: Backend, path: str | os.PathLike[str]) -> dict[str, Any]:
     """An output describes itself by the report of its conversion."""
-    report = Folder(path).json("report.json")
+    report = read_report(path)
     tensors = {
         name: {**row, "parameters": math.prod(row["shape"]), "encoding": _held_as(row)}
         for name, row in report["tensors"].items()

@@ -16,6 +16,7 @@ from qdeploy.ir.model import Model
 from qdeploy.options import SourceOptions
 from qdeploy.registry.sniffing import Candidates, describe
 from qdeploy.store.folder import Folder
+from qdeploy.store.report_form import REPORT, read_report
 
 if TYPE_CHECKING:
     from qdeploy.contracts.backends import Backend, BackendRow
@@ -50,10 +51,13 @@ def artifact_backend(path: str | os.PathLike[str]) -> Backend | None:
         return _by_magic(path)
     if not os.path.isfile(os.path.join(path, "report.json")):
         return None
-    report = Folder(path).json("report.json")
-    name = report.get("target", "") if isinstance(report, dict) else ""
+    report = Folder(path).json(REPORT)
+    name = report.get("target") if isinstance(report, dict) else None
     rows = BACKENDS.rows()
-    return rows[name].load() if name in rows else None
+    if not isinstance(name, str) or name not in rows:
+        return None
+    read_report(path)
+    return rows[name].load()
 
 
 def _by_magic(path: str | os.PathLike[str]) -> Backend | None:

@@ -28,6 +28,12 @@ from qdeploy.options import SourceOptions
 JSON_LIMIT = 100 << 20
 """Largest JSON text that is parsed: the limit that safetensors sets for its header."""
 _JSON_DEPTH = 64
+_HUB = ("models--", "datasets--")
+_DATA_SUFFIXES = (
+    *(".safetensors", ".gguf", ".onnx", ".onnx_data", ".data", ".tflite", ".bin", ".pt", ".pth", ".qd"),
+    *(".npz", ".npy", ".json", ".jinja", ".txt", ".model"),
+)
+"""Of files that are looked at for what may stand in their place."""
 
 
 class File:
@@ -97,9 +103,11 @@ class Folder:
         given = Path(path)
         if not given.exists():
             raise BadFileError("no such file or folder", where=str(given), todo="Check the path.")
+        given = _hub_revision(given)
         absolute = given.absolute() if given.is_dir() else given.absolute().parent
         self.only = "" if given.is_dir() else given.name
         self.path = absolute.resolve()
+        self._looked_at: set[str] = set()
         self._border = _hub_repository(self.path) or self.path
         self._trust_links = trust_links or self.options.trust_links
 
@@ -138,15 +146,19 @@ class Folder:
                 where=str(self.path / name),
                 todo="Copy the checkpoint to a folder of its own, or pass --trust-links.",
             )
-        return File(target, name, descriptor)
+        opened = File(target, name, descriptor)
+        if name not in self._looked_at and name.endswith(_DATA_SUFFIXES):
+            _refuse_stand_in(opened)
+            self._looked_at.add(name)
+        return opened
 
-    def json(self, name: str) -> Any:
+    def json(self, name: str, strict: bool = True) -> Any:
         """Parses a JSON file with the rules of `parse_json`."""
         file = self.open(name)
         try:
             if file.size > JSON_LIMIT:
                 raise BadFileError("a JSON file is too large", where=name, found=file.size, allowed=f"<= {JSON_LIMIT}")
-            return parse_json(file.read(0, file.size), name)
+            return parse_json(file.read(0, file.size), name, strict)
         finally:
             file.close()
 
@@ -202,19 +214,57 @@ class FileRows:
         return out
 
 
+def _refuse_stand_in(file: File) -> None:
+    """Raises BadFileError where something else was saved under a file's name than the file."""
+    head = file.read(0, min(file.size, 64)).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        problem, todo = "a pointer of Git-LFS stands in the place of the file", "Run git lfs pull, or fetch the file."
+    elif head.lower().startswith((b"<!doctype html", b"<html")):
+        problem, todo = "a web page stands in the place of the file", "Fetch the file again: its address gave a page."
+    else:
+        return
+    file.close()
+    raise BadFileError(problem, where=file.name, found=f"{file.size} bytes", todo=todo)
+
+
 def _hub_repository(path: Path) -> Path | None:
-    if path.parent.name == "snapshots" and path.parent.parent.name.startswith(("models--", "datasets--")):
-        return path.parent.parent
+    """The folder of a repository in the hub's cache, where a path lies in one of its snapshots."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(_HUB):
+            return folder.parent.parent
     return None
 
 
-def parse_json(text: bytes, where: str) -> Any:
-    """Parses JSON; BadFileError for bad UTF-8, duplicate keys, NaN, or nesting deeper than 64."""
+def _hub_revision(path: Path) -> Path:
+    """The snapshot that a repository folder of the hub's cache means: that of refs/main, or its only one."""
+    snapshots = path / "snapshots"
+    if not path.name.startswith(_HUB) or not snapshots.is_dir():
+        return path
+    main = path / "refs" / "main"
+    named = main.read_text(errors="replace").strip()[:200] if main.is_file() and not main.is_symlink() else ""
+    found = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
+    if named in found or (not named and len(found) == 1):
+        return snapshots / (named or found[0])
+    raise BadFileError(
+        "no snapshot in a repository of the hub's cache is its main revision",
+        where=str(path),
+        found=", ".join(found) or "no snapshots",
+        allowed=named or "refs/main",
+        todo="Name the snapshot: .../snapshots/REVISION.",
+    )
+
+
+def parse_json(text: bytes, where: str, strict: bool = True) -> Any:
+    """Parses JSON; BadFileError for bad UTF-8, nesting deeper than 64, and with `strict` for duplicate keys and NaN.
+
+    Without `strict`, as Python and transformers read it: the last of several equal keys counts, and NaN is a number,
+    which no field of an architecture can be.
+    """
     _check_depth(text, where)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
-        if len(made) != len(pairs):
+        if strict and len(made) != len(pairs):
             keys = [key for key, _ in pairs]
             raise BadFileError("a JSON key occurs twice", where=where, found=next(k for k in keys if keys.count(k) > 1))
         return made
@@ -222,6 +272,8 @@ def parse_json(text: bytes, where: str) -> Any:
     def constant(name: str) -> float:
         if name == "Infinity" or name == "-Infinity":  # config.json of some models holds it for time limits
             return float(name.replace("Infinity", "inf"))
+        if not strict:
+            return float("nan")
         raise BadFileError("JSON holds NaN", where=where)
 
     try:

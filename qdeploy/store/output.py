@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -21,10 +22,9 @@ from typing import Any
 
 from qdeploy.errors import OutputError, QdeployError
 from qdeploy.store.folder import Folder, parse_json
+from qdeploy.store.report_form import REPORT
 from qdeploy.store.staging import MARK, exchange, lock, prefix, prepare, rename, unlock
 
-REPORT = "report.json"
-"""What every output holds: the report of its conversion, by which it is known."""
 _HEAD = 64 << 10
 _FIELDS = {"qdeploy", "source", "target", "options", "summary", "tensors"}
 """What the report of every version has."""
@@ -66,6 +66,17 @@ class Staged:
     def write_json(self, name: str, content: Any) -> str:
         """Writes JSON, one key per line at the top level: readable, and the same bytes for the same content."""
         return self.write(name, [json_bytes(content)])
+
+
+def finite(content: Any) -> Any:
+    """JSON values with infinities and NaN as the texts "Infinity", "-Infinity" and "NaN": JSON has no such numbers."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return json.dumps(content)
+    return content
 
 
 def json_bytes(content: Any) -> bytes:

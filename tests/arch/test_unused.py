@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - numpy then knows bfloat16
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file

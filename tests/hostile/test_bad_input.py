@@ -263,8 +263,9 @@ def test_an_existing_output_is_refused_without_force(source: Path, tmp_path: Pat
         qdeploy.convert(source, tmp_path / "out", to="ir")
     assert os.listdir(tmp_path / "out") == ["precious"]
     (tmp_path / "out/report.json").write_text("{}")
-    qdeploy.convert(source, tmp_path / "out", to="ir", force=True)
-    assert not (tmp_path / "out/precious").exists()
+    with pytest.raises(QdeployError, match="not written by a conversion"):
+        qdeploy.convert(source, tmp_path / "out", to="ir", force=True)
+    assert (tmp_path / "out/precious").exists()
 
 
 @pytest.mark.parametrize("where", ["source/out", "source"])

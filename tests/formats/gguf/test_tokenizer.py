@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from qdeploy.errors import BadFileError
 from qdeploy.formats.gguf import reader
 from qdeploy.formats.gguf.tokenizer import derive
 from qdeploy.store.folder import Folder
@@ -150,9 +149,6 @@ def test_a_chat_template_is_carried():
         {"scores": np.zeros(3, np.float32)},
         {"token_type": np.zeros(1, np.int32)},
         {"token_type": ["x", "y"]},
-        {"bos_token_id": 2},
-        {"bos_token_id": -1},
-        {"bos_token_id": "a"},
         {"tokens": np.zeros(2, np.int32)},
         {"tokens": 3},
         {"model": "gpt2", "merges": ["a b"]},
@@ -160,7 +156,22 @@ def test_a_chat_template_is_carried():
         {"model": "gpt2", "merges": 5},
     ],
 )
-def test_a_vocabulary_that_contradicts_itself_is_an_error(field):
+def test_a_vocabulary_that_contradicts_itself_gives_no_tokenizer_and_a_note(field):
     fields = {"model": "llama", "tokens": ["a", "c"], "pre": "gpt-2", **field}
-    with pytest.raises(BadFileError):
-        derive({f"tokenizer.ggml.{name}": value for name, value in fields.items()}, ())
+    files, notes = derive({f"tokenizer.ggml.{name}": value for name, value in fields.items()}, ())
+    assert files == {} and len(notes) == 1 and notes[0].startswith("no tokenizer.json: ")
+
+
+@pytest.mark.parametrize("number", [2, -1, 32000, "a"])
+def test_a_special_token_outside_of_the_vocabulary_is_left_out_with_a_note(number):
+    fields = {"model": "llama", "tokens": ["a", "c"], "bos_token_id": 1, "padding_token_id": number}
+    files, notes = derive({f"tokenizer.ggml.{name}": value for name, value in fields.items()}, ())
+    assert "pad_token" not in json.loads(files["tokenizer_config.json"])
+    assert len(notes) == 1 and "padding_token_id" in notes[0] and repr(number) in notes[0]
+
+
+@pytest.mark.parametrize("name", ["deepseek-r1-qwen", "falcon3", "smaug-bpe", "phi-2", "command-r", "megrez"])
+def test_names_of_the_ways_to_cut_words_are_those_of_llama_cpp(name):
+    fields = {"model": "gpt2", "tokens": ["a", "b", "ab"], "merges": ["a b"], "pre": name}
+    files, notes = derive({f"tokenizer.ggml.{key}": value for key, value in fields.items()}, ())
+    assert "tokenizer.json" in files and not notes

@@ -115,7 +115,7 @@ def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
         open_(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '{"quantization_config": ', '{"a": 1, "a": 2}', '{"a": NaN}'])
+@pytest.mark.parametrize("text", ["[]", "3", '{"quantization_config": '])
 def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
     folder = sharded(tmp_path / "c")
     (folder / "config.json").write_text(text)
