@@ -214,7 +214,9 @@ def _to_backend(
         lowered = backend.lower(model, stage.path, options, progress)
         prove(model, model.tensors, progress)
         level = "none" if any(_NONFINITE in note for note in model.notes) else spec.check
+        progress.start("running the output against its source", 1, "check")
         checks = backend.check(model, stage.path, lowered, level)
+        progress.advance(1, spec.to)
         unrun = _not_run(level, checks)
         notes = [*lowered.notes, *([unrun] if unrun else [])]
         report = make_report(model, spec.to, spec.record(), lowered.choices, checks, notes)

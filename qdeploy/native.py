@@ -21,14 +21,30 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from qdeploy.chat import Messages, rendered
 from qdeploy.errors import BadArgumentError, BadFileError, OutputError, QdeployError, UnsupportedError
 from qdeploy.extras import require
 from qdeploy.sizes import human, parse_size
+from qdeploy.stopping import Reason, StopTexts
 from qdeploy.streaming import TextStream
 
 Float32 = npt.NDArray[np.float32]
 
 _HUGE_PAGES, _SMALL_PAGES = 1, 8
+_POOLS = [
+    "rungs",
+    "rung",
+    "pending",
+    "budget",
+    "total",
+    "weights",
+    "kv",
+    "scratch",
+    "fixed",
+    "floor",
+    "ceiling",
+    "peak",
+]
 _ERRORS: dict[str, type[QdeployError]] = {
     "QD_BAD_FILE": BadFileError,
     "QD_CHECKSUM": BadFileError,
@@ -109,6 +125,8 @@ class Runtime:
         self._ffi, self._lib = _library()
         self.path = os.fspath(path)
         self._model = self._session = None
+        self.finish_reason: Reason = ""
+        """Why the last generation ended: "stop", "length" or "context"; "" while it runs."""
         options = self._ffi.new("qd_options *")
         self._lib.qd_options_init(options)
         name = self._ffi.new("char[]", isa.encode()) if isa else self._ffi.NULL
@@ -243,22 +261,7 @@ class Runtime:
         """
         memory, step = self._memory(), self._ffi.new("qd_step *", [self._ffi.sizeof("qd_step")])
         self._lib.qd_step_info(self._session, step)
-        names = (
-            "rungs",
-            "rung",
-            "pending",
-            "budget",
-            "total",
-            "weights",
-            "kv",
-            "scratch",
-            "fixed",
-            "floor",
-            "ceiling",
-            "peak",
-            "unreturned",
-        )
-        found = {name: int(getattr(memory, name)) for name in names}
+        found = {name: int(getattr(memory, name)) for name in _POOLS}
         return {**found, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}
 
     # ---- running
@@ -320,63 +323,131 @@ class Runtime:
         )
         return int(out[0])
 
-    def generate_ids(self, ids: Sequence[int], tokens: int = 128, **sampling: float) -> Iterator[int]:
-        """Continues a row of token ids, one at a time; ends early at the model's end-of-text token."""
+    def generate_ids(
+        self, ids: Sequence[int], tokens: int = 128, *, fresh: bool = True, **sampling: float
+    ) -> Iterator[int]:
+        """Continues a row of token ids, one at a time; `finish_reason` says why it ended.
+
+        Args:
+            ids: At least one token.
+            tokens: How many at most.
+            fresh: Forget what the session holds; else the ids go on from there.
+            sampling: As for `sample`.
+        """
+        if fresh:
+            self.reset()
+        self.finish_reason = ""
         so_far, ends = list(ids), self._ends()
-        fresh = so_far
+        new = so_far
         for _ in range(tokens):
-            token = self.sample(self.decode(fresh), so_far, **sampling)
+            if new is not so_far and self.length >= self._context:
+                self.finish_reason = "context"
+                return
+            token = self.sample(self.decode(new), so_far, **sampling)
             if token in ends:
+                self.finish_reason = "stop"
                 return
             yield token
             so_far.append(token)
-            fresh = [token]
+            new = [token]
+        self.finish_reason = "length"
 
-    def generate(self, prompt: str, tokens: int = 128, **sampling: float) -> Iterator[str]:
-        """Continues a text, piece by piece.
+    def generate(
+        self,
+        prompt: str = "",
+        tokens: int = 128,
+        *,
+        messages: Messages | None = None,
+        stop: str | Sequence[str] = (),
+        fresh: bool = True,
+        **sampling: float,
+    ) -> Iterator[str]:
+        """Continues a text or a conversation, piece by piece; `finish_reason` says why it ended.
 
         Args:
             prompt: Text; the tokenizer adds its special tokens.
             tokens: How many at most.
+            messages: A conversation in the place of a prompt, put into words by the model's chat template.
+            stop: Texts that end it; they are not given out.
+            fresh: Forget what the session holds; else the text goes on from there.
             sampling: As for `sample`.
 
         Yields:
             Text, as soon as it is whole characters.
+
+        Raises:
+            BadArgumentError: There is nothing to continue, or both a prompt and messages.
         """
-        ids = self.tokenizer.encode(prompt).ids
-        if not ids:
-            raise BadArgumentError("the prompt has no tokens", found=repr(prompt))
+        ids = self._prompt_ids(prompt, messages)
         stream = TextStream(self.tokenizer, ids)
-        for token in self.generate_ids(ids, tokens, **sampling):
-            if piece := stream.add(token):
+        stops = StopTexts([stop] if isinstance(stop, str) else stop)
+        for token in self.generate_ids(ids, tokens, fresh=fresh, **sampling):
+            if piece := stops.add(stream.add(token)):
                 yield piece
-        if piece := stream.end():
+            if stops.stopped:
+                self.finish_reason = "stop"
+                return
+        if piece := stops.add(stream.end()) + stops.end():
             yield piece
 
+    def _prompt_ids(self, prompt: str, messages: Messages | None) -> list[int]:
+        text = prompt if messages is None else rendered(self.metadata, messages, self.path, prompt)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=messages is None).ids
+        if not ids:
+            raise BadArgumentError("the prompt has no tokens", found=repr(text))
+        return ids
+
     def embed(self, texts: Sequence[str]) -> Float32:
-        """Sentence embeddings of an encoder, float32 [texts, hidden]."""
+        """Sentence embeddings of an encoder, float32 [texts, hidden].
+
+        Raises:
+            UnsupportedError: The model says nothing of how tokens become one vector; see `hidden_states`.
+        """
+        if "sentence_embedding" not in self.outputs:
+            raise UnsupportedError(
+                "the model gives a vector per token, and does not say how they become one",
+                where=self.path,
+                found=", ".join(self.outputs),
+                todo="Use Runtime.hidden_states(text), or convert a sentence model (one with modules.json).",
+            )
+        return np.stack([self._encoded(text, "sentence_embedding")[0] for text in texts])
+
+    def hidden_states(self, text: str) -> Float32:
+        """The vectors of a text's tokens in an encoder, float32 [tokens, hidden]."""
+        return self._encoded(text, "last_hidden_state")
+
+    def _encoded(self, text: str, output: str) -> Float32:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self._context)
-        return np.stack([self._embed_one(self.tokenizer.encode(text).ids) for text in texts])
+        ids = self.tokenizer.encode(text).ids
+        rows = 1 if output == "sentence_embedding" else len(ids)
+        return self._run_encoder(ids, output, np.empty((rows, self._io_width(output)), np.float32))
 
-    def _embed_one(self, ids: list[int]) -> Float32:
-        size = int(self._io_width("sentence_embedding"))
-        out = np.empty(size, np.float32)
+    def _run_encoder(self, ids: list[int], output: str, out: Float32) -> Float32:
         arrays = {
             "input_ids": np.array(ids, np.int32),
             "attention_mask": np.ones(len(ids), np.int32),
             "token_type_ids": np.zeros(len(ids), np.int32),
         }
-        names = [self._ffi.new("char[]", name.encode()) for name in (*arrays, "sentence_embedding")]
+        names = [self._ffi.new("char[]", name.encode()) for name in (*arrays, output)]
         given = self._ffi.new("qd_tensor[]", len(arrays))
         for tensor, name, array in zip(given, names, arrays.values(), strict=False):
             tensor.name, tensor.dtype, tensor.rank = name, self._lib.QD_I32, 1
             tensor.shape[0], tensor.data, tensor.bytes = array.size, self._from(array, "char[]"), array.nbytes
         wanted = self._ffi.new("qd_tensor *")
         wanted.name, wanted.dtype, wanted.rank, wanted.bytes = names[-1], self._lib.QD_F32, 1, out.nbytes
-        wanted.shape[0], wanted.data = size, self._from(out, "char[]")
+        wanted.shape[0], wanted.data = out.size, self._from(out, "char[]")
         self._call(self._lib.qd_run, self._session, given, len(arrays), wanted, 1)
         return out
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what the model gives."""
+        tensor, found = self._ffi.new("qd_tensor *"), []
+        for index in range(self._info.outputs):
+            self._lib.qd_io(self._open(), 1, index, tensor)
+            found.append(self._ffi.string(tensor.name).decode())
+        return tuple(found)
 
     def _io_width(self, name: str) -> int:
         tensor = self._ffi.new("qd_tensor *")
@@ -428,7 +499,10 @@ class Runtime:
 
 
 def _bytes(size: int | str) -> int:
-    return parse_size(size) if isinstance(size, str) else int(size)
+    found = parse_size(size) if isinstance(size, str) else int(size)
+    if not 0 <= found < 1 << 63:
+        raise BadArgumentError("a number of bytes that cannot be", found=size, allowed="0 (no limit) to 2^63 - 1")
+    return found
 
 
 def _choice(value: str, *names: str) -> int:

@@ -15,6 +15,7 @@ import click
 from qdeploy.cli.screen import Bar
 from qdeploy.cli.tables import console, table
 from qdeploy.cli.values import extents
+from qdeploy.errors import UnsupportedError
 from qdeploy.sizes import human
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ def command(
     from qdeploy.native import Runtime
 
     with Runtime(model, memory=memory, threads=threads, isa=isa, context=prompt_tokens + tokens) as runtime:
+        if runtime.encoder:
+            raise UnsupportedError(
+                "bench measures how fast a decoder writes text, and this model is an encoder",
+                where=model,
+                todo="Time Runtime.embed in Python, or measure a decoder.",
+            )
         found = _measure(runtime, prompt_tokens, tokens, runs)
     if as_json:
         click.echo(json.dumps(found))

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from qdeploy.native import Runtime
 
 
+_ENDED = {
+    "": "an error",
+    "stop": "a stop token or text",
+    "length": "the number of tokens asked for (-n)",
+    "context": "a full context (--context)",
+}
+
+
 def parse_trace(text: str) -> list[tuple[float, int]]:
     """Parses "0s:400MB,2s:250MB" into (seconds, bytes), in order of time; BadArgumentError for anything else."""
     steps = []
@@ -60,6 +68,8 @@ def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]
 @click.command("run", short_help="Write text with a native model inside a memory budget.")
 @click.argument("model", type=click.Path())
 @click.option("-p", "--prompt", required=True, help="What the text begins with; for encoders, the text to embed.")
+@click.option("--chat", is_flag=True, help="The prompt is what a user says, put into words by the chat template.")
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End the text before this one; may be repeated.")
 @click.option("-n", "--tokens", type=click.IntRange(1), default=128, show_default=True, help="How many at most.")
 @click.option("-m", "--memory", metavar="SIZE", help="All that may be held for the model: 350MB. Default: everything.")
 @click.option("--memory-trace", metavar="TRACE", default="", help="Move the budget: 0s:400MB,2s:250MB,4s:500MB.")
@@ -89,6 +99,8 @@ def command(
     activations: Any,
     kv: Any,
     as_json: bool,
+    chat: bool,
+    stops: tuple[str, ...],
     **sampling: Any,
 ) -> None:
     """Continue a text with MODEL, a file that `qdeploy convert --to native` wrote.
@@ -106,9 +118,13 @@ def command(
     ) as runtime:
         runtime.follow_pressure(follow_pressure)
         if runtime.encoder:
-            click.echo(json.dumps(runtime.embed([prompt])[0].tolist()))
+            sentence = "sentence_embedding" in runtime.outputs
+            found = runtime.embed([prompt])[0] if sentence else runtime.hidden_states(prompt)
+            click.echo(json.dumps(found.tolist()))
             return
-        _write(runtime, prompt, tokens, trace, sampling, as_json)
+        if chat:
+            sampling["messages"] = [{"role": "user", "content": prompt}]
+        _write(runtime, "" if chat else prompt, tokens, trace, {**sampling, "stop": stops}, as_json)
 
 
 def _write(
@@ -132,6 +148,7 @@ def _write(
     seconds, stats = time.monotonic() - start, runtime.stats
     if as_json:
         found = {"text": "".join(pieces), "seconds": seconds, "rungs": rungs, "refused": refused, **stats}
+        found["finish_reason"] = runtime.finish_reason
         click.echo(json.dumps(found))
         return
     click.echo()
@@ -139,6 +156,6 @@ def _write(
         click.echo(line, err=True)
     click.echo(
         f"{len(pieces)} pieces in {seconds:.2f} s; {human(stats['total'])} now, {human(stats['peak'])} at most; "
-        f"rung {stats['rung']} of {stats['rungs']}; {runtime.isa}",
+        f"rung {stats['rung']} of {stats['rungs']}; {runtime.isa}; ended by {_ENDED[runtime.finish_reason]}",
         err=True,
     )

@@ -124,6 +124,13 @@ def recorded_spec(path: str | os.PathLike[str]) -> ConversionSpec:
         ) from error
 
 
+def _named(model: Model) -> str:
+    """A model in a few words: its format, its architecture, and names of tensors."""
+    kind = model.config.get("model_type", "")
+    names = ", ".join(list(model.tensors)[:2]) or "none"
+    return f"{len(model.tensors)} tensors of {model.format}{' ' if kind else ''}{kind} ({names}, ...)"
+
+
 def _compare(model: Model, b: str | os.PathLike[str], spec: ConversionSpec, text: str, progress: Progress) -> Report:
     if spec.to != PACKAGE:
         return _against_artifact(registry.backend(spec.to), model, str(b), spec, text, progress)
@@ -133,7 +140,8 @@ def _compare(model: Model, b: str | os.PathLike[str], spec: ConversionSpec, text
         raise BadArgumentError(
             "the two models share no tensor name",
             where=f"{model.path}, {b}",
-            found=f"{next(iter(model.tensors), '')} | {next(iter(other.tensors), '')}",
+            found=f"{_named(model)}, against {_named(other)}",
+            todo="They are not of one checkpoint, or name their parameters differently (GGUF and Hugging Face do).",
         )
     progress.start("comparing", sum(model.tensors[n].nbytes for n in shared))
     rows = []

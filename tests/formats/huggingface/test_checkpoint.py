@@ -143,6 +143,14 @@ def test_integers_of_every_width_are_carried(tmp_path: Path) -> None:
     np.testing.assert_array_equal(as_value(tensor), big)
 
 
+def test_types_that_have_no_number_format(tmp_path: Path) -> None:
+    header = json.dumps({"pair": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(QdeployError, match="type") as caught:
+        open_(tmp_path).tensors["pair"].decode()
+    assert "C64" in caught.value.found
+
+
 @pytest.mark.parametrize(
     ("settings", "method"),
     [
