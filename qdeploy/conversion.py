@@ -126,7 +126,7 @@ def run(
     require(*_NEEDS.get(spec.to, ()), purpose=f"the target {spec.to}")
     backend = None if spec.to in (PACKAGE, SOURCE) else registry.backend(spec.to)
     _refuse_nesting(Path(source), path)
-    refuse_existing(path, force, backend is not None and backend.file is not None)
+    refuse_existing(path, force, backend is not None and backend.file is not None, _magic(spec.to))
     keep_slabs()
     model = _open(source, spec)
     if spec.integers is not None and spec.passes.allocate:
@@ -210,7 +210,7 @@ def _to_backend(
     if file is not None:
         options = file.recording(options, spec.embedded_record())
     identity, only = _identity(model, spec.to, os.urandom(8).hex()), file.name if file is not None else ""
-    with staged(path, identity, force, keep=False, only=only) as stage:
+    with staged(path, identity, force, keep=False, only=only, magic=_magic(spec.to)) as stage:
         lowered = backend.lower(model, stage.path, options, progress)
         prove(model, model.tensors, progress)
         level = "none" if any(_NONFINITE in note for note in model.notes) else spec.check
@@ -232,6 +232,12 @@ def _not_run(level: Level, checks: Sequence[CheckResult]) -> str:
     if level == "none" or (checks and (whole or level != "full")):
         return ""
     return "nothing here can run the output, so it was written without a check; --check none accepts that"
+
+
+def _magic(to: str) -> bytes:
+    """What the files of a target begin with, where its output is one file."""
+    row = registry.BACKENDS.rows().get(to)
+    return row.resolved().magic if row is not None else b""
 
 
 def _to_source(model: Model, path: Path, spec: ConversionSpec, force: bool, progress: Progress) -> Report:
@@ -260,7 +266,8 @@ def _identity(model: Model, to: str, plan: str) -> str:
 
 
 def _write_report(stage: Staged, report: Report) -> None:
-    stage.write_json(REPORT, {**report, "content": content_hash(stage.path)})
+    report["content"] = content_hash(stage.path)
+    stage.write_json(REPORT, report)
 
 
 def _refuse_nesting(source: Path, target: Path) -> None:

@@ -12,7 +12,6 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "tokenizers": "text",
     "jinja2": "chat",
-    "sentencepiece": "text",
     "matplotlib": "plot",
     "tflite": "tflite",
     "flatbuffers": "tflite",

@@ -214,10 +214,6 @@ class Runtime:
 
         return Tokenizer.from_str(data.decode())
 
-    def check_text(self) -> None:
-        """Raises UnsupportedError where the model takes no text: it carries no tokenizer, or none can be loaded."""
-        _ = self.tokenizer
-
     # ---- the budget
 
     @property
@@ -326,14 +322,7 @@ class Runtime:
     def generate_ids(
         self, ids: Sequence[int], tokens: int = 128, *, fresh: bool = True, **sampling: float
     ) -> Iterator[int]:
-        """Continues a row of token ids, one at a time; `finish_reason` says why it ended.
-
-        Args:
-            ids: At least one token.
-            tokens: How many at most.
-            fresh: Forget what the session holds; else the ids go on from there.
-            sampling: As for `sample`.
-        """
+        """Continues a row of token ids, one at a time; arguments are those of `generate`."""
         if fresh:
             self.reset()
         self.finish_reason = ""
@@ -374,9 +363,6 @@ class Runtime:
 
         Yields:
             Text, as soon as it is whole characters.
-
-        Raises:
-            BadArgumentError: There is nothing to continue, or both a prompt and messages.
         """
         ids = self._prompt_ids(prompt, messages)
         stream = TextStream(self.tokenizer, ids)

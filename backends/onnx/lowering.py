@@ -15,6 +15,7 @@ from qdeploy.backends.onnx.rules import Ruling, float_form, rule
 from qdeploy.backends.onnx.transposed import turned
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
 from qdeploy.backends.onnx.weights import AffineForm
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
@@ -25,6 +26,9 @@ from qdeploy.passes.frequencies import within_first_frequencies
 MASK = "attention_mask"
 _KEPT = ("Linear", "SkipNorm")
 """Composites that have a form of their own in ONNX."""
+
+_TABLES = 512 << 20
+"""Bytes of rotation tables that a model may come with."""
 
 
 class GraphLowering:
@@ -137,6 +141,15 @@ class GraphLowering:
     @cached_property
     def _decoder(self) -> DecoderAttention:
         context = int(self.graph.meta["context"])  # type: ignore[arg-type]
+        size = 4 * context * max((state.head_dim for state in self.graph.states), default=0)
+        if size > _TABLES:
+            raise UnsupportedError(
+                "so many positions need tables that are larger than models are",
+                where="config.json: max_position_embeddings",
+                found=f"{context} positions, {size >> 20} MB of cosines and sines",
+                allowed=f"{_TABLES >> 20} MB",
+                todo="Set max_position_embeddings to what you will use; --to native has no such tables.",
+            )
         return DecoderAttention(self.builder, self.graph.constants, self._lengths, context)
 
     def _decoder_attention(self, node: Node) -> None:

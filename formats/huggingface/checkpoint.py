@@ -20,6 +20,7 @@ from typing import Any
 
 from qdeploy.contracts.clues import INDEX, Clues
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
+from qdeploy.formats.huggingface.pieces import tokenizer_files
 from qdeploy.ir.dtype import of_storage
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, plain
@@ -139,7 +140,11 @@ class Checkpoint:
         """Every file that is no shard, and the head of every shard."""
         made = [_carried(self.folder, name) for name in self.folder.names() if name not in self.shards]
         heads = [SourceFile(name, _bytes(shard.head), "head", shard.file.size) for name, shard in self.shards.items()]
-        return (*made, *heads) if not self.folder.only else tuple(heads)
+        if self.folder.only:
+            return tuple(heads)
+        derived, notes = tokenizer_files(self.folder)
+        self.notes.extend(note for note in notes if note not in self.notes)
+        return (*made, *(SourceFile(path, _bytes(text), "derived") for path, text in derived.items()), *heads)
 
     def _shard_names(self) -> list[str]:
         if self.folder.only:
@@ -235,14 +240,14 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
     tensors = LazyTensors(builders)
     origins = tuple(checkpoint.origins.values())
     build = build_graph if checkpoint.config.get("model_type") else None
-    path = str(checkpoint.folder.path / checkpoint.folder.only)
+    path, files = str(checkpoint.folder.path / checkpoint.folder.only), checkpoint.side_files()
     return Model(
         format,
         path,
         tensors,
         checkpoint.config,
         "hf",
-        checkpoint.side_files(),
+        files,
         origins,
         build,
         _joined(checkpoint.notes, notes),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from qdeploy.calibrate.histogram import Histogram
 from qdeploy.calibrate.methods import METHODS
-from qdeploy.errors import BadArgumentError
+from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.integer.fixed import Float64
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -20,6 +18,7 @@ from qdeploy.ir.tensor import Array
 from qdeploy.passes.fold import fold
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.smooth import Channels, smoothable
+from qdeploy.store.archives import read_arrays
 
 PERCENTILE = 99.99
 
@@ -101,13 +100,13 @@ def calibrate(
 def read_data(path: str) -> dict[str, Array]:
     """Returns the arrays of an .npz file; BadArgumentError where it is none, or holds objects."""
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+        return read_arrays(path)
+    except BadFileError as error:
         raise BadArgumentError(
-            f"calibration data cannot be read: {error}",
+            f"calibration data cannot be read: {error.what}",
             where=path,
-            allowed="an .npz file with an array for each input of the network",
+            found=error.found,
+            allowed=error.allowed or "an .npz file with an array for each input of the network",
         ) from error
 
 

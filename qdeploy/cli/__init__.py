@@ -110,7 +110,7 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        code = _report(error)
+        code = 130 if _was_interrupted(error) else _report(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -121,6 +121,13 @@ def _interrupted(args: list[str]) -> str:
     packs = "--to=ir" in args or any(pair == ("--to", "ir") for pair in itertools.pairwise(args))
     continued = ", and the same command continues" if packs else ""
     return f"interrupted; nothing stands under the output's name{continued}"
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption stands behind an error: a library may have turned it into one of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _report(error: Exception) -> int:

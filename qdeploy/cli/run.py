@@ -133,7 +133,7 @@ def _write(
     start, pieces = time.monotonic(), []
     rungs = []
     with moving(runtime, trace) as refused:
-        runtime.check_text()
+        _ = runtime.tokenizer  # what is missing is said before anything is written
         if not as_json:
             click.echo(prompt, nl=False)
         try:

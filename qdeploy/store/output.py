@@ -110,7 +110,9 @@ def write_all(descriptor: int, view: memoryview, at: int | None = None) -> None:
 
 
 @contextmanager
-def staged(target: Path, plan: str, force: bool = False, keep: bool = True, only: str = "") -> Iterator[Staged]:
+def staged(
+    target: Path, plan: str, force: bool = False, keep: bool = True, only: str = "", magic: bytes = b""
+) -> Iterator[Staged]:
     """An output folder that becomes `target` when the block ends well, or of which one file does.
 
     Args:
@@ -119,11 +121,12 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True, only
         force: Replace an existing output.
         keep: Leave the partial folder after an error, so that the next run can continue.
         only: The file of the folder that becomes `target`; empty: the folder itself.
+        magic: What a file that `force` replaces begins with; empty: such a file is .json.
 
     Raises:
         OutputError: The output exists, another process is making it, or the system refuses to write.
     """
-    refuse_existing(target, force, bool(only))
+    refuse_existing(target, force, bool(only), magic)
     held = target.with_name(f"{prefix(target)}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,7 @@ def staged(target: Path, plan: str, force: bool = False, keep: bool = True, only
     try:
         work, resumed = prepare(target, plan, is_output)
         yield Staged(target, work, resumed)
-        refuse_existing(target, force, bool(only))  # what stands there now may not be what stood there before
+        refuse_existing(target, force, bool(only), magic)  # what stands there now may not be what stood there before
         _commit_file(work, target, only) if only else _commit(work, target)
     except BaseException as error:
         if not keep and work is not None:
@@ -152,16 +155,16 @@ def write_json(target: Path, content: Any, force: bool = False) -> None:
         stage.write_json(target.name, content)
 
 
-def refuse_existing(target: Path, force: bool, file: bool = False) -> None:
+def refuse_existing(target: Path, force: bool, file: bool = False, magic: bytes = b"") -> None:
     """Refuses an output that exists; with `force`, one that this program did not write, or that was changed since.
 
-    With `file`, the output is a file, and only a file is replaced: a model file, or JSON.
+    With `file`, the output is a file, and only a file is replaced: one that begins with `magic`, or else JSON.
     """
     if not os.path.lexists(target):
         return
     if not force:
         raise OutputError("the output exists", where=str(target), todo="Choose another name, or pass --force.")
-    if is_output_file(target) if file else is_output(target):
+    if is_output_file(target, magic) if file else is_output(target):
         return
     allowed = "a model file, or .json" if file else f"an empty folder, or an output with the {REPORT} of its conversion"
     raise OutputError(
@@ -187,19 +190,15 @@ def is_output(folder: Path) -> bool:
     return "content" not in report or report["content"] == content_hash(folder)
 
 
-def is_output_file(path: Path) -> bool:
-    """Whether a file begins like one of this program's model files, or is named .json and holds a JSON object."""
-    from qdeploy import registry
-
-    if path.is_symlink() or not path.is_file():
+def is_output_file(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with a magic number; without one, whether it is named .json and holds a JSON object."""
+    if path.is_symlink() or not path.is_file() or not (magic or path.suffix == ".json"):
         return False
     try:
-        if registry.artifact_backend(path) is not None:
-            return True
-        if path.suffix != ".json":
-            return False
         file = Folder(path, trust_links=True).open(path.name)
         try:
+            if magic:
+                return file.read(0, min(file.size, len(magic))) == magic
             return isinstance(parse_json(file.read(0, min(file.size, 64 << 20)), path.name), dict)
         finally:
             file.close()

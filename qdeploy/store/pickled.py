@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.store.archives import Stream, open_zip
 from qdeploy.store.folder import File, Folder
 from qdeploy.store.storage import storage_dtype
 
@@ -127,46 +128,8 @@ def read_torch(folder: Folder, name: str) -> Any:
 # ---- the two forms
 
 
-class _Stream(io.RawIOBase):
-    """A file as a stream that standard readers take."""
-
-    def __init__(self, file: File, at: int = 0) -> None:
-        self._file, self._at = file, at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = max(0, offset + (0, self._at, self._file.size)[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._file.size - self._at))
-        buffer[:size] = self._file.read(self._at, size)
-        self._at += size
-        return size
-
-
-class _Buffered(io.BufferedReader):
-    """A stream that never makes room for more than there is: a damaged length only reads to the end."""
-
-    def __init__(self, file: File) -> None:
-        super().__init__(_Stream(file))
-        self._size = file.size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self._size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
 def _zipped(file: File) -> tuple[Any, dict[str, tuple[int, int]]]:
-    entries = zipfile.ZipFile(_Buffered(file)).infolist()
+    entries = open_zip(file).infolist()
     heads = [e for e in entries if e.filename.endswith("/data.pkl") and e.filename.count("/") == 1]
     if len(heads) != 1 or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
         raise ValueError("no single pickle in it, or compressed entries")
@@ -192,7 +155,7 @@ def _begin(file: File, entry: zipfile.ZipInfo) -> int:
 
 
 def _sequence(file: File) -> tuple[Any, dict[str, tuple[int, int]]]:
-    stream = _Buffered(file)
+    stream = Stream(file)
     if _run(stream, file.name) != _MAGIC or _run(stream, file.name) != 1001:
         raise ValueError("it begins like none")
     _run(stream, file.name)

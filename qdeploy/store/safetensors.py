@@ -21,6 +21,8 @@ from qdeploy.store.folder import JSON_LIMIT, File, Folder, parse_json
 from qdeploy.store.storage import element_bytes, storage_dtype
 
 Array = npt.NDArray[Any]
+TENSORS = 1 << 18
+"""Tensors that a file may hold: what describes one takes more memory than the file spends on it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class SafetensorsFile:
             )
         self.head = self.file.read(0, 8 + length)
         header = parse_json(self.head[8:], name)
+        if len(header) > TENSORS:
+            raise BadFileError(
+                "the header declares too many tensors", where=name, found=len(header), allowed=f"<= {TENSORS}"
+            )
         _judge(self.file)
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         base = 8 + length

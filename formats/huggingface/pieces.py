@@ -1,0 +1,112 @@
+"""tokenizer.model, the file of SentencePiece, as a tokenizer.json: for folders that have nothing else.
+
+A protobuf message (sentencepiece_model.proto), of which this is read:
+
+    1  pieces, repeated     1 text   2 score, float   3 type: 1 normal, 2 unknown, 3 control, 4 user, 5 unused, 6 byte
+    2  trainer              3 model type: 1 unigram, 2 BPE   40 unknown, 41 bos, 42 eos, 43 pad: ids
+    3  normalizer           3 whether a space is put before a text
+
+BPE models become byte-fallback BPE, as `qdeploy.formats.gguf.tokenizer` makes it of the same pieces in a GGUF file;
+unigram models are not converted.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from qdeploy.errors import BadFileError, QdeployError
+from qdeploy.store.folder import Folder
+
+FILE = "tokenizer.model"
+_LIMIT = 64 << 20
+_BPE = 2
+_IDS = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}
+
+
+def tokenizer_files(folder: Folder) -> tuple[dict[str, bytes], list[str]]:
+    """What a folder's tokenizer.model gives: path -> content, and notes; empty where it is not needed."""
+    if folder.only or not folder.has(FILE) or folder.has("tokenizer.json"):
+        return {}, []
+    from qdeploy.formats.gguf.tokenizer import derive
+
+    try:
+        file = folder.open(FILE)
+        try:
+            metadata, kind = _metadata(file.read(0, min(file.size, _LIMIT)), FILE)
+        finally:
+            file.close()
+    except QdeployError as error:
+        return {}, [f"no tokenizer.json: {FILE}: {error.what}"]
+    if kind != _BPE:
+        return {}, [f"no tokenizer.json: {FILE} is a model of the kind {kind}, and only BPE (2) is converted; add one"]
+    return derive(metadata, {"tokenizer_config.json"} if folder.has("tokenizer_config.json") else ())
+
+
+def _metadata(data: bytes, where: str) -> tuple[dict[str, Any], int]:
+    """The vocabulary in the terms of GGUF metadata, and the type of the model."""
+    pieces: list[tuple[str, float, int]] = []
+    found: dict[str, Any] = {"tokenizer.ggml.model": "llama"}
+    ids, kind = {"unknown": 0, "bos": 1, "eos": 2, "padding": -1}, 1
+    for number, value in _fields(data, where):
+        if number == 1 and isinstance(value, bytes):
+            pieces.append(_piece(value, where))
+        elif number == 2 and isinstance(value, bytes):
+            trainer = {n: v for n, v in _fields(value, where) if isinstance(v, int)}
+            kind = trainer.get(3, kind)
+            ids |= {name: _signed(trainer[n]) for n, name in _IDS.items() if n in trainer}
+        elif number == 3 and isinstance(value, bytes):
+            normalizer = dict(_fields(value, where))
+            found["tokenizer.ggml.add_space_prefix"] = bool(normalizer.get(3, 1))
+    if not pieces:
+        raise BadFileError("no pieces in a SentencePiece model", where=where)
+    found |= {f"tokenizer.ggml.{name}_token_id": n for name, n in ids.items() if n >= 0}
+    found["tokenizer.ggml.tokens"] = [text for text, *_ in pieces]
+    found["tokenizer.ggml.scores"] = np.array([score for _, score, _ in pieces], np.float32)
+    found["tokenizer.ggml.token_type"] = np.array([kind for *_, kind in pieces], np.int32)
+    return found, kind
+
+
+def _piece(data: bytes, where: str) -> tuple[str, float, int]:
+    row = dict(_fields(data, where))
+    text, score, kind = row.get(1, b""), row.get(2, 0), row.get(3, 1)
+    if not isinstance(text, bytes) or not isinstance(score, int) or not isinstance(kind, int):
+        raise BadFileError("a piece of another form", where=where)
+    return text.decode("utf-8", "replace"), float(struct.unpack("<f", struct.pack("<I", score & 0xFFFFFFFF))[0]), kind
+
+
+def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message: numbers and bytes; floats as their bits."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at, where)
+        number, form = key >> 3, key & 7
+        if form == 0:
+            value, at = _varint(data, at, where)
+            yield number, value
+            continue
+        size, at = _varint(data, at, where) if form == 2 else ({1: 8, 5: 4}.get(form, -1), at)
+        if size < 0 or at + size > len(data):
+            raise BadFileError("not a SentencePiece model", where=where, found=f"field {number} at byte {at}")
+        part = data[at : at + size]
+        yield number, part if form == 2 else int.from_bytes(part, "little")
+        at += size
+
+
+def _varint(data: bytes, at: int, where: str) -> tuple[int, int]:
+    value = 0
+    for place in range(10):
+        if at >= len(data):
+            break
+        value |= (data[at] & 0x7F) << (7 * place)
+        at += 1
+        if data[at - 1] < 0x80:
+            return value, at
+    raise BadFileError("not a SentencePiece model", where=where, found=f"a number at byte {at}")
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
