@@ -153,7 +153,7 @@ def _side_files(folder: Folder, own: set[str]) -> list[SourceFile]:
 def _derived_files(metadata: Any, present: set[str]) -> tuple[list[SourceFile], list[str]]:
     """Files that other formats have and GGUF holds as metadata; those that are there already are not made again."""
     from qdeploy.formats.gguf.config import sentence_files
-    from qdeploy.formats.gguf.tokenizer import derive
+    from qdeploy.formats.vocabulary import derive
 
     made, notes = derive(metadata, present)
     if "modules.json" not in present:

@@ -6,7 +6,7 @@ A protobuf message (sentencepiece_model.proto), of which this is read:
     2  trainer              3 model type: 1 unigram, 2 BPE   40 unknown, 41 bos, 42 eos, 43 pad: ids
     3  normalizer           3 whether a space is put before a text
 
-BPE models become byte-fallback BPE, as `qdeploy.formats.gguf.tokenizer` makes it of the same pieces in a GGUF file;
+BPE models become byte-fallback BPE, as `qdeploy.formats.vocabulary` makes it of the same pieces in a GGUF file;
 unigram models are not converted.
 """
 
@@ -31,7 +31,7 @@ def tokenizer_files(folder: Folder) -> tuple[dict[str, bytes], list[str]]:
     """What a folder's tokenizer.model gives: path -> content, and notes; empty where it is not needed."""
     if folder.only or not folder.has(FILE) or folder.has("tokenizer.json"):
         return {}, []
-    from qdeploy.formats.gguf.tokenizer import derive
+    from qdeploy.formats.vocabulary import derive
 
     try:
         file = folder.open(FILE)

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from qdeploy.formats.gguf import reader
-from qdeploy.formats.gguf.tokenizer import derive
+from qdeploy.formats.vocabulary import derive
 from qdeploy.store.folder import Folder
 
 SPACE = "\u2581"
