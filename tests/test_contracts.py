@@ -15,7 +15,7 @@ import pytest
 import qdeploy
 from qdeploy import registry
 from qdeploy.backends import BUILT_IN as BACKENDS
-from qdeploy.backends.native import MAGIC
+from qdeploy.backends.native.naming import MAGIC
 from qdeploy.calibrate.integers import Integers
 from qdeploy.calibrate.methods import METHODS
 from qdeploy.cli import VERBS, cli
