@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.ops.cast import cast_like
 from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
@@ -59,11 +60,6 @@ def trilu(x: Array, k: Array | None = None, *, upper: int = 1) -> Any:
     """The triangle above (or below) a diagonal."""
     diagonal = 0 if k is None else int(k.reshape(()))
     return np.triu(x, diagonal) if upper else np.tril(x, diagonal)
-
-
-def cast_like(x: Array, like: Array) -> Array:
-    """X in the type of another value."""
-    return x.astype(like.dtype)
 
 
 def folded(function: Any) -> Any:

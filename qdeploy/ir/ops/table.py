@@ -24,9 +24,9 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
-from qdeploy.ir.element import element_dtype
 from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm
 from qdeploy.ir.ops import integer_intervals, intervals
+from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops.integer import INTEGER_ROWS
@@ -104,10 +104,6 @@ def _layer_normalization(x: Array, weight: Array, bias: Array | None = None, *, 
 def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Any:
     norm = np.linalg.norm(x, ord=p, axis=axis, keepdims=True)
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
-
-
-def _cast(x: Array, *, to: str) -> Array:
-    return x.astype(element_dtype(to))
 
 
 def _ints(given: Array | None, constant: Sequence[int] | None) -> list[int]:
@@ -269,7 +265,7 @@ OPS = {
             _layer_normalization,
         ),
         Op("LpNormalization", ONNX, "x / |x|_p along an axis, 0 where the norm is 0", _lp_normalization),
-        Op("Cast", ONNX, "x in another storage type", _cast),
+        Op("Cast", ONNX, "x in another element type; what float8 cannot hold becomes its greatest number", cast),
         Op(
             "Reshape",
             ONNX,
