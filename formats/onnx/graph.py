@@ -21,7 +21,7 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx.attributes import TENSOR, attributes, captured, encoded, subgraphs
-from qdeploy.formats.onnx.initializers import element_of, typed_units
+from qdeploy.formats.onnx.initializers import element_of, open_initializers, typed_units
 from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
 from qdeploy.formats.onnx.rewrites import Known
 from qdeploy.formats.onnx.versions import CURRENT
@@ -31,6 +31,7 @@ from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.ops.table import OPS
 from qdeploy.ir.tensor import Buffer, QTensor, plain
+from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
 
 MICROSOFT = "com.microsoft"
@@ -49,8 +50,8 @@ class Network:
         versions: Imported version of each domain.
     """
 
-    def __init__(self, proto: Any, stored: Sequence[Stored], file: str) -> None:
-        self.proto, self.file = proto, file
+    def __init__(self, proto: Any, stored: Sequence[Stored], file: str, folder: Folder | None = None) -> None:
+        self.proto, self.file, self._folder = proto, file, folder
         self.versions = {_domain(o.domain): int(o.version) for o in proto.opset_import}
         self.stored = {s.name: s for s in stored}
         if len(self.stored) != len(stored) or "" in self.stored:
@@ -89,6 +90,8 @@ class Network:
     def _constant(self, node: Any) -> Stored | None:
         (attribute,) = node.attribute
         name, where = node.output[0], f"{self.file}: {node.output[0]}"
+        if attribute.type == TENSOR and attribute.t.data_location == 1:
+            return self._constant_elsewhere(attribute.t, name)
         if attribute.type == TENSOR:
             element = element_of(attribute.t, where)
             shape, units = tuple(attribute.t.dims), typed_units(attribute.t, element, where)
@@ -101,6 +104,14 @@ class Network:
             return None
         origin = Origin(self.file, name, element.storage, (units.size,))
         return Stored(name, element, shape, InMemory(units), origin, exact=False)
+
+    def _constant_elsewhere(self, tensor: Any, name: str) -> Stored:
+        """A constant whose data lies in a file beside this one."""
+        if self._folder is None:
+            raise UnsupportedError("a constant inside of a node lies in another file", where=f"{self.file}: {name}")
+        named = type(tensor).FromString(tensor.SerializeToString())
+        named.name = name
+        return open_initializers(self._folder, self.file, [named], [None])[0]
 
     def _claim(self) -> None:
         """Finds the weights that every use dequantizes alike."""

@@ -157,6 +157,8 @@ def _clip(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
 def _pad(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     if "pads" not in attrs:
         return _row(network, node, "Pad", node.input, attrs)
+    if network.known.types.get(node.input[0], FLOAT) != FLOAT:
+        return False  # the fill is of the type of the value
     pads = network.constant(np.array(attrs.pop("pads"), np.int64), "I64")
     fill = network.constant(np.array(attrs.pop("value", 0.0), np.float32), "F32")
     return _row(network, node, "Pad", (node.input[0], pads, fill), attrs)

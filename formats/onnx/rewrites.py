@@ -217,16 +217,18 @@ def flattened(node: Any, known: Known) -> list[Any] | None:
     ]
 
 
-def batch_normalization(node: Any, known: Known) -> list[Any] | None:
-    """Before 9: statistics may be per element (spatial=0), and before 7 nodes train unless they say is_test."""
+def in_tests(node: Any, known: Known) -> list[Any] | None:
+    """Before 7 nodes train unless they say is_test."""
     given = _attrs(node)
-    if "consumed_inputs" in given or "is_test" in given:
-        trains = "is_test" not in given or not given["is_test"].i
-    else:
-        trains = False
-    if trains or ("spatial" in given and not given["spatial"].i):
+    return [_without(node, "is_test")] if "is_test" in given and given["is_test"].i else None
+
+
+def batch_normalization(node: Any, known: Known) -> list[Any] | None:
+    """Before 9 statistics may be per element (spatial=0)."""
+    given = _attrs(node)
+    if ("spatial" in given and not given["spatial"].i) or any(node.output[1:]):
         return None
-    return [_without(node, "consumed_inputs", "is_test", "spatial")]
+    return [_without(node, "spatial")]
 
 
 def inference_normalization(node: Any, known: Known) -> list[Any] | None:
@@ -249,9 +251,9 @@ def clip(node: Any, known: Known) -> list[Any] | None:
     given, made, taken = _attrs(node), [], [node.input[0]]
     if not {"min", "max"} & set(given):
         return [node]
-    for key in ("min", "max"):
+    for key, label in (("min", "lower"), ("max", "upper")):
         if key in given:
-            parts, name = _like(node, key, given[key].f, known)
+            parts, name = _like(node, label, given[key].f, known)
             made += parts
             taken.append(name)
         else:
@@ -267,27 +269,16 @@ def dft(node: Any, known: Known) -> list[Any] | None:
     return [_integers(name, [axis], scalar=True), _without(node, "axis", inputs=[node.input[0], length, name])]
 
 
-def dropout_in_tests(node: Any, known: Known) -> list[Any] | None:
-    """Before 7 nodes train unless they say is_test."""
-    given = _attrs(node)
-    if not ("is_test" in given and given["is_test"].i):
-        return None
-    return [_without(node, "consumed_inputs", "is_test")]
-
-
 def dropout(node: Any, known: Known) -> list[Any] | None:
-    """The share that is dropped as an attribute: nothing, outside of training; a mask is of booleans since 10."""
-    made = [_without(node, "ratio")]
-    if len(node.output) > 1 and node.output[1]:
-        made[0].output[1] = _new(node, "mask")
-        import onnx
-
-        mask = known.types.get(node.output[1])
-        if mask is None:
-            return None
-        made.insert(0, made[0])
-        made[1] = _node("Cast", [made[0].output[1]], [node.output[1]], to=mask or onnx.TensorProto.BOOL)
-    return made
+    """The share that is dropped as an attribute: nothing, outside of training; before 10 a mask was of numbers."""
+    made = _without(node, "ratio")
+    if not any(node.output[1:]):
+        return [made]
+    mask = known.types.get(node.output[1])
+    if mask is None:
+        return None
+    made.output[1] = _new(node, "mask")
+    return [made, _node("Cast", [made.output[1]], [node.output[1]], to=mask)]
 
 
 def grid_sample(node: Any, known: Known) -> list[Any] | None:
@@ -401,6 +392,9 @@ def _floor(mode: str) -> dict[str, str]:
 def without_mode_of_11(node: Any, known: Known) -> list[Any] | None:
     """A way to place pixels that only version 11 had."""
     given = _attrs(node)
-    if "coordinate_transformation_mode" in given and given["coordinate_transformation_mode"].s == b"tf_half_pixel_for_nn":
+    if (
+        "coordinate_transformation_mode" in given
+        and given["coordinate_transformation_mode"].s == b"tf_half_pixel_for_nn"
+    ):
         return None
     return [node]

@@ -23,25 +23,48 @@ CURRENT = 21
 """The version of ONNX that rows of the table mean."""
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-_CONSUMED = (
-    "Abs Ceil Elu Exp Floor HardSigmoid InstanceNormalization LeakyRelu Log Max Mean Min Neg PRelu Reciprocal Relu "
-    "Sigmoid Sqrt Sum Tanh"
-).split()
+_CONSUMED = [
+    "Abs",
+    "Ceil",
+    "Elu",
+    "Exp",
+    "Floor",
+    "HardSigmoid",
+    "InstanceNormalization",
+    "LeakyRelu",
+    "Log",
+    "Max",
+    "Mean",
+    "Min",
+    "Neg",
+    "PRelu",
+    "Reciprocal",
+    "Relu",
+    "Sigmoid",
+    "Sqrt",
+    "Sum",
+    "Tanh",
+]
 
 CHANGES: Mapping[str, tuple[tuple[int, Rewrite], ...]] = {
     **{op: ((6, to.without("consumed_inputs")),) for op in _CONSUMED},
     **{op: ((6, to.without("consumed_inputs")), (7, to.broadcast)) for op in ("Add", "Sub", "Mul", "Div")},
-    **{op: ((7, to.broadcast),) for op in ("And", "Or", "Xor", "Equal", "Greater", "Less", "Pow")},
+    **dict.fromkeys(("And", "Or", "Xor", "Equal", "Greater", "Less", "Pow"), ((7, to.broadcast),)),
     **{f"Reduce{kind}": ((18, to.inputs("axes")),) for kind in _REDUCTIONS},
-    **{op: ((13, to.flattened),) for op in ("Softmax", "LogSoftmax", "Hardmax")},
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), ((13, to.flattened),)),
     **{op: ((3, to.impossible), (7, to.without("output_sequence"))) for op in ("GRU",)},
     **{op: ((7, to.without("output_sequence")),) for op in ("LSTM", "RNN")},
-    "BatchNormalization": ((9, to.batch_normalization), (14, to.inference_normalization)),
+    "BatchNormalization": (
+        (6, to.without("consumed_inputs")),
+        (7, to.in_tests),
+        (9, to.batch_normalization),
+        (14, to.inference_normalization),
+    ),
     "Cast": ((6, to.cast_by_name),),
     "Clip": ((6, to.without("consumed_inputs")), (11, to.clip)),
     "Concat": ((4, to.default("axis", 1)),),
     "DFT": ((20, to.dft),),
-    "Dropout": ((7, to.dropout_in_tests), (12, to.dropout)),
+    "Dropout": ((6, to.without("consumed_inputs")), (7, to.in_tests), (12, to.dropout)),
     "Gemm": ((7, to.without("broadcast")),),
     "GlobalLpPool": ((2, to.impossible),),
     "GridSample": ((20, to.grid_sample),),

@@ -1,11 +1,11 @@
 """Conversion of element types as ONNX's Cast defines it (onnx/docs/docsgen/source/technical/float8.md).
 
-    to float8        what lies beyond the greatest number, and infinity, becomes that number (saturate=1), or infinity or
-                     NaN, as the type has it (saturate=0); NaN stays NaN
-    to F8_E8M0       powers of two alone: the exponent of the float32, raised where `round_mode` says so of what is behind
-                     it (up, down, nearest with halves up); the sign is dropped, infinity becomes NaN, and so does what
-                     is rounded beyond the greatest power, except with saturate=1
-    everything else  numpy's conversion
+to float8        what lies beyond the greatest number, and infinity, becomes that number (saturate=1), or infinity or
+                 NaN, as the type has it (saturate=0); NaN stays NaN
+to F8_E8M0       powers of two alone: the exponent of the float32, raised where `round_mode` says so of what is behind
+                 it (up, down, nearest with halves up); the sign is dropped, infinity becomes NaN, and so does what
+                 is rounded beyond the greatest power, except with saturate=1
+everything else  numpy's conversion
 """
 
 from __future__ import annotations

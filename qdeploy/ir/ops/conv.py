@@ -13,6 +13,7 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.ops import intervals
+from qdeploy.ir.ops.rounding import rounded_once
 from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
@@ -57,6 +58,7 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     return view
 
 
+@rounded_once
 def conv(
     x: Array,
     weight: Array,
@@ -105,6 +107,7 @@ def integer_conv(x: Array, weight: Array, **attrs: Any) -> Array:
     return conv(x.astype(np.float64), weight.astype(np.float64), **attrs).astype(np.int64).astype(np.int32)
 
 
+@rounded_once
 def gemm(
     a: Array,
     b: Array,
@@ -197,6 +200,7 @@ def average_pool(
     return total / count[tuple(slice(n) for n in (1, 1, *total.shape[2:]))]
 
 
+@rounded_once
 def batch_normalization(
     x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, epsilon: float = 1e-5
 ) -> Any:
