@@ -63,6 +63,7 @@ def _powers(x: Array, dtype: np.dtype[Any], saturate: bool, round_mode: str) -> 
         raise UnsupportedError("unknown rounding of a Cast", found=round_mode, allowed=", ".join(ROUND_MODES))
     bits = x.astype(np.float32).view(np.uint32) & 0x7FFFFFFF
     exponent, rest = (bits >> 23).astype(np.int64), bits & 0x7FFFFF
-    code = exponent + {"up": rest > 0, "down": False, "nearest": rest >= 0x400000}[round_mode]
+    raised = {"up": rest > 0, "down": rest < 0, "nearest": rest >= 0x400000}[round_mode]
+    code = exponent + raised.astype(np.int64)
     greatest = np.minimum(code, _GREATEST) if saturate else code
     return np.where(exponent == _NAN, _NAN, greatest).astype(np.uint8).view(dtype)

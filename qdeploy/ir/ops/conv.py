@@ -104,7 +104,8 @@ def _depthwise(found: Array, weight: Array) -> Array:
 
 def integer_conv(x: Array, weight: Array, **attrs: Any) -> Array:
     """The same over integers, exactly: int32."""
-    return conv(x.astype(np.float64), weight.astype(np.float64), **attrs).astype(np.int64).astype(np.int32)
+    total: Array = conv(x.astype(np.float64), weight.astype(np.float64), **attrs)
+    return total.astype(np.int64).astype(np.int32)
 
 
 @rounded_once
