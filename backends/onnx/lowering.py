@@ -46,6 +46,8 @@ class GraphLowering:
         if self._network:
             self.graph = with_unsigned_codes(self.graph, model.tensors)
         self.builder = GraphBuilder()
+        if self._network:
+            self.builder.source_opset = int(self.graph.meta.get("opset", 0))  # type: ignore[arg-type]
         self.rulings: dict[str, Ruling] = {}
         self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
         self._made = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}

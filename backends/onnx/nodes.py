@@ -60,6 +60,9 @@ class Scope(Protocol):
 
 Emitter = Callable[[Scope, Node], None]
 
+_RMS_SINCE = 23
+"""The version of ONNX that brought RMSNormalization."""
+
 
 def emit(scope: Scope, node: Node) -> None:
     """Lowers one node; raises UnsupportedError for an op that has no form in ONNX."""
@@ -99,7 +102,9 @@ def _mat_mul(scope: Scope, node: Node) -> None:
 
 
 def _cast(scope: Scope, node: Node) -> None:
-    scope.builder.node("Cast", [scope.value(node.inputs[0])], node.outputs, to=onnx_type(str(node.attrs["to"])))
+    attrs: dict[str, Any] = {key: value for key, value in node.attrs.items() if key != "to"}
+    to = onnx_type(str(node.attrs["to"]))
+    scope.builder.node("Cast", [scope.value(node.inputs[0])], node.outputs, to=to, **attrs)
 
 
 def _clip(scope: Scope, node: Node) -> None:
@@ -131,8 +136,9 @@ def _linear(scope: Scope, node: Node) -> None:
 
 
 def _rms_normalization(scope: Scope, node: Node) -> None:
+    """ONNX's own operator where the source is of a version that has it, else the older one of ONNX Runtime alone."""
     scope.builder.node(
-        "SimplifiedLayerNormalization",
+        "RMSNormalization" if scope.builder.source_opset >= _RMS_SINCE else "SimplifiedLayerNormalization",
         [scope.value(name) for name in node.inputs],
         node.outputs,
         axis=-1,

@@ -79,7 +79,18 @@ def emit_opaque(scope: Scope, node: Node) -> None:
         attribute = onnx.AttributeProto.FromString(base64.b64decode(str(text)))
         for graph in (attribute.g, *attribute.graphs):
             _rename(graph, renamed)
+            _needs_operators(scope.builder, graph, domain, int(version))  # type: ignore[arg-type]
         scope.builder.graph.node[-1].attribute.append(attribute)
+
+
+def _needs_operators(builder: GraphBuilder, graph: Any, domain: Any, version: int) -> None:
+    """Notes what the nodes of a subgraph need, which are of the same version as the node around it."""
+    for node in graph.node:
+        if node.domain in ("", "ai.onnx") and not domain:
+            builder.require_operator(node.op_type, version)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _needs_operators(builder, inner, domain, version)
 
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
@@ -119,7 +130,7 @@ def needs_operator(builder: GraphBuilder, domain: str, kind: str, version: int) 
             where=kind,
             found=f"ONNX {version}",
             allowed=f"ONNX {ours} and later",
-            todo="Convert the source with onnx.version_converter first.",
+            todo="No nodes of today mean the same; export the network again with a newer version of ONNX.",
         )
     builder.require("", since)
 

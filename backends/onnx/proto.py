@@ -7,6 +7,7 @@ the CPU time of a whole conversion, and all that is needed here is to append.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, overload
 
 import numpy as np
@@ -56,6 +57,7 @@ class GraphBuilder:
         self.memo: dict[tuple[Any, ...], str] = {}
         self.imports = {"": OPSET, MICROSOFT: 1}
         self.reserved: Collection[str] = ()
+        self.source_opset = OPSET
 
     def fresh(self, hint: str) -> str:
         """A value name that nobody has."""
@@ -67,6 +69,11 @@ class GraphBuilder:
     def require(self, domain: str, version: int) -> None:
         """Notes that something of a version of a domain is used."""
         self.imports[domain] = max(version, self.imports.get(domain, 1))
+
+    def require_operator(self, op: str, version: int) -> None:
+        """Notes that an operator is used as a version of ONNX has it."""
+        with suppress(onnx.defs.SchemaError):  # an operator that ONNX Runtime alone has in this domain
+            self.require("", onnx.defs.get_schema(op, version).since_version)
 
     @overload
     def node(self, op: str, inputs: Sequence[str], outputs: str = "", domain: str = "", **attrs: Any) -> str: ...
@@ -82,6 +89,8 @@ class GraphBuilder:
         node = self.graph.node.add(op_type=op, domain=domain, input=inputs, output=names)
         node.name = f"{op}_{len(self.graph.node)}"
         node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in attrs.items())
+        if not domain and self.source_opset > OPSET:
+            self.require_operator(op, self.source_opset)
         return names[0] if isinstance(outputs, str) else names
 
     def once(self, op: str, inputs: Sequence[str], domain: str = "", **attrs: Any) -> str:
@@ -170,10 +179,24 @@ class GraphBuilder:
         """Adds a model-local function once."""
         self.functions.setdefault(proto.name, proto)
 
+    def _container(self) -> int:
+        """The least version of the container that the version of ONNX needs, by onnx's own table."""
+        version = self.imports[""]
+        if version <= OPSET:
+            return IR_VERSION
+        try:
+            return max(IR_VERSION, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)]))
+        except ValueError as error:
+            raise UnsupportedError(
+                "the installed onnx package does not know this version of ONNX",
+                found=version,
+                allowed=f"up to {onnx.defs.onnx_opset_version()}",
+                todo="pip install --upgrade onnx",
+            ) from error
+
     def model(self) -> onnx.ModelProto:
         """The finished model."""
-        younger = self.imports[""] - OPSET  # each later version of ONNX came with its own version of the container
-        model = onnx.ModelProto(ir_version=IR_VERSION + max(0, younger - 1), producer_name="qdeploy", graph=self.graph)
+        model = onnx.ModelProto(ir_version=self._container(), producer_name="qdeploy", graph=self.graph)
         for domain, version in self.imports.items():
             model.opset_import.add(domain=domain, version=version)
         if self.functions:

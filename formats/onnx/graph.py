@@ -12,21 +12,26 @@ domain, version and attributes as they were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx.attributes import TENSOR, attributes, captured, encoded, subgraphs
-from qdeploy.formats.onnx.initializers import element_of, typed_units
+from qdeploy.formats.onnx.initializers import element_of, open_initializers, typed_units
 from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
+from qdeploy.formats.onnx.rewrites import Known
+from qdeploy.formats.onnx.versions import CURRENT
 from qdeploy.formats.stored import Array, InMemory, Stored
 from qdeploy.ir.dtype import DType, element_row, of_onnx, onnx_rows, plain_name
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
 from qdeploy.ir.ops.table import OPS
 from qdeploy.ir.tensor import Buffer, QTensor, plain
+from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
 
 MICROSOFT = "com.microsoft"
@@ -45,8 +50,8 @@ class Network:
         versions: Imported version of each domain.
     """
 
-    def __init__(self, proto: Any, stored: Sequence[Stored], file: str) -> None:
-        self.proto, self.file = proto, file
+    def __init__(self, proto: Any, stored: Sequence[Stored], file: str, folder: Folder | None = None) -> None:
+        self.proto, self.file, self._folder = proto, file, folder
         self.versions = {_domain(o.domain): int(o.version) for o in proto.opset_import}
         self.stored = {s.name: s for s in stored}
         if len(self.stored) != len(stored) or "" in self.stored:
@@ -54,6 +59,7 @@ class Network:
         for node in proto.graph.node:
             if not node.op_type or not any(node.output):
                 raise BadFileError("a node without an operator or an output", where=file, found=node.name)
+        self._is_current = False
         self._constants_of_nodes()
         self.claimed: dict[str, QTensor] = {}
         self._claim()
@@ -84,6 +90,8 @@ class Network:
     def _constant(self, node: Any) -> Stored | None:
         (attribute,) = node.attribute
         name, where = node.output[0], f"{self.file}: {node.output[0]}"
+        if attribute.type == TENSOR and attribute.t.data_location == 1:
+            return self._constant_elsewhere(attribute.t, name)
         if attribute.type == TENSOR:
             element = element_of(attribute.t, where)
             shape, units = tuple(attribute.t.dims), typed_units(attribute.t, element, where)
@@ -96,6 +104,14 @@ class Network:
             return None
         origin = Origin(self.file, name, element.storage, (units.size,))
         return Stored(name, element, shape, InMemory(units), origin, exact=False)
+
+    def _constant_elsewhere(self, tensor: Any, name: str) -> Stored:
+        """A constant whose data lies in a file beside this one."""
+        if self._folder is None:
+            raise UnsupportedError("a constant inside of a node lies in another file", where=f"{self.file}: {name}")
+        named = type(tensor).FromString(tensor.SerializeToString())
+        named.name = name
+        return open_initializers(self._folder, self.file, [named], [None])[0]
 
     def _claim(self) -> None:
         """Finds the weights that every use dequantizes alike."""
@@ -191,8 +207,38 @@ class Network:
         return any(v.name == name for v in self.proto.graph.output)
 
     def version(self, domain: str) -> int:
-        """The imported version of a domain."""
-        return self.versions.get(_domain(domain), 1)
+        """The imported version of a domain; at least the one that rows mean while rewritten nodes are imported."""
+        version = self.versions.get(_domain(domain), 1)
+        return max(version, CURRENT) if self._is_current and not _domain(domain) else version
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Nodes that are imported here were rewritten to the current version of ONNX."""
+        before, self._is_current = self._is_current, True
+        try:
+            yield
+        finally:
+            self._is_current = before
+
+    @cached_property
+    def known(self) -> Known:
+        """Ranks and element types of values, as far as onnx infers them."""
+        import onnx
+
+        try:
+            graph = onnx.shape_inference.infer_shapes(self.proto).graph
+        except (ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            graph = self.proto.graph  # what the source itself declares
+        tensors = [v for v in (*graph.input, *graph.value_info, *graph.output) if v.type.HasField("tensor_type")]
+        ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in tensors if v.type.tensor_type.HasField("shape")}
+        types = {v.name: int(v.type.tensor_type.elem_type) for v in tensors if v.type.tensor_type.elem_type}
+        for name, stored in self.stored.items():
+            ranks[name], types[name] = len(stored.shape), stored.dtype.onnx
+        return Known(ranks, types, self._floats)
+
+    def _floats(self, name: str) -> list[float] | None:
+        array = self.static(name)
+        return None if array is None or array.dtype.kind != "f" else [float(x) for x in array.reshape(-1)]
 
     # ---- the graph
 
@@ -220,14 +266,14 @@ class Network:
         check_graph(graph, self.tensors)
         return graph
 
-    def opaque(self, node: Any) -> None:
-        """Carries a node as it is."""
+    def opaque(self, node: Any, version: int = 0) -> None:
+        """Carries a node as it is, in a version of its domain (default: the imported one)."""
         outside = list(dict.fromkeys(name for graph in subgraphs(node) for name in captured(graph)))
         types = {v.name: v for v in self.proto.graph.value_info}
         attrs: dict[str, Any] = {
             "domain": _domain(node.domain),
             "type": node.op_type,
-            "version": self.version(node.domain),
+            "version": version or self.version(node.domain),
             "attributes": encoded(node),
             "outputs": [_described(types.get(name)) for name in node.output],
         }
@@ -250,12 +296,19 @@ class Network:
     def _value(self, info: Any) -> Value:
         kind = info.type.tensor_type
         row = of_onnx(kind.elem_type)
-        if not info.type.HasField("tensor_type") or row is None or not kind.HasField("shape"):
+        if not info.type.HasField("tensor_type") or row is None:
             raise UnsupportedError(
-                "an input or output is no tensor of a known type and rank",
-                where=self.file,
-                found=info.name,
-                allowed=", ".join(known.element for known in onnx_rows()),
+                "an input or output of a type that graphs do not hold",
+                where=f"{self.file}: {info.name}",
+                found=_type_name(info.type),
+                allowed="tensors of " + ", ".join(known.element for known in onnx_rows()),
+            )
+        if not kind.HasField("shape"):
+            raise UnsupportedError(
+                "an input or output without a number of axes",
+                where=f"{self.file}: {info.name}",
+                found="no shape",
+                todo="Declare its shape in the source; free axes are allowed.",
             )
         return Value(info.name, row.element, _axes(info))
 
@@ -275,6 +328,21 @@ def dequantizer(node: Any) -> tuple[Any, ...] | None:
     return None
 
 
+def _type_name(kind: Any) -> str:
+    """A TypeProto in words: "sequence of tensors of STRING"."""
+    import onnx
+
+    which = kind.WhichOneof("value") or "nothing"
+    if which in ("tensor_type", "sparse_tensor_type"):
+        number = getattr(kind, which).elem_type
+        names = onnx.TensorProto.DataType
+        name = names.Name(number) if number in names.values() else f"type {number}"
+        return f"{'sparse tensors' if which.startswith('sparse') else 'tensors'} of {name}"
+    if which in ("sequence_type", "optional_type"):
+        return f"{which.removesuffix('_type')} of {_type_name(getattr(kind, which).elem_type)}"
+    return which.removesuffix("_type")
+
+
 def _enters_by_a_cast(row: DType) -> bool:
     """Whether values of this type are floats that a tensor, which enters as float32, has to be cast back to."""
     return row.kind in ("float", "exponent") and row.element != "F32"
@@ -287,7 +355,8 @@ def _domain(name: str) -> str:
 def _axes(info: Any) -> tuple[int | str, ...]:
     dims = info.type.tensor_type.shape.dim
     return tuple(
-        int(d.dim_value) if d.HasField("dim_value") else d.dim_param or f"{info.name}.{i}" for i, d in enumerate(dims)
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or f"{info.name}.{i}"
+        for i, d in enumerate(dims)
     )
 
 

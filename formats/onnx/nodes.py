@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import BadFileError
-from qdeploy.formats.onnx.attributes import TENSOR, attributes, known
+from qdeploy.formats.onnx.attributes import FLOAT, TENSOR, attributes, known
 from qdeploy.formats.onnx.graph import MICROSOFT, Network, dequantizer, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
-from qdeploy.ir.dtype import of_onnx
+from qdeploy.formats.onnx.versions import CURRENT, rewritten, same_since
 from qdeploy.ir.ops.table import OPS
 
 Importer = Callable[[Network, Any, dict[str, Any]], bool]
 
-_OLDEST = 7
-"""Before, broadcasting was an attribute."""
-_SINCE = {"Softmax": 13, "LogSoftmax": 13, "BatchNormalization": 9, "Round": 11, "Cast": 9}
-"""The version from which an operator means what its row says, where it existed before."""
 _MICROSOFT_ROWS = frozenset({"QGemm", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool"})
 _SAME_IN_MICROSOFT = frozenset({"QuantizeLinear", "DequantizeLinear", "Gelu"})
 _SEVERAL = frozenset({"Split", "DynamicQuantizeLinear", "SkipNorm"})
@@ -32,19 +28,58 @@ _SEVERAL = frozenset({"Split", "DynamicQuantizeLinear", "SkipNorm"})
 
 
 def import_node(network: Network, node: Any) -> None:
-    """Adds what a node means."""
+    """Adds what a node means: as rows, as rows after it was rewritten to today's version of ONNX, or as Opaque."""
+    if _imported(network, node):
+        return
+    if node.domain not in ("", "ai.onnx"):
+        network.opaque(node)
+        return
+    parts = rewritten(node, network.version(""), network.known) if network.version("") < CURRENT else None
+    for part in parts or ():
+        with network.current():
+            if not _constant(network, part) and not _imported(network, part):
+                network.opaque(part, 0 if part is not node else _unchanged(node, network.versions.get("", 1)))
+    if parts is None:
+        network.opaque(node)
+
+
+def _unchanged(node: Any, version: int) -> int:
+    """The version of a node that means the same today: its own, unless onnx counts it as another one."""
+    import onnx
+
+    try:
+        now = onnx.defs.get_schema(node.op_type, CURRENT)
+        return version if onnx.defs.get_schema(node.op_type, version).since_version == now.since_version else CURRENT
+    except onnx.defs.SchemaError:
+        return version
+
+
+def _constant(network: Network, node: Any) -> bool:
+    """A constant that a rewrite brought: a number, or a list of numbers."""
+    if node.op_type != "Constant" or len(node.attribute) != 1 or node.attribute[0].type != TENSOR:
+        return False
+    proto = node.attribute[0].t
+    row = element_of(proto, node.output[0])
+    units = typed_units(proto, row, node.output[0])
+    if len(proto.dims):
+        network.alias(node.output[0], network.constant(units.reshape(tuple(proto.dims)), row.element))
+        return True
+    key = "value_int" if row.element == "I64" else "value_float"
+    network.add("Constant", (), (node.output[0],), {key: units[0].item()})
+    return True
+
+
+def _imported(network: Network, node: Any) -> bool:
     domain = "" if node.domain == "ai.onnx" else node.domain
     special = _SPECIAL.get((domain, node.op_type))
     try:
-        done = special(network, node, attributes(node)) if special else _same(network, node, domain)
+        return special(network, node, attributes(node)) if special else _same(network, node, domain)
     except (AttributeError, IndexError, TypeError, ValueError) as error:  # too few inputs, attributes of other types
         raise BadFileError(
             f"a node that is none of its operator: {error}",
             where=f"node {node.name or node.output[0]}",
             found=node.op_type,
         ) from error
-    if not done:
-        network.opaque(node)
 
 
 def _same(network: Network, node: Any, domain: str) -> bool:
@@ -54,7 +89,7 @@ def _same(network: Network, node: Any, domain: str) -> bool:
     if domain == MICROSOFT:
         if op not in _MICROSOFT_ROWS | _SAME_IN_MICROSOFT:
             return False
-    elif domain or op in _MICROSOFT_ROWS or version < max(_OLDEST, _SINCE.get(op, 0)):
+    elif domain or op in _MICROSOFT_ROWS or version < same_since(op):
         return False
     return _row(network, node, op, node.input, attributes(node))
 
@@ -104,6 +139,8 @@ def _reduce(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
 def _clip(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     """Limits in attributes; or, where they are computed or not float32, Max and Min."""
     names = [*node.input, "", ""][:3]
+    if {"min", "max"} & set(attrs) and network.known.types.get(names[0], FLOAT) != FLOAT:
+        return False  # the limits are of the type of the value
     limits = {key: network.static(name) for key, name in zip(("min", "max"), names[1:], strict=True) if name}
     if all(array is not None and array.dtype == np.float32 for array in limits.values()):
         found = {key: float(array.reshape(())) for key, array in limits.items() if array is not None}
@@ -120,6 +157,8 @@ def _clip(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
 def _pad(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     if "pads" not in attrs:
         return _row(network, node, "Pad", node.input, attrs)
+    if network.known.types.get(node.input[0], FLOAT) != FLOAT:
+        return False  # the fill is of the type of the value
     pads = network.constant(np.array(attrs.pop("pads"), np.int64), "I64")
     fill = network.constant(np.array(attrs.pop("value", 0.0), np.float32), "F32")
     return _row(network, node, "Pad", (node.input[0], pads, fill), attrs)
@@ -136,6 +175,8 @@ def _split(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
 
 def _dropout(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     training = len(node.input) > 2 and node.input[2]
+    if network.version("") < 7 and not attrs.get("is_test"):
+        training = True
     if training or any(node.output[1:]):
         return False
     return _row(network, node, "Identity", node.input[:1], {})
@@ -155,11 +196,15 @@ def _constant_of_shape(network: Network, node: Any, attrs: dict[str, Any]) -> bo
     return True
 
 
+_CASTS_BY_DEFAULT = {"saturate": 1, "round_mode": "up"}
+
+
 def _cast(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
-    row = of_onnx(attrs.get("to", 0))
-    if row is None:
+    kept = known("Cast", node.domain, network.version(""), attrs, OPS["Cast"].attributes)
+    if kept is None:
         return False
-    network.cast(network.value(node.input[0]), row.element, node.output[0])
+    said = {key: value for key, value in kept.items() if _CASTS_BY_DEFAULT.get(key) != value}
+    network.add("Cast", (network.value(node.input[0]),), (node.output[0],), said)
     return True
 
 

@@ -57,8 +57,8 @@ def read(folder: Folder) -> Model:
         file.close()
     proto = _parse(skeleton, name)
     stored = open_initializers(folder, name, proto.graph.initializer, spans)
-    network = Network(_inlined(proto, name), stored, name)
-    own = {name, *(s.origin.file for s in stored)}
+    network = Network(_inlined(proto, name), stored, name, folder)
+    own = {name, *(s.origin.file for s in network.stored.values())}
     side = [] if folder.only else [n for n in folder.names() if n not in own]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
     origins = tuple(s.origin for s in stored if s.exact)

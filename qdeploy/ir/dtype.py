@@ -109,6 +109,8 @@ _BUILT_IN = (
     DType("bf16", 16, "float", "BF16", "BF16", onnx=16, native=3),
     DType("e4m3", 8, "float", "F8_E4M3", "F8_E4M3", onnx=17, dequantized=True, native=7),
     DType("e5m2", 8, "float", "F8_E5M2", "F8_E5M2", onnx=19, dequantized=True, native=8),
+    DType("e4m3fnuz", 8, "float", "U8", "F8_E4M3FNUZ", "float8_e4m3fnuz", onnx=18, dequantized=True),
+    DType("e5m2fnuz", 8, "float", "U8", "F8_E5M2FNUZ", "float8_e5m2fnuz", onnx=20, dequantized=True),
     DType("e8m0", 8, "exponent", "F8_E8M0", "F8_E8M0", onnx=24, native=4),
     DType("e2m3", 6, "float", "U8", ml_dtypes="float6_e2m3fn"),
     DType("e3m2", 6, "float", "U8", ml_dtypes="float6_e3m2fn"),

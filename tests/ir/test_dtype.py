@@ -43,6 +43,8 @@ ONNX_NAMES = {
     "e4m3": "FLOAT8E4M3FN",
     "e5m2": "FLOAT8E5M2",
     "e8m0": "FLOAT8E8M0",
+    "e4m3fnuz": "FLOAT8E4M3FNUZ",
+    "e5m2fnuz": "FLOAT8E5M2FNUZ",
     "e2m1": "FLOAT4E2M1",
     "uint4": "UINT4",
     "int4": "INT4",
@@ -157,6 +159,7 @@ def test_dequantizelinear_takes_what_its_schema_says() -> None:
     constraints = onnx.defs.get_schema("DequantizeLinear", onnx.defs.onnx_opset_version(), "").type_constraints
     (allowed,) = [set(c.allowed_type_strs) for c in constraints if c.type_param_str == "T1"]
     spelled_in_schema = {"F8_E4M3": "float8e4m3fn", "F8_E5M2": "float8e5m2", "F4_E2M1": "float4e2m1"}
+    spelled_in_schema |= {"F8_E4M3FNUZ": "float8e4m3fnuz", "F8_E5M2FNUZ": "float8e5m2fnuz"}
     for row in table.onnx_rows():
         name = spelled_in_schema.get(row.element, row.name)
         if row.dequantized:

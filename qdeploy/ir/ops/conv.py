@@ -13,6 +13,7 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.ops import intervals
+from qdeploy.ir.ops.rounding import rounded_once
 from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
@@ -57,6 +58,7 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     return view
 
 
+@rounded_once
 def conv(
     x: Array,
     weight: Array,
@@ -102,9 +104,11 @@ def _depthwise(found: Array, weight: Array) -> Array:
 
 def integer_conv(x: Array, weight: Array, **attrs: Any) -> Array:
     """The same over integers, exactly: int32."""
-    return conv(x.astype(np.float64), weight.astype(np.float64), **attrs).astype(np.int64).astype(np.int32)
+    total: Array = conv(x.astype(np.float64), weight.astype(np.float64), **attrs)
+    return total.astype(np.int64).astype(np.int32)
 
 
+@rounded_once
 def gemm(
     a: Array,
     b: Array,
@@ -141,10 +145,14 @@ def _pooled(
         for i in range(rank):
             low, high = border[i]
             room = space[i] + low + high - (kernel_shape[i] - 1) * dilations[i] - 1
-            extra = -room % strides[i]  # a window that would begin in the padding behind is none
-            last = room + extra
-            border[i] = (low, high + extra if last < space[i] + low else high)
-    return windows(np.pad(x, [(0, 0), (0, 0), *border], constant_values=fill), kernel_shape, strides, dilations)
+            extra = -room % strides[i]
+            if room + extra >= space[i] + low:  # a window that would begin in the padding behind is none
+                extra -= strides[i]
+            border[i] = (low, high + extra)
+    cut = tuple(slice(None, n + min(0, high)) for n, (_, high) in zip(space, border, strict=True))
+    added = [(low, max(0, high)) for low, high in border]
+    padded = np.pad(x[(slice(None), slice(None), *cut)], [(0, 0), (0, 0), *added], constant_values=fill)
+    return windows(padded, kernel_shape, strides, dilations)
 
 
 def max_pool(
@@ -184,10 +192,16 @@ def average_pool(
     rank = len(kernel_shape)
     border = borders(x.shape[2:], kernel_shape, strides or [1] * rank, dilations or [1] * rank, auto_pad, pads)
     padded = np.pad(inside, [(0, 0), (0, 0), *border], constant_values=1)
-    count = _pooled(padded, 0, kernel_shape, strides, [0] * 2 * rank, dilations, "NOTSET", ceil_mode).sum(axis=axes)
-    return total / count
+    beyond = [  # what ceil_mode adds behind the padding counts for nothing; as many windows as of the image itself
+        (0, max(0, (n - 1) * (strides or [1] * rank)[i] + (k - 1) * (dilations or [1] * rank)[i] + 1 - extent))
+        for i, (n, k, extent) in enumerate(zip(total.shape[2:], kernel_shape, padded.shape[2:], strict=True))
+    ]
+    padded = np.pad(padded, [(0, 0), (0, 0), *beyond])
+    count = _pooled(padded, 0, kernel_shape, strides, [0] * 2 * rank, dilations, "NOTSET", 0).sum(axis=axes)
+    return total / count[tuple(slice(n) for n in (1, 1, *total.shape[2:]))]
 
 
+@rounded_once
 def batch_normalization(
     x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, epsilon: float = 1e-5
 ) -> Any:

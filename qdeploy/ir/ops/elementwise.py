@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.ops.cast import cast_like
+from qdeploy.ir.ops.rounding import rounded_once
 from qdeploy.ir.ops.row import ONNX, Op
 from qdeploy.ir.tensor import Array
 
@@ -30,16 +32,19 @@ def leaky_relu(x: Array, *, alpha: float = 0.01) -> Any:
     return np.where(x < 0, x * x.dtype.type(alpha), x)
 
 
+@rounded_once
 def elu(x: Array, *, alpha: float = 1.0) -> Any:
     """X, or alpha (exp(x) - 1) below 0."""
     return np.where(x < 0, x.dtype.type(alpha) * (np.exp(np.minimum(x, 0)) - 1), x)
 
 
+@rounded_once
 def hard_sigmoid(x: Array, *, alpha: float = 0.2, beta: float = 0.5) -> Any:
     """Alpha x + beta, limited to 0..1."""
     return np.clip(x.dtype.type(alpha) * x + x.dtype.type(beta), 0, 1)
 
 
+@rounded_once
 def log_softmax(x: Array, *, axis: int = -1) -> Any:
     """The logarithm of Softmax."""
     shifted = x - x.max(axis=axis, keepdims=True)
@@ -59,11 +64,6 @@ def trilu(x: Array, k: Array | None = None, *, upper: int = 1) -> Any:
     """The triangle above (or below) a diagonal."""
     diagonal = 0 if k is None else int(k.reshape(()))
     return np.triu(x, diagonal) if upper else np.tril(x, diagonal)
-
-
-def cast_like(x: Array, like: Array) -> Array:
-    """X in the type of another value."""
-    return x.astype(like.dtype)
 
 
 def folded(function: Any) -> Any:
@@ -110,12 +110,12 @@ ELEMENTWISE_ROWS: tuple[Op, ...] = (
     Op("Sign", ONNX, "-1, 0 or 1", lambda x: np.sign(x), monotone=True),
     Op("Sin", ONNX, "sin(x)", lambda x: np.sin(x)),
     Op("Cos", ONNX, "cos(x)", lambda x: np.cos(x)),
-    Op("Softplus", ONNX, "log(1 + exp(x))", lambda x: np.logaddexp(x, x.dtype.type(0)), monotone=True),
+    Op("Softplus", ONNX, "log(1 + exp(x))", rounded_once(lambda x: np.logaddexp(x, x.dtype.type(0))), monotone=True),
     Op("LeakyRelu", ONNX, "x, or alpha x below 0", leaky_relu),
     Op("Elu", ONNX, "x, or alpha (exp(x) - 1) below 0", elu),
     Op("PRelu", ONNX, "x, or slope x below 0", lambda x, slope: np.where(x < 0, x * slope, x)),
     Op("HardSigmoid", ONNX, "alpha x + beta, limited to 0..1", hard_sigmoid),
-    Op("HardSwish", ONNX, "x HardSigmoid(x; 1/6, 1/2)", lambda x: x * hard_sigmoid(x, alpha=1 / 6)),
+    Op("HardSwish", ONNX, "x HardSigmoid(x; 1/6, 1/2)", rounded_once(lambda x: x * hard_sigmoid(x, alpha=1 / 6))),
     Op("LogSoftmax", ONNX, "x - log(sum(exp(x))) along an axis", log_softmax),
     Op("CumSum", ONNX, "running sums along an axis", cum_sum),
     Op("Trilu", ONNX, "the triangle above or below a diagonal", trilu),

@@ -24,13 +24,14 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
-from qdeploy.ir.element import element_dtype
 from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm
 from qdeploy.ir.ops import integer_intervals, intervals
+from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops.integer import INTEGER_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.rounding import product, rounded_once
 from qdeploy.ir.ops.row import ONNX, QDEPLOY, Op
 from qdeploy.ir.ops.shape import SHAPE_ROWS, bounded, reducer
 from qdeploy.ir.ops.tflite import TFLITE_ROWS
@@ -75,25 +76,30 @@ def _softmax(x: Array, *, axis: int = -1) -> Any:
     return exponential / exponential.sum(axis=axis, keepdims=True)
 
 
+@rounded_once
 def _sigmoid(x: Array) -> Any:
     small = np.exp(-np.abs(x))  # never overflows
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
 
+@rounded_once
 def _erf(x: Array) -> Array:
     return np.fromiter(map(math.erf, x.ravel().tolist()), np.float32, x.size).reshape(x.shape)
 
 
+@rounded_once
 def _gelu(x: Array, *, approximate: str = "none") -> Any:
     if approximate == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
 
 
+@rounded_once
 def _rms_normalization(x: Array, weight: Array, *, epsilon: float = 1e-5) -> Any:
     return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon)) * weight
 
 
+@rounded_once
 def _layer_normalization(x: Array, weight: Array, bias: Array | None = None, *, epsilon: float = 1e-5) -> Any:
     centred = x - np.mean(x, axis=-1, keepdims=True)
     variance = np.mean(np.square(centred), axis=-1, keepdims=True)
@@ -101,13 +107,10 @@ def _layer_normalization(x: Array, weight: Array, bias: Array | None = None, *, 
     return normal if bias is None else normal + bias
 
 
+@rounded_once
 def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Any:
     norm = np.linalg.norm(x, ord=p, axis=axis, keepdims=True)
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
-
-
-def _cast(x: Array, *, to: str) -> Array:
-    return x.astype(element_dtype(to))
 
 
 def _ints(given: Array | None, constant: Sequence[int] | None) -> list[int]:
@@ -245,7 +248,7 @@ OPS = {
         Op("Sub", ONNX, "a - b, broadcast", lambda a, b: a - b, interval=intervals.add),
         Op("Mul", ONNX, "a * b, broadcast", lambda a, b: a * b),
         Op("Div", ONNX, "a / b, broadcast; integers towards zero", _divide),
-        Op("MatMul", ONNX, "a @ b over the last two axes", lambda a, b: a @ b),
+        Op("MatMul", ONNX, "a @ b over the last two axes", product),
         Op("Softmax", ONNX, "exp(x) / sum(exp(x)) along an axis", _softmax),
         Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", _sigmoid, monotone=True),
         Op("Tanh", ONNX, "tanh(x)", lambda x: np.tanh(x), monotone=True),
@@ -269,7 +272,7 @@ OPS = {
             _layer_normalization,
         ),
         Op("LpNormalization", ONNX, "x / |x|_p along an axis, 0 where the norm is 0", _lp_normalization),
-        Op("Cast", ONNX, "x in another storage type", _cast),
+        Op("Cast", ONNX, "x in another element type; what float8 cannot hold becomes its greatest number", cast),
         Op(
             "Reshape",
             ONNX,

@@ -155,14 +155,17 @@ def test_subgraphs_find_the_values_that_they_take_from_outside(tmp_path: Path):
         np.testing.assert_array_equal(found[0], onnx_runtime(source, inputs)[0])
 
 
-def test_an_opaque_operator_whose_meaning_changed_is_refused(tmp_path: Path):
+def test_an_operator_whose_meaning_today_cannot_be_said_is_refused(tmp_path: Path):
     made = network(
-        [node("Softmax", "x", "y", axis=1)],
-        {"x": (T.FLOAT, [2, 3, 4])},
-        {"y": (T.FLOAT, [2, 3, 4])},
-        opset=9,
+        [node("Upsample", "x s", "u", mode="nearest"), node("Resize", "u c", "y", mode="nearest")],
+        {"x": (T.FLOAT, [1, 1, 2, 3]), "c": (T.FLOAT, [4])},  # factors that are computed: which pixel is nearest?
+        {"y": (T.FLOAT, [1, 1, "h", "w"])},
+        [tensor("s", np.array([1, 1, 2, 2], np.float32))],
+        opset=10,
         ir_version=6,
     )
+    made.graph.node.pop(0)
+    made.graph.node[0].input[0] = "x"
     with pytest.raises(UnsupportedError, match="changed"):
         qdeploy.convert(saved(made, tmp_path / "source"), tmp_path / "out")
 
