@@ -36,6 +36,9 @@ BUILT_IN = (
         f"{_HUGGINGFACE}.autoround",
         looks=(Looks(methods=("auto-round", "auto_round", "intel/auto-round")),),
     ),
+    FormatRow(
+        "compressed-tensors", f"{_HUGGINGFACE}.compressed_tensors", looks=(Looks(methods=("compressed-tensors",)),)
+    ),
     FormatRow("bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),)),
     FormatRow("gguf", "qdeploy.formats.gguf.reader", looks=(Looks(magic=(b"GGUF",)), Looks(suffixes=(".gguf",)))),
     FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),)),
