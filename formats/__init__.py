@@ -39,6 +39,12 @@ BUILT_IN = (
     FormatRow(
         "compressed-tensors", f"{_HUGGINGFACE}.compressed_tensors", looks=(Looks(methods=("compressed-tensors",)),)
     ),
+    FormatRow("fp8", f"{_HUGGINGFACE}.fp8", looks=(Looks(methods=("fp8",)),)),
+    FormatRow("bitsandbytes", f"{_HUGGINGFACE}.bitsandbytes", looks=(Looks(methods=("bitsandbytes",)),)),
+    FormatRow("hqq", f"{_HUGGINGFACE}.hqq", looks=(Looks(methods=("hqq",)),)),
+    FormatRow("quanto", f"{_HUGGINGFACE}.quanto", looks=(Looks(files=("quanto_qmap.json",)),)),
+    FormatRow("mlx", f"{_HUGGINGFACE}.mlx", looks=(Looks(methods=("mlx",)),)),
+    FormatRow("mxfp4", f"{_HUGGINGFACE}.gptoss", looks=(Looks(methods=("mxfp4",)),)),
     FormatRow("bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),)),
     FormatRow("gguf", "qdeploy.formats.gguf.reader", looks=(Looks(magic=(b"GGUF",)), Looks(suffixes=(".gguf",)))),
     FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),)),

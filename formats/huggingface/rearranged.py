@@ -13,6 +13,8 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     narrowed KEY BITS         signed codes of BITS bits, one to a byte <-> bit streams
     negative KEY COLUMNS      the numbers with the other sign, in rows of COLUMNS
     strips KEY ROWS BITS SHIFTS   rows cut into as many strips as there are SHIFTS, which share words (`strips.py`)
+    merged KEY                the last two axes as one
+    swizzled KEY ROWS GROUPS  tiles of 128 rows by 4 groups, row 32 j + i at [i, 4 j + group] <-> [ROWS, GROUPS] (cuBLAS)
     kept HEX                  a few bytes that say what the others are: they are in the text itself
 """
 
@@ -214,8 +216,35 @@ def _narrowed(part: SourceTensor, key: str, bits: str) -> Recoding:
     return Recoding((key,), unpack, pack)
 
 
+def _merged(part: SourceTensor, key: str) -> Recoding:
+    """[..., a, b] <-> [..., a * b]."""
+    last = part.shape[-2:]
+
+    def unpack(raw: Words) -> tuple[Words]:
+        return (raw.reshape(*raw.shape[:-2], last[0] * last[1]),)
+
+    return Recoding((key,), unpack, lambda rows: rows.reshape(*rows.shape[:-1], *last))
+
+
+def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Recoding:
+    """[32 * a, 16 * b] <-> [rows, groups], rows = at most 128 a, groups = at most 4 b; what fills tiles up is zero."""
+    across, count = part.shape[1] // 16, int(groups)
+
+    def unpack(raw: Words) -> tuple[Words]:
+        tiles = raw.reshape(-1, across, 32, 4, 4).transpose(0, 3, 2, 1, 4)
+        return (np.ascontiguousarray(tiles.reshape(-1, 4 * across)[:, :count]),)
+
+    def pack(numbers: Words) -> Words:
+        high = -(-len(numbers) // 128)
+        whole = np.zeros((128 * high, 4 * across), numbers.dtype)
+        whole[: len(numbers), :count] = numbers
+        return whole.reshape(high, 4, 32, across, 4).transpose(0, 3, 2, 1, 4).reshape(32 * high, 16 * across)
+
+    return Recoding((key,), unpack, pack, group=128, units=32, rows=int(rows))
+
+
 def _kept(part: SourceTensor, data: str = "") -> Recoding:
-    whole = np.frombuffer(bytes.fromhex(data), np.uint8).view(storage_dtype(part.dtype)).reshape(part.shape)
+    whole = np.frombuffer(bytes.fromhex(data), np.uint8).view(storage_dtype(part.dtype)).reshape(part.shape or (1,))
     return Recoding((), lambda raw: (), lambda: whole)
 
 
@@ -235,5 +264,7 @@ _KINDS: dict[str, Callable[..., Recoding]] = {
     "narrowed": _narrowed,
     "negative": _negative,
     "strips": _strips,
+    "merged": _merged,
+    "swizzled": _swizzled,
     "kept": _kept,
 }
