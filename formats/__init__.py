@@ -45,6 +45,10 @@ BUILT_IN = (
     FormatRow("quanto", f"{_HUGGINGFACE}.quanto", looks=(Looks(files=("quanto_qmap.json",)),)),
     FormatRow("mlx", f"{_HUGGINGFACE}.mlx", looks=(Looks(methods=("mlx",)),)),
     FormatRow("mxfp4", f"{_HUGGINGFACE}.gptoss", looks=(Looks(methods=("mxfp4",)),)),
+    FormatRow("torchao", f"{_HUGGINGFACE}.torchao", looks=(Looks(methods=("torchao",)),)),
+    FormatRow(
+        "modelopt", f"{_HUGGINGFACE}.modelopt", looks=(Looks(methods=("modelopt", "modelopt_fp4", "modelopt_mixed")),)
+    ),
     FormatRow("bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),)),
     FormatRow("gguf", "qdeploy.formats.gguf.reader", looks=(Looks(magic=(b"GGUF",)), Looks(suffixes=(".gguf",)))),
     FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),)),

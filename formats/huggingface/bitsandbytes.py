@@ -14,7 +14,8 @@
              absmax[j] = nested_quant_map[code[j]] * nested_absmax[j // nested_blocksize] + nested_offset
     8 bits   W[n, k] = code[n, k] * (SCB[n] / 127)
 
-bitsandbytes 0.50 saves damaged files after a forward pass on a CPU: absmax is then a matrix, or bfloat16; they are refused.
+bitsandbytes 0.50 saves damaged files after a forward pass on a CPU: absmax is then a matrix, or bfloat16;
+they are refused.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def read(folder: Folder) -> Model:
         if _STATE in name:
             claims.append(_Nibbles(checkpoint, name).claim())
         elif name.endswith(".SCB"):
-            unapplied.add(f"inputs to 8-bit int per token, outliers from {threshold} on aside", name.removesuffix(".SCB"))
+            unapplied.add(
+                f"inputs to 8-bit int per token, outliers from {threshold} on aside", name.removesuffix(".SCB")
+            )
             claims.append(_rows_of_bytes(checkpoint, name.removesuffix(".SCB")))
     notes.extend(unapplied.notes())
     return assemble(checkpoint, NAME, claims, notes)
@@ -91,7 +94,9 @@ def _rows_of_bytes(checkpoint: Checkpoint, module: str) -> Claim:
         assert isinstance(absolute.values, Codes)
         owner = absolute.values
         most = constant("scale.scale", 127, owner.shape, integer=False)
-        values = Codes(owner.shape, owner.data, owner.layout, owner.table, scale=Param(most.values, most.tile, divide=True))
+        values = Codes(
+            owner.shape, owner.data, owner.layout, owner.table, scale=Param(most.values, most.tile, divide=True)
+        )
         return made.tensor(shape, "F16", Codes(shape, (data,), PLAIN, "int8", scale=Param(values, absolute.tile)))
 
     stored = [weight, scale, *([order] if parts.has(order) else [])]

@@ -1,11 +1,12 @@
 """compressed-tensors, as llm-compressor writes it: integers, FP8, MX and NVFP4, several kinds in one checkpoint.
 
-`quant_method: compressed-tensors`; `config_groups` say which layers are quantized and how (`schemes.py`). Per layer, weight
-[N, K], b bits, groups of g columns (G = K / g), the formats store
+`quant_method: compressed-tensors`; `config_groups` say which layers are quantized and how (`schemes.py`). Per layer,
+weight [N, K], b bits, groups of g columns (G = K / g), the formats store
 
-    pack-quantized        weight_packed I32 [N, ceil(K * b / 32)], a bit stream per row (before version 0.18: floor(32 / b)
-                          codes to a word); weight_scale [N, G]; weight_shape I64 [2]; asymmetric: weight_zero_point I32
-                          [ceil(N * b / 32), G], a bit stream per column. Codes and zero-points are stored plus 2 ** (b - 1).
+    pack-quantized        weight_packed I32 [N, ceil(K * b / 32)], a bit stream per row (before version 0.18:
+                          floor(32 / b) codes to a word); weight_scale [N, G]; weight_shape I64 [2]; asymmetric:
+                          weight_zero_point I32 [ceil(N * b / 32), G], a bit stream per column. Codes and zero-points
+                          are stored plus 2 ** (b - 1).
     int-quantized         weight I8 [N, K]; weight_scale; asymmetric: weight_zero_point I8
     float-quantized       weight F8_E4M3 [N, K]; weight_scale per tensor, per row or per block
     naive-quantized       as int-quantized or float-quantized
@@ -15,13 +16,15 @@
     nvfp4-pack-quantized  weight_packed as mxfp4's; weight_scale F8_E4M3 [N, K / 16]; weight_global_scale F32 [1], which
                           divides weight_scale
 
-W = (code - zero) * scale. weight_g_idx I32 [K] of older files gives the group of each column. What is said of activations
-is not part of the weights: it is carried, and named in a note. (Layouts: compressed-tensors 0.9 to 0.20, compressors/.)
+W = (code - zero) * scale. weight_g_idx I32 [K] of older files gives the group of each column. What is said of
+activations is not part of the weights: it is carried, and named in a note.
+(Layouts: compressed-tensors 0.9 to 0.20, compressors/.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
@@ -35,7 +38,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "Layer", "quantized_modules", "read", "recodings", "sniff"]
 
 NAME = "compressed-tensors"
 TITLE = "compressed-tensors: integers of 1 to 8 bits, FP8, MXFP4, MXFP6, MXFP8, NVFP4, mixed (safetensors)"
@@ -66,10 +69,10 @@ def read(folder: Folder) -> Model:
     _refuse_what_changes_layers(settings)
     schemes, unapplied = Schemes(settings), Unapplied()
     claims = []
-    for module in _modules(checkpoint):
+    for module in quantized_modules(checkpoint):
         scheme = schemes.of(module)
         unapplied.add(scheme.activations, module)
-        claims.append(_Layer(checkpoint, module, scheme).claim())
+        claims.append(Layer(checkpoint, module, scheme).claim())
     if settings.values.get("kv_cache_scheme"):
         unapplied.add("the cache of keys and values", "all layers")
     notes.extend(unapplied.notes())
@@ -89,17 +92,21 @@ def _refuse_what_changes_layers(settings: Settings) -> None:
         )
 
 
-def _modules(checkpoint: Checkpoint) -> Iterator[str]:
+def quantized_modules(checkpoint: Checkpoint) -> Iterator[str]:
     """Names of the layers that have packed codes or scales, in file order."""
     names = (name.removesuffix(s) for name in checkpoint.entries for s in _SUFFIXES if name.endswith(s))
     return iter(dict.fromkeys(names))
 
 
-class _Layer(Parts):
+def _is_block(block: object) -> TypeGuard[list[int]]:
+    return isinstance(block, list) and len(block) == 2 and all(type(n) is int and n >= 1 for n in block)
+
+
+class Layer(Parts):
     """The stored tensors of one layer under its scheme."""
 
-    def __init__(self, checkpoint: Checkpoint, module: str, scheme: Scheme) -> None:
-        super().__init__(checkpoint, NAME, f"{module}.weight")
+    def __init__(self, checkpoint: Checkpoint, module: str, scheme: Scheme, format: str = NAME) -> None:
+        super().__init__(checkpoint, format, f"{module}.weight")
         self.module, self.scheme = module, scheme
 
     def claim(self) -> Claim:
@@ -119,7 +126,7 @@ class _Layer(Parts):
         """The claim, once shapes are known."""
 
         def build() -> QTensor:
-            parts = _Layer(self.checkpoint, self.module, self.scheme)
+            parts = Layer(self.checkpoint, self.module, self.scheme, self.format)
             return parts.build(shape, form)
 
         return Claim(self.parameter, tuple(dict.fromkeys(stored)), build)
@@ -233,9 +240,8 @@ class _Layer(Parts):
         if strategy in ("group", "tensor_group"):
             return (1, weights.group(shape[1], "group_size"))
         block = weights.values.get("block_structure")
-        if strategy == "block" and isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block):
-            if min(block) >= 1:
-                return (min(block[0], shape[0]), min(block[1], shape[1]))
+        if strategy == "block" and _is_block(block):
+            return (min(block[0], shape[0]), min(block[1], shape[1]))
         raise UnsupportedError(
             "this way to share scales is not read",
             where=f"{weights.where}.strategy",

@@ -5,8 +5,8 @@ Per linear layer, weight [N, K], in blocks of `weight_block_size` rows and colum
     weight            F8_E4M3 [N, K]
     weight_scale_inv  F32 or BF16 [ceil(N / rows), ceil(K / columns)], or F8_E8M0 where `scale_fmt` is ue8m0
 
-W = weight * weight_scale_inv: despite its name, the scale multiplies. Without a block size it is one number (or [1]). An
-`input_scale` of a static activation scheme is carried as a tensor of its own.
+W = weight * weight_scale_inv: despite its name, the scale multiplies. Without a block size it is one number (or [1]).
+An `input_scale` of a static activation scheme is carried as a tensor of its own.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ def _claim(checkpoint: Checkpoint, module: str, scale: str, block: Shape | None)
     def build() -> QTensor:
         made = Parts(checkpoint, NAME, parameter)
         data = made.take(parameter, "same codes", _E4M3, shape)
-        return made.tensor(shape, "BF16", Codes(shape, (data,), PLAIN, "e4m3", scale=made.scale(scale, "scale", grid, tile)))
+        return made.tensor(
+            shape, "BF16", Codes(shape, (data,), PLAIN, "e4m3", scale=made.scale(scale, "scale", grid, tile))
+        )
 
     return Claim(parameter, (parameter, scale), build)

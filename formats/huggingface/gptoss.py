@@ -5,8 +5,9 @@ Per stack of E matrices [R, K]:
     X_blocks   U8 [E, R, K / 32, 16]   e2m1, the first code of a byte in its low half
     X_scales   U8 [E, R, K / 32]       powers of two (e8m0)
 
-The tensor is named X and has the shape that is stored, [E, R, K]; the module of transformers shows the transpose, [E, K, R].
-Rows of gate and up alternate in gate_up_proj. (OCP Microscaling Formats 1.0; openai/gpt-oss, gpt_oss/torch/weights.py.)
+The tensor is named X and has the shape that is stored, [E, R, K]; the module of transformers shows the transpose,
+[E, K, R]. Rows of gate and up alternate in gate_up_proj.
+(OCP Microscaling Formats 1.0; openai/gpt-oss, gpt_oss/torch/weights.py.)
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def _claim(checkpoint: Checkpoint, name: str) -> Claim:
     blocks, scales, parts = f"{name}_blocks", f"{name}_scales", Parts(checkpoint, NAME, name)
     stored = parts.entry(blocks, "U8").shape
     if len(stored) not in (3, 4) or stored[-1] != _BLOCK // 2:
-        raise BadFileError("a tensor has an impossible shape", where=blocks, found=list(stored), allowed="[..., groups, 16]")
+        raise BadFileError(
+            "a tensor has an impossible shape", where=blocks, found=list(stored), allowed="[..., groups, 16]"
+        )
     parts.shaped(scales, [stored[:-1]], "U8", because=blocks)
     rows, groups = stored[:-2], stored[-2]
     shape = (*rows, groups * _BLOCK)

@@ -1,6 +1,6 @@
 """HQQ (Badri and Shaji, "Half-Quadratic Quantization", 2023) as transformers 4 saves it: 1 to 8 bits, both axes.
 
-`quant_method: hqq`. Per linear layer, weight [N, K], groups of g numbers, a handful of small tensors describe the large ones:
+`quant_method: hqq`. Per linear layer, weight [N, K], groups of g numbers, some small tensors describe the large ones:
 
     W_q          U8 [R, columns], or I32 for 3 bits: the matrix M in strips that share words (`strips.py`)
     scale, zero  F32, F16 or BF16, one per group

@@ -73,20 +73,22 @@ class _Layer(Parts):
 
     def claim(self) -> Claim:
         """Checks the shapes, and says how the weight is made."""
-        shape, bits, group, grid = self._measure()
+        shape, bits, group = self._measure()
         parts = ("weight", "scales", "biases") if self.mode == "affine" else ("weight", "scales")
 
         def build() -> QTensor:
             made = Parts(self.checkpoint, NAME, self.parameter)
-            return _affine(made, self.module, shape, bits, group) if self.mode == "affine" else self._floats(made, shape)
+            return (
+                _affine(made, self.module, shape, bits, group) if self.mode == "affine" else self._floats(made, shape)
+            )
 
         return Claim(self.parameter, tuple(f"{self.module}.{part}" for part in parts), build)
 
-    def _measure(self) -> tuple[Shape, int, int, Shape]:
+    def _measure(self) -> tuple[Shape, int, int]:
         if self.mode == "affine":
-            bits, kinds = self.settings.width("bits", allowed=_AFFINE), FLOATS
+            bits, kinds = self.settings.width("bits", allowed=_AFFINE), list(FLOATS)
         elif self.mode in _FLOATS:
-            bits, kinds = self.settings.width("bits", allowed=(_FLOATS[self.mode][0],)), ("U8",)
+            bits, kinds = self.settings.width("bits", allowed=(_FLOATS[self.mode][0],)), ["U8"]
         else:
             raise UnsupportedError(
                 "this mode of MLX is not read",
@@ -111,7 +113,7 @@ class _Layer(Parts):
         self.shaped(f"{self.module}.scales", [grid], *kinds, because=because)
         if self.mode == "affine":
             self.shaped(f"{self.module}.biases", [grid], *kinds, because=because)
-        return shape, bits, group, grid
+        return shape, bits, group
 
     def _floats(self, made: Parts, shape: Shape) -> QTensor:
         bits, group, table, scales = _FLOATS[self.mode]
@@ -122,7 +124,9 @@ class _Layer(Parts):
 
 def _affine(made: Parts, module: str, shape: Shape, bits: int, group: int) -> QTensor:
     tile = (*(1,) * (len(shape) - 1), group)
-    scale, bias = (_param(made, f"{module}.{part}", key, tile) for part, key in (("scales", "scale"), ("biases", "offset")))
+    scale, bias = (
+        _param(made, f"{module}.{part}", key, tile) for part, key in (("scales", "scale"), ("biases", "offset"))
+    )
     codes = bit_stream(shape, _codes(made, shape, bits), bits, f"uint{bits}", scale=scale, offset=bias)
     return made.tensor(shape, made.checkpoint.entries[f"{module}.scales"].dtype, codes)
 

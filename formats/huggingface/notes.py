@@ -21,6 +21,6 @@ class Unapplied:
     def notes(self) -> list[str]:
         """One sentence for each kind."""
         return [
-            f"not applied, weights only: the checkpoint also quantizes {what} ({count} layers, first {self._first[what]})"
+            f"not applied: the checkpoint quantizes {what}, too ({count} layers, the first {self._first[what]})"
             for what, count in self._count.items()
         ]

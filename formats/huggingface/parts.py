@@ -7,13 +7,13 @@ buffers; the reader of a format says which tensors there are and what they mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim
+from qdeploy.formats.huggingface.checkpoint import Checkpoint
 from qdeploy.formats.huggingface.rearranged import recoding
 from qdeploy.formats.huggingface.strips import StripRows, strips
 from qdeploy.ir.dtype import plain_name
@@ -57,10 +57,14 @@ class Parts:
                 "a tensor of this type is not read here", where=name, found=entry.dtype, allowed=", ".join(dtypes)
             )
         if (rank >= 0 and len(entry.shape) != rank) or 0 in entry.shape:
-            raise BadFileError("a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes")
+            raise BadFileError(
+                "a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes"
+            )
         return entry
 
-    def shaped(self, name: str, shapes: Sequence[Shape], *dtypes: str, because: str = "the other tensors") -> TensorEntry:
+    def shaped(
+        self, name: str, shapes: Sequence[Shape], *dtypes: str, because: str = "the other tensors"
+    ) -> TensorEntry:
         """A stored tensor that must have one of some shapes, which follow from `because`."""
         entry = self.entry(name, *dtypes)
         if entry.shape not in shapes:
@@ -82,7 +86,9 @@ class Parts:
             return self.checkpoint.verbatim(key, name)
         if kind == "strips":
             how = strips(part, key, int(words[0]), int(words[1]), tuple(map(int, words[2:])))
-            return Buffer(key, dtype, shape, StripRows(how, self.checkpoint.entries[name], self.checkpoint.origins[name]))
+            return Buffer(
+                key, dtype, shape, StripRows(how, self.checkpoint.entries[name], self.checkpoint.origins[name])
+            )
         return self.checkpoint.recoded(key, dtype, shape, name, recoding(part, arrangement))
 
     def matrix(self, name: str, key: str, shape: Shape) -> Buffer:
@@ -114,10 +120,6 @@ class Parts:
         stored = tuple(self._stored(name) for name in self.arrangements)
         args: dict[str, int | str] = {str(i): text for i, text in enumerate(self.arrangements.values())}
         return QTensor(shape, dtype, (Term(codes),), source=Source(self.format, "arranged", args, stored))
-
-    def claim(self, stored: Sequence[str], build: Callable[[], QTensor]) -> Claim:
-        """The claim of this parameter on stored tensors."""
-        return Claim(self.parameter, tuple(stored), build)
 
     def _stored(self, name: str) -> SourceTensor:
         entry = self.checkpoint.entries[name]

@@ -3,8 +3,9 @@
 Per module, weight [N, K]:
 
     qint8, qfloat8   weight._data I8, F8_E4M3 or F8_E5M2 [N, K]; weight._scale [N, 1] or one for all
-    qint4, qint2     weight._data._data U8 [ceil(R / strips), g]: the matrix W.reshape(-1, g) in strips that share bytes,
-                     the first in the low bits (`strips.py`); weight._scale and weight._shift [R, 1], R = N * K / g
+    qint4, qint2     weight._data._data U8 [ceil(R / strips), g]: the matrix W.reshape(-1, g) in strips that share
+                     bytes, the first in the low bits (`strips.py`); weight._scale and weight._shift [R, 1],
+                     R = N * K / g
     input_scale, output_scale    of activations; carried as tensors of their own
 
     8 bits   W = code * scale
@@ -45,7 +46,18 @@ _BYTES = {
     "qfloat8_e4m3fn": ("F8_E4M3", "e4m3"),
     "qfloat8_e5m2": ("F8_E5M2", "e5m2"),
 }
-_HIDDEN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "qkv_proj", "gate_up_proj", "fc1", "lm_head", "embed_tokens")
+_HIDDEN = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "gate_proj",
+    "up_proj",
+    "qkv_proj",
+    "gate_up_proj",
+    "fc1",
+    "lm_head",
+    "embed_tokens",
+)
 
 
 def sniff(folder: Folder) -> Sniff:

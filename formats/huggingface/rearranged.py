@@ -14,7 +14,7 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     negative KEY COLUMNS      the numbers with the other sign, in rows of COLUMNS
     strips KEY ROWS BITS SHIFTS   rows cut into as many strips as there are SHIFTS, which share words (`strips.py`)
     merged KEY                the last two axes as one
-    swizzled KEY ROWS GROUPS  tiles of 128 rows by 4 groups, row 32 j + i at [i, 4 j + group] <-> [ROWS, GROUPS] (cuBLAS)
+    swizzled KEY ROWS GROUPS  tiles of 128 rows by 4 groups, row 32 j + i at [i, 4 j + group] <-> [ROWS, GROUPS]
     kept HEX                  a few bytes that say what the others are: they are in the text itself
 """
 

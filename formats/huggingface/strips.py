@@ -1,7 +1,7 @@
 """Codes whose rows are cut into strips that share words: row i of every strip lies in word row i (HQQ, quanto).
 
-A matrix of ROWS rows is cut into as many strips of R = ceil(ROWS / strips) rows as a word holds codes; the code of strip
-s stands at bit SHIFTS[s]. Rows that fill up the last strip are padding.
+A matrix of ROWS rows is cut into as many strips of R = ceil(ROWS / strips) rows as a word holds codes; the code of
+strip s stands at bit SHIFTS[s]. Rows that fill up the last strip are padding.
 """
 
 from __future__ import annotations
