@@ -23,10 +23,11 @@ activations is not part of the weights: it is carried, and named in a note.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TypeGuard
 
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
@@ -37,6 +38,7 @@ from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
 from qdeploy.store.folder import Folder
+from qdeploy.store.safetensors import TensorEntry
 
 __all__ = ["NAME", "TITLE", "WRITES", "Layer", "quantized_modules", "read", "recodings", "sniff"]
 
@@ -45,6 +47,7 @@ TITLE = "compressed-tensors: integers of 1 to 8 bits, FP8, MXFP4, MXFP6, MXFP8, 
 WRITES = True
 
 _E4M3 = "F8_E4M3"
+_DENSE_SINCE = (0, 18)
 _MX = {"mxfp4-pack-quantized": ("e2m1", 4), "mxfp6-pack-quantized": ("e2m3", 6), "mxfp8-quantized": ("e4m3", 8)}
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
 _FORMATS = ("pack-quantized", *_PLAIN, *_MX, "nvfp4-pack-quantized")
@@ -212,7 +215,11 @@ class Layer(Parts):
         else:
             rows, size = self.entry(self._name("weight_packed"), "U8", rank=2).shape
             shape = (rows, size * 8 // bits)
-        grid = tiles(shape, self._tile(shape))
+        tile = self._tile(shape)
+        if shape[1] % tile[1]:
+            where = self._name("weight" if bits == 8 else "weight_packed")
+            raise BadFileError("rows are no whole groups", where=where, found=shape[1], allowed=f"groups of {tile[1]}")
+        grid = tiles(shape, tile)
         kind = "U8" if form in _MX else _E4M3
         self.shaped(self._name("weight_scale"), [grid], kind, because=self._strategy())
         if form not in _MX:
@@ -264,8 +271,7 @@ class Layer(Parts):
         bits, (rows, columns) = self.scheme.bits, shape
         packed = self.checkpoint.entries[self._name("weight_packed")]
         size = -(-columns * bits // 8)
-        dense = packed.shape[1] == -(-columns * bits // 32)
-        how = f"stream codes {size}" if dense else f"fields codes {columns} {bits}"
+        how = f"stream codes {size}" if self._is_dense(packed, 1, columns) else f"fields codes {columns} {bits}"
         codes = self.take(packed.name, how, "U8", (rows, size))
         scale, zero = self._scale(shape), self._packed_zero(shape)
         self.keep(self._name("weight_shape"))
@@ -281,10 +287,26 @@ class Layer(Parts):
         if not self._is_asymmetric():
             return constant("zero", 1 << (bits - 1), shape)
         name, grid = self._name("weight_zero_point"), tiles(shape, tile)
-        dense = self.checkpoint.entries[name].shape[0] == -(-rows * bits // 32)
+        dense = self._is_dense(self.checkpoint.entries[name], 0, rows)
         how = f"{'columns' if dense else 'spaced'} zero {rows} {bits}"
         zero = self.take(name, how, "U8", (grid[0], -(-grid[1] * bits // 8)))
         return Param(bit_stream(grid, zero, bits, f"uint{bits}"), tile)
+
+    def _is_dense(self, entry: TensorEntry, axis: int, count: int) -> bool:
+        """Whether codes cross words: by the number of words, or by the library's version where both need as many."""
+        bits = self.scheme.bits
+        dense, spaced = -(-count * bits // 32), -(-count // (32 // bits))
+        if dense != spaced or 32 % bits == 0:
+            return entry.shape[axis] == dense
+        version = re.match(r"(\d+)\.(\d+)", self.scheme.version)
+        if version is None:
+            raise AmbiguousError(
+                "codes may cross words or not, and the version of the library is not said",
+                where=entry.name,
+                found=f"{bits} bits",
+                todo="Add the version of compressed-tensors to quantization_config.",
+            )
+        return tuple(map(int, version.groups())) >= _DENSE_SINCE
 
     def _build_plain(self, shape: Shape) -> Codes:
         name, table = self._name("weight"), "e4m3" if self.scheme.is_float else "int8"

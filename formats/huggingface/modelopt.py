@@ -10,8 +10,8 @@ Layers may differ; what a layer is follows from its tensors. Weight [N, K], grou
 
 `weight_scale_2` beside INT4 codes (W4A8) belongs to the inputs. `input_scale`, `k_scale` and `v_scale` are carried as
 tensors of their own. Blocks of FP8 share the rows and columns evenly where that gives whole numbers, as ModelOpt's
-dequantizer spreads them. Where a layer has a `pre_quant_scale` [K], its inputs are multiplied by it first; such networks
-are refused as graphs, and their tensors convert. (Layout: modelopt 0.47, torch/export.)
+dequantizer spreads them. Where a layer has a `pre_quant_scale` [K], its inputs are multiplied by it first; such
+networks are refused as graphs, and their tensors convert. (Layout: modelopt 0.47, torch/export.)
 """
 
 from __future__ import annotations

@@ -99,10 +99,10 @@ class _Module(Parts):
         """Checks the shapes, and says how the weight is made."""
         if self.kind in _BYTES:
             self._measure_bytes()
-            stored = ("._data", "._scale")
+            stored = ["._data", "._scale"]
         elif self.kind in _WIDTHS:
             self._measure_strips()
-            stored = ("._data._data", "._scale", "._shift")
+            stored = ["._data._data", "._scale", "._shift"]
         else:
             raise UnsupportedError(
                 "this type of quanto is not read",

@@ -189,7 +189,8 @@ def _halves(part: SourceTensor, key: str) -> Recoding:
 
     def pack(stream: Words) -> Words:
         codes = streams.unpack(stream, columns, 4)
-        return codes[::2] | (codes[1::2] << np.uint8(4))
+        packed: Words = codes[::2] | (codes[1::2] << np.uint8(4))
+        return packed
 
     return Recoding((key,), unpack, pack, group=2)
 

@@ -30,6 +30,7 @@ class Scheme:
         group: Name of the group.
         format: How its tensors are packed.
         weights: The settings of its weights.
+        version: Of the library that wrote the file; "" where it is not said.
         activations: What is said of its inputs and outputs, in a few words; "" where they stay as they are.
     """
 
@@ -37,6 +38,7 @@ class Scheme:
     format: str
     weights: Settings
     activations: str
+    version: str = ""
 
     @property
     def bits(self) -> int:
@@ -100,6 +102,7 @@ class Schemes:
             form,
             Settings(weights.values, f"{group.where}.weights"),
             "; ".join(text for text in acts if text),
+            str(settings.values.get("version") or ""),
         )
         return _names(own.get("targets"), f"{group.where}.targets"), scheme
 

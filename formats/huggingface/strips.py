@@ -47,7 +47,8 @@ class Strips:
         """The codes of a strip in some rows of words."""
         unsigned = raw.view(f"<u{raw.itemsize}")
         shift, mask = unsigned.dtype.type(self.shifts[strip]), unsigned.dtype.type((1 << self.width) - 1)
-        return ((unsigned >> shift) & mask).astype(np.uint8)
+        codes: npt.NDArray[np.uint8] = ((unsigned >> shift) & mask).astype(np.uint8)
+        return codes
 
     def pack(self, strips: list[Words]) -> Words:
         """Words from the codes of all strips, which have the same rows."""

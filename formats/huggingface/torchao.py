@@ -1,7 +1,7 @@
 """torchao: tensors that the header of the file describes (`quant_method: torchao`, safetensors).
 
-`__metadata__` holds a JSON object per parameter: `_type`, `_data` (its fields) and `_tensor_data_names`. The stored tensors
-of `a.weight` are `a._weight_qdata`, `a._weight_scale`, ...; `block_size` gives rows and columns that share a scale.
+`__metadata__` has a JSON object per parameter: `_type`, `_data` (its fields) and `_tensor_data_names`. Those stored for
+`a.weight` are `a._weight_qdata`, `a._weight_scale`, ...; `block_size` gives rows and columns that share a scale.
 
     Int8Tensor, IntxUnpackedToInt8Tensor   qdata I8 [N, K], codes of `target_dtype` (int1 to int8); scale, zero_point
     Float8Tensor                           qdata F8_E4M3 or F8_E5M2 [N, K]; scale
@@ -123,6 +123,8 @@ class _Tensor(Parts):
         if self.has(self._name("act_pre_scale")):
             raise UnsupportedError("inputs that are scaled per column are not read", where=self._name("act_pre_scale"))
         self._measure()
+        if self.kind in _INTEGERS:
+            self._bits()
         parts = ("qdata", "scale", "zero_point", "per_tensor_scale")
         stored = tuple(name for name in map(self._name, parts) if self.has(name))
         return Claim(self.parameter, stored, lambda: _Tensor(self.checkpoint, self.parameter, self.row).build())
@@ -175,14 +177,7 @@ class _Tensor(Parts):
         return (min(block[0], shape[0]), min(block[1], shape[1]))
 
     def _integers(self, shape: Shape, tile: Shape) -> Codes:
-        target, name = self.fields.get("target_dtype"), self._name("qdata")
-        text = str(target.get("_data")) if isinstance(target, dict) else "int8"
-        bits = int(text[3:]) if text[3:].isdigit() and text.startswith("int") else 0
-        if not 1 <= bits <= 8:
-            raise UnsupportedError(
-                "codes of this type are not read", where=f"__metadata__: {self.parameter}: target_dtype", found=text
-            )
-        grid = tiles(shape, tile)
+        bits, name, grid = self._bits(), self._name("qdata"), tiles(shape, tile)
         scale, zero = self.scale(self._name("scale"), "scale", grid, tile), None
         if self.has(self._name("zero_point")):
             zero = self.scale(self._name("zero_point"), "zero", grid, tile)
@@ -190,6 +185,17 @@ class _Tensor(Parts):
             return Codes(shape, (self.take(name, "same codes", "I8", shape),), PLAIN, "int8", zero, scale)
         stream = self.take(name, f"narrowed codes {bits}", "U8", (shape[0], streams.row_bytes(shape[1], bits)))
         return bit_stream(shape, stream, bits, f"int{bits}", zero=zero, scale=scale)
+
+    def _bits(self) -> int:
+        """Bits of integer codes."""
+        target = self.fields.get("target_dtype")
+        text = str(target.get("_data")) if isinstance(target, dict) else "int8"
+        bits = int(text[3:]) if text[3:].isdigit() and text.startswith("int") else 0
+        if not 1 <= bits <= 8:
+            raise UnsupportedError(
+                "codes of this type are not read", where=f"__metadata__: {self.parameter}: target_dtype", found=text
+            )
+        return bits
 
     def _floats(self, shape: Shape, tile: Shape) -> Codes:
         qdata = self.checkpoint.entries[self._name("qdata")]
