@@ -1,6 +1,6 @@
 """torchao: tensors that the header of the file describes (`quant_method: torchao`, safetensors).
 
-`__metadata__` has a JSON object per parameter: `_type`, `_data` (its fields) and `_tensor_data_names`. Those stored for
+`__metadata__` has a JSON object per parameter: `_type`, `_data` (its fields) and `_tensor_data_names`. Stored for
 `a.weight` are `a._weight_qdata`, `a._weight_scale`, ...; `block_size` gives rows and columns that share a scale.
 
     Int8Tensor, IntxUnpackedToInt8Tensor   qdata I8 [N, K], codes of `target_dtype` (int1 to int8); scale, zero_point
