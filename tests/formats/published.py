@@ -18,6 +18,7 @@ from packed_layers import assert_comes_back, assert_rows_agree, open_
 
 from qdeploy.errors import QdeployError
 from qdeploy.ir.rules import check, check_values
+from qdeploy.ir.run import Weights, run
 
 Stored = dict[str, tuple[str, np.ndarray]]
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
@@ -86,6 +87,15 @@ def assert_matches_oracle(folder: Path, rounded: Any = None, transposed: bool = 
     assert_comes_back(model, folder)
     for name, tensor in model.tensors.items():
         check_values(tensor, name)
+
+
+def assert_logits(folder: Path, limit: float) -> None:
+    """The logits of a float32 forward with the weights alone are the oracle's, as a relative L2 distance."""
+    model, oracle = open_(folder), np.load(folder / "oracle.npz")
+    ours = run(model.graph, {"input_ids": oracle["input_ids"]}, None, Weights(model))[0]["logits"]
+    expected = oracle["logits"]
+    distance = np.linalg.norm(ours.reshape(expected.shape) - expected) / np.linalg.norm(expected)
+    assert distance <= limit, (folder.name, distance)
 
 
 def _steps(a: np.ndarray, b: np.ndarray) -> int:

@@ -179,6 +179,12 @@ def test_inputs_that_are_scaled_first_are_carried_and_refused_as_a_graph(testdat
         _ = model.graph
 
 
+def test_a_method_that_is_spelled_otherwise_is_shown_its_nearest(tmp_path: Path) -> None:
+    tensors: Stored = {f"{P}.weight": ("F32", np.ones((2, 2), np.float32))}
+    with pytest.raises(UnsupportedError, match="resembles compressed-tensors"):
+        open_(write(tmp_path / "c", tensors, {"quant_method": "compressed_tensors"}))
+
+
 @pytest.mark.parametrize("method", ["quark", "eetq", "no-such-method"])
 def test_an_unknown_method_is_refused_by_its_name(tmp_path: Path, method: str) -> None:
     with pytest.raises(UnsupportedError, match=method):
