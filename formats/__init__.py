@@ -22,25 +22,61 @@ __all__ = ["BUILT_IN", "NOT_MINE", "Sniff"]
 _HUGGINGFACE, _NETWORKS = "qdeploy.formats.huggingface", "qdeploy.formats.networks"
 _SAFETENSORS, _PICKLED = (".safetensors",), (".pth.tar", ".pth", ".pt")
 _CONFIG = ("config.json",)
+_LIBRARY, _LAYOUT = "library", "published layout"
 
 BUILT_IN = (
     FormatRow(
         "safetensors",
         f"{_HUGGINGFACE}.safetensors",
         looks=(Looks(suffixes=_SAFETENSORS, methods=("",)), Looks(files=(INDEX,), methods=("",))),
+        tested=_LIBRARY,
     ),
-    FormatRow("gptq", f"{_HUGGINGFACE}.gptq", looks=(Looks(methods=("gptq", "marlin", "bitblas", "gptq_marlin")),)),
-    FormatRow("awq", f"{_HUGGINGFACE}.awq", looks=(Looks(methods=("awq",)),)),
+    FormatRow(
+        "gptq",
+        f"{_HUGGINGFACE}.gptq",
+        looks=(Looks(methods=("gptq", "marlin", "bitblas", "gptq_marlin")),),
+        tested=_LIBRARY,
+    ),
+    FormatRow("awq", f"{_HUGGINGFACE}.awq", looks=(Looks(methods=("awq",)),), tested=_LIBRARY),
     FormatRow(
         "autoround",
         f"{_HUGGINGFACE}.autoround",
         looks=(Looks(methods=("auto-round", "auto_round", "intel/auto-round")),),
+        tested=_LIBRARY,
     ),
-    FormatRow("bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),)),
-    FormatRow("gguf", "qdeploy.formats.gguf.reader", looks=(Looks(magic=(b"GGUF",)), Looks(suffixes=(".gguf",)))),
-    FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),)),
-    FormatRow("tflite", "qdeploy.formats.tflite.reader", looks=(Looks(suffixes=(".tflite",)),)),
-    FormatRow("hawq", f"{_NETWORKS}.hawq", looks=(Looks(files=("quantized_checkpoint.pth.tar",)),)),
+    FormatRow(
+        "compressed-tensors",
+        f"{_HUGGINGFACE}.compressed_tensors",
+        looks=(Looks(methods=("compressed-tensors",)),),
+        tested=_LIBRARY,
+    ),
+    FormatRow("fp8", f"{_HUGGINGFACE}.fp8", looks=(Looks(methods=("fp8",)),), tested=_LAYOUT),
+    FormatRow(
+        "bitsandbytes", f"{_HUGGINGFACE}.bitsandbytes", looks=(Looks(methods=("bitsandbytes",)),), tested=_LIBRARY
+    ),
+    FormatRow("hqq", f"{_HUGGINGFACE}.hqq", looks=(Looks(methods=("hqq",)),), tested=_LIBRARY),
+    FormatRow("quanto", f"{_HUGGINGFACE}.quanto", looks=(Looks(files=("quanto_qmap.json",)),), tested=_LIBRARY),
+    FormatRow("mlx", f"{_HUGGINGFACE}.mlx", looks=(Looks(methods=("mlx",)),), tested=_LIBRARY),
+    FormatRow("mxfp4", f"{_HUGGINGFACE}.gptoss", looks=(Looks(methods=("mxfp4",)),), tested=_LAYOUT),
+    FormatRow("torchao", f"{_HUGGINGFACE}.torchao", looks=(Looks(methods=("torchao",)),), tested=_LIBRARY),
+    FormatRow(
+        "modelopt",
+        f"{_HUGGINGFACE}.modelopt",
+        looks=(Looks(methods=("modelopt", "modelopt_fp4", "modelopt_mixed")),),
+        tested=_LIBRARY,
+    ),
+    FormatRow(
+        "bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),), tested=_LAYOUT
+    ),
+    FormatRow(
+        "gguf",
+        "qdeploy.formats.gguf.reader",
+        looks=(Looks(magic=(b"GGUF",)), Looks(suffixes=(".gguf",))),
+        tested=_LIBRARY,
+    ),
+    FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),), tested=_LIBRARY),
+    FormatRow("tflite", "qdeploy.formats.tflite.reader", looks=(Looks(suffixes=(".tflite",)),), tested=_LIBRARY),
+    FormatRow("hawq", f"{_NETWORKS}.hawq", looks=(Looks(files=("quantized_checkpoint.pth.tar",)),), tested=_LAYOUT),
     FormatRow(
         "apot",
         f"{_NETWORKS}.apot",
@@ -49,6 +85,7 @@ BUILT_IN = (
             Looks(suffixes=_SAFETENSORS, without=_CONFIG, tensors=r'\.act_alpha"|"quantizer"'),
             Looks(suffixes=_PICKLED, without=_CONFIG),
         ),
+        tested=_LIBRARY,
     ),
     FormatRow(
         "lsq",
@@ -58,6 +95,7 @@ BUILT_IN = (
             Looks(suffixes=_SAFETENSORS, without=_CONFIG, tensors=r'\.quan_w_fn\.s"'),
             Looks(suffixes=_PICKLED, without=_CONFIG),
         ),
+        tested=_LAYOUT,
     ),
     FormatRow("package", "qdeploy.formats.package", looks=(Looks(files=(PACKAGE,)),)),
 )

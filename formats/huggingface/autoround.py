@@ -7,6 +7,8 @@ whatever bits and symmetry say:
     auto_round              as GPTQ v2, zero-points as they are
     auto_round:gptqmodel    the same
     auto_round:auto_awq     as AWQ gemm
+    auto_round:fp8_static   weight F8_E4M3 [N, K], weight_scale [N] or [1], input_scale [1]
+    auto_round:llm_compressor   the tensors of compressed-tensors: data_type mx_fp (MXFP4, MXFP8) or nv_fp (NVFP4)
 
 There is no g_idx; columns belong to groups in order. `extra_config` maps layers to settings of their own: by full name,
 otherwise by the first regular expression that is found in the name. 16 bits and more mean: not quantized. Exports under
@@ -15,10 +17,14 @@ other names of the method (`gptq`, `awq`, with `provider: auto-round`) are ordin
 
 from __future__ import annotations
 
+import re
+
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
-from qdeploy.formats.huggingface import awq, gptq
+from qdeploy.formats.huggingface import awq, compressed_tensors, gptq
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.notes import Unapplied
+from qdeploy.formats.huggingface.schemes import Scheme
 from qdeploy.formats.huggingface.words import Layer, Settings, layers, pattern
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
@@ -26,7 +32,7 @@ from qdeploy.store.folder import Folder
 from qdeploy.store.recode import Recoding
 
 NAME = "autoround"
-TITLE = "AutoRound in its GPTQ- and AWQ-shaped packings, mixed widths too (safetensors)"
+TITLE = "AutoRound: GPTQ- and AWQ-shaped packings, mixed widths, static FP8, MXFP4, NVFP4 (safetensors)"
 WRITES = True
 
 _METHODS = ("auto-round", "auto_round", "intel/auto-round")
@@ -41,6 +47,14 @@ _PACKINGS = {
     "auto_round:auto_awq": "awq",
     "auto_round:awq": "awq",
     "auto_awq": "awq",
+    "auto_round:fp8_static": "floats",
+    "auto_round:llm_compressor": "floats",
+}
+_FLOATS = {
+    ("fp", 8): ("float-quantized", ""),
+    ("mx_fp", 4): ("mxfp4-pack-quantized", "group"),
+    ("mx_fp", 8): ("mxfp8-quantized", "group"),
+    ("nv_fp", 4): ("nvfp4-pack-quantized", "tensor_group"),
 }
 
 
@@ -61,12 +75,16 @@ def read(folder: Folder) -> Model:
     settings = Settings(checkpoint.quantization)
     packing = _packing(settings)
     overrides = _Overrides(settings, checkpoint)
+    if packing == "floats":
+        return assemble(checkpoint, NAME, _floats(checkpoint, overrides, notes), notes)
     claims = [_claim(Layer(checkpoint, name, overrides.of(name)), packing, notes) for name in layers(checkpoint)]
     return assemble(checkpoint, NAME, claims, notes)
 
 
 def recodings(source: Source) -> tuple[Recoding, ...]:
     """How each stored tensor of a layer is written back."""
+    if source.writer == "arranged":
+        return compressed_tensors.recodings(source)
     return gptq.recodings(source) if source.writer == "gptq" else awq.recodings(source)
 
 
@@ -81,6 +99,37 @@ def _packing(settings: Settings) -> str:
             todo="Export the model with format auto_round:auto_gptq.",
         )
     return _PACKINGS[name]
+
+
+def _floats(checkpoint: Checkpoint, overrides: _Overrides, notes: list[str]) -> list[Claim]:
+    """Layers of small floats, whose tensors are those of compressed-tensors."""
+    claims, unapplied = [], Unapplied()
+    for module in compressed_tensors.quantized_modules(checkpoint):
+        settings = overrides.of(module)
+        if settings.values.get("act_bits") is not None and settings.integer("act_bits") < 16:
+            when = "dynamic" if settings.values.get("act_dynamic") else "static"
+            kind = settings.text("act_data_type")
+            unapplied.add(f"inputs to {settings.integer('act_bits')}-bit {kind}, {when}", module)
+        claims.append(compressed_tensors.Layer(checkpoint, module, _scheme(settings), NAME).claim())
+    notes.extend(unapplied.notes())
+    return claims
+
+
+def _scheme(settings: Settings) -> Scheme:
+    """The settings of a layer as compressed-tensors would say them."""
+    kind = (re.sub(r"_(v2|rceil|e4m3|to_bf16)$", "", settings.text("data_type")), settings.integer("bits"))
+    if kind not in _FLOATS:
+        raise UnsupportedError(
+            "this number format is not read yet",
+            where=f"{settings.where}.data_type",
+            found=f"{kind[0]}, {kind[1]} bits",
+            allowed=", ".join(f"{name} of {bits} bits" for name, bits in _FLOATS),
+        )
+    form, strategy = _FLOATS[kind]
+    group = settings.integer("group_size")
+    strategy = strategy or {0: "tensor", -1: "channel"}.get(group, "group")
+    weights = {"num_bits": kind[1], "type": "float", "strategy": strategy, "group_size": group}
+    return Scheme(settings.where, form, Settings(weights, settings.where), "")
 
 
 def _claim(layer: Layer, packing: str, notes: list[str]) -> Claim:

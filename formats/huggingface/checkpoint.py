@@ -38,17 +38,27 @@ _QUANTIZED_SUFFIXES = (
     ".weight_packed",
     ".weight_scale",
     ".weight_scale_inv",
+    ".weight_scale_2",
+    ".weight_global_scale",
+    ".weight_g_idx",
     ".weight_zero_point",
     ".absmax",
     ".quant_map",
-    ".SCB",
     ".W_q",
     "._data",
     "._scale",
     "_blocks",
     ".codebooks",
     ".weight_shape",
+    ".SCB",
+    "._shift",
+    ".scales",
+    ".biases",
+    "_scales",
+    ".global_scale",
 )
+_CODES = ("U8", "I8", "I32", "U32", "F8_E4M3", "F8_E5M2")
+"""Storage types of weights that mean nothing without a scale."""
 
 
 @dataclass(frozen=True)
@@ -227,12 +237,13 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
     for name in checkpoint.entries:
         if name in taken:
             continue
-        if name.endswith(_QUANTIZED_SUFFIXES):
+        bare = format != "safetensors" and name.endswith(".weight") and checkpoint.entries[name].dtype in _CODES
+        if bare or name.endswith(_QUANTIZED_SUFFIXES):
             raise UnsupportedError(
                 "a quantized tensor that this reader does not understand",
                 where=name,
                 found=f"{format} checkpoint",
-                todo="Please report this checkpoint.",
+                todo="A tensor of the layer may be missing: fetch the checkpoint again.",
             )
         if name in builders:
             raise AmbiguousError("a parameter is stored both quantized and plain", where=name)

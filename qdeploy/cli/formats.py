@@ -41,11 +41,12 @@ def command(ops: bool, as_json: bool) -> None:
             r["name"],
             "read, write" if r["kind"] == "read" and r["writes"] else r["kind"],
             r["title"],
+            r["tested"],
             r["from"],
         ]
         for r in rows
     ]
-    console().print(table(["name", "use", "what", "from"], shown))
+    console().print(table(["name", "use", "what", "tested against", "from"], shown))
 
 
 def _print_ops(as_json: bool) -> None:
@@ -79,17 +80,24 @@ def listed() -> list[dict[str, Any]]:
         ("read", FORMATS.rows(), lambda name: _format(FORMATS.get(name).load())),
         ("target", BACKENDS.rows(), lambda name: (BACKENDS.get(name).load().title, True)),
     )
-    return [_row(kind, name, row.origin, describe) for kind, rows, describe in kinds for name, row in rows.items()]
+    return [_row(kind, row, name, describe) for kind, rows, describe in kinds for name, row in rows.items()]
 
 
-def _row(kind: str, name: str, origin: str, describe: Callable[[str], tuple[str, bool]]) -> dict[str, Any]:
+def _row(kind: str, row: Row, name: str, describe: Callable[[str], tuple[str, bool]]) -> dict[str, Any]:
     from qdeploy.errors import QdeployError
 
     try:
         title, writes = describe(name)
     except QdeployError as error:
         title, writes = f"not available: {error.what}", False
-    return {"name": name, "kind": kind, "writes": writes, "title": title, "from": origin}
+    return {
+        "name": name,
+        "kind": kind,
+        "writes": writes,
+        "title": title,
+        "tested": getattr(row, "tested", ""),
+        "from": row.origin,
+    }
 
 
 def _format(loaded: Format) -> tuple[str, bool]:

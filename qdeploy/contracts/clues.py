@@ -13,6 +13,7 @@ from qdeploy.store.folder import JSON_LIMIT, Folder
 INDEX = "model.safetensors.index.json"
 PACKAGE = "qdeploy.json"
 """The manifest of a package: a folder that holds it is nothing else."""
+_MODELOPT = "hf_quant_config.json"
 _SETTINGS = ("quantize_config.json", "quantization_config.json", "quant_config.json")
 
 
@@ -61,13 +62,28 @@ class Clues:
             if not self.folder.only and self.folder.has(name):
                 loaded = self.folder.json(name, strict=False)
                 return loaded if isinstance(loaded, dict) else {}
-        return {}
+        return self._modelopt or self._mlx
+
+    @property
+    def _mlx(self) -> Mapping[str, Any]:
+        """`quantization` of config.json: how MLX says it."""
+        section = self.config.get("quantization")
+        return section if isinstance(section, dict) else {}
+
+    @cached_property
+    def _modelopt(self) -> Mapping[str, Any]:
+        """What ModelOpt writes into a file of its own, and older releases nowhere else."""
+        loaded = self.folder.json(_MODELOPT) if not self.folder.only and self.folder.has(_MODELOPT) else {}
+        section = loaded.get("quantization") if isinstance(loaded, dict) else None
+        return {"quant_method": "modelopt", **section} if isinstance(section, dict) else {}
 
     @cached_property
     def method(self) -> str:
         """`quant_method`, lower case; "" for a float checkpoint; of old files without one, what the settings show."""
         if not self.quantization or self._is_network:
             return ""
+        if self._mlx and not self.quantization.get("quant_method"):
+            return "mlx"
         shown = "awq" if "w_bit" in self.quantization else "gptq" if "bits" in self.quantization else "unnamed"
         return str(self.quantization.get("quant_method") or self.quantization.get("method") or shown).lower()
 

@@ -108,9 +108,12 @@ class FormatRow(Row):
 
     Attributes:
         looks: What its checkpoints look like: one of these fits. Without any, it is asked about every checkpoint.
+        tested: Against what it was tested: "library" (files, numbers and logits of the format's own library),
+            "published layout" (files made from the text of the layout) or "" where nothing is said.
     """
 
     looks: tuple[Looks, ...] = ()
+    tested: str = ""
 
     def load(self) -> Format:
         """The format; UnsupportedError where it cannot be imported or is no format."""

@@ -7,9 +7,11 @@ reader that cannot be meant. What a row of another distribution does wrong costs
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from qdeploy.catalog.table import Table
+from qdeploy.contracts.clues import Clues
 from qdeploy.contracts.formats import Format, FormatRow
 from qdeploy.errors import AmbiguousError, BadArgumentError, UnsupportedError
 from qdeploy.ir.model import Model
@@ -97,7 +99,7 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
             where=str(path),
             found="; ".join([describe(folder), *candidates.notes]),
             allowed=", ".join(FORMATS.rows()),
-            todo="qdeploy formats lists what can be read.",
+            todo=_nearest(Clues(folder).method),
         )
     if len(best) > 1:
         raise AmbiguousError(
@@ -109,6 +111,15 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
     model = read(best[0], folder)
     model.notes.extend(candidates.notes)
     return model
+
+
+def _nearest(method: str) -> str:
+    """What to do with a checkpoint of a quantization method that no reader knows."""
+    if not method:
+        return "qdeploy formats lists what can be read."
+    similar = get_close_matches(method, FORMATS.rows(), 1)
+    meant = f" {method!r} resembles {similar[0]}: if it is that, name it with --format." if similar else ""
+    return f"Save the model with a method that qdeploy formats lists, or convert its float original.{meant}"
 
 
 def read(row: FormatRow, folder: Folder) -> Model:
