@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,18 +87,14 @@ def _rows_of_bytes(checkpoint: Checkpoint, module: str) -> Claim:
     def build() -> QTensor:
         made = Parts(checkpoint, NAME, weight)
         data = made.take(weight, "same codes", "I8", shape)
-        absolute = made.scale(scale, "scale", (shape[0], 1), (1, shape[1]))
+        most = constant("scale.scale", 127, (shape[0], 1), integer=False)
+        absolute = made.numbers(scale, "scale", (shape[0], 1), scale=replace(most, divide=True))
         if parts.has(order) and made.keep(order) != b"\0":
             raise UnsupportedError(
                 "only codes in rows are read", where=order, found=made.keep(order).hex(), allowed="0"
             )
-        assert isinstance(absolute.values, Codes)
-        owner = absolute.values
-        most = constant("scale.scale", 127, owner.shape, integer=False)
-        values = Codes(
-            owner.shape, owner.data, owner.layout, owner.table, scale=Param(most.values, most.tile, divide=True)
-        )
-        return made.tensor(shape, "F16", Codes(shape, (data,), PLAIN, "int8", scale=Param(values, absolute.tile)))
+        codes = Codes(shape, (data,), PLAIN, "int8", scale=Param(absolute, (1, shape[1])))
+        return made.tensor(shape, "F16", codes)
 
     stored = [weight, scale, *([order] if parts.has(order) else [])]
     return Claim(weight, tuple(stored), build)

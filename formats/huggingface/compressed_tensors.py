@@ -324,13 +324,12 @@ class Layer(Parts):
             return Codes(shape, (data,), PLAIN, table, scale=self._scale(shape, "e8m0"))
         name = self._name("weight_packed")
         data = self.take(name, "same codes", "U8", self.checkpoint.entries[name].shape)
-        scale = self._scale(shape, "e8m0" if form in _MX else "e4m3")
-        if form not in _MX:
-            scale = self._under_global(scale)
+        scale = self._scale(shape, "e8m0") if form in _MX else self._two_scales(shape)
         return bit_stream(shape, data, bits, table, scale=scale)
 
-    def _under_global(self, scale: Param) -> Param:
-        assert isinstance(scale.values, Codes)
-        owner = scale.values
-        whole = self.scale(self._name("weight_global_scale"), "scale.scale", (1, 1), owner.shape, divide=True)
-        return Param(Codes(owner.shape, owner.data, owner.layout, owner.table, scale=whole), scale.tile)
+    def _two_scales(self, shape: Shape) -> Param:
+        """A scale per group that is divided by one for all."""
+        tile = self._tile(shape)
+        grid = tiles(shape, tile)
+        whole = self.scale(self._name("weight_global_scale"), "scale.scale", (1, 1), grid, divide=True)
+        return Param(self.numbers(self._name("weight_scale"), "scale", grid, scale=whole), tile)

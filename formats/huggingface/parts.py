@@ -111,9 +111,12 @@ class Parts:
 
     def scale(self, name: str, key: str, shape: Shape, tile: Shape, table: str = "", divide: bool = False) -> Param:
         """One number per tile, stored as it is or in another shape; `table` where the storage type does not say it."""
+        return Param(self.numbers(name, key, shape, table), tile, divide=divide)
+
+    def numbers(self, name: str, key: str, shape: Shape, table: str = "", scale: Param | None = None) -> Codes:
+        """The numbers of a stored tensor as a grid [rows, columns], with a scale of their own where there is one."""
         dtype = self.checkpoint.entries[name].dtype
-        values = Codes(shape, (self.matrix(name, key, shape),), PLAIN, table or plain_name(dtype))
-        return Param(values, tile, divide=divide)
+        return Codes(shape, (self.matrix(name, key, shape),), PLAIN, table or plain_name(dtype), scale=scale)
 
     def tensor(self, shape: Shape, dtype: str, codes: Codes) -> QTensor:
         """The parameter, once all of its tensors are taken up."""

@@ -55,7 +55,7 @@ def read(folder: Folder) -> Model:
         BadFileError: A description contradicts the tensors.
     """
     checkpoint, notes, unapplied = Checkpoint(folder), list[str](), Unapplied()
-    names, claims = set(checkpoint.entries), []
+    names, claims = set(checkpoint.entries), []  # the shards are open from here on
     for parameter, row in _described(checkpoint).items():
         if row["_type"] == "Tensor":
             continue
@@ -70,7 +70,6 @@ def read(folder: Folder) -> Model:
 
 def _described(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any]]:
     """The descriptions of all parameters; those of a shard stand in its own header."""
-    assert checkpoint.entries is not None  # opens the shards
     described: dict[str, Mapping[str, Any]] = {}
     for name, shard in checkpoint.shards.items():
         for parameter, text in shard.metadata.items():
