@@ -40,11 +40,11 @@ def test_library_weights_and_bytes(testdata: Path) -> None:
         assert_rows_agree(model)
 
 
-def test_packings_with_other_tensors_are_refused_by_name(testdata: Path) -> None:
-    for folder in sorted((testdata / "checkpoints").glob("autoround*")):
-        if not read_here(folder):
-            with pytest.raises(UnsupportedError, match="not read yet"):
-                open_(folder)
+def test_packings_of_small_floats_come_back_and_name_what_they_do_to_inputs(testdata: Path) -> None:
+    for name in ("autoround-fp8static-tinyllama", "autoround-mxfp4-tinyllama"):
+        model = open_(testdata / "checkpoints" / name)
+        assert_comes_back(model, testdata / "checkpoints" / name)
+        assert any("inputs" in note for note in model.notes)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -126,8 +126,8 @@ def test_every_layer_may_have_its_own_width(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"packing_format": "auto_round:llm_compressor"}, "llm_compressor"),
-        ({"packing_format": "auto_round:fp8_static"}, "fp8_static"),
+        ({"packing_format": "auto_round:llm_compressor"}, "qweight"),
+        ({"packing_format": "auto_round:fp8_static"}, "qweight"),
         ({"packing_format": "auto_round:gguf"}, "gguf"),
         ({"packing_format": "mlx"}, "mlx"),
         ({"packing_format": None, "backend": "autoround:exllamav2"}, "exllamav2"),
