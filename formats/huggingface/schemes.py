@@ -126,7 +126,7 @@ def _rank(targets: Iterable[str], module: str) -> int:
         if target == module:
             return _BY_NAME
         if target.startswith("re:"):
-            expression = pattern(target[3:])
+            expression = pattern(target[3:], "quantization_config: targets")
             if expression is not None and expression.match(module):
                 rank = min(rank, _BY_PATTERN)
         elif target == _class(module):
@@ -144,7 +144,7 @@ def _names(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise BadFileError("targets are not a list of names", where=where, found=repr(value)[:100])
     for name in value:
-        if name.startswith("re:") and pattern(name[3:]) is None:
+        if name.startswith("re:") and pattern(name[3:], where) is None:
             raise BadFileError("a pattern is no regular expression", where=where, found=name)
     return tuple(value)
 
