@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
-from qdeploy.formats.huggingface.words import Settings, pattern
+from qdeploy.formats.huggingface.words import Settings
+from qdeploy.patterns import Pattern
+
+Target = str | Pattern
+"""A name of modules or of a class, or an expression that names of modules match."""
 
 _EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
 _MATTERS = ("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "scale_dtype")
@@ -90,7 +94,7 @@ class Schemes:
             )
         return chosen[0]
 
-    def _group(self, settings: Settings, name: str, values: object) -> tuple[tuple[str, ...], Scheme]:
+    def _group(self, settings: Settings, name: str, values: object) -> tuple[tuple[Target, ...], Scheme]:
         where = f"config_groups.{name}"
         group = settings.overridden(values, where)
         own: Mapping[str, Any] = values if isinstance(values, dict) else {}
@@ -119,16 +123,14 @@ class Schemes:
 _BY_NAME, _BY_PATTERN, _BY_CLASS, _NEVER = range(4)
 
 
-def _rank(targets: Iterable[str], module: str) -> int:
+def _rank(targets: Iterable[Target], module: str) -> int:
     """How closely targets mean a module: by name, by a pattern, by its class, or not at all."""
     rank = _NEVER
     for target in targets:
         if target == module:
             return _BY_NAME
-        if target.startswith("re:"):
-            expression = pattern(target[3:], "quantization_config: targets")
-            if expression is not None and expression.match(module):
-                rank = min(rank, _BY_PATTERN)
+        if isinstance(target, Pattern):
+            rank = min(rank, _BY_PATTERN) if target.match(module) else rank
         elif target == _class(module):
             rank = min(rank, _BY_CLASS)
     return rank
@@ -138,15 +140,12 @@ def _class(module: str) -> str:
     return "Embedding" if module.rpartition(".")[2] in _EMBEDDINGS else "Linear"
 
 
-def _names(value: object, where: str) -> tuple[str, ...]:
+def _names(value: object, where: str) -> tuple[Target, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise BadFileError("targets are not a list of names", where=where, found=repr(value)[:100])
-    for name in value:
-        if name.startswith("re:") and pattern(name[3:], where) is None:
-            raise BadFileError("a pattern is no regular expression", where=where, found=name)
-    return tuple(value)
+    return tuple(Pattern(name[3:], where) if name.startswith("re:") else name for name in value)
 
 
 def _meaning(scheme: Scheme) -> str:
