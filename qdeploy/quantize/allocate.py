@@ -180,8 +180,10 @@ def _solve(loss: list[list[float]], cost: list[list[float]], limit: float) -> li
     ]
     if room <= 0:
         return cheapest
+    # A choice that is not allowed has no share: divided by a room of next to nothing it would not be a number.
+    units = [[e / room if e <= room else 0.0 for e in part] for part in extra]
     for slack in (0.0, 1e-6, 1e-5, 1e-4, 1e-3):  # beyond the limit by less than the solver tells apart: once more
-        picked = _programme(loss, [[e / room for e in part] for part in extra], allowed, 1 - slack)
+        picked = _programme(loss, units, allowed, 1 - slack)
         if picked is not None and sum(part[k] for part, k in zip(cost, picked, strict=True)) <= limit:
             return picked
     return cheapest
