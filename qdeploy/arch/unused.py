@@ -29,14 +29,22 @@ _HEADS = re.compile(r"^(bert\.)?pooler\.|^cls\.")
 """
 
 
+_ACTIVATIONS = re.compile(
+    r"\.((input|output|k|v|q|prob|kv)_scale|(input|output)_(global_scale|zero_point)|(k|v)_proj\.output_scale)$"
+)
+"""Scales of activations and of caches: outputs compute with weights alone, so they are left out with a note."""
+
+
 def refuse_unused(model: Model, used: Collection[str]) -> None:
     """Raises UnsupportedError for a tensor that is not used and not in the lists; notes heads that are left out."""
-    heads = []
+    heads, activations = [], []
     for name in model.tensors:
         if name in used or any(re.search(pattern, name) for pattern in BUFFERS.get(model.dialect, ())):
             continue
         if _HEADS.search(name):
             heads.append(name)
+        elif _ACTIVATIONS.search(name):
+            activations.append(name)
         elif not (_MASK.search(name) and len(model.tensors[name].shape) == 4):
             raise UnsupportedError(
                 "a tensor that the architecture does not use",
@@ -44,6 +52,8 @@ def refuse_unused(model: Model, used: Collection[str]) -> None:
                 found=str(model.config.get("model_type")),
                 todo="Merge adapters into the weights first; tensors alone are converted with --to ir.",
             )
-    note = f"left out, since the graph gives hidden states: {', '.join(heads)}"
-    if heads and note not in model.notes:
-        model.notes.append(note)
+    notes = {
+        f"left out, since the graph gives hidden states: {', '.join(heads)}": heads,
+        f"not applied: scales of activations ({len(activations)} tensors: {', '.join(activations[:1])}, ...)": activations,
+    }
+    model.notes.extend(note for note, names in notes.items() if names and note not in model.notes)

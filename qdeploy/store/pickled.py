@@ -15,6 +15,7 @@ import io
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -245,14 +246,16 @@ class _Machine:
 
     def run(self, stream: Any) -> Any:
         """Runs one pickle of a stream, up to its STOP."""
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "STOP":
-                return self.popped(1)[0]
-            if opcode.name not in _OPCODES:
-                raise UnsupportedError(
-                    "a pickle with an opcode that no tensor needs", where=self.where, found=opcode.name
-                )
-            _OPCODES[opcode.name](self, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # escapes of text that a later Python will refuse
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "STOP":
+                    return self.popped(1)[0]
+                if opcode.name not in _OPCODES:
+                    raise UnsupportedError(
+                        "a pickle with an opcode that no tensor needs", where=self.where, found=opcode.name
+                    )
+                _OPCODES[opcode.name](self, argument)
         raise ValueError("a pickle without an end")
 
     def persistent(self, found: Any) -> None:

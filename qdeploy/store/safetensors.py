@@ -83,7 +83,7 @@ class SafetensorsFile:
             )
         self.head = self.file.read(0, 8 + length)
         header = parse_json(self.head[8:], name)
-        if len(header) > TENSORS:
+        if isinstance(header, dict) and len(header) > TENSORS:
             raise BadFileError(
                 "the header declares too many tensors", where=name, found=len(header), allowed=f"<= {TENSORS}"
             )

@@ -23,7 +23,11 @@ ACTIVATIONS, CACHES = ("int8", "exact"), ("f16", "int8", "f32")
 def played(model: Runtime) -> np.ndarray:
     """A prompt and one more token, or a sequence and a longer one: float32 [2, vocabulary or width]."""
     if model.encoder:
-        return np.stack([model._embed_one(PROMPT[:3]), model._embed_one([*PROMPT, NEXT])])
+        width = model._io_width("sentence_embedding")
+        sequences = (PROMPT[:3], [*PROMPT, NEXT])
+        return np.concatenate(
+            [model._run_encoder(ids, "sentence_embedding", np.empty((1, width), np.float32)) for ids in sequences]
+        )
     model.reset()
     return np.stack([model.decode(PROMPT), model.decode([NEXT])])
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.backends.native import MAGIC, layout
+from qdeploy.backends.native import layout
+from qdeploy.backends.native.naming import MAGIC
 
 SOURCE = Path(__file__).resolve().parents[3] / "runtime" / "src"
 ENUMS: dict[str, type[IntEnum]] = {
