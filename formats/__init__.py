@@ -6,7 +6,7 @@ A format is a module with
     WRITES                            whether source files can be written back from its tensors
     sniff(folder) -> Sniff            how surely this folder or file is of this format, and why
     read(folder) -> Model             tensors by their source names; nothing large is read yet
-    recodings(source) -> tuple        how each source tensor is written back (only with WRITES)
+    codecs(source) -> tuple        how each source tensor is written back (only with WRITES)
 
 (`qdeploy.contracts.formats`), and a row here says what its checkpoints look like, so that no module is imported that
 cannot be meant. Other people's formats register a module or a row under the entry point group `qdeploy.formats`.

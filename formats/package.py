@@ -18,5 +18,5 @@ def sniff(folder: Folder) -> Sniff:
 
 
 def read(folder: Folder) -> Model:
-    """Opens the package; tensors are described and checked when they are asked for."""
+    """Opens the package; tensors are described and checked at their first use."""
     return Package(folder).model()

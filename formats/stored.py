@@ -20,10 +20,10 @@ import numpy.typing as npt
 from qdeploy.ir.dtype import DType, element_row
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
 from qdeploy.pack import bits as bit_stream
+from qdeploy.store.codec import Codec, UnpackedRows
 from qdeploy.store.folder import FileRows
 from qdeploy.store.origin import Origin
 from qdeploy.store.pickled import PickledTensor
-from qdeploy.store.recode import RecodedRows, Recoding
 from qdeploy.store.storage import storage_dtype
 
 Array = npt.NDArray[Any]
@@ -103,7 +103,7 @@ class Stored:
         if len(grid) == 1 or last * bits % 8 == 0:
             packed = (*grid[:-1], bit_stream.row_bytes(last, bits))
             return Codes(grid, (self.buffer(key, packed),), Layout("bits", bits), self.dtype.name, **params)
-        rows = RecodedRows(_flat_stream(key, grid, bits), key, self.source, self.origin)
+        rows = UnpackedRows(_flat_stream(key, grid, bits), key, self.source, self.origin)
         return Codes(grid, (Buffer(key, "U8", grid, rows),), PLAIN, self.dtype.name, **params)
 
     def buffer(self, key: str, shape: Shape) -> Buffer:
@@ -111,7 +111,7 @@ class Stored:
         return Buffer(key, self.dtype.storage, shape, UnitRows(self.source, self.origin, shape[1:]))
 
     def tensor(self, reader: str) -> QTensor:
-        """The tensor by itself; `reader` names the format that it came in."""
+        """The tensor, alone; `reader` names the format that it came in."""
         codes = self.codes("data", self.shape or (1,))
         return QTensor(self.shape, self.dtype.element, (Term(codes),), source=source_of(reader, "verbatim", [self]))
 
@@ -133,7 +133,7 @@ def source_of(reader: str, writer: str, parts: Sequence[Stored]) -> Source:
     return Source(reader, writer, {}, listed, exact="bytes" if len(listed) == len(parts) else "values")
 
 
-def _flat_stream(key: str, grid: Shape, bits: int) -> Recoding:
+def _flat_stream(key: str, grid: Shape, bits: int) -> Codec:
     """One stream over all rows <-> one code per byte; so many rows at a time as begin and end at a byte."""
     row, tail = math.prod(grid[1:]), grid[1:]
     group = 8 // math.gcd(max(row, 1) * bits, 8)
@@ -146,4 +146,4 @@ def _flat_stream(key: str, grid: Shape, bits: int) -> Recoding:
     def pack(rows: Array) -> Array:
         return bit_stream.pack(rows.reshape(-1), bits)
 
-    return Recoding((key,), unpack, pack, group=group, units=group * row * bits // 8, rows=grid[0])
+    return Codec((key,), unpack, pack, group=group, units=group * row * bits // 8, rows=grid[0])

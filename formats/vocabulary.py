@@ -94,14 +94,14 @@ def derive(metadata: Mapping[str, Any], present: Collection[str]) -> tuple[dict[
         return {}, [f"no tokenizer.json: a vocabulary of the kind {kind!r} is not understood"]
     try:
         vocabulary = _Vocabulary(metadata)
-        made = _MAKERS[kind](vocabulary)
-        whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added(), **made}
+        model = _MAKERS[kind](vocabulary)
+        whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added(), **model}
         files = {"tokenizer.json": _json(whole)}
         if "tokenizer_config.json" not in present:
             files["tokenizer_config.json"] = _json(_settings(vocabulary, kind))
     except QdeployError as error:
-        found = f" ({error.found})" if error.found else ""
-        return {}, [f"no tokenizer.json: {error.what}{found}{', ' + error.where if error.where else ''}"]
+        detail = f" ({error.found})" if error.found else ""
+        return {}, [f"no tokenizer.json: {error.what}{detail}{', ' + error.where if error.where else ''}"]
     return files, vocabulary.notes
 
 
@@ -153,19 +153,19 @@ class _Vocabulary:
 
     def flag(self, name: str, default: bool) -> bool:
         """A truth value."""
-        found = self.field(name)
-        return found if isinstance(found, bool) else default
+        setting = self.field(name)
+        return setting if isinstance(setting, bool) else default
 
     def texts(self, name: str) -> list[str]:
         """A list of texts; empty where the field is absent."""
-        found = self.field(name, [])
-        if not isinstance(found, list):
-            raise BadFileError("a field of the vocabulary is no list of texts", where=f"tokenizer.ggml.{name}")
-        return found
+        entries = self.field(name, [])
+        if not isinstance(entries, list):
+            raise BadFileError("a field of the vocabulary is not a list of texts", where=f"tokenizer.ggml.{name}")
+        return entries
 
     def _numbers(self, name: str, default: float) -> list[Any]:
-        found = self.field(name)
-        numbers = [default] * len(self.tokens) if found is None else getattr(found, "tolist", list)()
+        entries = self.field(name)
+        numbers = [default] * len(self.tokens) if entries is None else getattr(entries, "tolist", list)()
         if len(numbers) != len(self.tokens):
             raise BadFileError(
                 "the vocabulary contradicts itself",
@@ -200,15 +200,15 @@ def _sentence_piece(vocabulary: _Vocabulary) -> dict[str, Any]:
 
 def _merges(vocabulary: _Vocabulary) -> list[list[str]]:
     """Every pair of pieces that makes a piece: by falling score, then by id, the longer left part first."""
-    scores, found = vocabulary.scores(), []
+    scores, ranked = vocabulary.scores(), []
     for number, (piece, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind == _NORMAL:
-            found += [
+            ranked += [
                 (-scores[number], number, -i, [piece[:i], piece[i:]])
                 for i in range(1, len(piece))
                 if piece[:i] in vocabulary.ids and piece[i:] in vocabulary.ids
             ]
-    return [pair for *_, pair in sorted(found)]
+    return [pair for *_, pair in sorted(ranked)]
 
 
 def _byte_level(vocabulary: _Vocabulary) -> dict[str, Any]:
@@ -289,11 +289,11 @@ def _frame(vocabulary: _Vocabulary, head: str | None, tail: str | None, typed: b
         return None
 
     def around(*names: str) -> list[dict[str, Any]]:
-        made: list[dict[str, Any]] = [{"SpecialToken": {"id": head, "type_id": 0}}] if head is not None else []
+        template: list[dict[str, Any]] = [{"SpecialToken": {"id": head, "type_id": 0}}] if head is not None else []
         for i, name in enumerate(names):
-            made.append({"Sequence": {"id": name, "type_id": i * typed}})
-            made += [{"SpecialToken": {"id": tail, "type_id": i * typed}}] if tail is not None else []
-        return made
+            template.append({"Sequence": {"id": name, "type_id": i * typed}})
+            template += [{"SpecialToken": {"id": tail, "type_id": i * typed}}] if tail is not None else []
+        return template
 
     used = {t: {"id": t, "ids": [vocabulary.ids[t]], "tokens": [t]} for t in (head, tail) if t is not None}
     return {"type": "TemplateProcessing", "single": around("A"), "pair": around("A", "B"), "special_tokens": used}
@@ -328,14 +328,14 @@ def _settings(vocabulary: _Vocabulary, kind: str) -> dict[str, Any]:
         "mask": "mask_token",
     }
     tokens = {field: vocabulary.special(name) for name, field in roles.items()}
-    found: dict[str, Any] = {field: token for field, token in tokens.items() if token is not None}
-    found["tokenizer_class"] = "BertTokenizer" if kind == "bert" else "PreTrainedTokenizerFast"
-    found["clean_up_tokenization_spaces"] = kind == "bert"
+    settings: dict[str, Any] = {field: token for field, token in tokens.items() if token is not None}
+    settings["tokenizer_class"] = "BertTokenizer" if kind == "bert" else "PreTrainedTokenizerFast"
+    settings["clean_up_tokenization_spaces"] = kind == "bert"
     architecture = vocabulary.metadata.get("general.architecture", "")
     if context := vocabulary.metadata.get(f"{architecture}.context_length"):
-        found["model_max_length"] = context
+        settings["model_max_length"] = context
     template = vocabulary.metadata.get("tokenizer.chat_template")
-    return {**found, "chat_template": template} if isinstance(template, str) else found
+    return {**settings, "chat_template": template} if isinstance(template, str) else settings
 
 
 def _json(content: Any) -> bytes:

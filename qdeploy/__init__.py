@@ -64,8 +64,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'qdeploy' has no attribute {name!r}")
     from importlib import import_module
 
-    globals()[name] = found = getattr(import_module(_WHERE[name]), name)
-    return found
+    globals()[name] = member = getattr(import_module(_WHERE[name]), name)
+    return member
 
 
 def __dir__() -> list[str]:

@@ -30,7 +30,7 @@ from qdeploy.ir.run import batches
 from qdeploy.ir.tensor import Array
 from qdeploy.ir.views import Floats, view
 from qdeploy.latency import latencies, read_table
-from qdeploy.limits import Asked, Limit, rounded_up, show_cost
+from qdeploy.limits import AllocationSpec, Limit, rounded_up, show_cost
 from qdeploy.options import SourceOptions, options_of
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize import allocate as programme
@@ -70,7 +70,7 @@ def allocate(
         format: The reader's name, where sniffing is not wanted.
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
-        how: sensitivity, choices, latency, fixed, ties, samples; see `Asked`. And the other fields of `SourceOptions`.
+        how: sensitivity, choices, latency, fixed, ties, samples; see `AllocationSpec`. And the other `SourceOptions`.
 
     Returns:
         {"bits": {layer: [weights, activations]}, "loss", "cost", "limit": {"kind", "asked", "cost", "least",
@@ -79,38 +79,38 @@ def allocate(
         "trace_error" of each layer.
 
     Raises:
-        BadArgumentError: An argument is none of those allowed, or no choice meets the limit: the error says the least.
+        BadArgumentError: An argument is not allowed, or no choice meets the limit: the error says the least.
         UnsupportedError: The network has no layers whose bits could be chosen, or scipy is not installed.
 
     Example:
         >>> bits = allocate("resnet20.onnx", "images.npz", "size:0.5")["bits"]  # doctest: +SKIP
         >>> convert("resnet20.onnx", "out", to="tvm", calibrate="images.npz", layer_bits=bits)  # doctest: +SKIP
     """
-    known = [option.name for option in options_of(Asked)]
+    known = [option.name for option in options_of(AllocationSpec)]
     reading = {option.name: how.pop(option.name) for option in options_of(SourceOptions) if option.name in how}
     unknown = set(how) - set(known)
     if unknown:
         raise BadArgumentError(
             "an allocation has no such option", found=", ".join(sorted(unknown)), allowed=", ".join(known)
         )
-    asked = Asked(limit, **how)
+    spec = AllocationSpec(limit, **how)
     if out:
         refuse_existing(Path(out), force, file=True)
     arrays = data if isinstance(data, Mapping) else read_data(os.fspath(data))
-    found = allocated(registry.open_model(path, format, trust_links, **reading), arrays, asked, progress)
+    report = allocated(registry.open_model(path, format, trust_links, **reading), arrays, spec, progress)
     if out:
-        write_json(Path(out), found["bits"], force)
-    return found
+        write_json(Path(out), report["bits"], force)
+    return report
 
 
-def allocated(model: Model, data: Mapping[str, Array], asked: Asked, progress: Progress = SILENT) -> Result:
+def allocated(model: Model, data: Mapping[str, Array], spec: AllocationSpec, progress: Progress = SILENT) -> Result:
     """As `allocate`, for a model that is there."""
-    limit, options = Limit.parse(asked.limit), parse_choices(asked.choices)
-    table = read_table(asked.latency) if asked.latency else None
+    limit, options = Limit.parse(spec.limit), parse_choices(spec.choices)
+    table = read_table(spec.latency) if spec.latency else None
     graph, weights = folded(model)
-    given, _ = fitted(graph, data)
-    layers = _choosers(model, graph, measure(graph, weights, next(batches(graph, given, BATCH))))
-    fixed = _fixed(asked.fixed, list(layers))
+    feeds, _ = fitted(graph, data)
+    layers = _choosers(model, graph, measure(graph, weights, next(batches(graph, feeds, BATCH))))
+    fixed = _fixed(spec.fixed, list(layers))
     free = [name for name in layers if name not in fixed]
     if not free:
         raise UnsupportedError(
@@ -120,23 +120,23 @@ def allocated(model: Model, data: Mapping[str, Array], asked: Asked, progress: P
             todo="Fix fewer.",
         )
     choices = {name: (FIXED,) if name in fixed else options for name in layers}
-    ties = [[n for n in tie if n in free] for tie in programme.shared_inputs(graph)] if asked.ties else []
+    ties = [[n for n in tie if n in free] for tie in programme.shared_inputs(graph)] if spec.ties else []
     costs = (
         _costs(limit.kind, layers, choices)
         if table is None
-        else latencies(table, graph, weights, choices, asked.latency)
+        else latencies(table, graph, weights, choices, spec.latency)
     )
     amount, least, greatest = _amount(limit, costs, ties)
-    losses, traces = _losses(model, graph, weights, given, {n: layers[n] for n in free}, options, asked, progress)
+    losses, traces = _losses(model, graph, weights, feeds, {n: layers[n] for n in free}, options, spec, progress)
     every = {name: losses.get(name, {FIXED: 0.0}) for name in layers}
-    found = programme.allocate(every, costs, amount, ties)
+    optimum = programme.allocate(every, costs, amount, ties)
     rows = {
         name: {
             "weights": layer.weights,
             "products": layer.products,
             "fixed": name in fixed,
             "tied": next((tie for tie in ties if name in tie and len(tie) > 1), []),
-            "chosen": show_choice(found.layers[name]),
+            "chosen": show_choice(optimum.layers[name]),
             "loss": {show_choice(b): x for b, x in every[name].items()},
             "cost": {show_choice(b): x for b, x in costs[name].items()},
             **_traced(traces.get(name)),
@@ -144,12 +144,12 @@ def allocated(model: Model, data: Mapping[str, Array], asked: Asked, progress: P
         for name, layer in layers.items()
     }
     return {
-        "bits": {name: list(bits) for name, bits in found.layers.items()},
-        "loss": found.loss,
-        "cost": found.cost,
-        "limit": {"kind": limit.kind, "asked": asked.limit, "cost": amount, "least": least, "greatest": greatest},
-        "sensitivity": asked.sensitivity,
-        "samples": min(_samples(asked), len(next(iter(given.values())))),
+        "bits": {name: list(bits) for name, bits in optimum.layers.items()},
+        "loss": optimum.loss,
+        "cost": optimum.cost,
+        "limit": {"kind": limit.kind, "asked": spec.limit, "cost": amount, "least": least, "greatest": greatest},
+        "sensitivity": spec.sensitivity,
+        "samples": min(_samples(spec), len(next(iter(feeds.values())))),
         "layers": rows,
     }
 
@@ -163,38 +163,38 @@ def _traced(trace: Trace | None) -> dict[str, float | None]:
 
 def _choosers(model: Model, graph: Graph, layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The layers that the source has not quantized."""
-    held = {name: graph.constants.get(name) or model.tensors[name] for name in layers}
-    found = {name: layer for name, layer in layers.items() if isinstance(view(held[name]), Floats)}
-    if not found:
+    tensors = {name: graph.constants.get(name) or model.tensors[name] for name in layers}
+    floats = {name: layer for name, layer in layers.items() if isinstance(view(tensors[name]), Floats)}
+    if not floats:
         raise UnsupportedError(
             "the network has no float weights: bits of layers are chosen before they are quantized",
             where=model.path,
             found=model.format,
         )
-    return found
+    return floats
 
 
 def _fixed(text: str, names: Sequence[str]) -> set[str]:
     ends = {"first": names[0], "last": names[-1]}
-    asked = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
-    unknown = [part for part in asked if part not in ends and part not in names]
+    parts = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
+    unknown = [part for part in parts if part not in ends and part not in names]
     if unknown:
         raise BadArgumentError(
             "no such layer to fix", found=", ".join(unknown), allowed=f"none, first, last, {', '.join(names)}"
         )
-    return {part if part in names else ends[part] for part in asked}
+    return {part if part in names else ends[part] for part in parts}
 
 
 def _costs(kind: str, layers: Mapping[str, Layer], choices: Mapping[str, Sequence[Widths]]) -> Choices:
-    found: dict[str, Mapping[Widths, float]] = {}
+    costs: dict[str, Mapping[Widths, float]] = {}
     for name, layer in layers.items():
-        made = (
+        layer_costs = (
             programme.sizes({name: layer.weights}, choices[name])
             if kind == "size"
             else programme.bit_operations({name: layer.products}, choices[name])
         )
-        found.update(made)
-    return found
+        costs.update(layer_costs)
+    return costs
 
 
 def _amount(limit: Limit, costs: Choices, ties: Sequence[Sequence[str]]) -> tuple[float, float, float]:
@@ -218,17 +218,17 @@ def _losses(
     data: Mapping[str, Array],
     layers: Mapping[str, Layer],
     options: Sequence[Widths],
-    asked: Asked,
+    spec: AllocationSpec,
     progress: Progress,
 ) -> tuple[Choices, dict[str, Trace]]:
     """What each layer loses at each choice, and the traces that this was found by."""
-    part = {name: array[: _samples(asked)] for name, array in data.items()}
-    if asked.sensitivity == "hessian":
+    part = {name: array[: _samples(spec)] for name, array in data.items()}
+    if spec.sensitivity == "hessian":
         traces = hessian_traces(graph, weights, part, layers=list(layers), progress=progress)
         return hessian_losses(traces, weights, options, _rounding(graph, weights, {})), traces
     moments = input_moments(model, data, progress=progress) if min(w for w, _ in options) < 8 else {}
     rounded = _rounding(graph, weights, moments)
-    if asked.sensitivity == "weights":
+    if spec.sensitivity == "weights":
         energies = {name: layer.energy for name, layer in layers.items()}
         return weight_losses(
             {n: weights[n] for n in layers}, options, rounded, _fitting(graph, weights, moments), energies
@@ -237,8 +237,8 @@ def _losses(
     return output_losses(graph, weights, part, ranges, options, rounded, layers=list(layers), progress=progress), {}
 
 
-def _samples(asked: Asked) -> int:
-    return asked.samples or SAMPLES.get(asked.sensitivity, 1)
+def _samples(spec: AllocationSpec) -> int:
+    return spec.samples or SAMPLES.get(spec.sensitivity, 1)
 
 
 def _fitting(graph: Graph, weights: Mapping[str, Array], moments: Mapping[str, Any]) -> dict[str, Any]:

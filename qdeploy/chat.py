@@ -81,9 +81,9 @@ def _special(files: Mapping[str, bytes]) -> dict[str, str]:
     """bos_token, eos_token and so on, as tokenizer_config.json has them."""
     name = "tokenizer_config.json"
     loaded = parse_json(files[name], name, strict=False) if name in files else {}
-    found = {}
+    tokens = {}
     for key, value in loaded.items() if isinstance(loaded, dict) else ():
         text = value.get("content") if isinstance(value, dict) else value
         if key.endswith("_token") and isinstance(text, str):
-            found[key] = text
-    return found
+            tokens[key] = text
+    return tokens

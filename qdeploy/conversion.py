@@ -24,8 +24,8 @@ from qdeploy.ir.model import Model
 from qdeploy.options import requested
 from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import PACKAGE, SOURCE, ConversionSpec, PackageOptions
+from qdeploy.store.codec import keep_slabs
 from qdeploy.store.output import Staged, content_hash, refuse_existing, staged
-from qdeploy.store.recode import keep_slabs
 from qdeploy.store.report_form import REPORT
 from qdeploy.version import VERSION
 
@@ -36,7 +36,7 @@ _NEEDS = {"onnx": ("onnx",), "tvm": ("tvm",)}
 
 
 def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False, **more: Any) -> Model:
-    """Opens any readable checkpoint or package; tensors are read when they are asked for.
+    """Opens any readable checkpoint or package; a tensor is read at its first use.
 
     Args:
         path: A checkpoint folder or file, or a package.
@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = 
         The model: `tensors` by the source's parameter names, `graph`, `config`.
 
     Raises:
-        QdeployError: The path is no readable checkpoint; the error says what was found and what is allowed.
+        QdeployError: The path is not a readable checkpoint; the error says what was found and what is allowed.
 
     Example:
         >>> model = load("examples/models/tiny-llama-gptq")
@@ -95,7 +95,7 @@ def convert(
         lower: Another form, for BitStack's tensors: "sign-planes:group=128"; the loss is reported.
         more: Options of the target, by the fields of its `Options` (`qdeploy convert --help` lists them by target). And
             where it takes integers, those of `qdeploy.calibrate.integers.Integers`, and allocate: a limit within which
-            the bits of layers are chosen, "size:0.5"; see `qdeploy.allocation.Asked.parse`.
+            the bits of layers are chosen, "size:0.5"; see `qdeploy.allocation.AllocationSpec.parse`.
 
     Returns:
         The report, which also stands in `report.json` of an output that is a folder.
@@ -140,17 +140,17 @@ def run(
 
 
 def _bits(model: Model, spec: ConversionSpec, progress: Progress) -> dict[str, Any]:
-    """The bits of each layer, chosen within the limit that was asked for."""
+    """The bits of each layer, chosen within the limit of the spec."""
     from qdeploy.allocation import allocated
     from qdeploy.calibrate.calibrate import read_data
-    from qdeploy.limits import Asked
+    from qdeploy.limits import AllocationSpec
 
-    how, integers = Asked.parse(spec.passes.allocate), requested(spec.passes.integers)
-    given = [name for name in ("layer_bits", "weight_bits", "activation_bits") if name in integers]
-    if given or not spec.passes.integers.calibrate:
+    how, integers = AllocationSpec.parse(spec.passes.allocate), requested(spec.passes.integers)
+    explicit = [name for name in ("layer_bits", "weight_bits", "activation_bits") if name in integers]
+    if explicit or not spec.passes.integers.calibrate:
         raise BadArgumentError(
             "bits are chosen by calibration data, and by nothing else",
-            found=", ".join(given) or "no calibration data",
+            found=", ".join(explicit) or "no calibration data",
             todo="Pass --calibrate DATA.npz, and no bits beside --allocate.",
         )
     bits: dict[str, Any] = allocated(model, read_data(spec.passes.integers.calibrate), how, progress)["bits"]
@@ -169,10 +169,10 @@ def _open(source: str | os.PathLike[str], spec: ConversionSpec) -> Model:
 
 def _check_finite(model: Model, name: str, allowed: bool) -> None:
     """Refuses, or notes, a weight that is no number. A network's constants may hold infinities: masks do."""
-    found = first_nonfinite(model.tensors[name], model.dialect in ("hf", "gguf"))
-    if found is None:
+    nonfinite = first_nonfinite(model.tensors[name], model.dialect in ("hf", "gguf"))
+    if nonfinite is None:
         return
-    row, what = found
+    row, what = nonfinite
     if not allowed:
         raise BadFileError(
             f"a weight is {what}",

@@ -1,4 +1,4 @@
-"""The passes of a conversion: a source quantized, restated in another form, made integers, where that was asked for.
+"""The passes of a conversion, as its spec says: quantize a source, restate it in another form, make it integers.
 
 All are pure functions of the source and the spec, so an output can be held against its source by doing the same again.
 """
@@ -15,7 +15,7 @@ def restated(model: Model, spec: ConversionSpec) -> Model:
 
     Args:
         model: As its reader gives it.
-        spec: What was asked for.
+        spec: The conversion.
 
     Raises:
         UnsupportedError: The model has nothing that a pass could be applied to.
@@ -36,7 +36,7 @@ def derived(model: Model, spec: ConversionSpec, progress: Progress = SILENT) -> 
 
     Args:
         model: As its reader gives it.
-        spec: What was asked for.
+        spec: The conversion.
         progress: Told of calibration.
 
     Raises:

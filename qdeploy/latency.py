@@ -50,7 +50,7 @@ def latency_table(
         choices: Bits: "8,4" or "8x8,4x4" (weights x activations).
         target: A target of the TVM backend that this machine runs.
         threads: Of a layer; 0: one per core.
-        axes: Extents of free axes; a batch is 1 where it is not given, "sequence" 128.
+        axes: Sizes of free axes; by default a batch is 1 and "sequence" 128.
         out: Where to write the table as JSON; empty: nowhere.
         force: Replace that file.
         format: The reader's name, where sniffing is not wanted.
@@ -67,8 +67,8 @@ def latency_table(
     if out:
         refuse_existing(Path(out), force, file=True)
     graph, weights = folded(registry.open_model(path, format, trust_links))
-    extents = fixed_axes(graph, axes or {})
-    shapes = _distinct(graph, weights, extents)
+    sizes = fixed_axes(graph, axes or {})
+    shapes = _distinct(graph, weights, sizes)
     if not shapes:
         raise UnsupportedError("the network has no convolutions or linear layers", where=str(path))
     threads = threads or os.cpu_count() or 1
@@ -78,7 +78,7 @@ def latency_table(
         "machine": _machine(),
         "target": times.target,
         "threads": threads,
-        "axes": extents,
+        "axes": sizes,
         "layers": {
             key: {show_choice(bits): seconds for bits, seconds in row.items()}
             for key, row in zip(shapes, times.seconds, strict=True)
@@ -98,11 +98,11 @@ def _timer(name: str) -> LayerTimer:
 
 
 def _distinct(
-    graph: Graph, weights: Mapping[str, Array], extents: Mapping[str, int]
+    graph: Graph, weights: Mapping[str, Array], sizes: Mapping[str, int]
 ) -> dict[str, tuple[LayerShape, Array]]:
     """One layer of each shape, by its key, with its weight."""
     shapes: dict[str, tuple[LayerShape, Array]] = {}
-    for name, shape in layer_shapes(graph, weights, extents).items():
+    for name, shape in layer_shapes(graph, weights, sizes).items():
         shapes.setdefault(shape.key, (shape, _oriented(weights[name], shape)))
     return shapes
 
@@ -110,13 +110,13 @@ def _distinct(
 def read_table(path: str | os.PathLike[str]) -> Table:
     """Reads what `latency_table` wrote; BadArgumentError where it is something else."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadArgumentError(f"a latency table cannot be read: {error}", where=str(path)) from error
-    rows = found.get("layers") if isinstance(found, dict) else None
+    rows = tree.get("layers") if isinstance(tree, dict) else None
     fine = (
         isinstance(rows, dict)
-        and isinstance(found.get("axes", {}), dict)
+        and isinstance(tree.get("axes", {}), dict)
         and all(
             isinstance(row, dict) and all(type(n) in (int, float) and 0 <= n < float("inf") for n in row.values())
             for row in rows.values()
@@ -124,12 +124,12 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     )
     if not fine:
         raise BadArgumentError(
-            "this is no latency table",
+            "not a latency table",
             where=str(path),
             allowed='{"layers": {shape: {bits: seconds}}, "axes": {name: extent}, ...}',
             todo="Make one: qdeploy bench MODEL --layers --out table.json",
         )
-    return {"axes": {}, **found}
+    return {"axes": {}, **tree}
 
 
 def latencies(
@@ -148,7 +148,7 @@ def latencies(
         BadArgumentError: The table misses a layer or a choice.
     """
     shapes = layer_shapes(graph, weights, fixed_axes(graph, table["axes"]))
-    found: dict[str, dict[Widths, float]] = {}
+    seconds: dict[str, dict[Widths, float]] = {}
     for name, choices in options.items():
         row = table["layers"].get(shapes[name].key, {})
         missing = [show_choice(bits) for bits in choices if show_choice(bits) not in row]
@@ -159,8 +159,8 @@ def latencies(
                 found=f"{shapes[name].key} ({name}) at {', '.join(missing)}",
                 todo="Measure it: qdeploy bench MODEL --layers --choices 8,4",
             )
-        found[name] = {bits: float(row[show_choice(bits)]) for bits in choices}
-    return found
+        seconds[name] = {bits: float(row[show_choice(bits)]) for bits in choices}
+    return seconds
 
 
 def _oriented(weight: Array, shape: LayerShape) -> Array:

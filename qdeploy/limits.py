@@ -1,6 +1,6 @@
 """What all layers of a network together may cost, as people write it: `size:0.5`, `bops:72G`, `latency:12ms`.
 
-`Asked` is all that a choice of bits within such a limit can be asked for.
+`AllocationSpec` holds the options of a choice of bits within such a limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Limit:
         """Parses `size:0.5`, `size:3.5MB`, `bops:72G` or `latency:12ms`.
 
         Raises:
-            BadArgumentError: It is none of these.
+            BadArgumentError: The text is not a limit.
         """
         kind, _, amount = text.strip().partition(":")
         if kind in KINDS and re.fullmatch(r"\d*\.?\d+|\d+\.", amount):
@@ -52,11 +52,11 @@ class Limit:
                     return cls(kind, float(parse_size(amount)), False)
             except BadArgumentError:
                 pass
-        raise BadArgumentError("this is no limit", found=text, allowed=_ALLOWED)
+        raise BadArgumentError("not a limit", found=text, allowed=_ALLOWED)
 
 
 @dataclass(frozen=True)
-class Asked:
+class AllocationSpec:
     """How bits are chosen.
 
     Attributes:
@@ -109,20 +109,22 @@ class Asked:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Asked:
+    def parse(cls, text: str) -> AllocationSpec:
         """Parses `size:0.5,sensitivity=hessian,choices=8x8/4x4,latency=FILE,samples=64`."""
         limit, *rest = text.split(",")
-        given = dict(part.partition("=")[::2] for part in rest)
+        options = dict(part.partition("=")[::2] for part in rest)
         known = ("sensitivity", "choices", "latency", "samples")
-        samples = given.get("samples", "0")
-        if any(name not in known or not value for name, value in given.items()) or not samples.isdecimal():
+        samples = options.get("samples", "0")
+        if any(name not in known or not value for name, value in options.items()) or not samples.isdecimal():
             raise BadArgumentError(
                 "no such option of an allocation",
                 found=", ".join(rest),
                 allowed=", ".join(f"{name}=..." for name in known),
             )
-        choices = given.get("choices", "8,4").replace("/", ",")
-        return cls(limit, given.get("sensitivity", "output"), choices, given.get("latency", ""), samples=int(samples))
+        choices = options.get("choices", "8,4").replace("/", ",")
+        return cls(
+            limit, options.get("sensitivity", "output"), choices, options.get("latency", ""), samples=int(samples)
+        )
 
 
 def rounded_up(amount: float) -> float:

@@ -20,7 +20,7 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal and noise else math.inf
 
 
-def together(one: float, two: float) -> float:
+def combined_decibels(one: float, two: float) -> float:
     """The signal-to-noise ratio in dB of two steps that each have one, as if their errors were independent."""
     noise = sum(10 ** (-snr / 10) for snr in (one, two))
     return decibels(1.0, noise)

@@ -200,8 +200,8 @@ class Runtime:
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What the graph says of itself: kind, context, token ids."""
-        found = self.metadata("meta")
-        return dict(json.loads(found)) if found else {}
+        text = self.metadata("meta")
+        return dict(json.loads(text)) if text else {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -243,11 +243,11 @@ class Runtime:
 
     def rungs(self) -> list[tuple[int, float]]:
         """(bytes of the stack, predicted loss) at every rung, from one block to all."""
-        rung, found = self._ffi.new("qd_rung *", [self._ffi.sizeof("qd_rung")]), []
+        rung, points = self._ffi.new("qd_rung *", [self._ffi.sizeof("qd_rung")]), []
         for index in range(1, self._memory().rungs + 1):
             self._lib.qd_rung_at(self._open(), index, rung)
-            found.append((int(rung.bytes), float(rung.error)))
-        return found
+            points.append((int(rung.bytes), float(rung.error)))
+        return points
 
     @property
     def stats(self) -> dict[str, int]:
@@ -257,8 +257,8 @@ class Runtime:
         """
         memory, step = self._memory(), self._ffi.new("qd_step *", [self._ffi.sizeof("qd_step")])
         self._lib.qd_step_info(self._session, step)
-        found = {name: int(getattr(memory, name)) for name in _POOLS}
-        return {**found, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}
+        counters = {name: int(getattr(memory, name)) for name in _POOLS}
+        return {**counters, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}
 
     # ---- running
 
@@ -416,24 +416,24 @@ class Runtime:
             "token_type_ids": np.zeros(len(ids), np.int32),
         }
         names = [self._ffi.new("char[]", name.encode()) for name in (*arrays, output)]
-        given = self._ffi.new("qd_tensor[]", len(arrays))
-        for tensor, name, array in zip(given, names, arrays.values(), strict=False):
+        inputs = self._ffi.new("qd_tensor[]", len(arrays))
+        for tensor, name, array in zip(inputs, names, arrays.values(), strict=False):
             tensor.name, tensor.dtype, tensor.rank = name, self._lib.QD_I32, 1
             tensor.shape[0], tensor.data, tensor.bytes = array.size, self._from(array, "char[]"), array.nbytes
         wanted = self._ffi.new("qd_tensor *")
         wanted.name, wanted.dtype, wanted.rank, wanted.bytes = names[-1], self._lib.QD_F32, 1, out.nbytes
         wanted.shape[0], wanted.data = out.size, self._from(out, "char[]")
-        self._call(self._lib.qd_run, self._session, given, len(arrays), wanted, 1)
+        self._call(self._lib.qd_run, self._session, inputs, len(arrays), wanted, 1)
         return out
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Names of what the model gives."""
-        tensor, found = self._ffi.new("qd_tensor *"), []
+        tensor, names = self._ffi.new("qd_tensor *"), []
         for index in range(self._info.outputs):
             self._lib.qd_io(self._open(), 1, index, tensor)
-            found.append(self._ffi.string(tensor.name).decode())
-        return tuple(found)
+            names.append(self._ffi.string(tensor.name).decode())
+        return tuple(names)
 
     def _io_width(self, name: str) -> int:
         tensor = self._ffi.new("qd_tensor *")
@@ -446,8 +446,8 @@ class Runtime:
     # ---- the C side
 
     def _ends(self) -> set[int]:
-        found = self.meta.get("eos_token_id")
-        return set(found) if isinstance(found, list) else set() if found is None else {int(found)}
+        ids = self.meta.get("eos_token_id")
+        return set(ids) if isinstance(ids, list) else set() if ids is None else {int(ids)}
 
     def _memory(self) -> Any:
         memory = self._ffi.new("qd_memory *", [self._ffi.sizeof("qd_memory")])
@@ -485,10 +485,10 @@ class Runtime:
 
 
 def _bytes(size: int | str) -> int:
-    found = parse_size(size) if isinstance(size, str) else int(size)
-    if not 0 <= found < 1 << 63:
+    count = parse_size(size) if isinstance(size, str) else int(size)
+    if not 0 <= count < 1 << 63:
         raise BadArgumentError("a number of bytes that cannot be", found=size, allowed="0 (no limit) to 2^63 - 1")
-    return found
+    return count
 
 
 def _choice(value: str, *names: str) -> int:

@@ -24,7 +24,7 @@ class Option(NamedTuple):
 
     Attributes:
         name: Of the field, the keyword argument and the JSON key ("calibrate_method").
-        default: The value of an option that nobody asked for.
+        default: The value of an option that the user does not set.
         help: One or two sentences for `--help`.
         metavar: What stands for its value in `--help`; empty: the choices.
         choices: The values that there are; empty: any of its type.
@@ -100,12 +100,12 @@ def option(
 ) -> T:
     """Declares a dataclass field that is an option; the arguments are the attributes of `Option`."""
     known = Option("", default, help, metavar, choices, flag, label, least, most, mapping, recorded)
-    made: Any = (
+    field: Any = (
         dataclasses.field(default_factory=lambda: type(default)(), metadata={_KEY: known})
         if isinstance(default, dict)
         else dataclasses.field(default=default, metadata={_KEY: known})
     )
-    declared: T = made
+    declared: T = field
     return declared
 
 
@@ -116,7 +116,7 @@ def options_of(settings: type[Any]) -> tuple[Option, ...]:
 
 
 def refuse_unknown(settings: Any) -> None:
-    """Raises BadArgumentError for an option of a settings object whose value is none; for `__post_init__`."""
+    """Raises BadArgumentError where the value of an option is not allowed; for `__post_init__`."""
     for known in options_of(type(settings)):
         known.parsed(getattr(settings, known.name))
 
@@ -150,8 +150,8 @@ class TargetOptions:
     def of(cls, options: TargetOptions) -> Self:
         """The options as those of this target; BadArgumentError where they are another target's."""
         if not isinstance(options, cls):
-            found = f"{type(options).__module__}.{type(options).__name__}"
-            raise BadArgumentError("these are the options of another target", found=found, allowed=cls.__module__)
+            type_name = f"{type(options).__module__}.{type(options).__name__}"
+            raise BadArgumentError("these are the options of another target", found=type_name, allowed=cls.__module__)
         return options
 
 
@@ -174,5 +174,5 @@ class SourceOptions:
     no_verify: bool = option(False, "Do not check the checksums of a package that is read.", recorded=False)
 
     def __post_init__(self) -> None:
-        """Refuses values that are none."""
+        """Refuses values that are not allowed."""
         refuse_unknown(self)

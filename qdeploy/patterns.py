@@ -60,7 +60,7 @@ class Pattern:
     def _bounded(self, find: Callable[..., object], name: str) -> bool:
         start = time.monotonic()
         try:
-            found = find(name, timeout=min(SECONDS, self._left)) is not None
+            matches = find(name, timeout=min(SECONDS, self._left)) is not None
         except TimeoutError as error:
             raise BadFileError(
                 "a regular expression takes too long",
@@ -69,4 +69,4 @@ class Pattern:
                 allowed=f"{SECONDS:g} seconds for one name, {TOTAL:g} for all",
             ) from error
         self._left = max(self._left - (time.monotonic() - start), 1e-3)
-        return found
+        return matches

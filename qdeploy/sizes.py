@@ -10,7 +10,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def parse_size(text: str) -> int:
-    """Returns bytes; BadArgumentError for what is no size."""
+    """Returns bytes; BadArgumentError for what is not a size."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if not match or match[2] not in _UNITS:
         raise BadArgumentError("not a size", found=text, allowed="350MB, 1.5GiB, 4096")

@@ -1,10 +1,10 @@
-"""What a conversion is asked for: one value that convert, verify, plan and the records of outputs share.
+"""The specification of a conversion: one value that convert, verify, plan and the records of outputs share.
 
     ConversionSpec
         to        the target's name
         source    how the source is read        (SourceOptions)
         passes    what is done to it first      (Passes, with Integers)
-        target    what the target is asked for  (its own dataclass of options)
+        target    the options of the target      (its own dataclass)
         check     how much of the output is run
 
 All options of it have names of their own, so that a flat JSON object, the keyword arguments of `qdeploy.convert` and
@@ -27,9 +27,9 @@ from qdeploy.options import Option, SourceOptions, TargetOptions, option, option
 
 PACKAGE, SOURCE = "ir", "source"
 _RECORDED: dict[str, object] = {"activations": "exact", "quantize": [], "requantize": False, "check": "auto"}
-"""What the record of every output says, asked for or not."""
+"""Options that the record of every output holds, even at their defaults."""
 _ANYWHERE: dict[str, object] = {"activations": "exact", "requantize": False, "jobs": 1}
-"""Options of some targets that `qdeploy.convert` names for all: at these values they ask for nothing."""
+"""Options of some targets that `qdeploy.convert` names for all: these values leave them off."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Passes:
     Attributes:
         quantize: Specs of quantizers for float weights; the first that takes a tensor has it (`qdeploy.quantize`).
         lower: Another form for sums of signs times low-rank products ("sign-planes:group=128").
-        allocate: A limit within which the bits of layers are chosen (`qdeploy.allocation.Asked.parse`).
+        allocate: A limit within which the bits of layers are chosen (`qdeploy.allocation.AllocationSpec.parse`).
         integers: How a network becomes one of integers, where the target takes one.
     """
 
@@ -71,21 +71,21 @@ class Passes:
 
 @dataclass(frozen=True)
 class PackageOptions(TargetOptions):
-    """What the writing of a package can be asked for: `jobs` shards are written at a time."""
+    """The options of the package writer, which writes `jobs` shards at a time."""
 
     jobs: int = option(1, "Shards written at a time.", least=1, most=64, recorded=False)
 
     def __post_init__(self) -> None:
-        """Refuses values that are none."""
+        """Refuses values that are not allowed."""
         refuse_unknown(self)
 
 
 @dataclass(frozen=True)
 class ConversionSpec:
-    """What a conversion is asked for; see the module.
+    """All options of a conversion; see the module.
 
     Raises:
-        BadArgumentError: Values that are none, or that contradict each other.
+        BadArgumentError: A value is not allowed, or values contradict each other.
     """
 
     to: str = "onnx"
@@ -99,11 +99,11 @@ class ConversionSpec:
     )
 
     def __post_init__(self) -> None:
-        """Refuses what the parts allow one by one and not together."""
+        """Refuses combinations of options that each part alone allows."""
         refuse_unknown(self)
-        asked = requested(self.passes)
-        if self.to == SOURCE and asked:
-            raise BadArgumentError("source files are written as they were", found=", ".join(asked))
+        passes = requested(self.passes)
+        if self.to == SOURCE and passes:
+            raise BadArgumentError("source files are written as they were", found=", ".join(passes))
         if self.to in (PACKAGE, SOURCE) and self.check not in ("auto", "none"):
             raise BadArgumentError(
                 f"the target {self.to} has nothing that could be run",
@@ -154,7 +154,7 @@ class ConversionSpec:
         return dataclasses.replace(self, passes=dataclasses.replace(self.passes, integers=integers))
 
     def to_json(self) -> dict[str, object]:
-        """All that is asked for, as a flat JSON object: the target, and the options that differ from their defaults."""
+        """The specification as a flat JSON object: the target, and the options that differ from their defaults."""
         values = {"to": self.to, **requested(self.source), **self._passes(), **requested(self.target)}
         return {**values, "check": self.check} if self.check != "auto" else values
 
@@ -164,7 +164,7 @@ class ConversionSpec:
         return cls.of(str(values.get("to", "onnx")), {name: v for name, v in values.items() if name != "to"})
 
     def record(self) -> dict[str, object]:
-        """What an output says that it was asked for: options that its content depends on, in JSON.
+        """The options that an output records, as JSON: those that its content depends on.
 
         For a package these are the passes; `recorded` reads them.
         """
@@ -206,13 +206,13 @@ def target_options() -> dict[str, type[TargetOptions]]:
     """The dataclasses of options of all targets that can be loaded, by the target's name."""
     from qdeploy.errors import UnsupportedError
 
-    found: dict[str, type[TargetOptions]] = {PACKAGE: PackageOptions}
+    targets: dict[str, type[TargetOptions]] = {PACKAGE: PackageOptions}
     for name, row in registry.BACKENDS.rows().items():
         try:
-            found[name] = row.load().options
+            targets[name] = row.load().options
         except UnsupportedError:  # `qdeploy formats` says why
             continue
-    return found
+    return targets
 
 
 def _taken(part: type[Any], values: Mapping[str, object]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ class StopTexts:
         if places:
             self.stopped, self._waiting = True, ""
             return text[: min(places)]
-        held = max((self._begun(text, stop) for stop in self._texts), default=0)
-        self._waiting = text[len(text) - held :]
-        return text[: len(text) - held]
+        waiting = max((self._begun(text, stop) for stop in self._texts), default=0)
+        self._waiting = text[len(text) - waiting :]
+        return text[: len(text) - waiting]
 
     def end(self) -> str:
         """What was still held back."""

@@ -3,7 +3,7 @@
 A token alone has no text: characters may take several (byte-level BPE, the byte tokens of SentencePiece), and decoders
 drop the space before a text's first word. So a piece is the difference of two decodings of a short window, which begins
 some tokens before what is new. What ends inside of a character waits; so does a run of byte tokens, which SentencePiece
-decodes as a whole, to one replacement character per byte if any of it is no UTF-8.
+decodes as a whole, to one replacement character per byte if any of it is not UTF-8.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ _INCOMPLETE = "\ufffd"
 
 
 class TextStream:
-    """What is said after a prompt.
+    """The text that a model generates after a prompt, piece by piece.
 
     Args:
         tokenizer: Of the package tokenizers.
-        ids: The prompt; its text is not said.
+        ids: The prompt; its text is not returned.
     """
 
     def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
-        self._tokenizer, self._ids, self._said = tokenizer, list(ids), len(ids)
+        self._tokenizer, self._ids, self._emitted = tokenizer, list(ids), len(ids)
 
     def add(self, token: int) -> str:
         """Takes a token; returns the text that is certain now, which may be empty."""
         self._ids.append(token)
-        waiting = len(self._ids) - self._said
+        waiting = len(self._ids) - self._emitted
         if waiting <= _RUN and _BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
             return ""
         text = self._fresh()
         if text.endswith(_INCOMPLETE) and waiting <= _RUN:
             return ""
-        self._said = len(self._ids)
+        self._emitted = len(self._ids)
         return text
 
     def end(self) -> str:
         """The text that was still waiting."""
-        text = self._fresh() if len(self._ids) > self._said else ""
-        self._said = len(self._ids)
+        text = self._fresh() if len(self._ids) > self._emitted else ""
+        self._emitted = len(self._ids)
         return text
 
     def _fresh(self) -> str:
-        start = max(0, self._said - _CONTEXT)
-        known: str = self._tokenizer.decode(self._ids[start : self._said])
+        start = max(0, self._emitted - _CONTEXT)
+        known: str = self._tokenizer.decode(self._ids[start : self._emitted])
         whole: str = self._tokenizer.decode(self._ids[start:])
         return whole[len(known) :]

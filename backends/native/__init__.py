@@ -107,7 +107,7 @@ class NativeFile(SingleFile):
         return replace(BACKEND.options.of(options), conversion=record)
 
     def conversion(self, path: str) -> Mapping[str, object]:
-        """What the conversion that wrote a model file was asked for."""
+        """The options of the conversion that wrote a model file."""
         from qdeploy.backends.native import describing
 
         return describing.document(opened(path), "conversion")
@@ -166,7 +166,7 @@ def opened(path: str) -> ModelFile:
     """A model file, of which the front has been read and checked.
 
     Raises:
-        BadFileError: It is none, or its front is damaged.
+        BadFileError: The file is not a model file, or its front is damaged.
         UnsupportedError: It is of another version.
     """
     from qdeploy.backends.native.reading import ModelFile

@@ -48,15 +48,15 @@ def differences(file: ModelFile, model: Model, name: str, matrix: int, every: bo
     blocks = -(-tensor.shape[0] // 16)
     chosen = range(blocks) if every else sorted({0, blocks // 2, blocks - 1})
     for block in chosen:
-        found = file.rows(matrix, block, block + 1)
-        yield relative(found, tensor.decode(slice(block * 16, min(block * 16 + 16, tensor.shape[0]))))
+        rows = file.rows(matrix, block, block + 1)
+        yield relative(rows, tensor.decode(slice(block * 16, min(block * 16 + 16, tensor.shape[0]))))
 
 
-def relative(found: Array, want: Array) -> float:
+def relative(actual: Array, want: Array) -> float:
     """Greatest difference over the greatest number of the row; 0 for equal numbers, NaN and infinities included."""
-    if np.array_equal(found, want, equal_nan=True):
+    if np.array_equal(actual, want, equal_nan=True):
         return 0.0
     with np.errstate(all="ignore"):
         scale = np.abs(want).max(axis=1, keepdims=True)
-        error = np.abs(found - want) / np.where(scale > 0, scale, 1)
-    return float(np.where(found == want, 0, error).max())
+        error = np.abs(actual - want) / np.where(scale > 0, scale, 1)
+    return float(np.where(actual == want, 0, error).max())

@@ -24,14 +24,14 @@ _SLAB = 128  # pages at a time
 def page_checksums(data: npt.NDArray[np.uint8]) -> Words:
     """The CRC-32C of every page of 65536 bytes; the last one may be short."""
     full, rest = divmod(len(data), PAGE)
-    found = np.empty(full + (rest > 0), np.uint32)
+    checksums = np.empty(full + (rest > 0), np.uint32)
     start = _moved(0xFFFFFFFF, PAGE)
     for first in range(0, full, _SLAB):
         part = data[first * PAGE : min(first + _SLAB, full) * PAGE]
-        found[first : first + _SLAB][: len(part) // PAGE] = ~(_raw(part) ^ np.uint32(start))
+        checksums[first : first + _SLAB][: len(part) // PAGE] = ~(_raw(part) ^ np.uint32(start))
     if rest:
-        found[-1] = crc32c(data[full * PAGE :])
-    return found
+        checksums[-1] = crc32c(data[full * PAGE :])
+    return checksums
 
 
 def crc32c(data: npt.NDArray[np.uint8] | bytes) -> int:
@@ -66,11 +66,11 @@ def _tables() -> Words:
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> np.uint32(1)) ^ (table & np.uint32(1)) * np.uint32(_POLYNOMIAL)
-    found = np.empty((_ROW, 256), np.uint32)
-    found[0] = table
+    tables = np.empty((_ROW, 256), np.uint32)
+    tables[0] = table
     for i in range(1, _ROW):
-        found[i] = _step(found[i - 1], table)
-    return found
+        tables[i] = _step(tables[i - 1], table)
+    return tables
 
 
 def _step(crc: Words, table: Words) -> Words:
@@ -82,14 +82,14 @@ def _step(crc: Words, table: Words) -> Words:
 def _row_moves() -> Words:
     """[256 places of a row in a page, 4 bytes of its CRC, 256]: the same behind all the rows that follow."""
     bytes_of = np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32))[:, None]
-    found, table = np.empty((PAGE // _ROW, 4, 256), np.uint32), _tables()[0]
-    found[-1] = bytes_of
+    moves, table = np.empty((PAGE // _ROW, 4, 256), np.uint32), _tables()[0]
+    moves[-1] = bytes_of
     for place in range(PAGE // _ROW - 2, -1, -1):
-        crc = found[place + 1]
+        crc = moves[place + 1]
         for _ in range(_ROW):
             crc = _step(crc, table)
-        found[place] = crc
-    return found
+        moves[place] = crc
+    return moves
 
 
 @cache

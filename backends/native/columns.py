@@ -89,7 +89,7 @@ def columns_by_group(index: Array, groups: int) -> Columns:
 
 def choose_columns(count: int, group: int, groups: int, index: Array | None) -> Columns:
     """The order that a matrix needs."""
-    found = columns_in_order(count, group) if index is None else None
-    if found is not None:
-        return found
+    columns = columns_in_order(count, group) if index is None else None
+    if columns is not None:
+        return columns
     return columns_by_group(np.arange(count) // group if index is None else np.asarray(index, np.int64), groups)

@@ -66,8 +66,8 @@ def describe(file: ModelFile) -> dict[str, Any]:
 
 def document(file: ModelFile, key: str) -> dict[str, Any]:
     """An entry of the metadata that is a JSON object; empty where there is none."""
-    found = parse_json(file.metadata.get(key, b"{}"), f"{file.path}: {key}")
-    return found if isinstance(found, dict) else {}
+    tree = parse_json(file.metadata.get(key, b"{}"), f"{file.path}: {key}")
+    return tree if isinstance(tree, dict) else {}
 
 
 def _rungs(file: ModelFile) -> list[dict[str, Any]]:
@@ -80,26 +80,26 @@ def _at(file: ModelFile, rung: int) -> int:
 
 
 def _tensors(file: ModelFile, stack: Outline) -> dict[str, dict[str, Any]]:
-    found = {}
+    tensors = {}
     for record, (name, weights) in zip(file.section(SectionId.MATRICES), stack.weights.items(), strict=True):
         first, count = int(record["first_term"]), int(record["terms"])
         terms = file.section(SectionId.TERMS)[first : first + count]
         own = [size for piece, size in zip(stack.order, stack.stored, strict=True) if piece.tensor == name]
         sorted_columns = " sorted" if record["map_tensor"] != NONE else ""
         kinds = [_kind(term) for term in terms]
-        found[name] = {
+        tensors[name] = {
             "shape": [int(record["rows"]), int(record["columns"])],
-            "encoding": _together(kinds) + sorted_columns,
+            "encoding": _in_one_line(kinds) + sorted_columns,
             "bits": 8 * sum(own) / max(1, weights),
             "bytes": sum(own),
             "parameters": weights,
             "kinds": [TermKind(int(term["kind"])).name.lower() for term in terms],
             "pieces": own,
         }
-    return found
+    return tensors
 
 
-def _together(kinds: list[str]) -> str:
+def _in_one_line(kinds: list[str]) -> str:
     return f"{len(kinds)} x {kinds[0]}" if len(kinds) > 1 and len(set(kinds)) == 1 else " + ".join(kinds)
 
 

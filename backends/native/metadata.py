@@ -3,7 +3,7 @@
     meta             what the graph says of itself: kind, context, token ids
     config           the architecture's configuration, as in config.json
     source           format of the checkpoint, and how each matrix was encoded there
-    conversion       what the conversion was asked for, so that the source can be derived again
+    conversion       the options of the conversion, so that the source can be derived again
     tokenizer.json   and other files of the source, under their names
 
 uint32 n, n entries {uint32 key_at, key_bytes, uint64 value_at, value_bytes}, then the bytes; positions are from the
@@ -35,7 +35,7 @@ FILES = (
 
 def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
     """The metadata of a model by key."""
-    found = {
+    metadata = {
         "meta": _json(dict(model.graph.meta)),
         "config": _json(finite(dict(model.config))),
         "source": _json({"format": model.format}),
@@ -43,20 +43,20 @@ def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
     }
     for file in model.files:
         if file.path in FILES and file.role in ("side", "derived"):
-            found[file.path] = file.data.read().tobytes()
-    return found
+            metadata[file.path] = file.data.read().tobytes()
+    return metadata
 
 
-def pack(found: Mapping[str, bytes], names: Iterable[str]) -> tuple[bytes, dict[str, int]]:
+def pack(metadata: Mapping[str, bytes], names: Iterable[str]) -> tuple[bytes, dict[str, int]]:
     """The section, and where each name stands in it."""
-    keys = sorted(found)
+    keys = sorted(metadata)
     table, body = np.zeros(len(keys), META_ENTRY), bytearray()
     head = 4 + table.nbytes
     for row, key in zip(table, keys, strict=True):
         row["key_at"], row["key_bytes"] = head + len(body), len(key.encode())
         body += key.encode()
-        row["value_at"], row["value_bytes"] = head + len(body), len(found[key])
-        body += found[key]
+        row["value_at"], row["value_bytes"] = head + len(body), len(metadata[key])
+        body += metadata[key]
     places = {}
     for name in dict.fromkeys(names):
         places[name] = head + len(body)

@@ -23,7 +23,7 @@ class Options(TargetOptions):
             as the authors of a BitStack checkpoint publish it ("reference").
         sensitivities: What an error of a tensor costs the model: a file of perplexities as BitStack's authors publish
             them (reduced_ppl_average.json), or the factors themselves by tensor. Empty: all tensors count the same.
-        conversion: What else the conversion was asked for, as JSON; kept in the metadata, so that the source can be
+        conversion: The other options of the conversion, as JSON; kept in the metadata, so that the source can be
             derived again when the file is held against it.
 
     Raises:
@@ -51,7 +51,7 @@ class Options(TargetOptions):
     conversion: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses what the options allow one by one and not together."""
+        """Refuses combinations of values that each option alone allows."""
         refuse_unknown(self)
         if self.sensitivities and self.order != "gain":
             raise BadArgumentError("sensitivities weigh the order by gain", found=f"order {self.order}", allowed="gain")

@@ -75,7 +75,7 @@ def stack_order(
     for piece in order(pieces, kind, reference):
         level = seen[piece.tensor] = seen.get(piece.tensor, -1) + 1
         left -= piece.gain
-        found = levels[piece.tensor, level]
-        stack.blocks.extend(found)
-        stack.errors.extend([max(left, 0.0)] * len(found))
+        blocks_of_level = levels[piece.tensor, level]
+        stack.blocks.extend(blocks_of_level)
+        stack.errors.extend([max(left, 0.0)] * len(blocks_of_level))
     return Stack(stack.blocks, sum(b.level == 0 for b in stack.blocks), stack.errors, weights)

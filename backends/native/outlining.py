@@ -61,15 +61,15 @@ def outline(file: ModelFile) -> Outline:
     floor, names = int(file.header["floor_rung"]), list(file.matrices())
     owner = np.repeat(np.repeat(np.arange(len(matrices)), matrices["terms"]), terms["planes"])
     place = np.argsort(blocks["at"], kind="stable")
-    held, stored, own = _held(file, rungs), blocks["bytes"][place].tolist(), owner[place].tolist()
+    memory, stored, own = _committed_bytes(file, rungs), blocks["bytes"][place].tolist(), owner[place].tolist()
     first = {name: [0, 0] for name in names}
     for block in range(floor):
-        first[names[own[block]]][0] += held[block]
+        first[names[own[block]]][0] += memory[block]
         first[names[own[block]]][1] += stored[block]
     gains = -np.diff(rungs["error"][max(0, floor - 1) :])
     order = _chained(
         [*first, *(names[m] for m in own[floor:])],
-        [*(pair[0] for pair in first.values()), *held[floor:]],
+        [*(pair[0] for pair in first.values()), *memory[floor:]],
         [*([0.0] * len(first)), *gains.tolist()],
     )
     sizes = (matrices["rows"].astype(np.int64) * matrices["columns"]).tolist()
@@ -78,7 +78,7 @@ def outline(file: ModelFile) -> Outline:
     return Outline(order, whole, floor, weights, encoder, int(file.header["context"]))
 
 
-def _held(file: ModelFile, rungs: Any) -> list[int]:
+def _committed_bytes(file: ModelFile, rungs: Any) -> list[int]:
     """What each block adds to what the runtime commits for a prefix of the stack."""
     stack = int(file.header["stack_bytes"])
     page, most = _HUGE_PAGE if stack >= _HUGE_FROM else _SYSTEM_PAGE, aligned(stack, _SYSTEM_PAGE)
@@ -88,14 +88,14 @@ def _held(file: ModelFile, rungs: Any) -> list[int]:
 
 def _chained(names: Sequence[str], sizes: Sequence[int], gains: Sequence[float]) -> tuple[Piece, ...]:
     """Pieces whose errors follow from their gains, backwards: where all of a tensor is there, nothing is left."""
-    left, found, number = dict.fromkeys(names, 0.0), list[Piece](), dict[str, int]()
+    left, pieces, number = dict.fromkeys(names, 0.0), list[Piece](), dict[str, int]()
     for name in names:
         number[name] = number.get(name, 0) + 1
     for name, size, gain in zip(reversed(names), reversed(sizes), reversed(gains), strict=True):
         number[name] -= 1
-        found.append(Piece(name, 0, number[name], size, left[name] + gain, left[name]))
+        pieces.append(Piece(name, 0, number[name], size, left[name] + gain, left[name]))
         left[name] += gain
-    return tuple(reversed(found))
+    return tuple(reversed(pieces))
 
 
 def session_bytes(file: ModelFile, context: int, threads: int, kv: str) -> int:

@@ -144,9 +144,9 @@ def _part(name: str, read: RowReader, rows: int, columns: Columns, kind: NumberK
     size = columns.groups * 16 * numbers.DTYPES[kind].itemsize
 
     def produce(first: int, last: int) -> Iterator[Piece]:
-        found = read(*row_range(first, last, rows))
-        full = np.zeros((16 * (last - first), columns.groups), found.dtype)
-        full[: len(found)] = found[:, columns.which]
+        values = read(*row_range(first, last, rows))
+        full = np.zeros((16 * (last - first), columns.groups), values.dtype)
+        full[: len(values)] = values[:, columns.which]
         yield name, first * size, interleave.by_columns(numbers.stored(kind, full))
 
     return name, size, produce

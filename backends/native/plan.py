@@ -93,9 +93,9 @@ class _Planning:
                 found=self.graph.meta.get("kind"),
                 allowed="decoder, encoder",
             )
-        for given in self.graph.inputs:
-            self._values[given.name] = len(self.plan.values)
-            self.plan.values.append(PlannedValue(given.name, ValueKind.IDS, 1, Role.INPUT))
+        for value in self.graph.inputs:
+            self._values[value.name] = len(self.plan.values)
+            self.plan.values.append(PlannedValue(value.name, ValueKind.IDS, 1, Role.INPUT))
         nodes = self.graph.nodes
         for place, node in enumerate(nodes):
             if place not in self._skip:
@@ -132,7 +132,7 @@ class _Planning:
             raise UnsupportedError("a value that no node has made", found=name)
         return self._values[name]
 
-    def _made(self, name: str) -> bool:
+    def _is_computed(self, name: str) -> bool:
         return self._alias.get(name, name) in self._values
 
     def _width(self, value: int) -> int:
@@ -150,7 +150,7 @@ class _Planning:
 
     def _matrix(self, name: str) -> int:
         if len(self.model.tensors[name].shape) != 2:
-            raise UnsupportedError("a weight that is no matrix", where=name, found=self.model.tensors[name].shape)
+            raise UnsupportedError("a weight that is not a matrix", where=name, found=self.model.tensors[name].shape)
         if name not in self.plan.matrices:
             self.plan.matrices.append(name)
         return self.plan.matrices.index(name)
@@ -184,9 +184,9 @@ class _Planning:
 
     def _gather(self, node: Node) -> None:
         weight, ids = node.inputs
-        made = next((n for n in self.graph.nodes if ids in n.outputs), None)
+        maker = next((n for n in self.graph.nodes if ids in n.outputs), None)
         matrix, width = self._matrix(weight), self.model.tensors[weight].shape[1]
-        if made is not None and made.op == "Positions":
+        if maker is not None and maker.op == "Positions":
             self._emit(Op.POSITIONS, (), node.outputs[0], width, matrix=matrix)
         else:
             self._emit(Op.EMBED, (self._in(ids),), node.outputs[0], width, matrix=matrix)
@@ -258,10 +258,10 @@ class _Planning:
             )
         heads, kv_heads, width = int(a["heads"]), int(a["kv_heads"]), self._width(inputs[0])  # type: ignore[arg-type]
         rope = a.get("rope")
-        tensors, turned = (), (0, 0, 1.0)
+        tensors, rotation = (), (0, 0, 1.0)
         if isinstance(rope, dict):
             tensors = (self._tensor(str(rope["inv_freq"])),)  # type: ignore[assignment]
-            turned = (int(rope["rotary_dim"]), int(bool(rope["interleaved"])), float(rope["factor"]))
+            rotation = (int(rope["rotary_dim"]), int(bool(rope["interleaved"])), float(rope["factor"]))
         state = self._states[str(a["state"])] if a.get("state") else NONE
         attrs = (
             heads,
@@ -270,7 +270,7 @@ class _Planning:
             float(a["scale"]),  # type: ignore[arg-type]
             int(bool(a.get("causal"))),
             int(a.get("window") or 0),  # type: ignore[arg-type]
-            *turned,
+            *rotation,
         )
         value = self._value(node.outputs[0], width)
         self.plan.nodes.append(PlannedNode(Op.ATTENTION, inputs, (value,), NONE, tensors, state, attrs))
@@ -296,10 +296,10 @@ class _Planning:
 
     def _binary(self, node: Node) -> None:
         op = Op.ADD if node.op == "Add" else Op.MUL
-        a, b = node.inputs if self._made(node.inputs[0]) else node.inputs[::-1]  # both commute
+        a, b = node.inputs if self._is_computed(node.inputs[0]) else node.inputs[::-1]  # both commute
         first = self._in(a)
         width, kind = self._width(first), self.plan.values[first].kind
-        if self._made(b):
+        if self._is_computed(b):
             second = self._in(b)
             if self._width(second) != width or self.plan.values[second].kind != kind:
                 raise UnsupportedError("a sum or product of two widths", where=node.name)
@@ -353,19 +353,19 @@ def _is_first(node: Node) -> bool:
 
 def _aliases(graph: Graph) -> dict[str, str]:
     """Names that are one value: an Identity's, under the output's name where it is one."""
-    outputs, found = {value.name for value in graph.outputs}, dict[str, str]()
+    outputs, aliases = {value.name for value in graph.outputs}, dict[str, str]()
     for node in graph.nodes:
         if node.op == "Identity":
-            source, made = found.get(node.inputs[0], node.inputs[0]), node.outputs[0]
-            if made in outputs and source not in outputs:
-                found[source] = made
+            source, output = aliases.get(node.inputs[0], node.inputs[0]), node.outputs[0]
+            if output in outputs and source not in outputs:
+                aliases[source] = output
             else:
-                found[made] = source
-    return found
+                aliases[output] = source
+    return aliases
 
 
 def _place(plan: Plan) -> None:
-    """Gives every value a slot, first fit; outputs keep theirs to the end. Logits that nobody reads need none."""
+    """Gives every value a slot, first fit; outputs keep theirs to the end. Logits that are not read need no slot."""
     last = {v: place for place, node in enumerate(plan.nodes) for v in (*node.outputs, *node.inputs)}
     live: list[tuple[int, int, int]] = []  # (slot, end, value)
     for place, node in enumerate(plan.nodes):

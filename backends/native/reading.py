@@ -46,7 +46,7 @@ class ModelFile:
         path: The file.
 
     Raises:
-        BadFileError: It is no model file, or its front is damaged.
+        BadFileError: It is not a model file, or its front is damaged.
         UnsupportedError: It is of another version, or needs a feature that this one does not know.
     """
 
@@ -99,22 +99,22 @@ class ModelFile:
         Raises:
             BadFileError: They are not there (any more).
         """
-        found = bytearray()
-        while len(found) < count:
+        content = bytearray()
+        while len(content) < count:
             try:
-                part = os.pread(self._descriptor, count - len(found), at + len(found))
+                part = os.pread(self._descriptor, count - len(content), at + len(content))
             except (OSError, ValueError, OverflowError) as error:
                 raise BadFileError("a model file cannot be read", where=str(self.path), found=error) from error
             if not part:
                 raise BadFileError(
                     "the model file ends early",
                     where=str(self.path),
-                    found=f"{at + len(found)} bytes",
+                    found=f"{at + len(content)} bytes",
                     allowed=f"{at + count} bytes",
                     todo="Fetch or convert it again.",
                 )
-            found += part
-        return np.frombuffer(found, np.uint8)
+            content += part
+        return np.frombuffer(content, np.uint8)
 
     def section(self, which: SectionId) -> Any:
         """The records of a section."""
@@ -129,8 +129,8 @@ class ModelFile:
 
     def string(self, at: int) -> str:
         """A name in the metadata."""
-        found: str = self._names[at : self._names.find(b"\0", at)].decode(errors="replace")
-        return found
+        text: str = self._names[at : self._names.find(b"\0", at)].decode(errors="replace")
+        return text
 
     @cached_property
     def _names(self) -> bytes:
@@ -139,12 +139,12 @@ class ModelFile:
     def damaged_pages(self) -> list[int]:
         """Pages whose checksum is not that of their bytes."""
         start, known = int(self.header["resident_at"]), self.section(SectionId.PAGES)
-        found = []
+        damaged = []
         for first in range(0, len(known), 128):
             at = start + first * PAGE
             wrong = page_checksums(self.read(at, min(128 * PAGE, self.size - at))) != known[first : first + 128]
-            found += [first + int(i) for i in np.nonzero(wrong)[0]]
-        return found
+            damaged += [first + int(i) for i in np.nonzero(wrong)[0]]
+        return damaged
 
     def tensor(self, index: int) -> Array:
         """A resident tensor, flat."""
@@ -193,11 +193,11 @@ class ModelFile:
         return total
 
     def _resident(self, rung: int | None) -> dict[int, int]:
-        found: dict[int, int] = dict.fromkeys(range(len(self.section(SectionId.TERMS))), 0)
+        planes: dict[int, int] = dict.fromkeys(range(len(self.section(SectionId.TERMS))), 0)
         blocks = self.section(SectionId.BLOCKS)
         for block in blocks[np.argsort(blocks["at"], kind="stable")][:rung]:
-            found[int(block["term"])] += 1
-        return found
+            planes[int(block["term"])] += 1
+        return planes
 
     @cached_property
     def blocks(self) -> dict[tuple[int, int], int]:
@@ -242,9 +242,9 @@ class _Term:
             for name, operation in (("zero", np.subtract), ("scale", np.multiply), ("offset", np.add)):
                 if kind in (TermKind.TABLE3, TermKind.TABLE4, TermKind.FLOATS) and name != "scale":
                     continue
-                found = self._param(name)
-                if found is not None:
-                    values = operation(values, found)
+                param = self._param(name)
+                if param is not None:
+                    values = operation(values, param)
                 elif name == "zero":
                     values = values - self.record["zero_for_all"]
         return values.astype(np.float32, copy=False)
@@ -280,14 +280,14 @@ class _Term:
             return single
         place = self.start + int(self.record["select_at"])
         select = interleave.from_columns(self._run(place, (int(self.record["groups"]), 16), np.uint8))
-        found: Array = table[self._over_columns(select), codes]
-        return found
+        decoded: Array = table[self._over_columns(select), codes]
+        return decoded
 
     def _bit_planes(self, at: int) -> Array:
         count = int(self.record["planes"])
         starts = [at, *(self.file.blocks[self.index, p] for p in range(1, self.planes))]
-        found = [self._run(place, (self.columns // 32, 64), np.uint8) for place in starts]
-        codes = interleave.from_planes(found, count).astype(np.float32)
+        bit_planes = [self._run(place, (self.columns // 32, 64), np.uint8) for place in starts]
+        codes = interleave.from_planes(bit_planes, count).astype(np.float32)
         return codes + np.float32(((1 << (count - self.planes)) - 1) / 2)  # the middle of what is left
 
     def _param(self, name: str) -> Array | None:
@@ -317,8 +317,8 @@ class _Term:
         total = table[0][codes[0]]
         for book in range(1, books):
             total = total + table[book][codes[book]]
-        found: Array = total.reshape(len(total), -1)
-        return found
+        rows: Array = total.reshape(len(total), -1)
+        return rows
 
     def _bitstack(self) -> Array:
         rank, at = int(self.record["rank"]), self.start + int(self.record["codes_at"])
@@ -342,6 +342,6 @@ class _Term:
         at += 4 * (self.row_blocks + 1)
         for place in range(self.first, self.last):
             count = max(0, int(starts[place + 1] - starts[place]))
-            found = self.file.read(at + int(starts[place]) * 12, count * 12).view(_ENTRY)
-            out[(place - self.first) * 16 + found["row"], found["column"]] = found["value"]
+            entries = self.file.read(at + int(starts[place]) * 12, count * 12).view(_ENTRY)
+            out[(place - self.first) * 16 + entries["row"], entries["column"]] = entries["value"]
         return out

@@ -93,12 +93,12 @@ def _inside(at: Any, count: Any, limit: int) -> Any:
     return (counts <= limit) & (at <= np.uint64(limit) - np.minimum(counts, np.uint64(limit)))
 
 
-def _index(found: Any, owner: Any) -> Any:
-    return (found == NONE) | (found < len(owner))
+def _index(indices: Any, owner: Any) -> Any:
+    return (indices == NONE) | (indices < len(owner))
 
 
-def _one_of(found: Any, kinds: Iterable[int]) -> Any:
-    return np.isin(found, [int(kind) for kind in kinds])
+def _one_of(numbers: Any, kinds: Iterable[int]) -> Any:
+    return np.isin(numbers, [int(kind) for kind in kinds])
 
 
 def _wrong(section: str, found: object, allowed: str, path: str) -> BadFileError:

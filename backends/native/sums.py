@@ -21,7 +21,7 @@ from qdeploy.backends.native.terms import (
 )
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views import Coded, Floats, Masked, Minifloat, SignLowRank, Sum, Vector, View, view
-from qdeploy.ir.views.levels import term_levels, together
+from qdeploy.ir.views.levels import combined_levels, term_levels
 
 _DENSE = 16
 """More than one outlier in so many elements is not sparse."""
@@ -67,14 +67,14 @@ def _sum(name: str, seen: Sum, layout: str) -> LoweredMatrix | None:
     return replace(
         parts[0],
         terms=terms,
-        form=_together([p.form for p in parts]),
+        form=_in_one_line([p.form for p in parts]),
         reason="a sum of terms as they are",
         lossless=all(p.lossless for p in parts),
-        levels=term_levels(len(parts)) if stepwise else together(part.levels for part in parts),
+        levels=term_levels(len(parts)) if stepwise else combined_levels(part.levels for part in parts),
     )
 
 
-def _together(forms: list[str]) -> str:
+def _in_one_line(forms: list[str]) -> str:
     return f"{len(forms)} x {forms[0]}" if len(set(forms)) == 1 else " + ".join(forms)
 
 
@@ -84,10 +84,10 @@ def _with_outliers(name: str, tensor: QTensor, seen: Masked, layout: str) -> Low
     under = _lowered(name, seen.under, layout) if isinstance(seen.under, Coded | Sum) else None
     if under is None or under.columns.order is not None:
         return None
-    found = _sparse_term(tensor, base, under.columns)
-    if found is None:
+    outliers = _sparse_term(tensor, base, under.columns)
+    if outliers is None:
         return None
-    sparse, rounded = found
+    sparse, rounded = outliers
     entries = int(sparse.record["entries"])
     reason = "outliers are stored as what they add to the rest"
     if rounded:
@@ -111,12 +111,12 @@ def _changes(tensor: QTensor, base: QTensor, start: int, stop: int) -> tuple[Arr
     rows, columns = np.nonzero(whole != plain)
     want, under = whole[rows, columns], plain[rows, columns]
     with np.errstate(all="ignore"):
-        found = want - under
+        addends = want - under
         for way in (np.float32(-np.inf), np.float32(np.inf)):
-            near = np.nextafter(found, way)
-            found = np.where((under + found != want) & (under + near == want), near, found)
-        rounded = int(np.count_nonzero((under + found != want) & ~np.isnan(want)))
-    return rows, columns, found, rounded
+            near = np.nextafter(addends, way)
+            addends = np.where((under + addends != want) & (under + near == want), near, addends)
+        rounded = int(np.count_nonzero((under + addends != want) & ~np.isnan(want)))
+    return rows, columns, addends, rounded
 
 
 def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> tuple[LoweredTerm, int] | None:
@@ -124,8 +124,8 @@ def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> tuple[Lowe
     (rows, count), rounded = tensor.shape, 0
     starts = np.zeros(-(-rows // 16) + 1, np.int64)
     for first, last in row_slabs(rows, count):
-        found, _, _, wrong = _changes(tensor, base, *row_range(first, last, rows))
-        starts[first + 1 : last + 1] = np.bincount(found // 16, minlength=last - first)
+        changed_rows, _, _, wrong = _changes(tensor, base, *row_range(first, last, rows))
+        starts[first + 1 : last + 1] = np.bincount(changed_rows // 16, minlength=last - first)
         rounded += wrong
     starts = np.cumsum(starts)
     if starts[-1] > rows * count // _DENSE or starts[-1] >= 1 << 32:
@@ -137,9 +137,9 @@ def _sparse_term(tensor: QTensor, base: QTensor, columns: Columns) -> tuple[Lowe
             yield "codes", 0, starts.astype("<u4")
         row, column, value, _ = _changes(tensor, base, *row_range(first, last, rows))
         order = np.lexsort((row, column, row // 16))
-        made = np.empty(len(row), _ENTRY)
-        made["column"], made["row"], made["value"] = column[order], row[order] % 16, value[order]
-        yield "codes", head + int(starts[first]) * _ENTRY.itemsize, made
+        entries = np.empty(len(row), _ENTRY)
+        entries["column"], entries["row"], entries["value"] = column[order], row[order] % 16, value[order]
+        yield "codes", head + int(starts[first]) * _ENTRY.itemsize, entries
 
     sizes = {"codes": head + int(starts[-1]) * _ENTRY.itemsize}
     fields = {"group": columns.padded, "groups": 1, "entries": int(starts[-1])}

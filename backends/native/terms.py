@@ -187,12 +187,12 @@ def minifloat_matrix(name: str, seen: Minifloat) -> LoweredMatrix | None:
     own = NumberKind(seen.dtype.native)
     kinds = (NumberKind.E4M3, NumberKind.E5M2, NumberKind.F16, NumberKind.F32)
     kind = own or numbers.smallest(kinds, lambda: [values]) or NumberKind.F32
-    recoded = numbers.stored(kind, values)
-    recoded = recoded.view(f"<u{recoded.itemsize}")
+    stored = numbers.stored(kind, values)
+    stored = stored.view(f"<u{stored.itemsize}")
 
     def read(start: int, stop: int) -> Array:
         codes = floats.codes(start, stop)
-        return codes if own else recoded[codes]
+        return codes if own else stored[codes]
 
     (rows, count), groups = floats.shape, floats.grouping
     columns = choose_columns(count, groups.group, groups.groups, groups.index)

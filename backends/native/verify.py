@@ -42,7 +42,7 @@ _DERIVED = (
 
 
 def compare(model: Model, path: str, options: Options, progress: Progress) -> Iterator[Row]:
-    """Yields (name, equal, greatest relative error, None, note) per matrix, and rows for what is no matrix."""
+    """Yields (name, equal, greatest relative error, None, note) per matrix, and rows for what is not a matrix."""
     file = ModelFile(located(path))
     matrices = file.matrices()
     progress.start("comparing weights", sum(model.tensors[name].nbytes for name in matrices if name in model.tensors))
@@ -54,22 +54,22 @@ def compare(model: Model, path: str, options: Options, progress: Progress) -> It
             continue
         yield (name, *_difference(file, model.tensors[name], index))
         progress.advance(model.tensors[name].nbytes, name)
-    yield from _rest(file, plan_file(model, _asked(file, options)))
+    yield from _rest(file, plan_file(model, _recorded_options(file, options)))
     damaged = file.damaged_pages()
     yield "(pages)", not damaged, 0.0, None, f"damaged pages: {damaged[:8]}" if damaged else ""
 
 
-def _asked(file: ModelFile, options: Options) -> Options:
-    """The options that the file was written with; it says so itself."""
-    asked = document(file, "conversion")
-    own = {name: asked.pop(name) for name in ("layout", "order", "sensitivities") if name in asked}
+def _recorded_options(file: ModelFile, options: Options) -> Options:
+    """The options that the file was written with, from its own metadata."""
+    conversion = document(file, "conversion")
+    own = {name: conversion.pop(name) for name in ("layout", "order", "sensitivities") if name in conversion}
     weights = own.get("sensitivities", {})
     numbers = isinstance(weights, dict) and all(isinstance(w, (int, float)) for w in weights.values())
     if not numbers or not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
         raise BadFileError(
-            "the file's sensitivities are no numbers", where=str(file.path), found=type(weights).__name__
+            "the file's sensitivities are not numbers", where=str(file.path), found=type(weights).__name__
         )
-    return replace(options, **own, conversion=asked)
+    return replace(options, **own, conversion=conversion)
 
 
 def _difference(file: ModelFile, tensor: QTensor, matrix: int) -> tuple[bool, float, float | None, str]:
@@ -77,11 +77,11 @@ def _difference(file: ModelFile, tensor: QTensor, matrix: int) -> tuple[bool, fl
     relative_error = worst = signal = noise = 0.0
     for first, last in row_slabs(tensor.shape[0], tensor.shape[1]):
         want = tensor.decode(slice(*row_range(first, last, tensor.shape[0])))
-        found = file.rows(matrix, first, last)
-        relative_error = max(relative_error, relative(found, want))
+        actual = file.rows(matrix, first, last)
+        relative_error = max(relative_error, relative(actual, want))
         if relative_error > ROUNDED:
             with np.errstate(all="ignore"):
-                error = want - found
+                error = want - actual
             worst, noise = max(worst, float(np.abs(error).max())), noise + energy(error)
         signal += energy(want)
     if relative_error <= ROUNDED:

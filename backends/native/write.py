@@ -149,37 +149,37 @@ def plan_file(model: Model, options: Options) -> File:
 
 def _stack(model: Model, matrices: list[LoweredMatrix], options: Options) -> Stack:
     def weights(pieces: list[Piece]) -> Mapping[str, float]:
-        given = options.sensitivities
-        if isinstance(given, str):
-            return published.sensitivities(model, pieces, given) if given else {}
-        return given
+        sensitivities = options.sensitivities
+        if isinstance(sensitivities, str):
+            return published.sensitivities(model, pieces, sensitivities) if sensitivities else {}
+        return sensitivities
 
     steps = published.reference_steps(model) if options.order == "reference" else ()
     return stack_order(_blocks(model, matrices), options.order, steps, weights)
 
 
 def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTensor, Levels, list[BlockPlan]]]:
-    found, number = [], 0
+    plans, number = [], 0
     for matrix in matrices:
         own = []
         for term in matrix.terms:
             sizes = [_laid(term)[1], *(term.plane_bytes(p) for p in range(1, term.planes))]
             own += [BlockPlan(number, p, size, max(p, term.level)) for p, size in enumerate(sizes)]
             number += 1
-        found.append((matrix.name, model.tensors[matrix.name], matrix.levels, own))
-    return found
+        plans.append((matrix.name, model.tensors[matrix.name], matrix.levels, own))
+    return plans
 
 
 def _laid(term: LoweredTerm) -> tuple[dict[str, int], int]:
     """Where each part lies in its block, and the size of plane 0."""
-    found, end = {}, 0
+    offsets, end = {}, 0
     for part, size in term.sizes.items():
         if part.startswith("plane"):
-            found[part] = 0
+            offsets[part] = 0
             continue
-        found[part] = aligned(end, LINE)
-        end = found[part] + size
-    return found, end
+        offsets[part] = aligned(end, LINE)
+        end = offsets[part] + size
+    return offsets, end
 
 
 def _matrix_records(file: File, terms: list[LoweredTerm], names: Mapping[str, int]) -> None:
@@ -234,9 +234,9 @@ def _graph_records(file: File, model: Model, names: Mapping[str, int]) -> None:
         row["name_at"] = names[value.name] if value.role else NONE
     for row, node in zip(nodes, plan.nodes, strict=True):
         row["op"], row["matrix"], row["state"] = node.op, node.matrix, node.state
-        for name, given in (("inputs", node.inputs), ("outputs", node.outputs), ("tensors", node.tensors)):
+        for name, numbers in (("inputs", node.inputs), ("outputs", node.outputs), ("tensors", node.tensors)):
             row[name] = NONE
-            row[name][: len(given)] = given
+            row[name][: len(numbers)] = numbers
         row["attr"], row["attrs"] = len(words), len(node.attrs)
         words += node.words()
     states = np.zeros(len(model.graph.states), f.STATE)
@@ -306,8 +306,8 @@ def _write_front(out: int, file: File, end: int) -> None:
     header, step = file.header[0], 128 * PAGE
     at, pages = int(header["resident_at"]), file.records[SectionId.PAGES]
     for start in range(at, end, step):
-        found = page_checksums(np.frombuffer(os.pread(out, min(step, end - start), start), np.uint8))
-        pages[(start - at) // PAGE :][: len(found)] = found
+        checksums = page_checksums(np.frombuffer(os.pread(out, min(step, end - start), start), np.uint8))
+        pages[(start - at) // PAGE :][: len(checksums)] = checksums
     front = np.zeros(int(header["front_end"]) - f.HEADER.itemsize, np.uint8)
     for section, records in file.records.items():
         place = int(header["sections"][section]["at"]) - f.HEADER.itemsize

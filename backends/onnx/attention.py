@@ -3,7 +3,7 @@
 Decoders take com.microsoft.GroupQueryAttention with past and present; the caches hold keys after rotation. What its CPU
 kernel accepts, and what we do about it:
 
-    head size % 16 == 0 and rotary size % 16 == 0    it rotates by itself (do_rotary)
+    head size % 16 == 0 and rotary size % 16 == 0    the operator rotates (do_rotary)
     any other even rotary size                       com.microsoft.RotaryEmbedding stands before it; so it does where
                                                      long sequences have frequencies of their own: their rows stand
                                                      behind those of short ones in the same caches

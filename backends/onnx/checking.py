@@ -118,8 +118,8 @@ def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
     states: dict[str, Any] = {}
     runs = []
     for inputs in steps:
-        given = {value.name for value in graph.inputs}
-        outputs, states = run(graph, {k: v for k, v in inputs.items() if k in given}, states, weights)
+        names = {value.name for value in graph.inputs}
+        outputs, states = run(graph, {k: v for k, v in inputs.items() if k in names}, states, weights)
         runs.append((inputs, outputs))
     coarse = ROUNDED_FULL if rounds(graph) else HALF_FULL if is_half(graph) else EXACT_FULL
     limit = INT8_FULL if lowered.int8 else coarse

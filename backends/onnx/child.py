@@ -57,10 +57,10 @@ def _input(declared: Any, key: str, arrays: Mapping[str, Any], carried: Mapping[
     return np.zeros((1, heads, 0, size), np.float32)
 
 
-def relative_error(found: Any, want: Any) -> float:
+def relative_error(actual: Any, want: Any) -> float:
     """|found - want| / |want| in L2; infinite where it is not a number."""
     norm = float(np.linalg.norm(want.astype(np.float64)))
-    error = float(np.linalg.norm(found.astype(np.float64) - want)) / (norm or 1.0)
+    error = float(np.linalg.norm(actual.astype(np.float64) - want)) / (norm or 1.0)
     return error if np.isfinite(error) else float("inf")
 
 

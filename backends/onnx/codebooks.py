@@ -1,4 +1,4 @@
-"""Codebooks whose values are no integers: scalar tables and vector codebooks, through qdeploy.CodebookLinear."""
+"""Codebooks whose values are not integers: scalar tables and vector codebooks, through qdeploy.CodebookLinear."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CodebookForm:
         add_all(builder, products, output)
 
     def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
-        """The same look-up for the rows that are asked for."""
+        """The same look-up for some rows."""
         rows = []
         for part in self.parts:
             codes, base, table, scale = self._inputs(builder, part)

@@ -5,7 +5,7 @@
                        of 4096 (ONNX Runtime maps the file page by page), smaller ones at a multiple of 64
 
 Two initializers may name the same range: an embedding and the output projection that is tied to it are stored once.
-Nothing here ever holds a whole tensor: a source is asked for rows, and its rows go to the file and through SHA-256.
+Nothing here ever holds a whole tensor: the writer reads rows of a source, which go to the file and through SHA-256.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each is a FunctionProto whose body is plain ONNX, so the file runs wherever ONNX runs; a custom operator of the same
 name and domain, where one is registered, takes the body's place. The weight is unpacked at every call, which is slow
-but keeps it packed in memory. It would not stay so by itself: ONNX Runtime inlines functions and folds what is
+but keeps it packed in memory. Alone that is not enough: ONNX Runtime inlines functions and folds what is
 constant, which would leave float32. Therefore the codes are made to depend on the input, by a zero that is computed
 from its shape:
 

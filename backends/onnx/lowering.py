@@ -12,7 +12,7 @@ from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.passthrough import Literal, StoredForm, literal, needs_type, stored_form
 from qdeploy.backends.onnx.proto import GraphBuilder, onnx_type
 from qdeploy.backends.onnx.rules import Ruling, float_form, rule
-from qdeploy.backends.onnx.transposed import turned
+from qdeploy.backends.onnx.transposed import transposed_weight
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.errors import UnsupportedError
@@ -50,8 +50,8 @@ class GraphLowering:
             self.builder.source_opset = int(self.graph.meta.get("opset", 0))  # type: ignore[arg-type]
         self.rulings: dict[str, Ruling] = {}
         self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
-        self._made = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
-        self.builder.reserved = self._made | set(model.tensors)
+        self._computed = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
+        self.builder.reserved = self._computed | set(model.tensors)
         self._attention: Callable[[Node], None] = self._encoder_attention
 
     def run(self) -> None:
@@ -75,11 +75,15 @@ class GraphLowering:
         """Whether a name is a tensor of the model, and a matrix whose rows have a form of their own."""
         if self._network:  # tensors stay as their source stores them
             return False
-        return name not in self._made and name not in self.graph.constants and len(self._model.tensors[name].shape) == 2
+        return (
+            name not in self._computed
+            and name not in self.graph.constants
+            and len(self._model.tensors[name].shape) == 2
+        )
 
     def value(self, name: str) -> str:
         """The ONNX value of a name."""
-        if not name or name in self._made:
+        if not name or name in self._computed:
             return name
         return self._whole(name).value(self.builder)
 
@@ -89,9 +93,9 @@ class GraphLowering:
 
     def product(self, x: str, weight: str, output: str) -> bool:
         """X @ weight, for weights of a network in blocks along the axis that is summed."""
-        if not self._network or weight in self._made or weight in self.graph.constants:
+        if not self._network or weight in self._computed or weight in self.graph.constants:
             return False
-        transposed = turned(weight, self._model.tensors[weight])
+        transposed = transposed_weight(weight, self._model.tensors[weight])
         if transposed is None or (weight in self.rulings and not isinstance(self.rulings[weight].form, AffineForm)):
             return False
         if weight not in self.rulings:

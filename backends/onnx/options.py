@@ -41,7 +41,7 @@ class Options(TargetOptions):
     )
 
     def __post_init__(self) -> None:
-        """Refuses values that are none."""
+        """Refuses values that are not allowed."""
         refuse_unknown(self)
 
     @property

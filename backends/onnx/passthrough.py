@@ -6,7 +6,7 @@
     quantized weights   the codes as they lie, and a DequantizeLinear node with the stored scale and zero points
     small constants     in the graph itself, so that ONNX Runtime sees shapes and scales when it optimizes
 
-A row's inputs are the operator's inputs, so that nothing has to be said per operator but its domain.
+A row's inputs are the operator's inputs, so a row of the table needs only the operator's domain.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def _is_scale(row: DType) -> bool:
 
 
 def _axis(grid: tuple[int, ...], tile: tuple[int, ...], numbers: tuple[int, ...]) -> tuple[int | None, int] | None:
-    """(axis, block) of a tiling; None where it is none of ONNX's."""
+    """(axis, block) of a tiling; None where ONNX has no such tiling."""
     if all(n == 1 for n in numbers):
         return None, 0
     for axis in range(len(grid)):
@@ -302,7 +302,7 @@ def _stream(codes: Codes, bits: int) -> RowReader:
         if bits > 8:  # whole elements: the bytes of a scalar
             return read_codes(codes, 0, codes.shape[0]).reshape(-1).view(np.uint8)[start:stop]
         low, high = first // row, -(-last // row)
-        found = read_codes(codes, low, high).reshape(-1)[first - low * row : last - low * row]
-        return bit_stream.pack(np.ascontiguousarray(found), bits)
+        selected = read_codes(codes, low, high).reshape(-1)[first - low * row : last - low * row]
+        return bit_stream.pack(np.ascontiguousarray(selected), bits)
 
     return read

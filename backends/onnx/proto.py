@@ -39,7 +39,7 @@ def itemsize(number: int) -> int:
     """Bytes of an element of a type of ONNX; raises UnsupportedError for types of less than a byte, which have none."""
     row = of_onnx(number)
     if row is None or row.bits < 8:
-        raise UnsupportedError("elements of this type of ONNX are no whole bytes", found=number)
+        raise UnsupportedError("elements of this type of ONNX are not whole bytes", found=number)
     return row.bits // 8
 
 
@@ -60,7 +60,7 @@ class GraphBuilder:
         self.source_opset = OPSET
 
     def fresh(self, hint: str) -> str:
-        """A value name that nobody has."""
+        """An unused value name."""
         self._counter += 1
         while f"{hint}_{self._counter}" in self.reserved:
             self._counter += 1

@@ -1,4 +1,4 @@
-"""Rounding to nearest, symmetric, for weights that have no lossless form: only when it is asked for, and reported.
+"""Rounding to nearest, symmetric, for weights that have no lossless form: only when the user chooses it, and reported.
 
     scale = max |w| of a block of 32 / (2 ** (bits - 1) - 1),  code = round(w / scale) + 2 ** (bits - 1)
 

@@ -78,7 +78,7 @@ def float_form(name: str, tensor: QTensor) -> FloatForm | None:
 
 
 def _slow_form(name: str, seen: View) -> MinifloatForm | SignLowRankForm | CodebookForm | None:
-    """The form of a matrix that is no integers, or None."""
+    """The form of a matrix that is not integers, or None."""
     if isinstance(seen, SignLowRank):
         return sign_lowrank_form(name, seen)
     if isinstance(seen, Vector):

@@ -32,14 +32,14 @@ def _trial(value: Value, rng: np.random.Generator) -> Array:
 def trial_codes(graph: Graph) -> dict[str, Array]:
     """As `trial_inputs`, for a graph of integers: codes of the whole range; what is wider than 16 bits is 0 or 1."""
     rng = np.random.default_rng(0)
-    found = {}
+    codes = {}
     for value in graph.inputs:
         shape = [n if isinstance(n, int) else 4 if place else 2 for place, n in enumerate(value.shape)]
         dtype = element_dtype(value.dtype)
         narrow = dtype.itemsize <= 2
         limits = (np.iinfo(dtype).min, np.iinfo(dtype).max) if narrow else (0, 1)
-        found[value.name] = rng.integers(*limits, shape, endpoint=True).astype(dtype)
-    return found
+        codes[value.name] = rng.integers(*limits, shape, endpoint=True).astype(dtype)
+    return codes
 
 
 def can_run(graph: Graph) -> bool:

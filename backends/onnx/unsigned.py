@@ -25,12 +25,12 @@ def with_unsigned_codes(graph: Graph, tensors: Mapping[str, QTensor]) -> Graph:
     for node in graph.nodes:
         for name in node.inputs:
             users.setdefault(name, []).append(node)
-    given = {value.name for value in graph.outputs}
+    outputs = {value.name for value in graph.outputs}
     moved = {
         n.outputs[0]
         for n in graph.nodes
         if n.op == _PAIR[0]
-        and n.outputs[0] not in given
+        and n.outputs[0] not in outputs
         and _is_pair(n, users.get(n.outputs[0], []), {**tensors, **graph.constants})
     }
     constants, nodes = dict(graph.constants), []
@@ -49,7 +49,7 @@ def with_unsigned_codes(graph: Graph, tensors: Mapping[str, QTensor]) -> Graph:
 
 
 def _is_pair(quantize: Node, users: list[Node], tensors: Mapping[str, QTensor]) -> bool:
-    """Whether codes are int8 with a stored zero point, and only turned back into numbers by that same zero point."""
+    """Whether codes are int8 with a stored zero point, and only dequantized by that same zero point."""
     zero = quantize.inputs[2] if len(quantize.inputs) > 2 else ""
     if zero not in tensors or integer_type(tensors[zero]) != "I8":
         return False
@@ -58,5 +58,5 @@ def _is_pair(quantize: Node, users: list[Node], tensors: Mapping[str, QTensor]) 
 
 def _raised(zero: QTensor) -> QTensor:
     numbers = (as_value(zero).astype(np.int16) + 128).astype(np.uint8)
-    made = plain(Buffer.of("data", np.atleast_1d(numbers), "U8"), "uint8")
-    return replace(made, shape=zero.shape)
+    tensor = plain(Buffer.of("data", np.atleast_1d(numbers), "U8"), "uint8")
+    return replace(tensor, shape=zero.shape)

@@ -64,16 +64,16 @@ def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
     session = ort.InferenceSession(str(Path(path) / MODEL_FILE), providers=["CPUExecutionProvider"])
     feeds = {value.name: _feed(value, ids) for value in session.get_inputs()}
-    found: npt.NDArray[np.float32] = session.run([session.get_outputs()[0].name], feeds)[0][0]
-    return found
+    output: npt.NDArray[np.float32] = session.run([session.get_outputs()[0].name], feeds)[0][0]
+    return output
 
 
 def _feed(value: Any, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     if value.name.startswith("past_key_values"):
         _, heads, _, width = value.shape
         return np.zeros((1, heads, 0, width), np.float32)
-    given = {"input_ids": ids, "position_ids": np.arange(ids.shape[1])[None], "token_type_ids": np.zeros_like(ids)}
-    return given.get(value.name, np.ones_like(ids))
+    feeds = {"input_ids": ids, "position_ids": np.arange(ids.shape[1])[None], "token_type_ids": np.zeros_like(ids)}
+    return feeds.get(value.name, np.ones_like(ids))
 
 
 def _same(data: File, placed: Placed, progress: Progress) -> bool:
@@ -83,8 +83,8 @@ def _same(data: File, placed: Placed, progress: Progress) -> bool:
     step = max(1, SLAB // max(1, blob.row_bytes * blob.weight))
     for start in range(0, blob.shape[0], step):
         rows = np.ascontiguousarray(blob.rows(start, min(start + step, blob.shape[0]))).reshape(-1).view(np.uint8)
-        found = np.frombuffer(data.read(placed.offset + start * blob.row_bytes, rows.size), np.uint8)
-        same = same and np.array_equal(rows, found)
+        stored = np.frombuffer(data.read(placed.offset + start * blob.row_bytes, rows.size), np.uint8)
+        same = same and np.array_equal(rows, stored)
         progress.advance(rows.size, blob.name)
     return same
 

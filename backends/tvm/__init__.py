@@ -143,7 +143,7 @@ class TvmLayers(LayerTimer):
             progress: Told of layers and rounds.
 
         Raises:
-            UnsupportedError: TVM is absent, the target is none of this machine, or a layer has no kernel.
+            UnsupportedError: TVM is absent, the target is not of this machine, or a layer has no kernel.
         """
         from qdeploy.backends.tvm import targets, timing
 

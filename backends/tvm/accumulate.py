@@ -126,16 +126,16 @@ def _opened(
 ) -> Open:
     """The open step of a convolution in the form that its groups allow."""
     groups, inner = int(attrs["groups"]), filters.shape[3]  # type: ignore[call-overload]
-    held = planner.program.operand(x)
+    image = planner.program.operand(x)
     per_group = len(filters) // groups
     quad = 2 * QUAD if is_small(filters) else QUAD
     blocked = groups == 1 or (per_group % LANES == 0 and inner % quad == 0)
-    kernel = _kernel(planner.kernel, held.dtype, zero) if blocked else PORTABLE
-    offset = kernel.offset[held.dtype == "int8"] if kernel.feed in EIGHT_BITS else -zero
+    kernel = _kernel(planner.kernel, image.dtype, zero) if blocked else PORTABLE
+    offset = kernel.offset[image.dtype == "int8"] if kernel.feed in EIGHT_BITS else -zero
     fill = zero + offset
     kind = "conv" if blocked else "depthwise" if inner == 1 else "grouped"
     if blocked:
-        weight = pack(filters, held.shape[3] if groups == 1 and not attrs["planar"] else 0)
+        weight = pack(filters, image.shape[3] if groups == 1 and not attrs["planar"] else 0)
     else:
         weight = pack_depthwise(filters, padded(len(filters), LANES))
     inputs = [x, planner.data(weight), planner.data(fold(bias, as_int8(filters), fill))]
@@ -151,10 +151,10 @@ def _opened(
         "width": inner * groups,
         "winograd": None,
     }
-    if blocked and kernel.filtering and _plain(attrs) and held.dtype in EIGHT_BITS:
-        limits = np.iinfo(held.dtype)
+    if blocked and kernel.filtering and _plain(attrs) and image.dtype in EIGHT_BITS:
+        limits = np.iinfo(image.dtype)
         attrs["winograd"] = form(
-            _widened(filters, held.shape[3]), shape, (limits.min + offset, limits.max + offset), kernel.positions
+            _widened(filters, image.shape[3]), shape, (limits.min + offset, limits.max + offset), kernel.positions
         )
     return Open(kind, inputs, attrs, shape, Place("", ()), (), "int32")
 

@@ -163,8 +163,8 @@ def _gelu(x: Expr, link: Link) -> Expr:
     zero, top = const(0, "int64"), const(c >> link.get("shift", 0), "int64")
 
     def error(codes: Expr) -> Expr:
-        reached = tirx.min(_sign(codes) * codes, const(b, "int64")) - const(b, "int64")
-        part = _bound(reached, lambda r: const(c, "int64") - r * r) >> shift
+        clipped = tirx.min(_sign(codes) * codes, const(b, "int64")) - const(b, "int64")
+        part = _bound(clipped, lambda r: const(c, "int64") - r * r) >> shift
         return codes * (top + tirx.Select(codes == zero, zero, _sign(codes) * part))
 
     return _bound(wide(x), error).astype("int32")

@@ -45,11 +45,11 @@ def write(program: Program, kernels: Mapping[str, str], workspace: int, out: Pat
 
 def roots(program: Program) -> dict[str, str]:
     """Buffer -> the buffer whose bytes it views."""
-    found = {name: name for name in (*program.buffers, *program.constants)}
+    bases = {name: name for name in (*program.buffers, *program.constants)}
     for step in program.steps:
         if step.kind == "view":
-            found[step.output] = found[step.inputs[0]]
-    return found
+            bases[step.output] = bases[step.inputs[0]]
+    return bases
 
 
 def allocate(program: Program) -> tuple[dict[str, int], int]:
@@ -97,10 +97,10 @@ def _header(program: Program, arena: int, workspace: int, weights: int) -> str:
     def listed(names: list[str], kind: str, shown: Mapping[str, str]) -> list[str]:
         lines = [f"#define QD_{kind}S {len(names)}"]
         for place, name in enumerate(names):
-            held = program.operand(name)
+            buffer = program.operand(name)
             lines += [
-                f"/* {kind.lower()} {place}: {shown.get(name, name)}, {held.dtype} {list(held.shape)} */",
-                f"#define QD_{kind}_{place}_BYTES {held.nbytes}",
+                f"/* {kind.lower()} {place}: {shown.get(name, name)}, {buffer.dtype} {list(buffer.shape)} */",
+                f"#define QD_{kind}_{place}_BYTES {buffer.nbytes}",
             ]
         return lines
 
@@ -124,10 +124,10 @@ def _plan(program: Program, kernels: Mapping[str, str], places: Mapping[str, int
         names = (*step.inputs, step.output)
         steps.append(f"    {{__tvm_ffi_{kernels[program.signature(step)]}, {len(arguments)}, {len(names)}}},")
         for name in names:
-            held = program.operand(name)
-            shape = shapes.setdefault(held.shape, f"shape_{len(shapes)}")
+            buffer = program.operand(name)
+            shape = shapes.setdefault(buffer.shape, f"shape_{len(shapes)}")
             space, offset = _located(program, root[name], places, offsets)
-            arguments.append(f"    {{{offset}, {shape}, {len(held.shape)}, {space}, {_type(held)}}},")
+            arguments.append(f"    {{{offset}, {shape}, {len(buffer.shape)}, {space}, {_type(buffer)}}},")
     outputs = [
         f"    {{{_located(program, root[n], places, offsets)[1]}, {program.operand(n).nbytes}}},"
         for n in program.outputs
@@ -150,9 +150,9 @@ def _located(program: Program, root: str, places: Mapping[str, int], offsets: Ma
     return (WEIGHTS, offsets[root]) if root in offsets else (ARENA, places[root])
 
 
-def _type(held: Buffer) -> str:
+def _type(buffer: Buffer) -> str:
     """DLPack's type: code (0 signed, 1 unsigned) and bits."""
-    dtype = np.dtype(held.dtype)
+    dtype = np.dtype(buffer.dtype)
     return f"{int(dtype.kind == 'u')}, {8 * dtype.itemsize}"
 
 

@@ -24,7 +24,7 @@ Tensor = Any
 Attrs = Mapping[str, Any]
 
 
-def extents(tensor: Tensor) -> list[int]:
+def shape_of(tensor: Tensor) -> list[int]:
     """The shape of a tensor, as integers."""
     return [int(n) for n in tensor.shape]
 
@@ -50,7 +50,7 @@ def finished(acc: Callable[..., Expr], args: list[Tensor], attrs: Attrs, out: Bu
 
 def broadcast(tensor: Tensor, index: tuple[Expr, ...]) -> Expr:
     """The element of a tensor for an index of what it is broadcast to."""
-    shape = extents(tensor)
+    shape = shape_of(tensor)
     last = index[len(index) - len(shape) :]
     return tensor[tuple(0 if n == 1 else i for n, i in zip(shape, last, strict=True))]
 
@@ -68,7 +68,7 @@ def feed(x: Tensor, attrs: Attrs, positions: tuple[int, int], channels: int) -> 
 
     Filters of one position with a stride read only what they need; what lies there as it is needed is not copied.
     """
-    n, height, width, held = extents(x)
+    n, height, width, stored_channels = shape_of(x)
     (kh, kw), strides, (top, left) = attrs["kernel"], attrs["strides"], attrs["before"]
     dilations = attrs["dilations"]
     single = kh == kw == 1
@@ -77,7 +77,7 @@ def feed(x: Tensor, attrs: Attrs, positions: tuple[int, int], channels: int) -> 
         (p - 1) * s + (k - 1) * d + 1 for p, s, k, d in zip(positions, steps, (kh, kw), dilations, strict=True)
     )
     last = [(tall - 1) * pace[0] - top, (broad - 1) * pace[1] - left]
-    inside = top == left == 0 and last[0] < height and last[1] < width and channels <= held
+    inside = top == left == 0 and last[0] < height and last[1] < width and channels <= stored_channels
     if inside and pace == [1, 1] and x.dtype == attrs["feed"] and not attrs["offset"]:
         return x, steps
     offset, fill, dtype = attrs["offset"], attrs["fill"], attrs["feed"]
@@ -87,7 +87,11 @@ def feed(x: Tensor, attrs: Attrs, positions: tuple[int, int], channels: int) -> 
         value = x[b, row, column, c]
         value = (value.astype("int32") + const(offset)).astype(dtype) if offset else value.astype(dtype)
         tests = [row >= 0] * bool(top) + [row < height] * (last[0] >= height)
-        tests += [column >= 0] * bool(left) + [column < width] * (last[1] >= width) + [c < held] * (channels > held)
+        tests += (
+            [column >= 0] * bool(left)
+            + [column < width] * (last[1] >= width)
+            + [c < stored_channels] * (channels > stored_channels)
+        )
         return tirx.if_then_else(tirx.all(*tests), value, const(fill, dtype)) if tests else value
 
     return te.compute((n, tall, broad, channels), element, name="feed"), steps
@@ -95,7 +99,7 @@ def feed(x: Tensor, attrs: Attrs, positions: tuple[int, int], channels: int) -> 
 
 def planes(x: Tensor, attrs: Attrs, positions: tuple[int, int], width: int) -> Tensor:
     """The activations of a convolution over an image [N, C, H, W], of which `width` of a row are read at once."""
-    n, channels, height, held = extents(x)
+    n, channels, height, image_width = shape_of(x)
     (down, right), (top, left), offset = attrs["strides"], attrs["before"], attrs["offset"]
     tall = (positions[0] - 1) * down + (attrs["kernel"][0] - 1) * attrs["dilations"][0] + 1
     broad = -(-((positions[1] - 1) * right + width) // LANES) * LANES
@@ -103,7 +107,7 @@ def planes(x: Tensor, attrs: Attrs, positions: tuple[int, int], width: int) -> T
     def element(b: Expr, c: Expr, i: Expr, j: Expr) -> Expr:
         row, column = i - top, j - left
         value = (x[b, c, row, column].astype("int32") + const(offset)).astype(attrs["feed"])
-        inside = tirx.all(row >= 0, row < height, column >= 0, column < held)
+        inside = tirx.all(row >= 0, row < height, column >= 0, column < image_width)
         return tirx.if_then_else(inside, value, const(attrs["fill"], attrs["feed"]))
 
     return te.compute((n, channels, tall, broad), element, name="feed")
@@ -111,7 +115,7 @@ def planes(x: Tensor, attrs: Attrs, positions: tuple[int, int], width: int) -> T
 
 def unpacked(w: Tensor, attrs: Attrs) -> Tensor:
     """Weights in groups of `group` input channels, in the type that the inner product takes."""
-    blocks, kh, kw, quads = extents(w)[:4]
+    blocks, kh, kw, quads = shape_of(w)[:4]
     if attrs["small"]:
         low, sign = const(15, "int8"), const(8, "int8")
 
@@ -141,7 +145,7 @@ def conv(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     w = unpacked(weight, attrs)
     n, height, _, o = out.shape
     (down, right), group, groups = attrs["dilations"], attrs["group"], attrs["groups"]
-    _, kh, kw, inner = extents(w)[:4]
+    _, kh, kw, inner = shape_of(w)[:4]
     inner *= group
     a, b = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
     k = te.reduce_axis((0, inner), "k")
@@ -170,7 +174,7 @@ def depthwise(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """Filters over one input channel each, or over few of a group: lanes are output channels."""
     x, w, bias = args[:3]
     n, height, width, o = out.shape
-    kh, kw, inner, _ = extents(w)
+    kh, kw, inner, _ = shape_of(w)
     groups, filters, (down, right) = attrs["groups"], attrs["filters"], attrs["dilations"]
     per_group = filters // groups
     x, (tall, broad) = feed(x, attrs, (height, width), o if per_group == inner == 1 else attrs["width"])
@@ -189,7 +193,7 @@ def depthwise(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 def mat_mul(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """The product of two activations over their last two axes."""
     a, b = args[:2]
-    k = te.reduce_axis((0, extents(a)[-1]), "k")
+    k = te.reduce_axis((0, shape_of(a)[-1]), "k")
 
     def product(*index: Expr) -> Expr:
         *outer, i, j = index

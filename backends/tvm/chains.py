@@ -31,8 +31,10 @@ def plan_requantize(planner: Planner, node: Node) -> None:
     extent, attrs = step.shape[axis], node.attrs
     rounding, zero, left = str(attrs.get("rounding", "half_up")), integer(node, "x_zero"), integer(node, "left_shift")
     more = max(0, UNIT - int(e.min(initial=UNIT)))
-    reach = _reach(planner, step.chain, step, 31 if step.kind != "elementwise" else _bits(planner, step.inputs[0]))
-    narrow = rounding == "half_up" and (left + more + abs(zero) == 0 or (reach + abs(zero)) << (left + more) < 1 << 31)
+    bound = _largest_magnitude(
+        planner, step.chain, step, 31 if step.kind != "elementwise" else _bits(planner, step.inputs[0])
+    )
+    narrow = rounding == "half_up" and (left + more + abs(zero) == 0 or (bound + abs(zero)) << (left + more) < 1 << 31)
     if narrow:
         e, left = e + np.int32(more), left + more
     link: dict[str, Any] = {
@@ -52,7 +54,7 @@ def plan_requantize(planner: Planner, node: Node) -> None:
     _join(planner, node, step, link, link["dtype"])
 
 
-def _reach(planner: Planner, chain: Chain, step: Open, bits: int) -> int:
+def _largest_magnitude(planner: Planner, chain: Chain, step: Open, bits: int) -> int:
     """The greatest magnitude of what a chain makes of a number of so many bits, as far as its links limit it."""
     value = 1 << bits
     for link in chain:
@@ -60,7 +62,7 @@ def _reach(planner: Planner, chain: Chain, step: Open, bits: int) -> int:
             limit = max(abs(link["lo"]), abs(link["hi"]))
             value = limit if link["op"] == "requantize" else min(value, limit)
         elif link["op"] == "add":
-            value += _reach(planner, link["chain"], step, _bits(planner, step.inputs[link["other"]]))
+            value += _largest_magnitude(planner, link["chain"], step, _bits(planner, step.inputs[link["other"]]))
         else:
             value = 1 << 31
     return min(value, 1 << 31)
@@ -169,8 +171,8 @@ def _other(planner: Planner, step: Open, name: str) -> tuple[str, list[dict[str,
         return planner.view(pending.inputs[0], step.shape), chain
     place = planner.place(name)
     if step.place.shape == place.shape:
-        held = planner.operand(place)
-        if place.last == step.place.last and held.shape == step.final:
+        buffer = planner.operand(place)
+        if place.last == step.place.last and buffer.shape == step.final:
             return planner.view(place.buffer, step.shape), []
         return planner.view(_alike(planner, name, step), step.shape), []
     if step.place.last or step.final != step.place.shape:

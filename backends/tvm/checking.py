@@ -34,9 +34,9 @@ def check(folder: Path, lowered: Lowered, level: str) -> list[CheckResult]:
             trial_inputs(model.graph, dict(lowered.axes), seed) for seed in range(1 if level == "nodes" else TRIALS)
         ]
         wanted = [run(model.graph, inputs, weights=weights)[0] for inputs in trials]
-        given = [[inputs[value.name] for value in model.graph.inputs] for inputs in trials]
-        found = run_library(child, folder / LIBRARY, given)
-    for wants, outputs in zip(wanted, found, strict=True):
+        arrays = [[inputs[value.name] for value in model.graph.inputs] for inputs in trials]
+        results = run_library(child, folder / LIBRARY, arrays)
+    for wants, outputs in zip(wanted, results, strict=True):
         for value, array in zip(model.graph.outputs, outputs, strict=True):
             want = wants[value.name]
             if array.dtype != want.dtype or array.shape != want.shape or array.tobytes() != want.tobytes():
@@ -54,20 +54,20 @@ def trial_inputs(graph: Graph, axes: dict[str, int], seed: int) -> dict[str, Arr
     """Random codes of every input; what indexes a table or masks stays 0 or 1."""
     rng = np.random.default_rng(seed)
     indices = {node.inputs[1] for node in graph.nodes if node.op == "Gather"}
-    made: dict[str, Array] = {}
+    trial: dict[str, Array] = {}
     for value in graph.inputs:
         dtype = element_dtype(value.dtype)
         shape = [n if isinstance(n, int) else axes[n] for n in value.shape]
         narrow = dtype.itemsize > 2 or value.name in indices
         limits = (0, 1) if narrow else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-        made[value.name] = rng.integers(*limits, shape, endpoint=True).astype(dtype)
-    return made
+        trial[value.name] = rng.integers(*limits, shape, endpoint=True).astype(dtype)
+    return trial
 
 
 def run_library(child: process.Child, library: Path, trials: list[list[Array]]) -> list[list[Array]]:
     """Runs model.so in a child process: for each trial its inputs in the graph's order, and so its outputs."""
-    with tempfile.TemporaryDirectory() as held:
-        job = Path(held)
+    with tempfile.TemporaryDirectory() as temporary:
+        job = Path(temporary)
         named = {f"{trial}.{i}": array for trial, inputs in enumerate(trials) for i, array in enumerate(inputs)}
         np.savez(job / "inputs.npz", **named)  # type: ignore[arg-type]
         child.run(job, {"action": "run", "library": str(library.resolve()), "trials": len(trials)})

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdeploy.backends.tvm.together import MOST, Work, cores, together
+from qdeploy.backends.tvm.fork_pool import MOST, Work, cores, run_forked
 from qdeploy.errors import QdeployError
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 def main() -> int:
     """Imports TVM and does a job; without one, nothing."""
     absent = _import()
-    given = sys.stdin.read()
-    if not given:
+    path = sys.stdin.read()
+    if not path:
         return 0
-    folder = Path(given)
+    folder = Path(path)
     job = json.loads((folder / "job.json").read_text())
     try:
         if absent:
@@ -66,7 +66,7 @@ def _import() -> QdeployError | None:
 
 
 def _compile(folder: Path, job: dict[str, Any]) -> None:
-    """The kernels of the library in parts and the bare form at the same time; see together.py."""
+    """The kernels of the library in parts and the bare form at the same time; see fork_pool.py."""
     from qdeploy.backends.tvm import emit
     from qdeploy.backends.tvm.program import load
     from qdeploy.backends.tvm.prove import Proof
@@ -81,7 +81,7 @@ def _compile(folder: Path, job: dict[str, Any]) -> None:
         works += [partial(_part, program, part, chosen, folder / f"part{k}.o") for k, part in enumerate(others)]
     if "bare" in job["forms"]:
         works.append(partial(_bare, program, chosen, folder, out / "kernels.o"))
-    proof = sum((Proof(**found) for found in together(works)), Proof())
+    proof = sum((Proof(**counts) for counts in run_forked(works)), Proof())
     if "library" in job["forms"]:
         _link(out / "model.so", [*(folder / "network").iterdir(), *folder.glob("part*.o")], chosen.compiler)
     (out / "proof.json").write_text(json.dumps(proof.json(), indent=1))
@@ -140,7 +140,7 @@ def _built(module: Any, llvm: Mapping[str, Any]) -> Any:
 def _link(path: Path, objects: Sequence[Path], compiler: str) -> None:
     from qdeploy.backends.tvm.engine import create_shared
 
-    create_shared(str(path), [str(held) for held in objects], cc=compiler)
+    create_shared(str(path), [str(file) for file in objects], cc=compiler)
 
 
 def workspace(text: str) -> int:
@@ -161,8 +161,8 @@ def _run(folder: Path, job: dict[str, Any]) -> None:
     with np.load(folder / "inputs.npz") as arrays:
         for trial in range(job["trials"]):
             count = sum(name.startswith(f"{trial}.") for name in arrays.files)
-            found = machine["main"](*(tvm.runtime.tensor(arrays[f"{trial}.{i}"]) for i in range(count)))
-            outputs.update({f"{trial}.{i}": part.numpy() for i, part in enumerate(found)})
+            results = machine["main"](*(tvm.runtime.tensor(arrays[f"{trial}.{i}"]) for i in range(count)))
+            outputs.update({f"{trial}.{i}": part.numpy() for i, part in enumerate(results)})
     np.savez(folder / "outputs.npz", **outputs)
 
 
@@ -178,8 +178,10 @@ def _time_parts(folder: Path, job: dict[str, Any]) -> None:
     rng, calls = np.random.default_rng(0), {}
     for part in job["parts"]:
         program = load(folder / part)
-        given = [rng.integers(0, 16, held.shape).astype(held.dtype) for held in map(program.operand, program.inputs)]
-        calls[part] = timer(str(folder / part / "model.so"), given)
+        inputs = [
+            rng.integers(0, 16, buffer.shape).astype(buffer.dtype) for buffer in map(program.operand, program.inputs)
+        ]
+        calls[part] = timer(str(folder / part / "model.so"), inputs)
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(job["turns"]):
         for part, call in calls.items():

@@ -61,10 +61,10 @@ def parts(program: Program, count: int) -> list[list[str]]:
         if step.kind != "view":
             filtered = bool(step.attrs.get("winograd"))
             weights[names[program.signature(step)]] = 3 if filtered else 2 if step.kind == "conv" else 1
-    made: list[list[str]] = [[] for _ in range(min(count, len(weights)) or 1)]
+    shares: list[list[str]] = [[] for _ in range(min(count, len(weights)) or 1)]
     for name in sorted(weights, key=lambda name: -weights[name]):
-        min(made, key=lambda part: sum(weights[held] for held in part)).append(name)
-    return made
+        min(shares, key=lambda part: sum(weights[kernel] for kernel in part)).append(name)
+    return shares
 
 
 def kernels(
@@ -72,23 +72,23 @@ def kernels(
 ) -> dict[str, Any]:
     """The PrimFuncs of a program by name; `only` these, where given."""
     register_all(program)
-    made: dict[str, Any] = {}
+    functions: dict[str, Any] = {}
     names = kernel_names(program)
     for step in program.steps:
         name = names.get(program.signature(step)) if step.kind != "view" else None
-        if name and name not in made and (only is None or name in only):
+        if name and name not in functions and (only is None or name in only):
             filtered = bool(parallel and step.attrs.get("winograd"))
             function = _function(program, step, winograd.winograd if filtered else BUILDERS[step.kind])
             arrange = winograd.schedule if filtered else schedule
-            made[name] = arrange(function, step.attrs, parallel) if scheduled else function
-    return {name: function.with_attr("global_symbol", name) for name, function in made.items()}
+            functions[name] = arrange(function, step.attrs, parallel) if scheduled else function
+    return {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
 
 
 def _function(program: Program, step: Step, build: Builder) -> Any:
     args = []
     for place, name in enumerate(step.inputs):
-        held = program.operand(name)
-        args.append(te.placeholder(held.shape, held.dtype, f"p{place}"))
+        buffer = program.operand(name)
+        args.append(te.placeholder(buffer.shape, buffer.dtype, f"p{place}"))
     out = build(args, step.attrs, program.operand(step.output))
     return te.create_prim_func([*args, out])
 
@@ -110,13 +110,13 @@ def network(program: Program, functions: Mapping[str, Any]) -> Any:
         with builder.dataflow():
             for step in program.steps:
                 operands = [values[name] for name in step.inputs]
-                made = _type(program, step.output)
+                output_type = _type(program, step.output)
                 if step.kind == "view":
                     call = relax.op.reshape(operands[0], program.operand(step.output).shape)
                 elif (name := names[program.signature(step)]) in handles:
-                    call = relax.call_tir(handles[name], relax.Tuple(operands), made)
+                    call = relax.call_tir(handles[name], relax.Tuple(operands), output_type)
                 else:
-                    call = relax.call_dps_packed(name, relax.Tuple(operands), made)
+                    call = relax.call_dps_packed(name, relax.Tuple(operands), output_type)
                 values[step.output] = builder.emit(call)
             result = builder.emit_output(relax.Tuple([values[name] for name in program.outputs]))
         builder.emit_func_output(result)
@@ -124,5 +124,5 @@ def network(program: Program, functions: Mapping[str, Any]) -> Any:
 
 
 def _type(program: Program, name: str) -> Any:
-    held = program.operand(name)
-    return relax.TensorType(held.shape, held.dtype)
+    buffer = program.operand(name)
+    return relax.TensorType(buffer.shape, buffer.dtype)

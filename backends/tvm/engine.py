@@ -19,11 +19,11 @@ INSTALL = "pip install " + " ".join(f"{name}=={number}" for name, number in VERS
 
 def check_versions() -> None:
     """Raises UnsupportedError where TVM is absent or not the version that this room is written for."""
-    found = {name: _version(name) for name in VERSIONS}
-    if found != VERSIONS:
+    installed = {name: _version(name) for name in VERSIONS}
+    if installed != VERSIONS:
         raise UnsupportedError(
             "the TVM backend needs TVM in exactly this version",
-            found=", ".join(f"{name} {number or 'not installed'}" for name, number in found.items()),
+            found=", ".join(f"{name} {number or 'not installed'}" for name, number in installed.items()),
             allowed=", ".join(f"{name} {number}" for name, number in VERSIONS.items()),
             todo=INSTALL,
         )
@@ -37,7 +37,7 @@ def _version(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """The names of TVM, imported when first asked for."""
+    """The names of TVM, imported at their first use."""
     if name not in _NAMES:
         raise AttributeError(name)
     check_versions()
@@ -52,9 +52,9 @@ def timer(library: str, inputs: Sequence[Any], least_ms: int = 2) -> Callable[[]
     """
     tvm = __getattr__("tvm")
     machine = __getattr__("relax").VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())
-    given = [tvm.runtime.tensor(array) for array in inputs]
+    tensors = [tvm.runtime.tensor(array) for array in inputs]
     evaluate = machine.time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=least_ms)
-    return lambda: float(evaluate(*given).mean)
+    return lambda: float(evaluate(*tensors).mean)
 
 
 _NAMES = frozenset(

@@ -18,25 +18,25 @@ from qdeploy.ir.ops.tflite import exp_negative
 
 def plan_identity(planner: Planner, node: Node) -> None:
     """Identity."""
-    found = planner.open(node.inputs[0])
-    planner.set(node.outputs[0], found or planner.place(node.inputs[0]))
+    step = planner.open(node.inputs[0])
+    planner.set(node.outputs[0], step or planner.place(node.inputs[0]))
 
 
 def plan_reshape(planner: Planner, node: Node) -> None:
     """Reshape, Flatten, Squeeze and Unsqueeze: a view, of what lies without padding or keeps its last axis."""
     shape = planner.shapes[node.outputs[0]]
-    found = planner.place(node.inputs[0])
-    stored = planner.operand(found).shape
+    source = planner.place(node.inputs[0])
+    stored = planner.operand(source).shape
     if (
-        found.last
-        and math.prod(found.shape[2:]) == 1
+        source.last
+        and math.prod(source.shape[2:]) == 1
         and len(shape) >= 2
-        and shape[1] == found.shape[1]
+        and shape[1] == source.shape[1]
         and (math.prod(shape[2:]) == 1)
     ):  # [N, C, 1, 1] to [N, C]: channels stay last
-        place = Place(planner.view(found.buffer, (shape[0], *shape[2:], stored[-1])), shape, len(shape) > 2)
-    elif not found.last and shape and found.shape and shape[-1] == found.shape[-1]:
-        place = Place(planner.view(found.buffer, (*shape[:-1], stored[-1])), shape)
+        place = Place(planner.view(source.buffer, (shape[0], *shape[2:], stored[-1])), shape, len(shape) > 2)
+    elif not source.last and shape and source.shape and shape[-1] == source.shape[-1]:
+        place = Place(planner.view(source.buffer, (*shape[:-1], stored[-1])), shape)
     else:
         place = Place(planner.view(planner.plain(node.inputs[0]).buffer, shape), shape)
     planner.set(node.outputs[0], place)
@@ -44,13 +44,13 @@ def plan_reshape(planner: Planner, node: Node) -> None:
 
 def plan_transpose(planner: Planner, node: Node) -> None:
     """Transpose; of an image, between channels first and last, it moves nothing."""
-    found = planner.place(node.inputs[0])
-    rank, shape = len(found.shape), planner.shapes[node.outputs[0]]
+    origin = planner.place(node.inputs[0])
+    rank, shape = len(origin.shape), planner.shapes[node.outputs[0]]
     perm = [int(n) % rank for n in node.attrs.get("perm") or range(rank - 1, -1, -1)]  # type: ignore[union-attr]
-    if found.last and perm == [0, *range(2, rank), 1]:
-        place = Place(found.buffer, shape)
-    elif not found.last and rank > 2 and perm == [0, rank - 1, *range(1, rank - 1)]:
-        place = Place(found.buffer, shape, True)
+    if origin.last and perm == [0, *range(2, rank), 1]:
+        place = Place(origin.buffer, shape)
+    elif not origin.last and rank > 2 and perm == [0, rank - 1, *range(1, rank - 1)]:
+        place = Place(origin.buffer, shape, True)
     else:
         source = planner.plain(node.inputs[0])
         dtype = planner.operand(source).dtype
@@ -66,10 +66,10 @@ def plan_concat(planner: Planner, node: Node) -> None:
     last = all(place.last for place in places)
     if not last:
         places = [planner.plain(name) for name in node.inputs]
-    made = Place("", shape, last)
-    along = made.axis(axis)
+    joined = Place("", shape, last)
+    along = joined.axis(axis)
     attrs = {"axis": along, "extents": [place.stored[along] for place in places]}
-    stored = list(made.stored)
+    stored = list(joined.stored)
     if last:
         widest = max(planner.operand(place).shape[-1] for place in places)
         stored[-1] = padded(stored[-1], 4) if along == len(stored) - 1 else widest
@@ -147,35 +147,35 @@ def plan_pool(planner: Planner, node: Node) -> None:
         "lo": node.attrs.get("lo"),
         "hi": node.attrs.get("hi"),
     }
-    held = planner.operand(x)
-    image = planner.view(x.buffer, (held.shape[0], *row, *held.shape[1:]))
+    buffer = planner.operand(x)
+    image = planner.view(x.buffer, (buffer.shape[0], *row, *buffer.shape[1:]))
     n, *positions, _ = place.stored
-    shape, final = (n, *row, *positions, held.shape[-1]), (n, *positions, held.shape[-1])
+    shape, final = (n, *row, *positions, buffer.shape[-1]), (n, *positions, buffer.shape[-1])
     kind = "max_pool" if node.op == "MaxPool" else "average_pool"
-    planner.set(node.outputs[0], Open(kind, [image], attrs, shape, place, final, held.dtype))
+    planner.set(node.outputs[0], Open(kind, [image], attrs, shape, place, final, buffer.dtype))
 
 
 def plan_reduce(planner: Planner, node: Node) -> None:
     """IntegerSum and IntegerMean."""
-    found, shape = planner.place(node.inputs[0]), planner.shapes[node.outputs[0]]
-    rank, keep = len(found.shape), bool(integer(node, "keepdims", 1))
+    source, shape = planner.place(node.inputs[0]), planner.shapes[node.outputs[0]]
+    rank, keep = len(source.shape), bool(integer(node, "keepdims", 1))
     axes = sorted(int(axis) % rank for axis in node.attrs["axes"])  # type: ignore[union-attr]
-    if found.last and axes != list(range(2, rank)):
-        found = planner.plain(node.inputs[0])
-    if rank - 1 in axes and not found.last:
-        found = planner.plain(node.inputs[0])
-    held = planner.operand(found)
-    over = [found.axis(axis) for axis in axes]
-    kept = [1 if i in over else n for i, n in enumerate(held.shape) if keep or i not in over]
-    dtype = "int32" if node.op == "IntegerSum" else held.dtype
+    if source.last and axes != list(range(2, rank)):
+        source = planner.plain(node.inputs[0])
+    if rank - 1 in axes and not source.last:
+        source = planner.plain(node.inputs[0])
+    buffer = planner.operand(source)
+    over = [source.axis(axis) for axis in axes]
+    kept = [1 if i in over else n for i, n in enumerate(buffer.shape) if keep or i not in over]
+    dtype = "int32" if node.op == "IntegerSum" else buffer.dtype
     attrs = {
         "axes": sorted(over),
         "keepdims": keep,
         "mean": node.op == "IntegerMean",
         "rounding": node.attrs.get("rounding", "floor"),
     }
-    place = Place("", shape, found.last and keep)
-    planner.set(node.outputs[0], Open("reduce", [found.buffer], attrs, tuple(kept), place, tuple(kept), dtype))
+    place = Place("", shape, source.last and keep)
+    planner.set(node.outputs[0], Open("reduce", [source.buffer], attrs, tuple(kept), place, tuple(kept), dtype))
 
 
 def plan_rows(planner: Planner, node: Node) -> None:
@@ -212,5 +212,5 @@ def _input(planner: Planner, node: Node, place: int, name: str) -> list[int]:
         if array is None:
             raise UnsupportedError("padding that the network computes", where=node.name)
         return [int(n) for n in array.ravel()]
-    found = node.attrs.get(name)
-    return [int(n) for n in (found if isinstance(found, list) else [] if found is None else [found])]  # type: ignore[arg-type]
+    attribute = node.attrs.get(name)
+    return [int(n) for n in (attribute if isinstance(attribute, list) else [] if attribute is None else [attribute])]  # type: ignore[arg-type]

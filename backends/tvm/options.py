@@ -52,11 +52,11 @@ class Options(TargetOptions):
         if self.target != "host":
             target(self.target)
         if not self.forms:
-            raise BadArgumentError("no form of a compiled network is asked for", allowed="library, bare")
+            raise BadArgumentError("no form of a compiled network is chosen", allowed="library, bare")
         for name, extent in self.axes.items():
             if not isinstance(extent, int) or isinstance(extent, bool) or extent < 1:
                 raise BadArgumentError(
-                    "the extent of an axis is no positive integer", where=name, found=extent, allowed="1, 2, ..."
+                    "the extent of an axis is not a positive integer", where=name, found=extent, allowed="1, 2, ..."
                 )
 
     @property

@@ -114,9 +114,9 @@ def unsupported(graph: Graph) -> list[str]:
 def with_fixed_positions(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
     """The graph with 0 .. T - 1 as constants, since T is fixed here; `shapes` has those of all values."""
     names = [node.outputs[0] for node in graph.nodes if node.op == POSITIONS]
-    made = {name: plain_tensor(np.arange(shapes[name][0], dtype=np.int32)) for name in names}
+    positions = {name: plain_tensor(np.arange(shapes[name][0], dtype=np.int32)) for name in names}
     nodes = tuple(node for node in graph.nodes if node.op != POSITIONS)
-    return replace(graph, nodes=nodes, constants={**graph.constants, **made})
+    return replace(graph, nodes=nodes, constants={**graph.constants, **positions})
 
 
 def _finished(planner: Planner, name: str) -> str:
@@ -124,6 +124,6 @@ def _finished(planner: Planner, name: str) -> str:
     buffer = planner.plain(name).buffer
     taken = buffer in planner.program.inputs or buffer in planner.program.outputs
     if taken or buffer in planner.program.constants:
-        held = planner.program.operand(buffer)
-        return planner.step("elementwise", [buffer], {"chain": []}, held.shape, held.dtype)
+        operand = planner.program.operand(buffer)
+        return planner.step("elementwise", [buffer], {"chain": []}, operand.shape, operand.dtype)
     return buffer

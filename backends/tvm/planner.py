@@ -137,18 +137,18 @@ class Planner:
 
     def plain(self, name: str) -> Place:
         """Where a value lies in its own order and without padding; moves it there."""
-        found = self.place(name)
-        if self.operand(found).shape == found.shape and not found.last:
-            return found
-        moved = self.step("to_plain", [found.buffer], {"last": found.last}, found.shape, self.operand(found).dtype)
-        self._values[name] = Place(moved, found.shape)
-        return Place(moved, found.shape)
+        place = self.place(name)
+        if self.operand(place).shape == place.shape and not place.last:
+            return place
+        moved = self.step("to_plain", [place.buffer], {"last": place.last}, place.shape, self.operand(place).dtype)
+        self._values[name] = Place(moved, place.shape)
+        return Place(moved, place.shape)
 
     def channels_last(self, name: str) -> Place:
         """Where an image lies with its channels last; moves it there."""
-        found = self.place(name)
-        if found.last:
-            return found
+        place = self.place(name)
+        if place.last:
+            return place
         source = self.plain(name)
         n, c, *space = source.shape
         moved = self.step("to_last", [source.buffer], {}, (n, *space, padded(c, 4)), self.operand(source).dtype)
@@ -163,8 +163,8 @@ class Planner:
 
     def data(self, array: Array) -> str:
         """Adds a constant; equal ones are one."""
-        for name, held in self.program.constants.items():
-            if held.dtype == array.dtype and held.shape == array.shape and np.array_equal(held, array):
+        for name, constant in self.program.constants.items():
+            if constant.dtype == array.dtype and constant.shape == array.shape and np.array_equal(constant, array):
                 return name
         name = f"constant.{len(self.program.constants)}"
         self.program.constants[name] = np.ascontiguousarray(array)
@@ -179,25 +179,25 @@ class Planner:
 
     def view(self, buffer: str, shape: Shape) -> str:
         """The same bytes in another shape."""
-        held = self.program.operand(buffer)
-        if held.shape == tuple(shape):
+        operand = self.program.operand(buffer)
+        if operand.shape == tuple(shape):
             return buffer
-        if math.prod(held.shape) != math.prod(shape):
-            raise BadFileError("a view of another size", found=f"{held.shape} as {shape}")
+        if math.prod(operand.shape) != math.prod(shape):
+            raise BadFileError("a view of another size", found=f"{operand.shape} as {shape}")
         if buffer in self.program.constants:
             return self.data(self.program.constants[buffer].reshape(shape))
-        return self.step("view", [buffer], {}, shape, held.dtype)
+        return self.step("view", [buffer], {}, shape, operand.dtype)
 
     def close(self, step: Open) -> Place:
         """Makes an open step one of the program."""
-        made = self.step(step.kind, step.inputs, {**step.attrs, "chain": step.chain}, step.shape, step.dtype)
-        return replace(step.place, buffer=self.view(made, step.final))
+        output = self.step(step.kind, step.inputs, {**step.attrs, "chain": step.chain}, step.shape, step.dtype)
+        return replace(step.place, buffer=self.view(output, step.final))
 
     def opened(self, name: str) -> Open:
         """The open step of a value, or an elementwise one over it."""
-        found = self.open(name)
-        if found:
-            return found
+        step = self.open(name)
+        if step:
+            return step
         place = self.place(name)
         buffer = self.operand(place)
         return Open("elementwise", [place.buffer], {}, buffer.shape, place, buffer.shape, buffer.dtype)
@@ -208,14 +208,14 @@ def _types(
 ) -> tuple[dict[str, Shape], dict[str, str]]:
     """Shape and type of every value, by running the graph on zeros."""
     inputs = {v.name: np.zeros([_extent(n, axes) for n in v.shape], element_dtype(v.dtype)) for v in graph.inputs}
-    made = [value for node in graph.nodes for value in node.outputs if value]
-    every = replace(graph, outputs=tuple(replace(graph.inputs[0], name=name) for name in made))
-    found, _ = run(every, inputs, weights=weights)
-    found.update(inputs)
-    for name, array in found.items():
+    names = [value for node in graph.nodes for value in node.outputs if value]
+    every = replace(graph, outputs=tuple(replace(graph.inputs[0], name=name) for name in names))
+    arrays, _ = run(every, inputs, weights=weights)
+    arrays.update(inputs)
+    for name, array in arrays.items():
         if array.dtype.kind not in "iu":
             raise UnsupportedError("the TVM backend takes networks of integers only", where=name, found=array.dtype)
-    return {name: a.shape for name, a in found.items()}, {name: a.dtype.name for name, a in found.items()}
+    return {name: a.shape for name, a in arrays.items()}, {name: a.dtype.name for name, a in arrays.items()}
 
 
 def _extent(axis: int | str, axes: Mapping[str, int]) -> int:

@@ -70,8 +70,8 @@ def run(folder: Path, job: Mapping[str, Any], threads: int = 0) -> None:
 
 
 def _reason(code: int, complaints: str) -> str:
-    """Why a process ended: the signal that killed it, or the last error that it named, else the last thing it said."""
+    """Why a process ended: the signal that killed it, or the last error that it named, else its last line."""
     lines = [line for line in complaints.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
-    said = (named or lines or ["nothing was said"])[-1][:300]
-    return f"killed by {signal.Signals(-code).name}: {said}" if code < 0 else said
+    complaint = (named or lines or ["it gave no message"])[-1][:300]
+    return f"killed by {signal.Signals(-code).name}: {complaint}" if code < 0 else complaint

@@ -20,7 +20,7 @@ from qdeploy.ir.tensor import Array
 
 @dataclass(frozen=True)
 class Buffer:
-    """An array: its extents and its numpy type."""
+    """An array: its shape and its numpy type."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -55,7 +55,7 @@ class Proof:
         lines: Lines of LLVM IR.
         floats: Everything of a floating type.
         externs: Calls of what was not looked at.
-        divisions: Integer divisions by numbers that are not constant; allowed, but said.
+        divisions: Integer divisions by numbers that are not constant; allowed, but reported.
     """
 
     nodes: int = 0
@@ -88,8 +88,8 @@ def look_at_module(module: Any, known: Collection[str] = ()) -> Proof:
 
         def visit(node: Any, name: str = name) -> None:
             proof.nodes += 1
-            for found in _floats(node):
-                proof.floats.append(f"{name}: {type(node).__name__} {found}")
+            for text in _floats(node):
+                proof.floats.append(f"{name}: {type(node).__name__} {text}")
             if type(node).__name__ == "ExternFunc" and node.global_symbol not in known:
                 proof.externs.append(f"{name}: {node.global_symbol}")
             called = str(getattr(getattr(node, "op", None), "name", ""))
@@ -112,9 +112,9 @@ def _floats(node: Any) -> Iterator[str]:
         text = str(getattr(node, part, None))
         if FLOAT_TYPE.search(text):
             yield f"{part} {text[:80]}"
-    held = getattr(getattr(node, "value", None), "dtype", "")
-    if FLOAT_TYPE.search(str(held)):
-        yield f"constant {held}"
+    dtype = getattr(getattr(node, "value", None), "dtype", "")
+    if FLOAT_TYPE.search(str(dtype)):
+        yield f"constant {dtype}"
 
 
 def _divides(node: Any) -> bool:
@@ -129,8 +129,8 @@ def look_at_ir(text: str) -> Proof:
     name = ""
     for line in text.splitlines():
         if line.startswith("define "):
-            found = re.search(r"@([\w.$]+|\"[^\"]+\")\(", line)
-            name = found[1] if found else "?"
+            header = re.search(r"@([\w.$]+|\"[^\"]+\")\(", line)
+            name = header[1] if header else "?"
         if not name or name in HELPERS or line.startswith(("!", ";", "declare", "attributes")):
             name = "" if line == "}" else name
             continue
@@ -156,7 +156,7 @@ def instructions(path: Path, machine: str) -> list[str] | None:
     if tool is None or machine not in ("x86_64", "aarch64"):
         return None
     done = subprocess.run([tool, "-d", "--no-show-raw-insn", str(path)], capture_output=True, text=True, check=True)
-    found, name = [], ""
+    lines, name = [], ""
     for line in done.stdout.splitlines():
         if match := re.match(r"[0-9a-f]+ <(.+)>:", line):
             name = match[1]
@@ -166,5 +166,5 @@ def instructions(path: Path, machine: str) -> list[str] | None:
         code = parts[1].split()[0]
         wrong = (X86_FLOAT, X86_CONVERT) if machine == "x86_64" else (ARM_FLOAT,)
         if any(pattern.match(code) for pattern in wrong):
-            found.append(f"{name}: {' '.join(parts[1:])}")
-    return found
+            lines.append(f"{name}: {' '.join(parts[1:])}")
+    return lines

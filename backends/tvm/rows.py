@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qdeploy.backends.tvm.arithmetic import Expr, const, exponential, wide
-from qdeploy.backends.tvm.builders import Attrs, Tensor, broadcast, extents, finished
+from qdeploy.backends.tvm.builders import Attrs, Tensor, broadcast, finished, shape_of
 from qdeploy.backends.tvm.engine import te, tirx
 from qdeploy.backends.tvm.program import Buffer
 
@@ -16,7 +16,7 @@ RECIPROCAL = (1515870810, -1010580540)
 
 def square_root(x: Tensor, bits: int) -> Tensor:
     """floor(sqrt(x)) of non-negative int64 numbers below 2^bits: a stage for every bit of the root."""
-    shape = extents(x)
+    shape = shape_of(x)
     root = te.compute(shape, lambda *i: const(0, LONG), name="bit")
     for place in reversed(range((bits + 1) // 2)):
         root = _closer(x, root, const(1 << place, LONG), shape)
@@ -33,7 +33,7 @@ def _closer(x: Tensor, root: Tensor, bit: Expr, shape: list[int]) -> Tensor:
 
 def roots(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """IntegerSqrt of every number."""
-    x = te.compute(extents(args[0]), lambda *i: wide(args[0][i]), name="wide")
+    x = te.compute(shape_of(args[0]), lambda *i: wide(args[0][i]), name="wide")
     root = square_root(x, 31)
     return finished(lambda *i: root[i].astype("int32"), args, attrs, out)
 
@@ -41,7 +41,7 @@ def roots(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 def softmax(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """IntegerSoftmax over the last axis."""
     x, mask = args[0], args[1] if attrs["present"] and attrs["present"][0] else None
-    shape = extents(x)
+    shape = shape_of(x)
     outer, k = shape[:-1], te.reduce_axis((0, shape[-1]), "k")
     lowest = const(-(1 << 31))
 
@@ -85,10 +85,10 @@ def rms_norm(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 
 
 def _norm(args: list[Tensor], attrs: Attrs, out: Buffer, centred: bool) -> Tensor:
-    x, shape = args[0], extents(args[0])
+    x, shape = args[0], shape_of(args[0])
     outer, n = shape[:-1], shape[-1]
-    given = iter(args[1:])
-    weight, bias = ([next(given) if there else None for there in attrs["present"]] + [None, None])[:2]
+    operands = iter(args[1:])
+    weight, bias = ([next(operands) if there else None for there in attrs["present"]] + [None, None])[:2]
     drop = const(attrs.get("x_shift", 0), LONG)
     y: Any = lambda index: wide(x[index]) >> drop  # noqa: E731
     if centred:
@@ -138,7 +138,7 @@ def _doubled(x: Expr, left: int) -> Expr:
 
 def _reciprocal(total: Tensor) -> tuple[Tensor, Tensor]:
     """1 / total in Q0.31 by Newton's method, and the bits of total: a stage for every step."""
-    shape = extents(total)
+    shape = shape_of(total)
 
     def stage(element: Any) -> Tensor:
         return te.compute(shape, lambda *i: element(*i), name="bit")
@@ -160,7 +160,7 @@ def _improved(stage: Any, x: Tensor, half: Tensor) -> Tensor:
 def tflite_softmax(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """TfliteSoftmax; the exponentials of all 256 differences are a table."""
     x, powers = args[:2]
-    shape = extents(x)
+    shape = shape_of(x)
     k, r = te.reduce_axis((0, shape[-1]), "k"), te.reduce_axis((0, shape[-1]), "r")
     top = te.compute(shape[:-1], lambda *i: te.max(x[(*i, k)].astype("int32"), axis=[k]), name="top")
     power = te.compute(shape, lambda *i: wide(powers[top[i[:-1]] - x[i].astype("int32")]), name="power")

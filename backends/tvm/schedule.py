@@ -27,9 +27,9 @@ LEAST = 1 << 15
 
 def blocks(function: Any) -> list[str]:
     """Names of the blocks of a PrimFunc."""
-    found: list[str] = []
-    walk(function.body, (SBlock, lambda block: found.append(block.name_hint)))
-    return [name for name in found if name != "root"]
+    names: list[str] = []
+    walk(function.body, (SBlock, lambda block: names.append(block.name_hint)))
+    return [name for name in names if name != "root"]
 
 
 def schedule(function: Any, attrs: Mapping[str, Any], parallel: bool) -> Any:
@@ -115,7 +115,7 @@ def _reduction(sch: Sch, parallel: bool) -> None:
     outer, lane = sch.split(spatial[-1], [None, lanes])
     sch.reorder(*spatial[:-1], outer, *reduced, lane)
     sch.reverse_compute_at(rq, outer)
-    if lanes > 1:  # a loop of one iteration is not made, and the one around it is no vector
+    if lanes > 1:  # a loop of one iteration is not made, and the one around it is not a vector
         sch.vectorize(sch.get_loops(rq)[-1])
         sch.vectorize(lane)
     if parallel and rank > 1 and is_worth(sch, block):

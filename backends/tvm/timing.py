@@ -20,8 +20,8 @@ from qdeploy.backends.tvm import process
 from qdeploy.backends.tvm.plan import plan
 from qdeploy.backends.tvm.program import Program
 from qdeploy.backends.tvm.targets import Target, require, target
-from qdeploy.integer.fixed import Float64
 from qdeploy.integer.layer_shapes import LayerShape
+from qdeploy.integer.quantized_value import Float64
 from qdeploy.integer.weights import codes_tensor, quantized
 from qdeploy.ir.dyadic import dyadics
 from qdeploy.ir.element import as_value
@@ -60,12 +60,12 @@ def layer_times(
         Seconds by bits, for each layer.
 
     Raises:
-        UnsupportedError: TVM is absent, the target is none of this machine, or a layer has no kernel.
+        UnsupportedError: TVM is absent, the target is not of this machine, or a layer has no kernel.
     """
     chosen = target(name)
     require(chosen)
-    with tempfile.TemporaryDirectory(prefix="qdeploy-layers-") as held:
-        folder = Path(held)
+    with tempfile.TemporaryDirectory(prefix="qdeploy-layers-") as temporary:
+        folder = Path(temporary)
         parts = [[f"{i}-{w}x{a}" for w, a in options] for i in range(len(layers))]
         progress.start("compiling layers", len(layers), "layers")
         for (layer, weight), names in zip(layers, parts, strict=True):

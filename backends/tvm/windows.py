@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from qdeploy.backends.tvm.arithmetic import Expr, const, divided
-from qdeploy.backends.tvm.builders import Attrs, Tensor, extents, finished
+from qdeploy.backends.tvm.builders import Attrs, Tensor, finished, shape_of
 from qdeploy.backends.tvm.engine import te, tirx
 from qdeploy.backends.tvm.program import Buffer
 
 
 def _window(x: Tensor, attrs: Attrs, a: Expr, b: Expr, fill: int, dtype: str) -> Any:
     """The element of a window, `fill` outside of the image."""
-    _, height, width, _ = extents(x)
+    _, height, width, _ = shape_of(x)
     (tall, broad), (down, right), (top, left) = attrs["strides"], attrs["dilations"], attrs["before"]
 
     def element(n: Expr, i: Expr, j: Expr, c: Expr) -> Expr:
@@ -41,7 +41,7 @@ def average_pool(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     a, b = (te.reduce_axis((0, n), name) for n, name in zip(attrs["kernel"], ("kh", "kw"), strict=True))
     element = _window(x, attrs, a, b, 0, "int32")
     acc = te.compute(out.shape, lambda *i: te.sum(element(*i), axis=[a, b]), name="acc")
-    counts = [_counts(extents(x)[1 + axis], out.shape[1 + axis], attrs, axis) for axis in range(2)]
+    counts = [_counts(shape_of(x)[1 + axis], out.shape[1 + axis], attrs, axis) for axis in range(2)]
     lo, hi = attrs["lo"], attrs["hi"]
 
     def mean(n: Expr, i: Expr, j: Expr, c: Expr) -> Expr:
@@ -77,7 +77,7 @@ def _counts(extent: int, positions: int, attrs: Attrs, axis: int) -> list[int]:
 def reduce(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """Sum or mean over axes."""
     x, axes, keep = args[0], attrs["axes"], attrs["keepdims"]
-    shape = extents(x)
+    shape = shape_of(x)
     over = {axis: te.reduce_axis((0, shape[axis]), f"r{axis}") for axis in axes}
     count = math.prod(shape[axis] for axis in axes)
     narrow = str(x.dtype) in ("uint8", "int8", "int16") and count < 1 << 15
@@ -106,7 +106,7 @@ def reduce(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 
 def to_last(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """[N, C, *space] to [N, *space, C], padded."""
-    channels = extents(args[0])[1]
+    channels = shape_of(args[0])[1]
 
     def element(n: Expr, *rest: Expr) -> Expr:
         *space, c = rest
@@ -118,7 +118,7 @@ def to_last(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 
 def to_padded(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """The last axis padded."""
-    width = extents(args[0])[-1]
+    width = shape_of(args[0])[-1]
     return te.compute(
         out.shape, lambda *i: tirx.if_then_else(i[-1] < width, args[0][i], const(0, out.dtype)), name="rq"
     )
@@ -149,7 +149,7 @@ def concat(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
             at[axis] = tirx.max(index[axis] - (stop - length), 0)
             at = [
                 tirx.min(i, n - 1) if place == axis or place == len(index) - 1 else i
-                for place, (i, n) in enumerate(zip(at, extents(part), strict=True))
+                for place, (i, n) in enumerate(zip(at, shape_of(part), strict=True))
             ]
             value = tirx.if_then_else(index[axis] < stop, part[tuple(at)], value)
             stop -= length
@@ -168,7 +168,7 @@ def slice_(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 
 def pad(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """A constant around; negative padding crops."""
-    shape, before = extents(args[0]), attrs["before"]
+    shape, before = shape_of(args[0]), attrs["before"]
 
     def element(*index: Expr) -> Expr:
         at = [i - b for i, b in zip(index, before, strict=True)]
@@ -181,7 +181,7 @@ def pad(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
 def gather(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """Entries along an axis; an index outside is brought to the nearest entry, so that nothing else is ever read."""
     data, indices = args
-    axis, rank, extent = attrs["axis"], len(extents(indices)), extents(data)[attrs["axis"]]
+    axis, rank, extent = attrs["axis"], len(shape_of(indices)), shape_of(data)[attrs["axis"]]
 
     def element(*index: Expr) -> Expr:
         chosen = indices[tuple(index[axis : axis + rank])].astype("int64")

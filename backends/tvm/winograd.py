@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qdeploy.backends.tvm.arithmetic import Expr, const
-from qdeploy.backends.tvm.builders import Attrs, Tensor, extents, feed, finished, unpacked
+from qdeploy.backends.tvm.builders import Attrs, Tensor, feed, finished, shape_of, unpacked
 from qdeploy.backends.tvm.engine import Schedule, te, tirx
 from qdeploy.backends.tvm.program import Buffer
 from qdeploy.backends.tvm.schedule import Sch, blocks, is_worth, mapped, unpack_weights
@@ -48,7 +48,7 @@ def winograd(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     """A convolution of 3 x 3 with stride 1, in the form that `attrs["winograd"]` (winograd_fit.py) names."""
     x, weight, bias = args[:3]
     w = unpacked(weight, attrs)
-    held, _, _, pairs = extents(w)[:4]
+    filter_blocks, _, _, pairs = shape_of(w)[:4]
     n, height, width, o = out.shape
     rows, positions = (attrs["winograd"][name] for name in ("rows", "positions"))
     columns, chunks = -(-width // 2), -(-height // (2 * rows))
@@ -71,7 +71,7 @@ def winograd(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
         lambda i, j, m, q, g, p, c: _input(j, lambda b: first[m, q, g, p, i, b, c]),
         name="tiles",
     )
-    u = _filters(w, held, pairs)
+    u = _filters(w, filter_blocks, pairs)
     k = te.reduce_axis((0, 2 * pairs), "k")
 
     def product(i: Expr, j: Expr, m: Expr, q: Expr, g: Expr, p: Expr, c: Expr) -> Expr:
@@ -93,14 +93,14 @@ def winograd(args: list[Tensor], attrs: Attrs, out: Buffer) -> Tensor:
     return finished(accumulated, args, attrs, out)
 
 
-def _filters(w: Tensor, held: int, pairs: int) -> Tensor:
+def _filters(w: Tensor, filter_blocks: int, pairs: int) -> Tensor:
     first = te.compute(
-        (held, 4, 3, pairs, LANES, 2),
+        (filter_blocks, 4, 3, pairs, LANES, 2),
         lambda q, i, b, k, lane, r: _filter(i, lambda a: w[q, a, b, k, lane, r]),
         name="turned",
     )
     return te.compute(
-        (held, 4, 4, pairs, LANES, 2),
+        (filter_blocks, 4, 4, pairs, LANES, 2),
         lambda q, i, j, k, lane, r: _filter(j, lambda b: first[q, i, b, k, lane, r]),
         name="filters",
     )

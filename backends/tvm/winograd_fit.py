@@ -70,9 +70,9 @@ def _fits(filters: Array, limits: tuple[int, int]) -> bool:
         return False
     out, _, _, inner = filters.shape
     codes = as_int8(filters).astype(np.float32).reshape(out, 9, inner)
-    turned = np.kron(_FILTER, _FILTER).astype(np.float32) @ codes  # [O, 16, I], exact: below 2^11
-    sums = np.abs(turned).sum(axis=2, dtype=np.float64).astype(np.int64).reshape(out, 4, 4)
-    reach = np.full((4, 4), 2 * (high - low))  # a difference of two inputs at least along one axis
-    reach[1, 1] = 4 * greatest
-    total = np.einsum("af,bg,ofg->oab", _OUTPUT, _OUTPUT, sums * reach)
+    transformed = np.kron(_FILTER, _FILTER).astype(np.float32) @ codes  # [O, 16, I], exact: below 2^11
+    sums = np.abs(transformed).sum(axis=2, dtype=np.float64).astype(np.int64).reshape(out, 4, 4)
+    bounds = np.full((4, 4), 2 * (high - low))  # a difference of two inputs at least along one axis
+    bounds[1, 1] = 4 * greatest
+    total = np.einsum("af,bg,ofg->oab", _OUTPUT, _OUTPUT, sums * bounds)
     return int(total.max(initial=0)) <= np.iinfo(np.int32).max

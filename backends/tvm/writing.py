@@ -3,7 +3,7 @@
 model.so     library for TVM's virtual machine: function `main`, the graph's inputs in order, a tuple of outputs
 bare/        the bare form (bare.py)
 proof.json   what the proof looked at and found (prove.py)
-tvm.json     target, extents of the free axes, and dtype, shape and quantization of every input and output
+tvm.json     target, sizes of the free axes, and dtype, shape and quantization of every input and output
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
     """See `qdeploy.backends.tvm.lower`."""
     chosen = target(options.target)
     forms = [form for form in options.forms if form == "bare" or _links(chosen.compiler, options)]
-    made = integer_model(model)
+    network = integer_model(model)
     progress.start("compiling", 3, "steps")
-    axes = chosen_axes(made.graph, options.axes)
-    with tempfile.TemporaryDirectory() as held, process.Child() as child:
-        job = Path(held)
-        program = plan(made.graph, Weights(made), chosen.kernel, axes)
+    axes = chosen_axes(network.graph, options.axes)
+    with tempfile.TemporaryDirectory() as temporary, process.Child() as child:
+        job = Path(temporary)
+        program = plan(network.graph, Weights(network), chosen.kernel, axes)
         program.save(job)
         progress.advance(1, "planned")
         child.run(job, {"action": "compile", "target": chosen.name, "forms": forms, "out": str(folder)})
@@ -69,10 +69,16 @@ def write(model: Model, folder: Path, options: Options, progress: Progress) -> L
             where=chosen.name,
             found="; ".join((proof["floats"] + proof["externs"])[:3]),
         )
-    (folder / MANIFEST).write_text(json.dumps(_manifest(program, made, chosen.name, axes), indent=1))
+    (folder / MANIFEST).write_text(json.dumps(_manifest(program, network, chosen.name, axes), indent=1))
     progress.advance(1, "proven")
     return Lowered(
-        (*files, PROOF, MANIFEST), tuple(choices(made)), _notes(proof, options, forms), chosen.name, proof, made, axes
+        (*files, PROOF, MANIFEST),
+        tuple(choices(network)),
+        _notes(proof, options, forms),
+        chosen.name,
+        proof,
+        network,
+        axes,
     )
 
 
@@ -99,18 +105,18 @@ def _links(compiler: str, options: Options) -> bool:
 
 def choices(model: Model) -> list[Choice]:
     """What became of every weight of a convolution or linear layer."""
-    held, found = Weights(model), {}
+    weights, by_name = Weights(model), {}
     for node in model.graph.nodes:
-        if node.op not in ("IntegerConv", "IntegerLinear") or node.inputs[1] in found:
+        if node.op not in ("IntegerConv", "IntegerLinear") or node.inputs[1] in by_name:
             continue
         name = node.inputs[1]
-        if name not in held:
+        if name not in weights:
             continue
-        bits = 4 if is_small(held[name]) else 8
-        found[name] = Choice(
-            name, f"int{bits}", "blocks of 16 channels for every instruction set", True, held[name].size * bits // 8
+        bits = 4 if is_small(weights[name]) else 8
+        by_name[name] = Choice(
+            name, f"int{bits}", "blocks of 16 channels for every instruction set", True, weights[name].size * bits // 8
         )
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _manifest(program: Program, model: Model, name: str, axes: Mapping[str, int]) -> dict[str, Any]:
@@ -121,11 +127,11 @@ def _manifest(program: Program, model: Model, name: str, axes: Mapping[str, int]
         return [
             {
                 "name": n,
-                "dtype": held.dtype,
-                "shape": list(held.shape),
+                "dtype": buffer.dtype,
+                "shape": list(buffer.shape),
                 "quantization": quantization.get(n) if isinstance(quantization, Mapping) else None,
             }
-            for n, held in every
+            for n, buffer in every
         ]
 
     return {

@@ -21,7 +21,7 @@ UInt8 = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
 
 _CHUNK_BYTES = 1 << 18
-"""Blocks are turned in pieces that stay in the second-level cache."""
+"""Blocks are transposed in pieces that stay in the second-level cache."""
 
 
 def words(start: int, count: int, width: int, *shifts: int, word: int = 8) -> Positions:
@@ -31,8 +31,8 @@ def words(start: int, count: int, width: int, *shifts: int, word: int = 8) -> Po
         [count * len(shifts), width], in the order of the words, then of the shifts; no shift means shift 0.
     """
     base = start * 8 + np.arange(count)[:, None, None] * word + np.array(shifts or (0,))[:, None]
-    found: Positions = base + np.arange(width)  # [count, shifts, width]
-    return found.reshape(-1, width)
+    positions: Positions = base + np.arange(width)  # [count, shifts, width]
+    return positions.reshape(-1, width)
 
 
 def lanes(start: int, size: int, width: int, run: int) -> Positions:
@@ -98,9 +98,9 @@ def permute(blocks: UInt8, how: tuple[Move, ...], size: int) -> UInt8:
 
 
 def _moved(columns: UInt8, how: tuple[Move, ...], size: int) -> UInt8:
-    made = np.zeros((size, columns.shape[1]), np.uint8)
+    moved = np.zeros((size, columns.shape[1]), np.uint8)
     for into, source, shift, mask in how:
         bits: npt.NDArray[Any] = columns[source]
         bits = bits >> np.uint8(shift) if shift >= 0 else bits << np.uint8(-shift)
-        made[into] |= bits & mask
-    return made
+        moved[into] |= bits & mask
+    return moved

@@ -122,8 +122,8 @@ class Block:
         part = self.parts[key]
         first, last = span(part.bits)
         blocks = raw.shape[-1] // self.size
-        found = permute(raw.reshape(-1, self.size)[:, first:last], self._forwards[key], part.bits.size // 8)
-        return found.reshape(*raw.shape[:-1], blocks * found.shape[1]).view(storage_dtype(part.storage or "U8"))
+        rows = permute(raw.reshape(-1, self.size)[:, first:last], self._forwards[key], part.bits.size // 8)
+        return rows.reshape(*raw.shape[:-1], blocks * rows.shape[1]).view(storage_dtype(part.storage or "U8"))
 
     def pack(self, *rows: Array) -> UInt8:
         """The rows of every buffer back to blocks [..., blocks * size]."""
@@ -209,9 +209,9 @@ def _unsigned_e4m3() -> Array:
     """NVFP4's scales: e4m3 without sign and without NaN."""
     code = np.arange(256) & 0x7F
     exponent, mantissa = code >> 3, (code & 7) / 8
-    made = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7.0))
-    made[0x7F] = 0
-    return made.astype(np.float32)
+    values = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7.0))
+    values[0x7F] = 0
+    return values.astype(np.float32)
 
 
 _LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)  # iq4nl

@@ -143,22 +143,22 @@ def _number(value: Any) -> Any:
 
 def _extents(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     heads = whole(own.get("attention.head_count"))
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if heads:
-        found["num_key_value_heads"] = own.get("attention.head_count_kv", heads)
-        found["head_dim"] = own.get("attention.key_length", whole(own.get("embedding_length")) // heads)
+        fields["num_key_value_heads"] = own.get("attention.head_count_kv", heads)
+        fields["head_dim"] = own.get("attention.key_length", whole(own.get("embedding_length")) // heads)
     if "token_embd.weight" in shapes:
-        found["vocab_size"] = shapes["token_embd.weight"][0]
-    return found
+        fields["vocab_size"] = shapes["token_embd.weight"][0]
+    return fields
 
 
 def _tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
     ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in (*_TOKENS, "eot")}
-    found: dict[str, Any] = {field: ids[name] for name, field in _TOKENS.items() if isinstance(ids[name], int)}
+    fields: dict[str, Any] = {field: ids[name] for name, field in _TOKENS.items() if isinstance(ids[name], int)}
     turn = ids["eot"]  # the end of a turn ends a generation, too
-    if isinstance(turn, int) and turn != found.get("eos_token_id", turn):
-        found["eos_token_id"] = [found["eos_token_id"], turn]
-    return found
+    if isinstance(turn, int) and turn != fields.get("eos_token_id", turn):
+        fields["eos_token_id"] = [fields["eos_token_id"], turn]
+    return fields
 
 
 def sentence_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:

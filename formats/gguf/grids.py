@@ -99,15 +99,15 @@ def grid(name: str) -> npt.NDArray[np.int8]:
     levels, length, text = _GRIDS[name]
     bits = np.unpackbits(np.frombuffer(base64.b85decode(text), np.uint8), bitorder="little")
     points = np.flatnonzero(bits)[:, None] // len(levels) ** np.arange(length) % len(levels)
-    made: npt.NDArray[np.int8] = np.array(levels, np.int8)[points]
-    made.setflags(write=False)
-    return made
+    codebook: npt.NDArray[np.int8] = np.array(levels, np.int8)[points]
+    codebook.setflags(write=False)
+    return codebook
 
 
 @cache
 def signs() -> npt.NDArray[np.int8]:
     """Eight signs by a code of seven bits, int8 [128, 8]: a set bit means minus; the eighth makes their number even."""
     bits = np.arange(128)[:, None] >> np.arange(7) & 1
-    made: npt.NDArray[np.int8] = 1 - 2 * np.hstack([bits, bits.sum(1, keepdims=True) & 1]).astype(np.int8)
-    made.setflags(write=False)
-    return made
+    table: npt.NDArray[np.int8] = 1 - 2 * np.hstack([bits, bits.sum(1, keepdims=True) & 1]).astype(np.int8)
+    table.setflags(write=False)
+    return table

@@ -93,7 +93,7 @@ def read_head(file: File) -> Head:
     """Parses the head of an open file.
 
     Raises:
-        BadFileError: The file is no GGUF, is truncated, or contradicts itself.
+        BadFileError: The file is not a GGUF, is truncated, or contradicts itself.
         UnsupportedError: Version 1, or big-endian.
     """
     cursor = _Cursor(file)
@@ -179,15 +179,15 @@ def _info(cursor: _Cursor) -> Info:
 
 
 def _alignment(metadata: Mapping[str, Any], where: str) -> int:
-    found = metadata.get("general.alignment", 32)
-    if not isinstance(found, int) or found <= 0 or found & (found - 1) or found > _ALIGNMENT_LIMIT:
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > _ALIGNMENT_LIMIT:
         raise BadFileError(
             "an impossible alignment",
             where=f"{where}: general.alignment",
-            found=found,
+            found=alignment,
             allowed=f"a power of two up to {_ALIGNMENT_LIMIT}",
         )
-    return found
+    return alignment
 
 
 class _Cursor:

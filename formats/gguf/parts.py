@@ -177,10 +177,10 @@ def _part_names(folder: Folder) -> list[str]:
             found=", ".join(sorted(stems)) or "none",
             todo="Name the file that is meant.",
         )
-    found = _PART.fullmatch(names[0])
-    if found is None:
+    match = _PART.fullmatch(names[0])
+    if match is None:
         return names
-    wanted = [f"{found['stem']}-{i + 1:05d}-of-{found['count']}.gguf" for i in range(int(found["count"]))]
+    wanted = [f"{match['stem']}-{i + 1:05d}-of-{match['count']}.gguf" for i in range(int(match["count"]))]
     missing = [name for name in wanted if not folder.has(name)]
     if missing or not wanted:
         raise BadFileError(
@@ -203,7 +203,7 @@ def _raw_layout(info: Info, where: str) -> tuple[str, tuple[int, ...], str]:
     block = BLOCKS[name]
     if not info.shape or info.shape[-1] % block.elements:
         raise BadFileError(
-            "a row is no whole number of blocks",
+            "a row is not a whole number of blocks",
             where=where,
             found=list(info.shape),
             allowed=f"multiples of {block.elements} ({name})",

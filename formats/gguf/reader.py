@@ -28,9 +28,9 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, Term, plain
+from qdeploy.store.codec import SLAB_BYTES, Codec, Slabs, VerbatimRows, verbatim
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import SLAB_BYTES, Recoding, Slabs, VerbatimRows, verbatim
 
 if TYPE_CHECKING:
     from qdeploy.formats.gguf.blocks import Block
@@ -79,14 +79,14 @@ def read(folder: Folder) -> Model:
     return Model(NAME, str(folder.path), tensors, config, "gguf", (*side, *derived, *heads), origins, build, notes)
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a source is written back."""
     from qdeploy.formats.gguf.blocks import BLOCKS
 
     if source.writer == "verbatim":
         return tuple(verbatim("data") for _ in source.tensors)
     blocks = [BLOCKS[part.dtype] for part in source.tensors]
-    return tuple(Recoding(block.keys, block.unpack, block.pack) for block in blocks)
+    return tuple(Codec(block.keys, block.unpack, block.pack) for block in blocks)
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,21 @@ class BlockRows:
         raw = self.source.slab(0, start, stop)
         if start == stop or self.origin.covers(start, stop):
             return self.block.field(raw, self.key)
-        made = self.block.unpack(raw)
-        self.origin.prove(start, stop, raw, self.block.pack(*made))
-        return made[self.block.keys.index(self.key)]
+        fields = self.block.unpack(raw)
+        self.origin.prove(start, stop, raw, self.block.pack(*fields))
+        return fields[self.block.keys.index(self.key)]
 
 
 def _gathered(parts: list[Part]) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for part in parts:
         for name, stored in part.tensors.items():
-            if name in found:
+            if name in tensors:
                 raise BadFileError("a tensor is in two parts", where=part.file.name, found=name)
-            found[name] = stored
-    if not found:
+            tensors[name] = stored
+    if not tensors:
         raise UnsupportedError("a GGUF file without tensors", where=parts[0].file.name, todo="Is it only a vocabulary?")
-    return found
+    return tensors
 
 
 def _tensor(stored: Stored) -> QTensor:
@@ -155,10 +155,10 @@ def _derived_files(metadata: Any, present: set[str]) -> tuple[list[SourceFile], 
     from qdeploy.formats.gguf.config import sentence_files
     from qdeploy.formats.vocabulary import derive
 
-    made, notes = derive(metadata, present)
+    texts, notes = derive(metadata, present)
     if "modules.json" not in present:
-        made |= sentence_files(metadata)
-    return [SourceFile(path, _in_memory(text), "derived") for path, text in made.items()], notes
+        texts |= sentence_files(metadata)
+    return [SourceFile(path, _in_memory(text), "derived") for path, text in texts.items()], notes
 
 
 def _in_memory(text: bytes) -> Buffer:

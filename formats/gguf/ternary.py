@@ -1,4 +1,4 @@
-"""TQ1_0, the one block type of GGUF that is no permutation of bits: 256 ternary codes in 52 bytes, and a float16 scale.
+"""TQ1_0, the only block type of GGUF that does not permute bits: 256 ternary codes in 52 bytes, and a float16 scale.
 
     48 bytes   five codes each: byte j of the first 32 holds elements j, j + 32, ..., j + 128;
                byte j of the next 16 holds elements 160 + j, 160 + j + 16, ..., 160 + j + 64
@@ -7,8 +7,8 @@
 
 A byte is a fraction of 256: with t the number whose base-3 digits are the codes, the first the most significant and a
 missing fifth one zero, it is ceil(t * 256 / 243), so that multiplying by 3 pushes the digits out at the top one by one.
-In normal form five codes are a plain base-3 number. Bytes that are no such ceiling (13 of 256) have the same codes as
-one that is; they do not come back by themselves and are left to the residue.
+In normal form five codes are a plain base-3 number. Bytes that are no such value (13 of 256) have the same codes as
+one that is; packing the codes does not give them back, so the residue keeps them.
 """
 
 from __future__ import annotations

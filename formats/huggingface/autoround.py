@@ -28,8 +28,8 @@ from qdeploy.formats.huggingface.schemes import Scheme
 from qdeploy.formats.huggingface.words import Layer, Settings, layers, pattern
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
+from qdeploy.store.codec import Codec
 from qdeploy.store.folder import Folder
-from qdeploy.store.recode import Recoding
 
 NAME = "autoround"
 TITLE = "AutoRound: GPTQ- and AWQ-shaped packings, mixed widths, static FP8, MXFP4, NVFP4 (safetensors)"
@@ -81,11 +81,11 @@ def read(folder: Folder) -> Model:
     return assemble(checkpoint, NAME, claims, notes)
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a layer is written back."""
     if source.writer == "arranged":
-        return compressed_tensors.recodings(source)
-    return gptq.recodings(source) if source.writer == "gptq" else awq.recodings(source)
+        return compressed_tensors.codecs(source)
+    return gptq.codecs(source) if source.writer == "gptq" else awq.codecs(source)
 
 
 def _packing(settings: Settings) -> str:
@@ -163,7 +163,7 @@ class _Overrides:
         if not isinstance(extra, dict):
             raise BadFileError("overrides are not an object", where=f"{settings.where}.extra_config", found=extra)
         self.settings, self._extra = settings, extra
-        # A key that names a layer is no pattern; one that is no regular expression names a layer that does not occur.
+        # A key that names a layer is not a pattern; one that does not compile names a layer that does not occur.
         modules = {name.rpartition(".")[0] for name in checkpoint.entries}
         self._patterns = [
             (key, pattern(key, "quantization_config.extra_config"))
@@ -173,6 +173,6 @@ class _Overrides:
 
     def of(self, name: str) -> Settings:
         """The settings of a layer."""
-        matching = (key for key, found in self._patterns if found and found.search(name))
+        matching = (key for key, regex in self._patterns if regex and regex.search(name))
         key = name if name in self._extra else next(matching, None)
         return self.settings if key is None else self.settings.overridden(self._extra[key], f"extra_config[{key!r}]")

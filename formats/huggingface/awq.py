@@ -32,8 +32,8 @@ from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, l
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Shape, Source
 from qdeploy.pack.words import transpose_nibbles, untranspose_nibbles
+from qdeploy.store.codec import Codec
 from qdeploy.store.folder import Folder
-from qdeploy.store.recode import Recoding
 
 NAME = "awq"
 TITLE = "AWQ, 4 bits, versions gemm and gemv (safetensors)"
@@ -64,7 +64,7 @@ def read(folder: Folder) -> Model:
     return assemble(checkpoint, NAME, claims)
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a layer is written back: qweight, qzeros, scales."""
     columns, groups = int(source.args["columns"]), int(source.args["groups"])
     scales = source.tensors[_PARTS.index("scales")].shape
@@ -89,14 +89,14 @@ def claim(layer: Layer, format: str, version: str = "") -> Claim:
     source = layer.source(format, f"awq-{version}", {"columns": columns, "groups": groups}, _PARTS)
 
     def build() -> QTensor:
-        how, (qweight, qzeros, scales) = recodings(source), source.tensors
-        made = layer.checkpoint.recoded
+        how, (qweight, qzeros, scales) = codecs(source), source.tensors
+        buffer = layer.checkpoint.unpacked
         return affine(
             (rows, columns),
             4,
-            made("codes", "U8", (rows, -(-columns // 2)), qweight.name, how[0]),
-            made("scale", scales.dtype, (rows, groups), scales.name, how[2]),
-            made("zero", "U8", (rows, -(-groups // 2)), qzeros.name, how[1]),
+            buffer("codes", "U8", (rows, -(-columns // 2)), qweight.name, how[0]),
+            buffer("scale", scales.dtype, (rows, groups), scales.name, how[2]),
+            buffer("zero", "U8", (rows, -(-groups // 2)), qzeros.name, how[1]),
             group,
             None,
             source,
@@ -148,7 +148,7 @@ def _group(layer: Layer, columns: int) -> int:
     return group
 
 
-def _interleaved(key: str, count: int) -> Recoding:
+def _interleaved(key: str, count: int) -> Codec:
     """I32 [count, words] <-> U8 [8 * words, ceil(count / 2)]."""
 
     def unpack(raw: Words) -> tuple[Words]:
@@ -157,22 +157,22 @@ def _interleaved(key: str, count: int) -> Recoding:
     def pack(nibbles: Words) -> Words:
         return untranspose_nibbles(nibbles, count, ORDER).view("<i4")
 
-    return Recoding((key,), unpack, pack, axis=1, group=8)
+    return Codec((key,), unpack, pack, axis=1, group=8)
 
 
-def _stream(key: str, count: int, stored: int = 0) -> Recoding:
+def _stream(key: str, count: int, stored: int = 0) -> Codec:
     """I32 [n, words] <-> U8 [n, ceil(count / 2)]: the words are the stream, of `stored` codes if that is more."""
     size, whole = -(-count // 2), max(stored, count) // 2
 
     def pack(stream: Words) -> Words:
         return _widened(stream, (len(stream), whole)).view("<i4")
 
-    return Recoding((key,), lambda raw: (raw.view(np.uint8)[:, :size],), pack)
+    return Codec((key,), lambda raw: (raw.view(np.uint8)[:, :size],), pack)
 
 
-def _cropped(key: str, count: int, stored: int) -> Recoding:
+def _cropped(key: str, count: int, stored: int) -> Codec:
     """[n, stored] <-> [n, count]: what is left out is zero."""
-    return Recoding((key,), lambda raw: (raw[:, :count],), lambda rows: _widened(rows, (len(rows), stored)))
+    return Codec((key,), lambda raw: (raw[:, :count],), lambda rows: _widened(rows, (len(rows), stored)))
 
 
 def _widened(array: Words, shape: Shape) -> Words:

@@ -33,13 +33,13 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import Parts, bit_stream, constant
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape, Table
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "bitsandbytes"
 TITLE = "bitsandbytes: NF4, FP4, double quantization, and LLM.int8() (safetensors)"
@@ -85,16 +85,16 @@ def _rows_of_bytes(checkpoint: Checkpoint, module: str) -> Claim:
         parts.shaped(order, [(), (1,)], "U8")
 
     def build() -> QTensor:
-        made = Parts(checkpoint, NAME, weight)
-        data = made.take(weight, "same codes", "I8", shape)
+        sources = Parts(checkpoint, NAME, weight)
+        data = sources.take(weight, "same codes", "I8", shape)
         most = constant("scale.scale", 127, (shape[0], 1), integer=False)
-        absolute = made.numbers(scale, "scale", (shape[0], 1), scale=replace(most, divide=True))
-        if parts.has(order) and made.keep(order) != b"\0":
+        absolute = sources.numbers(scale, "scale", (shape[0], 1), scale=replace(most, divide=True))
+        if parts.has(order) and sources.keep(order) != b"\0":
             raise UnsupportedError(
-                "only codes in rows are read", where=order, found=made.keep(order).hex(), allowed="0"
+                "only codes in rows are read", where=order, found=sources.keep(order).hex(), allowed="0"
             )
         codes = Codes(shape, (data,), PLAIN, "int8", scale=Param(absolute, (1, shape[1])))
-        return made.tensor(shape, "F16", codes)
+        return sources.tensor(shape, "F16", codes)
 
     stored = [weight, scale, *([order] if parts.has(order) else [])]
     return Claim(weight, tuple(stored), build)

@@ -10,7 +10,7 @@ A Hugging Face folder without a quantization_config. Per linear layer P, weight 
 
     W = sum over i of sign_i * (u_i @ vt_i)
 
-Any number of leading blocks is a legal, coarser weight. How many blocks there are and their rank k is said nowhere: the
+Any number of leading blocks is a legal, coarser weight. The number of blocks and their rank k are stored nowhere: the
 names are counted. The scales by which columns were multiplied before the decomposition (section 3.1) have been divided
 out of the norms and layers before, so nothing of them is stored; where they were not (`--no_fuse_scale`), `scales` of a
 wrapped activation are stored, and the checkpoint is refused.
@@ -36,8 +36,8 @@ from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Layout, LowRank, Param, QTensor, Rung, Shape, Source, SourceTensor, Term
+from qdeploy.store.codec import Array, Codec, verbatim
 from qdeploy.store.folder import Folder
-from qdeploy.store.recode import Array, Recoding, verbatim
 from qdeploy.store.safetensors import TensorEntry
 
 NAME = "bitstack"
@@ -71,13 +71,13 @@ def read(folder: Folder) -> Model:
     return assemble(checkpoint, NAME, claims)
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How the stored tensors of a layer are written back: qweight_i, u_i, vt_i of every block."""
     rows, columns, blocks = (int(source.args[k]) for k in ("rows", "columns", "blocks"))
-    made: list[Recoding] = []
+    ordered: list[Codec] = []
     for i in range(blocks):
-        made += [_signs(f"signs.{i}", rows, columns), verbatim(f"u.{i}"), verbatim(f"vt.{i}")]
-    return tuple(made)
+        ordered += [_signs(f"signs.{i}", rows, columns), verbatim(f"u.{i}"), verbatim(f"vt.{i}")]
+    return tuple(ordered)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def _layers(checkpoint: Checkpoint) -> dict[str, int]:
     """Names of the decomposed layers in file order, and how many blocks each has."""
     numbers: dict[str, dict[str, set[str]]] = {}
     for name in checkpoint.entries:
-        if found := _STORED.fullmatch(name):
-            layer, part, number = found.groups()
+        if match := _STORED.fullmatch(name):
+            layer, part, number = match.groups()
             numbers.setdefault(layer, {p: set() for p in _PARTS})[part].add(number)
     for layer, parts in numbers.items():
         if not parts["qweight"]:
@@ -163,7 +163,7 @@ def _claim(layer: _Layer) -> Claim:
     )
 
     def build() -> QTensor:
-        how = recodings(source)
+        how = codecs(source)
         terms = tuple(_block(layer, i, shape, how[3 * i]) for i in range(layer.blocks))
         rungs = tuple(Rung((1,) * i + (0,) * (layer.blocks - i)) for i in range(1, layer.blocks + 1))
         return QTensor(shape, entries[1].dtype, terms, rungs, source=source)
@@ -171,23 +171,23 @@ def _claim(layer: _Layer) -> Claim:
     return Claim(f"{layer.name}.weight", stored, build)
 
 
-def _block(layer: _Layer, i: int, shape: Shape, how: Recoding) -> Term:
+def _block(layer: _Layer, i: int, shape: Shape, how: Codec) -> Term:
     checkpoint, (rows, columns) = layer.checkpoint, shape
     packed = (rows, -(-columns // 8))
-    signs = checkpoint.recoded(f"signs.{i}", "U8", packed, f"{layer.name}.qweight_{i}", how)
+    signs = checkpoint.unpacked(f"signs.{i}", "U8", packed, f"{layer.name}.qweight_{i}", how)
     u, vt = (checkpoint.verbatim(f"{part}.{i}", f"{layer.name}.{part}_{i}") for part in ("u", "vt"))
     factors = (Codes(b.shape, (b,), PLAIN, plain_name(b.dtype)) for b in (u, vt))
     return Term(Codes(shape, (signs,), Layout("bits", 1), "sign", scale=Param(LowRank(*factors), (1, 1))))
 
 
-def _signs(key: str, rows: int, columns: int) -> Recoding:
+def _signs(key: str, rows: int, columns: int) -> Codec:
     """U8 [ceil(M * N / 8)], high bit first <-> U8 [M, ceil(N / 8)], low bit first, each row padded.
 
-    Rows that are no whole number of bytes go in steps of as many as are.
+    Rows that are not a whole number of bytes go in steps of as many as are.
     """
     if columns % 8 == 0:
         size = columns // 8
-        return Recoding(
+        return Codec(
             (key,),
             lambda raw: (_REVERSED[raw].reshape(-1, size),),
             lambda signs: _REVERSED[signs].reshape(-1),
@@ -204,7 +204,7 @@ def _signs(key: str, rows: int, columns: int) -> Recoding:
     def pack(signs: Array) -> Array:
         return np.packbits(np.unpackbits(signs, axis=1, count=columns, bitorder="little").reshape(-1))
 
-    return Recoding((key,), unpack, pack, group=group, units=columns * group // 8, rows=rows)
+    return Codec((key,), unpack, pack, group=group, units=columns * group // 8, rows=rows)
 
 
 def _expect(entry: TensorEntry, shape: Shape) -> None:

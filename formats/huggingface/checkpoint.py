@@ -7,8 +7,8 @@
     anything else                       tokenizer, generation settings, ...: carried byte for byte
 
 A bare `.safetensors` file is such a folder with one shard and no config. A format that keeps several stored tensors per
-parameter describes each as a `Claim`; what nobody claims is a plain tensor, unless its name shows that it belongs to a
-quantized parameter that nobody understood.
+parameter describes each as a `Claim`; an unclaimed tensor is a plain tensor, unless its name shows that it belongs to
+a quantized parameter that no packing understands.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from qdeploy.formats.huggingface.pieces import tokenizer_files
 from qdeploy.ir.dtype import of_storage
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import ArrayRows, Buffer, QTensor, Source, SourceTensor, plain
+from qdeploy.store.codec import Codec, UnpackedRows, VerbatimRows
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import RecodedRows, Recoding, VerbatimRows
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
 from qdeploy.store.storage import STORAGE_TYPES
 
@@ -68,7 +68,7 @@ class Claim:
     Attributes:
         parameter: Its name in the float model ("model.layers.0.mlp.up_proj.weight").
         stored: Names of the stored tensors that it uses up.
-        build: Makes the tensor; called when the parameter is first asked for.
+        build: Makes the tensor; called at the first use of the parameter.
     """
 
     parameter: str
@@ -102,17 +102,17 @@ class Checkpoint:
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         """Every stored tensor by name, opened from the index or the single file."""
-        found: dict[str, TensorEntry] = {}
+        tensors: dict[str, TensorEntry] = {}
         for name in self._shard_names():
             shard = self.shards[name] = SafetensorsFile(self.folder, name)
             for key, entry in shard.entries.items():
-                if key in found:
+                if key in tensors:
                     raise AmbiguousError(
-                        "a tensor is in two shards", where=f"{found[key].file.name}, {name}", found=key
+                        "a tensor is in two shards", where=f"{tensors[key].file.name}, {name}", found=key
                     )
-                found[key] = entry
-        self._check_index(found)
-        return found
+                tensors[key] = entry
+        self._check_index(tensors)
+        return tensors
 
     @cached_property
     def origins(self) -> dict[str, Origin]:
@@ -140,21 +140,21 @@ class Checkpoint:
         entry = self.entries[name]
         return Buffer(key, entry.dtype, entry.shape or (1,), VerbatimRows(entry, self.origins[name]))
 
-    def recoded(self, key: str, dtype: str, shape: tuple[int, ...], name: str, how: Recoding) -> Buffer:
-        """A buffer that is made of a stored tensor by a recoding."""
+    def unpacked(self, key: str, dtype: str, shape: tuple[int, ...], name: str, how: Codec) -> Buffer:
+        """A buffer that is made of a stored tensor by a codec."""
         origin = self.origins[name]
         origin.axis = how.axis
-        return Buffer(key, dtype, shape, RecodedRows(how, key, self.entries[name], origin))
+        return Buffer(key, dtype, shape, UnpackedRows(how, key, self.entries[name], origin))
 
     def side_files(self) -> tuple[SourceFile, ...]:
-        """Every file that is no shard, and the head of every shard."""
-        made = [_carried(self.folder, name) for name in self.folder.names() if name not in self.shards]
+        """Every file that is not a shard, and the head of every shard."""
+        carried = [_carried(self.folder, name) for name in self.folder.names() if name not in self.shards]
         heads = [SourceFile(name, _bytes(shard.head), "head", shard.file.size) for name, shard in self.shards.items()]
         if self.folder.only:
             return tuple(heads)
         derived, notes = tokenizer_files(self.folder)
         self.notes.extend(note for note in notes if note not in self.notes)
-        return (*made, *(SourceFile(path, _bytes(text), "derived") for path, text in derived.items()), *heads)
+        return (*carried, *(SourceFile(path, _bytes(text), "derived") for path, text in derived.items()), *heads)
 
     def _shard_names(self) -> list[str]:
         if self.folder.only:
@@ -202,14 +202,14 @@ class Checkpoint:
                 raise BadFileError("a shard is missing", where=INDEX, found=name, todo="Fetch the missing file.")
         return table
 
-    def _check_index(self, found: Mapping[str, TensorEntry]) -> None:
+    def _check_index(self, tensors: Mapping[str, TensorEntry]) -> None:
         if not self._is_indexed:
             return
         for name, file in self._weight_map.items():
-            if name not in found and name.endswith(_TIED) and self.config.get("tie_word_embeddings") is not False:
+            if name not in tensors and name.endswith(_TIED) and self.config.get("tie_word_embeddings") is not False:
                 continue  # listed by the library that saved it, and stored once, as the embedding
-            if name not in found or found[name].file.name != file:
-                where = found[name].file.name if name in found else "no shard"
+            if name not in tensors or tensors[name].file.name != file:
+                where = tensors[name].file.name if name in tensors else "no shard"
                 raise BadFileError(
                     "the index and the shards disagree",
                     where=f"{INDEX}: {name}",
@@ -222,10 +222,10 @@ class Checkpoint:
 def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes: list[str] | None = None) -> Model:
     """Makes the model: claimed parameters, and everything else as plain tensors.
 
-    `notes` becomes the model's own list, so that a claim can add to it when its tensor is first asked for.
+    `notes` becomes the model's own list, so that a claim can add to it at the first use of its tensor.
 
     Raises:
-        UnsupportedError: A stored tensor belongs to a quantized parameter that nobody claimed.
+        UnsupportedError: A stored tensor belongs to a quantized parameter that no packing claims.
     """
     from qdeploy.arch import build_graph
 
@@ -273,16 +273,16 @@ def _joined(own: list[str], notes: list[str] | None) -> list[str]:
 
 
 class LazyTensors(Mapping[str, QTensor]):
-    """Tensors that are described when they are first asked for."""
+    """Tensors that are described at their first use."""
 
     def __init__(self, builders: Mapping[str, Callable[[], QTensor]]) -> None:
         self._builders = dict(builders)
-        self._made: dict[str, QTensor] = {}
+        self._described: dict[str, QTensor] = {}
 
     def __getitem__(self, name: str) -> QTensor:
-        if name not in self._made:
-            self._made[name] = self._builders[name]()
-        return self._made[name]
+        if name not in self._described:
+            self._described[name] = self._builders[name]()
+        return self._described[name]
 
     def __iter__(self) -> Any:
         return iter(self._builders)

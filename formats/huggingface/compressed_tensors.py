@@ -32,7 +32,7 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, constant, tiles
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.schemes import Scheme, Schemes
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
@@ -40,7 +40,7 @@ from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
 from qdeploy.store.folder import Folder
 from qdeploy.store.safetensors import TensorEntry
 
-__all__ = ["NAME", "TITLE", "WRITES", "Layer", "quantized_modules", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "Layer", "codecs", "quantized_modules", "read", "sniff"]
 
 NAME = "compressed-tensors"
 TITLE = "compressed-tensors: integers of 1 to 8 bits, FP8, MXFP4, MXFP6, MXFP8, NVFP4, mixed (safetensors)"

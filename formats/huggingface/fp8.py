@@ -16,13 +16,13 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, tiles
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, QTensor, Shape
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "fp8"
 TITLE = "fine-grained FP8 with a scale per block of rows and columns (safetensors)"
@@ -86,10 +86,10 @@ def _claim(checkpoint: Checkpoint, module: str, scale: str, block: Shape | None)
     parts.shaped(scale, shapes, *FLOATS, "F8_E8M0", because=because)
 
     def build() -> QTensor:
-        made = Parts(checkpoint, NAME, parameter)
-        data = made.take(parameter, "same codes", _E4M3, shape)
-        return made.tensor(
-            shape, "BF16", Codes(shape, (data,), PLAIN, "e4m3", scale=made.scale(scale, "scale", grid, tile))
+        sources = Parts(checkpoint, NAME, parameter)
+        data = sources.take(parameter, "same codes", _E4M3, shape)
+        return sources.tensor(
+            shape, "BF16", Codes(shape, (data,), PLAIN, "e4m3", scale=sources.scale(scale, "scale", grid, tile))
         )
 
     return Claim(parameter, (parameter, scale), build)

@@ -16,12 +16,12 @@ from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.parts import Parts, bit_stream
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "mxfp4"
 TITLE = "MXFP4 experts of gpt-oss, _blocks and _scales (safetensors)"
@@ -58,10 +58,10 @@ def _claim(checkpoint: Checkpoint, name: str) -> Claim:
     shape = (*rows, groups * _BLOCK)
 
     def build() -> QTensor:
-        made = Parts(checkpoint, NAME, name)
-        codes = made.take(blocks, "merged codes", "U8", (*rows, groups * _BLOCK // 2))
-        values = Codes(stored[:-1], (made.take(scales, "same scale", "U8", stored[:-1]),), PLAIN, "e8m0")
+        sources = Parts(checkpoint, NAME, name)
+        codes = sources.take(blocks, "merged codes", "U8", (*rows, groups * _BLOCK // 2))
+        values = Codes(stored[:-1], (sources.take(scales, "same scale", "U8", stored[:-1]),), PLAIN, "e8m0")
         scale = Param(values, (*(1,) * len(rows), _BLOCK))
-        return made.tensor(shape, "BF16", bit_stream(shape, codes, 4, "e2m1", scale=scale))
+        return sources.tensor(shape, "BF16", bit_stream(shape, codes, 4, "e2m1", scale=scale))
 
     return Claim(name, (blocks, scales), build)

@@ -14,7 +14,7 @@ of their activations: g_idx is then no ramp, while the columns stay where they a
 
 `checkpoint_format` (also `format`) says what qzeros holds: `gptq_v2` the zero-points, `gptq` (the default) the
 zero-points minus one, by the rule of `gptq_words.py`. A stored field of 2^b - 1 comes from a zero-point of 0;
-readers that add one to each field by itself disagree there, so it is noted.
+readers that add one to each field separately disagree there, so it is noted.
 
 `dynamic` maps regular expressions over layer names to other settings; the first that matches decides. The prefix "-:"
 leaves layers unquantized, "+:" (or none) overrides.
@@ -27,14 +27,14 @@ import numpy as np
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
-from qdeploy.formats.huggingface.gptq_words import codes_recoding, fields, ramp, zeros_recoding
+from qdeploy.formats.huggingface.gptq_words import codes_codec, fields, ramp, zeros_codec
 from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, transposed
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Source
 from qdeploy.pack import bits as streams
 from qdeploy.patterns import Pattern
+from qdeploy.store.codec import Codec, verbatim
 from qdeploy.store.folder import Folder
-from qdeploy.store.recode import Recoding, verbatim
 
 NAME = "gptq"
 TITLE = "GPTQ, 2, 3, 4 and 8 bits, v1 and v2 (safetensors)"
@@ -65,18 +65,18 @@ def read(folder: Folder) -> Model:
     return assemble(checkpoint, NAME, claims, notes)
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a layer is written back."""
     (bits, columns, group) = (int(source.args[k]) for k in ("bits", "columns", "group"))
     groups, rows = next(part.shape for part in source.tensors if part.name.endswith(".scales"))
     sequential = source.args["g_idx"] == "sequential"
-    made = {
-        "qweight": codes_recoding(columns, bits),
-        "qzeros": zeros_recoding(rows, groups, bits, source.args["zeros"] == "minus_one"),
+    by_part = {
+        "qweight": codes_codec(columns, bits),
+        "qzeros": zeros_codec(rows, groups, bits, source.args["zeros"] == "minus_one"),
         "scales": transposed("scale"),
-        "g_idx": Recoding((), lambda raw: (), lambda: ramp(columns, group)) if sequential else verbatim("index"),
+        "g_idx": Codec((), lambda raw: (), lambda: ramp(columns, group)) if sequential else verbatim("index"),
     }
-    return tuple(made[part.name.rpartition(".")[2]] for part in source.tensors)
+    return tuple(by_part[part.name.rpartition(".")[2]] for part in source.tensors)
 
 
 def claim(layer: Layer, format: str, zeros: str = "", notes: list[str] | None = None) -> Claim:
@@ -107,14 +107,14 @@ def _build(layer: Layer, format: str, args: dict[str, int | str], parts: tuple[s
     source = layer.source(format, "gptq", args, parts)
     qweight, qzeros, scales = source.tensors[:3]
     groups, rows = scales.shape
-    how = recodings(source)
+    how = codecs(source)
     index = checkpoint.verbatim("index", f"{layer.name}.g_idx") if args["g_idx"] == "stored" else None
     return affine(
         (rows, columns),
         bits,
-        checkpoint.recoded("codes", "U8", (rows, streams.row_bytes(columns, bits)), qweight.name, how[0]),
-        checkpoint.recoded("scale", scales.dtype, (rows, groups), scales.name, how[2]),
-        checkpoint.recoded("zero", "U8", (rows, streams.row_bytes(groups, bits)), qzeros.name, how[1]),
+        checkpoint.unpacked("codes", "U8", (rows, streams.row_bytes(columns, bits)), qweight.name, how[0]),
+        checkpoint.unpacked("scale", scales.dtype, (rows, groups), scales.name, how[2]),
+        checkpoint.unpacked("zero", "U8", (rows, streams.row_bytes(groups, bits)), qzeros.name, how[1]),
         int(args["group"]),
         index,
         source,
@@ -215,8 +215,8 @@ class _Overrides:
 
     def of(self, name: str) -> Settings:
         """The settings of a layer; BadFileError if they leave it unquantized."""
-        for key, skip, found, values in self._rows:
-            if not found.match(name):
+        for key, skip, regex, values in self._rows:
+            if not regex.match(name):
                 continue
             if skip:
                 raise BadFileError(
@@ -230,5 +230,5 @@ class _Overrides:
 
 
 def _pattern(key: str) -> tuple[bool, Pattern]:
-    found = Pattern(key[2:] if key.startswith(("-:", "+:")) else key, "quantization_config.dynamic")
-    return key.startswith("-:"), found
+    regex = Pattern(key[2:] if key.startswith(("-:", "+:")) else key, "quantization_config.dynamic")
+    return key.startswith("-:"), regex

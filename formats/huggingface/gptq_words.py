@@ -3,8 +3,8 @@
 Codes only need their words transposed. Zero-points also change their axis, and in the first version of the format one
 is subtracted from each. For 2, 4 and 8 bits that is a single subtraction mod 2^32 per word (0x55555555, 0x11111111,
 0x01010101): below a zero-point of 0 the borrow runs into the next field, and only the addition of the same constant to
-the whole word takes it back. For 3 bits, whose fields straddle words, each field is decremented by itself, mod 8.
-GPTQModel does it so, on both ways. Fields behind the last zero-point hold 0 before the subtraction.
+the whole word takes it back. For 3 bits, whose fields straddle words, each field is decremented separately, mod 8.
+GPTQModel does the same, in both directions. Fields behind the last zero-point hold 0 before the subtraction.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from qdeploy.pack import bits as streams
 from qdeploy.pack.words import transpose
-from qdeploy.store.recode import Recoding
+from qdeploy.store.codec import Codec
 
 Words = npt.NDArray[Any]
 
@@ -33,7 +33,7 @@ def fields(words: Words, bits: int) -> Words:
     return streams.unpack(words.view(np.uint8), words.shape[1] * 32 // bits, bits)
 
 
-def codes_recoding(columns: int, bits: int) -> Recoding:
+def codes_codec(columns: int, bits: int) -> Codec:
     """qweight, int32 [words, N], and codes, uint8 [N, ceil(columns * bits / 8)]."""
     size = streams.row_bytes(columns, bits)
 
@@ -43,10 +43,10 @@ def codes_recoding(columns: int, bits: int) -> Recoding:
     def pack(rows: Words) -> Words:
         return transpose(_whole_words(rows).view("<i4"))
 
-    return Recoding(("codes",), unpack, pack, axis=1)
+    return Codec(("codes",), unpack, pack, axis=1)
 
 
-def zeros_recoding(rows: int, groups: int, bits: int, minus_one: bool) -> Recoding:
+def zeros_codec(rows: int, groups: int, bits: int, minus_one: bool) -> Codec:
     """qzeros, int32 [groups, words], and zero-points, uint8 [rows, ceil(groups * bits / 8)]."""
     step, words = (32, 3) if bits == 3 else (32 // bits, 1)
     mask = (1 << bits) - 1
@@ -67,7 +67,7 @@ def zeros_recoding(rows: int, groups: int, bits: int, minus_one: bool) -> Recodi
         raw = _whole_words(streams.pack(codes, bits)).view("<u4")
         return (raw - np.uint32(_ONES[bits]) if minus_one and bits in _ONES else raw).view("<i4")
 
-    return Recoding(("zero",), unpack, pack, axis=1, group=step, units=words, rows=rows)
+    return Codec(("zero",), unpack, pack, axis=1, group=step, units=words, rows=rows)
 
 
 def _whole_words(stream: Words) -> Words:

@@ -29,14 +29,14 @@ from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Shape
 from qdeploy.pack import bits as streams
 from qdeploy.store.folder import Folder
 from qdeploy.store.storage import storage_dtype
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "hqq"
 TITLE = "HQQ, 1, 2, 3, 4 and 8 bits, groups along either axis (safetensors)"

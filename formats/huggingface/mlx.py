@@ -18,14 +18,14 @@ from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Param, QTensor, Shape
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "mlx"
 TITLE = "MLX: affine 2 to 8 bits, MXFP4, MXFP8, NVFP4, mixed (safetensors)"
@@ -77,9 +77,11 @@ class _Layer(Parts):
         parts = ("weight", "scales", "biases") if self.mode == "affine" else ("weight", "scales")
 
         def build() -> QTensor:
-            made = Parts(self.checkpoint, NAME, self.parameter)
+            sources = Parts(self.checkpoint, NAME, self.parameter)
             return (
-                _affine(made, self.module, shape, bits, group) if self.mode == "affine" else self._floats(made, shape)
+                _affine(sources, self.module, shape, bits, group)
+                if self.mode == "affine"
+                else self._floats(sources, shape)
             )
 
         return Claim(self.parameter, tuple(f"{self.module}.{part}" for part in parts), build)
@@ -115,28 +117,28 @@ class _Layer(Parts):
             self.shaped(f"{self.module}.biases", [grid], *kinds, because=because)
         return shape, bits, group
 
-    def _floats(self, made: Parts, shape: Shape) -> QTensor:
+    def _floats(self, parts: Parts, shape: Shape) -> QTensor:
         bits, group, table, scales = _FLOATS[self.mode]
         tile = (*(1,) * (len(shape) - 1), group)
-        scale = _param(made, f"{self.module}.scales", "scale", tile, scales)
-        return made.tensor(shape, "BF16", bit_stream(shape, _codes(made, shape, bits), bits, table, scale=scale))
+        scale = _param(parts, f"{self.module}.scales", "scale", tile, scales)
+        return parts.tensor(shape, "BF16", bit_stream(shape, _codes(parts, shape, bits), bits, table, scale=scale))
 
 
-def _affine(made: Parts, module: str, shape: Shape, bits: int, group: int) -> QTensor:
+def _affine(parts: Parts, module: str, shape: Shape, bits: int, group: int) -> QTensor:
     tile = (*(1,) * (len(shape) - 1), group)
     scale, bias = (
-        _param(made, f"{module}.{part}", key, tile) for part, key in (("scales", "scale"), ("biases", "offset"))
+        _param(parts, f"{module}.{part}", key, tile) for part, key in (("scales", "scale"), ("biases", "offset"))
     )
-    codes = bit_stream(shape, _codes(made, shape, bits), bits, f"uint{bits}", scale=scale, offset=bias)
-    return made.tensor(shape, made.checkpoint.entries[f"{module}.scales"].dtype, codes)
+    codes = bit_stream(shape, _codes(parts, shape, bits), bits, f"uint{bits}", scale=scale, offset=bias)
+    return parts.tensor(shape, parts.checkpoint.entries[f"{module}.scales"].dtype, codes)
 
 
-def _codes(made: Parts, shape: Shape, bits: int) -> Buffer:
+def _codes(parts: Parts, shape: Shape, bits: int) -> Buffer:
     size = shape[-1] * bits // 8
-    return made.take(made.parameter, f"stream codes {size}", "U8", (*shape[:-1], size))
+    return parts.take(parts.parameter, f"stream codes {size}", "U8", (*shape[:-1], size))
 
 
-def _param(made: Parts, name: str, key: str, tile: Shape, table: str = "") -> Param:
-    entry = made.checkpoint.entries[name]
-    buffer = made.take(name, f"same {key}", entry.dtype, entry.shape)
+def _param(parts: Parts, name: str, key: str, tile: Shape, table: str = "") -> Param:
+    entry = parts.checkpoint.entries[name]
+    buffer = parts.take(name, f"same {key}", entry.dtype, entry.shape)
     return Param(Codes(entry.shape, (buffer,), PLAIN, table or plain_name(entry.dtype)), tile)

@@ -24,13 +24,13 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, tiles
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "modelopt"
 TITLE = "NVIDIA ModelOpt: NVFP4, MXFP4, FP8, INT4 AWQ, INT8 weights (safetensors)"

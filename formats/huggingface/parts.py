@@ -14,7 +14,7 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.huggingface.checkpoint import Checkpoint
-from qdeploy.formats.huggingface.rearranged import recoding
+from qdeploy.formats.huggingface.rearranged import codec
 from qdeploy.formats.huggingface.strips import StripRows, strips
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
@@ -89,7 +89,7 @@ class Parts:
             return Buffer(
                 key, dtype, shape, StripRows(how, self.checkpoint.entries[name], self.checkpoint.origins[name])
             )
-        return self.checkpoint.recoded(key, dtype, shape, name, recoding(part, arrangement))
+        return self.checkpoint.unpacked(key, dtype, shape, name, codec(part, arrangement))
 
     def matrix(self, name: str, key: str, shape: Shape) -> Buffer:
         """A buffer with the numbers of a stored tensor in another shape [rows, columns]."""

@@ -49,7 +49,7 @@ def tokenizer_files(folder: Folder) -> tuple[dict[str, bytes], list[str]]:
 def _metadata(data: bytes, where: str) -> tuple[dict[str, Any], int]:
     """The vocabulary in the terms of GGUF metadata, and the type of the model."""
     pieces: list[tuple[str, float, int]] = []
-    found: dict[str, Any] = {"tokenizer.ggml.model": "llama"}
+    metadata: dict[str, Any] = {"tokenizer.ggml.model": "llama"}
     ids, kind = {"unknown": 0, "bos": 1, "eos": 2, "padding": -1}, 1
     for number, value in _fields(data, where):
         if number == 1 and isinstance(value, bytes):
@@ -60,14 +60,14 @@ def _metadata(data: bytes, where: str) -> tuple[dict[str, Any], int]:
             ids |= {name: _signed(trainer[n]) for n, name in _IDS.items() if n in trainer}
         elif number == 3 and isinstance(value, bytes):
             normalizer = dict(_fields(value, where))
-            found["tokenizer.ggml.add_space_prefix"] = bool(normalizer.get(3, 1))
+            metadata["tokenizer.ggml.add_space_prefix"] = bool(normalizer.get(3, 1))
     if not pieces:
         raise BadFileError("no pieces in a SentencePiece model", where=where)
-    found |= {f"tokenizer.ggml.{name}_token_id": n for name, n in ids.items() if n >= 0}
-    found["tokenizer.ggml.tokens"] = [text for text, *_ in pieces]
-    found["tokenizer.ggml.scores"] = np.array([score for _, score, _ in pieces], np.float32)
-    found["tokenizer.ggml.token_type"] = np.array([kind for *_, kind in pieces], np.int32)
-    return found, kind
+    metadata |= {f"tokenizer.ggml.{name}_token_id": n for name, n in ids.items() if n >= 0}
+    metadata["tokenizer.ggml.tokens"] = [text for text, *_ in pieces]
+    metadata["tokenizer.ggml.scores"] = np.array([score for _, score, _ in pieces], np.float32)
+    metadata["tokenizer.ggml.token_type"] = np.array([kind for *_, kind in pieces], np.int32)
+    return metadata, kind
 
 
 def _piece(data: bytes, where: str) -> tuple[str, float, int]:

@@ -26,13 +26,13 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, QTensor, Shape
 from qdeploy.pack import bits as streams
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "quanto"
 TITLE = "optimum-quanto: qint2, qint4, qint8, qfloat8 (safetensors and quanto_qmap.json)"
@@ -113,8 +113,8 @@ class _Module(Parts):
         return Claim(self.parameter, tuple(self.parameter + part for part in stored), self._fresh)
 
     def _fresh(self) -> QTensor:
-        made = _Module(self.checkpoint, self.module, self.kind)
-        return made.build_bytes() if self.kind in _BYTES else made.build_strips()
+        module = _Module(self.checkpoint, self.module, self.kind)
+        return module.build_bytes() if self.kind in _BYTES else module.build_strips()
 
     def build_bytes(self) -> QTensor:
         """A weight of one code per byte."""

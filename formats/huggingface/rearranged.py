@@ -31,29 +31,29 @@ from qdeploy.errors import BadFileError
 from qdeploy.formats.huggingface.strips import strips
 from qdeploy.ir.tensor import Source, SourceTensor
 from qdeploy.pack import bits as streams
-from qdeploy.store.recode import Recoding, verbatim
+from qdeploy.store.codec import Codec, verbatim
 from qdeploy.store.storage import storage_dtype
 
 Words = npt.NDArray[Any]
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a source is written back."""
-    return tuple(recoding(part, str(source.args[str(i)])) for i, part in enumerate(source.tensors))
+    return tuple(codec(part, str(source.args[str(i)])) for i, part in enumerate(source.tensors))
 
 
-def recoding(part: SourceTensor, arrangement: str) -> Recoding:
-    """The recoding of one stored tensor; the arrangement is a line as above."""
+def codec(part: SourceTensor, arrangement: str) -> Codec:
+    """The codec of one stored tensor; the arrangement is a line as above."""
     kind, *words = arrangement.split()
-    made: Recoding = _KINDS[kind](part, *words)
-    return made
+    arranged: Codec = _KINDS[kind](part, *words)
+    return arranged
 
 
-def _same(part: SourceTensor, key: str) -> Recoding:
+def _same(part: SourceTensor, key: str) -> Codec:
     return verbatim(key)
 
 
-def _rows(part: SourceTensor, key: str, columns: str, sign: int = 0) -> Recoding:
+def _rows(part: SourceTensor, key: str, columns: str, sign: int = 0) -> Codec:
     """[n, ...] <-> [n * m, columns], or one row for a number by itself."""
     wide, tail = int(columns), part.shape[1:]
     rows = math.prod(part.shape) // wide
@@ -63,14 +63,14 @@ def _rows(part: SourceTensor, key: str, columns: str, sign: int = 0) -> Recoding
     def unpack(raw: Words) -> tuple[Words]:
         return (_flipped(raw, flip).reshape(-1, wide),)
 
-    return Recoding((key,), unpack, lambda rows: _flipped(rows, flip).reshape(-1, *tail), group=group, units=units)
+    return Codec((key,), unpack, lambda rows: _flipped(rows, flip).reshape(-1, *tail), group=group, units=units)
 
 
 def _flipped(array: Words, flip: Any) -> Words:
     return (array.view(flip.dtype) ^ flip).view(array.dtype) if isinstance(flip, np.ndarray | np.generic) else array
 
 
-def _negative(part: SourceTensor, key: str, columns: str) -> Recoding:
+def _negative(part: SourceTensor, key: str, columns: str) -> Codec:
     return _rows(part, key, columns, 1)
 
 
@@ -80,7 +80,7 @@ def _steps(rows: int, units: int) -> tuple[int, int]:
     return (rows // common, units // common) if common else (1, 1)
 
 
-def _stream(part: SourceTensor, key: str, size: str) -> Recoding:
+def _stream(part: SourceTensor, key: str, size: str) -> Codec:
     """Words [..., n] <-> U8 [..., size]."""
     count, dtype = int(size), storage_dtype(part.dtype)
     whole = part.shape[-1] * dtype.itemsize
@@ -91,7 +91,7 @@ def _stream(part: SourceTensor, key: str, size: str) -> Recoding:
     def pack(rows: Words) -> Words:
         return _padded(rows, whole).view(dtype)
 
-    return Recoding((key,), unpack, pack)
+    return Codec((key,), unpack, pack)
 
 
 def _padded(rows: Words, whole: int) -> Words:
@@ -102,7 +102,7 @@ def _padded(rows: Words, whole: int) -> Words:
     return wide
 
 
-def _fields(part: SourceTensor, key: str, count: str, bits: str) -> Recoding:
+def _fields(part: SourceTensor, key: str, count: str, bits: str) -> Codec:
     """I32 [n, words] <-> U8 [n, ceil(count * bits / 8)]."""
     codes, width = int(count), int(bits)
 
@@ -112,7 +112,7 @@ def _fields(part: SourceTensor, key: str, count: str, bits: str) -> Recoding:
     def pack(rows: Words) -> Words:
         return _to_words(streams.unpack(rows, codes, width), width).view("<i4")
 
-    return Recoding((key,), unpack, pack)
+    return Codec((key,), unpack, pack)
 
 
 def _from_words(raw: Words, width: int) -> Words:
@@ -132,7 +132,7 @@ def _to_words(codes: Words, width: int) -> Words:
     return packed
 
 
-def _columns(part: SourceTensor, key: str, rows: str, bits: str) -> Recoding:
+def _columns(part: SourceTensor, key: str, rows: str, bits: str) -> Codec:
     """I32 [ceil(rows * bits / 32), G] <-> U8 [rows, ceil(G * bits / 8)]."""
     width, count = int(bits), part.shape[1]
     common = math.gcd(32, width)
@@ -147,10 +147,10 @@ def _columns(part: SourceTensor, key: str, rows: str, bits: str) -> Recoding:
         words = -(-codes.shape[1] * width // 32)
         return _padded(streams.pack(codes, width), 4 * words).view("<i4").T
 
-    return Recoding((key,), unpack, pack, group=32 // common, units=width // common, rows=int(rows))
+    return Codec((key,), unpack, pack, group=32 // common, units=width // common, rows=int(rows))
 
 
-def _spaced(part: SourceTensor, key: str, rows: str, bits: str) -> Recoding:
+def _spaced(part: SourceTensor, key: str, rows: str, bits: str) -> Codec:
     """I32 [ceil(rows / floor(32 / bits)), G] <-> U8 [rows, ceil(G * bits / 8)]."""
     width, count = int(bits), part.shape[1]
 
@@ -160,10 +160,10 @@ def _spaced(part: SourceTensor, key: str, rows: str, bits: str) -> Recoding:
     def pack(stream: Words) -> Words:
         return _to_words(streams.unpack(stream, count, width).T, width).view("<i4").T
 
-    return Recoding((key,), unpack, pack, group=32 // width, rows=int(rows))
+    return Codec((key,), unpack, pack, group=32 // width, rows=int(rows))
 
 
-def _swapped(part: SourceTensor, key: str, size: str) -> Recoding:
+def _swapped(part: SourceTensor, key: str, size: str) -> Codec:
     """U8 [n, ...], high half first <-> U8 [rows, size], low half first."""
     wide, tail = int(size), part.shape[1:]
     rows = math.prod(part.shape) // wide
@@ -176,10 +176,10 @@ def _swapped(part: SourceTensor, key: str, size: str) -> Recoding:
     def unpack(raw: Words) -> tuple[Words]:
         return (swap(raw).reshape(-1, wide),)
 
-    return Recoding((key,), unpack, lambda rows: swap(rows).reshape(-1, *tail), group=group, units=units)
+    return Codec((key,), unpack, lambda rows: swap(rows).reshape(-1, *tail), group=group, units=units)
 
 
-def _halves(part: SourceTensor, key: str) -> Recoding:
+def _halves(part: SourceTensor, key: str) -> Codec:
     """U8 [N / 2, K] <-> U8 [N, ceil(K / 2)]."""
     columns = part.shape[1]
 
@@ -192,10 +192,10 @@ def _halves(part: SourceTensor, key: str) -> Recoding:
         packed: Words = codes[::2] | (codes[1::2] << np.uint8(4))
         return packed
 
-    return Recoding((key,), unpack, pack, group=2)
+    return Codec((key,), unpack, pack, group=2)
 
 
-def _narrowed(part: SourceTensor, key: str, bits: str) -> Recoding:
+def _narrowed(part: SourceTensor, key: str, bits: str) -> Codec:
     """I8 [n, K] <-> U8 [n, ceil(K * bits / 8)], two's complement."""
     width, columns = int(bits), part.shape[1]
     half, mask = np.int8(1 << (width - 1)), np.uint8((1 << width) - 1)
@@ -214,20 +214,20 @@ def _narrowed(part: SourceTensor, key: str, bits: str) -> Recoding:
         codes = streams.unpack(stream, columns, width).view(np.int8)
         return (codes ^ half) - half
 
-    return Recoding((key,), unpack, pack)
+    return Codec((key,), unpack, pack)
 
 
-def _merged(part: SourceTensor, key: str) -> Recoding:
+def _merged(part: SourceTensor, key: str) -> Codec:
     """[..., a, b] <-> [..., a * b]."""
     last = part.shape[-2:]
 
     def unpack(raw: Words) -> tuple[Words]:
         return (raw.reshape(*raw.shape[:-2], last[0] * last[1]),)
 
-    return Recoding((key,), unpack, lambda rows: rows.reshape(*rows.shape[:-1], *last))
+    return Codec((key,), unpack, lambda rows: rows.reshape(*rows.shape[:-1], *last))
 
 
-def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Recoding:
+def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Codec:
     """[32 * a, 16 * b] <-> [rows, groups], rows = at most 128 a, groups = at most 4 b; what fills tiles up is zero."""
     across, count = part.shape[1] // 16, int(groups)
 
@@ -241,19 +241,19 @@ def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Recoding:
         whole[: len(numbers), :count] = numbers
         return whole.reshape(high, 4, 32, across, 4).transpose(0, 3, 2, 1, 4).reshape(32 * high, 16 * across)
 
-    return Recoding((key,), unpack, pack, group=128, units=32, rows=int(rows))
+    return Codec((key,), unpack, pack, group=128, units=32, rows=int(rows))
 
 
-def _kept(part: SourceTensor, data: str = "") -> Recoding:
+def _kept(part: SourceTensor, data: str = "") -> Codec:
     whole = np.frombuffer(bytes.fromhex(data), np.uint8).view(storage_dtype(part.dtype)).reshape(part.shape or (1,))
-    return Recoding((), lambda raw: (), lambda: whole)
+    return Codec((), lambda raw: (), lambda: whole)
 
 
-def _strips(part: SourceTensor, key: str, rows: str, bits: str, *shifts: str) -> Recoding:
-    return strips(part, key, int(rows), int(bits), tuple(map(int, shifts))).recoding()
+def _strips(part: SourceTensor, key: str, rows: str, bits: str, *shifts: str) -> Codec:
+    return strips(part, key, int(rows), int(bits), tuple(map(int, shifts))).codec()
 
 
-_KINDS: dict[str, Callable[..., Recoding]] = {
+_KINDS: dict[str, Callable[..., Codec]] = {
     "same": _same,
     "rows": _rows,
     "stream": _stream,

@@ -11,8 +11,8 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, assemble
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
+from qdeploy.store.codec import Codec, verbatim
 from qdeploy.store.folder import Folder
-from qdeploy.store.recode import Recoding, verbatim
 
 NAME = "safetensors"
 TITLE = "Hugging Face checkpoint in float32, float16 or bfloat16 (safetensors, single file or sharded)"
@@ -34,6 +34,6 @@ def read(folder: Folder) -> Model:
     return assemble(Checkpoint(folder), NAME, ())
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """Every tensor is its own bytes."""
     return (verbatim("data"),)

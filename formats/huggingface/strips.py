@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from qdeploy.ir.tensor import SourceTensor
 from qdeploy.pack import bits as streams
+from qdeploy.store.codec import Codec, Slabs
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import Recoding, Slabs
 from qdeploy.store.storage import storage_dtype
 
 Words = npt.NDArray[Any]
@@ -59,7 +59,7 @@ class Strips:
             packed |= codes.astype(unsigned) << unsigned.type(shift)
         return packed.view(word)
 
-    def recoding(self) -> Recoding:
+    def codec(self) -> Codec:
         """The whole tensor in one step: how it is written again."""
 
         def unpack(raw: Words) -> tuple[Words]:
@@ -71,7 +71,7 @@ class Strips:
             codes[: self.rows] = streams.unpack(stream, self.columns, self.width)
             return self.pack(np.split(codes, len(self.shifts)))
 
-        return Recoding((self.key,), unpack, pack, group=self.rows, units=self.height)
+        return Codec((self.key,), unpack, pack, group=self.rows, units=self.height)
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class StripRows:
 
     def read(self, start: int, stop: int) -> Words:
         """Returns bit streams of rows [start, stop)."""
-        height, made = self.how.height, []
+        height, pieces = self.how.height, []
         while start < stop:
             strip, low = divmod(start, height)
             high = min(height, low + stop - start)
             raw = self.source.slab(0, low, high)
             if not self.origin.covers(low, high):
                 self._prove(low, high, raw)
-            made.append(streams.pack(self.how.unpack(raw, strip), self.how.width))
+            pieces.append(streams.pack(self.how.unpack(raw, strip), self.how.width))
             start += high - low
         size = streams.row_bytes(self.how.columns, self.how.width)
-        return np.concatenate(made) if made else np.zeros((0, size), np.uint8)
+        return np.concatenate(pieces) if pieces else np.zeros((0, size), np.uint8)
 
     def _prove(self, low: int, high: int, raw: Words) -> None:
         strips = [self.how.unpack(raw, strip) for strip in range(len(self.how.shifts))]

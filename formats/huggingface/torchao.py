@@ -23,14 +23,14 @@ from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, tiles
-from qdeploy.formats.huggingface.rearranged import recodings
+from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
 from qdeploy.pack import bits as streams
 from qdeploy.store.folder import Folder
 
-__all__ = ["NAME", "TITLE", "WRITES", "read", "recodings", "sniff"]
+__all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "torchao"
 TITLE = "torchao: int1 to int8, FP8, MX and NVFP4 tensors (safetensors)"

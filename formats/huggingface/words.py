@@ -10,7 +10,7 @@ A linear layer `p`, weight [N, K] in groups of g columns (G = ceil(K / g) groups
 
 and reads the same in all of them once it is in normal form: codes uint8 [N, ceil(K * bits / 8)] and zero-points
 uint8 [N, ceil(G * bits / 8)] as little-endian bit streams, scales [N, G]. The weight is (code - zero) * scale. How
-words become streams is what the formats differ in; each gives it as recodings, which read and write.
+words become streams is what the formats differ in; each gives it as codecs, which read and write.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
 from qdeploy.pack.words import transpose
 from qdeploy.patterns import NO_EXPRESSION, Pattern
-from qdeploy.store.recode import Recoding
+from qdeploy.store.codec import Codec
 from qdeploy.store.safetensors import TensorEntry
 
 SCALES = ("F16", "BF16", "F32")
@@ -103,7 +103,7 @@ class Settings:
 
 
 def pattern(key: str, where: str) -> Pattern | None:
-    """A regular expression from a configuration; None if it is none. BadFileError where it is beyond all bounds."""
+    """A regular expression from a configuration; None if it does not compile; BadFileError beyond all bounds."""
     try:
         return Pattern(key, where)
     except BadFileError as error:
@@ -158,9 +158,9 @@ class Layer:
 
     def expect(self, field: str, setting: object, part: str, shape: Shape) -> None:
         """BadFileError, naming the setting, if a tensor does not have the shape that the setting implies."""
-        found = self.checkpoint.entries[f"{self.name}.{part}"].shape
-        if found != shape:
-            raise self.contradiction(f"{field} = {setting}; {self.name}.{part}", list(found), str(list(shape)))
+        actual = self.checkpoint.entries[f"{self.name}.{part}"].shape
+        if actual != shape:
+            raise self.contradiction(f"{field} = {setting}; {self.name}.{part}", list(actual), str(list(shape)))
 
     def contradiction(self, field: str, found: object, allowed: str) -> BadFileError:
         """The error of a setting that the tensors deny."""
@@ -198,6 +198,6 @@ def affine(
     return QTensor(shape, scale.dtype, (Term(weight),), source=source)
 
 
-def transposed(key: str) -> Recoding:
+def transposed(key: str) -> Codec:
     """The buffer is the transpose of the stored matrix."""
-    return Recoding((key,), lambda raw: (transpose(raw),), transpose, axis=1)
+    return Codec((key,), lambda raw: (transpose(raw),), transpose, axis=1)

@@ -47,32 +47,32 @@ class Config:
         bit: Of weights and activations inside; 32: floats.
         quantizer: apot | uniform | none.
         edges: Bits of the weights of the first and the last layer, 8 or 32.
-        arch: The network's name where it is said.
-        said: Whatever the side file says.
+        arch: The network's name; empty where the checkpoint has none.
+        side: The content of the side file.
     """
 
     bit: int
     quantizer: str
     edges: int
     arch: str
-    said: Mapping[str, Any]
+    side: Mapping[str, Any]
 
 
 def sniff(folder: Folder) -> Sniff:
     """Declared by apot.json, by the metadata, or by the names of clips."""
     if folder.has(CONFIG) and weights_file(folder):
         return Sniff(96, f"weights with {CONFIG}")
-    found = holds(folder, CLIP)
-    if found and {"bit", "quantizer"} <= set(found):
+    metadata = holds(folder, CLIP)
+    if metadata and {"bit", "quantizer"} <= set(metadata):
         return Sniff(95, "safetensors with bit and quantizer in the metadata")
-    return Sniff(94, f"tensors named {CLIP}") if found and found["shown"] else NOT_MINE
+    return Sniff(94, f"tensors named {CLIP}") if metadata and metadata["shown"] else NOT_MINE
 
 
 def read(folder: Folder) -> Model:
     """Opens the checkpoint; no tensor is read yet.
 
     Raises:
-        BadFileError: The file is damaged or holds something else, or bits or quantizer are none.
+        BadFileError: The file is damaged or holds something else, or bits or quantizer are not valid.
         UnsupportedError: Neither the file nor apot.json says how the network is quantized.
     """
     state = read_state(folder, NAME, CONFIG)
@@ -80,9 +80,12 @@ def read(folder: Folder) -> Model:
     return replace(state.model, build_graph=lambda model: build_graph(config, model.tensors, state.file))
 
 
-def read_config(state: State, said: Mapping[str, Any]) -> Config:
-    """What metadata and side file say; the side file counts."""
-    known: dict[str, Any] = {**{k: v for k, v in state.metadata.items() if k in ("bit", "quantizer", "arch")}, **said}
+def read_config(state: State, declared: Mapping[str, Any]) -> Config:
+    """The settings of metadata and side file; where they differ, the side file counts."""
+    known: dict[str, Any] = {
+        **{k: v for k, v in state.metadata.items() if k in ("bit", "quantizer", "arch")},
+        **declared,
+    }
     if "bit" not in known:
         raise UnsupportedError(
             "the checkpoint does not say how many bits its numbers have",
@@ -104,18 +107,18 @@ def read_config(state: State, said: Mapping[str, Any]) -> Config:
     arch = known.get("arch", "")
     if edges not in (8, 32) or not isinstance(arch, str):
         raise BadFileError(
-            "bits of the first and last layer, or a name, that are none",
+            "the bits of the first and last layer, or the name, are not valid",
             where=CONFIG,
             found=f"edges {edges}, arch {arch}",
             allowed="edges 8 or 32, a name",
         )
-    return Config(bit, quantizer, edges, arch, said)
+    return Config(bit, quantizer, edges, arch, declared)
 
 
-def _whole(found: object) -> int:
-    text = str(found) if type(found) in (int, str) else ""
+def _whole(number: object) -> int:
+    text = str(number) if type(number) in (int, str) else ""
     if not text.isascii() or not text.isdigit() or len(text) > 4:
-        raise BadFileError("bits that are no number", where=CONFIG, found=found, allowed="a whole number")
+        raise BadFileError("bits that are not a number", where=CONFIG, found=number, allowed="a whole number")
     return int(text)
 
 
@@ -129,6 +132,6 @@ def build_graph(config: Config, tensors: Mapping[str, QTensor], where: str) -> G
         (7, 1): Image((1, 28, 28), (0.131,), (0.308,)),  # MNIST
         (7, 3): Image((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet
     }
-    image = read_image(config.said, images.get(stem_of(tensors, where)), CONFIG)
+    image = read_image(config.side, images.get(stem_of(tensors, where)), CONFIG)
     net = Network(tensors, Levels(config.bit, config.quantizer == APOT, config.edges == 8), where)
     return residual_network(net, image, config.arch, image.interval if config.bit < 32 else ())

@@ -91,8 +91,8 @@ def weight_indices(weight: Float32, alpha: np.float32, levels: Float32) -> Array
         raise BadFileError("weights too large to be normalised in float32", found=float(np.abs(weight).max()))
     even = np.array_equal(levels, float_levels((len(levels) - 1).bit_length(), False))
     size = np.abs(clipped)
-    found = np.rint(size * np.float32(len(levels) - 1)).astype(np.int64) if even else nearest(size, levels)
-    return len(levels) - 1 + np.where(clipped < 0, -found, found)
+    indices = np.rint(size * np.float32(len(levels) - 1)).astype(np.int64) if even else nearest(size, levels)
+    return len(levels) - 1 + np.where(clipped < 0, -indices, indices)
 
 
 def table_tensor(indices: Array, table: Float32, scale: np.float32) -> QTensor:
@@ -198,7 +198,7 @@ def cell_levels(levels: list[Fraction]) -> Array:
 def _alpha(net: Network, name: str) -> np.float32:
     if net.shape(name) not in ((), (1,)):
         raise BadFileError("a clip that is not one number", where=f"{net.where}: {name}", found=net.shape(name))
-    found = net.array(name).reshape(-1)[0]
-    if not found >= np.finfo(np.float32).tiny * (1 << 10):  # a cell of it is still a normal number
-        raise BadFileError("a clip that is not positive", where=f"{net.where}: {name}", found=float(found))
-    return np.float32(found)
+    alpha = net.array(name).reshape(-1)[0]
+    if not alpha >= np.finfo(np.float32).tiny * (1 << 10):  # a cell of it is still a normal number
+        raise BadFileError("a clip that is not positive", where=f"{net.where}: {name}", found=float(alpha))
+    return np.float32(alpha)

@@ -77,11 +77,11 @@ def _stored(folder: Folder, checkpoint: Any) -> dict[str, Stored]:
             found=", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else "no dict",
             allowed=", ".join(PARTS),
         )
-    rows, found = folder.rows(CHECKPOINT), {}
+    rows, tensors = folder.rows(CHECKPOINT), {}
     for name, tensor in [item for key in PARTS for item in checkpoint[key].items()]:
         if not isinstance(name, str) or not isinstance(tensor, PickledTensor):
             raise BadFileError("not a tensor", where=f"{CHECKPOINT}: {name}")
-        found[name] = of_torch(CHECKPOINT, name, tensor, rows)
-    if not found:
+        tensors[name] = of_torch(CHECKPOINT, name, tensor, rows)
+    if not tensors:
         raise UnsupportedError("a checkpoint without tensors", where=CHECKPOINT)
-    return found
+    return tensors

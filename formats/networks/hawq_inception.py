@@ -2,7 +2,7 @@
 
 convolution    sums, ReLU, quantize (q_convbn, q_activ)
 unit           each branch quantizes the unit's input for itself; their results, of 16 bits, are brought to one scale
-               each by itself, and joined
+               each on its own, and joined
 mean           of 3x3 with the zeros around the image counted, rounded down; quantize; a convolution of 1x1
 """
 
@@ -38,8 +38,8 @@ def inception(build: Builder) -> Operand:
     for i, units in enumerate(_STAGES, 1):
         for j, branches in enumerate(units, 1):
             unit = f"features.stage{i}.unit{j}"
-            made = [_branch(build, x, f"{unit}.branches.branch{k}", how) for k, how in enumerate(branches, 1)]
-            x = _joined(build, made, f"{unit}.q_rescaling_activ")
+            outputs = [_branch(build, x, f"{unit}.branches.branch{k}", how) for k, how in enumerate(branches, 1)]
+            x = _joined(build, outputs, f"{unit}.q_rescaling_activ")
     mean = build.add("IntegerAveragePool", (x.name,), "mean", kernel_shape=[8, 8], strides=[1, 1], rounding="floor")
     x = build.act(Operand(mean, x.scale), "features.q_concat_activ")
     flat = Operand(build.add("Flatten", (x.name,), "flat"), x.scale)
@@ -56,8 +56,8 @@ def _max(build: Builder, x: Operand, name: str) -> Operand:
 
 def _joined(build: Builder, parts: Sequence[Operand], module: str) -> Operand:
     """Values of their own scales, joined at the scale of a module."""
-    made = [build.act(part, module, name=f"{module}/{i}") for i, part in enumerate(parts)]
-    return Operand(build.add("Concat", [part.name for part in made], module, axis=1), made[0].scale)
+    rescaled = [build.act(part, module, name=f"{module}/{i}") for i, part in enumerate(parts)]
+    return Operand(build.add("Concat", [part.name for part in rescaled], module, axis=1), rescaled[0].scale)
 
 
 def _branch(build: Builder, x: Operand, name: str, how: tuple[object, ...]) -> Operand:

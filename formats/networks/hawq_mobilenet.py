@@ -67,10 +67,10 @@ def _conv6(build: Builder, x: Operand, module: str, act: str, stride: int = 1) -
     limits = np.unique(np.minimum(half_even(ceil * m.astype(np.int64), e.astype(np.int64)), 32767))
     if limits.size == 1:
         return build.act(total, act, relu=True, most=int(limits[0]))
-    held = build.constant(ceil.astype(np.int32).reshape(1, -1, 1, 1), f"{module}/ceil")
+    ceiling = build.constant(ceil.astype(np.int32).reshape(1, -1, 1, 1), f"{module}/ceil")
     minus = build.constant(np.array([-1], np.int32), f"{module}/minus")
     left = build.add("IntegerMul", (total.name, minus), f"{module}/negative")
-    left = build.add("Relu", (build.add("IntegerAdd", (left, held), f"{module}/left"),), f"{module}/left_over")
+    left = build.add("Relu", (build.add("IntegerAdd", (left, ceiling), f"{module}/left"),), f"{module}/left_over")
     left = build.add("IntegerMul", (left, minus), f"{module}/taken")
-    limited = build.add("IntegerAdd", (left, held), f"{module}/limited")
+    limited = build.add("IntegerAdd", (left, ceiling), f"{module}/limited")
     return build.act(Operand(limited, total.scale), act, relu=True)

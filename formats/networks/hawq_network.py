@@ -88,7 +88,7 @@ def read_config(folder: Folder) -> Config:
 
     Raises:
         UnsupportedError: It is missing, or names a network that is not known.
-        BadFileError: Its bits are none.
+        BadFileError: Its bits are not valid.
     """
     if not folder.has(CONFIG):
         raise UnsupportedError(
@@ -97,8 +97,8 @@ def read_config(folder: Folder) -> Config:
             allowed=f'{CONFIG} with {{"arch": "resnet18", "bits": "uniform8"}}',
             todo=f"Write {CONFIG}: the network's name, and its entry of bit_config.py.",
         )
-    found = folder.json(CONFIG)
-    arch, bits = (found.get("arch"), found.get("bits")) if isinstance(found, dict) else (None, None)
+    tree = folder.json(CONFIG)
+    arch, bits = (tree.get("arch"), tree.get("bits")) if isinstance(tree, dict) else (None, None)
     if arch not in NETWORKS:
         raise UnsupportedError(
             "a network of HAWQ that is not known", where=CONFIG, found=arch, allowed=", ".join(NETWORKS)
@@ -108,7 +108,7 @@ def read_config(folder: Folder) -> Config:
     plain = {k: v[0] if isinstance(v, list) and v else v for k, v in bits.items()} if isinstance(bits, dict) else {}
     if not plain or not all(isinstance(n, int) and n in (2, 4, 8, 16) for n in plain.values()):
         raise BadFileError(
-            "bits by module are missing or none",
+            "bits by module are missing or not valid",
             where=CONFIG,
             found=plain or bits,
             allowed='2, 4, 8 or 16 by module; for a ResNet "uniform8", "uniform4"',
@@ -148,22 +148,22 @@ class Builder:
 
     def scale(self, module: str, part: str) -> Array:
         """Scales of a module in float64."""
-        found = self.stored(module, part).reshape(-1).astype(np.float64)
-        if not (np.isfinite(found) & (found > 0)).all() or not found.size:
+        scales = self.stored(module, part).reshape(-1).astype(np.float64)
+        if not (np.isfinite(scales) & (scales > 0)).all() or not scales.size:
             raise BadFileError("a scale that is not positive", where=f"{CHECKPOINT}: {module}.{part}")
-        return found
+        return scales
 
     def integers(self, module: str, part: str, bits: int, dtype: str) -> Array:
         """Integers that are stored as floats."""
-        found = self.stored(module, part)
+        numbers = self.stored(module, part)
         limit = 1 << (bits - 1)
-        if not (found == np.rint(found)).all() or not ((found >= -limit) & (found < limit)).all():
+        if not (numbers == np.rint(numbers)).all() or not ((numbers >= -limit) & (numbers < limit)).all():
             raise BadFileError(
-                "numbers that are no integers of their width",
+                "numbers that are not integers of their width",
                 where=f"{CHECKPOINT}: {module}.{part}",
                 allowed=f"{-limit}..{limit - 1}",
             )
-        return found.astype(dtype)
+        return numbers.astype(dtype)
 
     # ---- the graph
 
@@ -204,8 +204,8 @@ class Builder:
         weight = self.constant(self.integers(module, "weight_integer", bits, "int8"), f"{module}/weight", bits)
         bias = self.constant(self.integers(module, "bias_integer", 32, "int32").reshape(-1), f"{module}/bias")
         op = "IntegerConv" if attrs else "IntegerLinear"
-        made = self.add(op, (x.name, weight, bias), f"{module}/sum", **attrs)
-        return Operand(made, x.scale * self.scale(module, scales))
+        total = self.add(op, (x.name, weight, bias), f"{module}/sum", **attrs)
+        return Operand(total, x.scale * self.scale(module, scales))
 
     def conv(self, x: Operand, module: str, stride: int, padded: bool = True) -> Operand:
         """A QuantBnConv2d; padded so that a stride of 1 keeps the image, or not at all."""
@@ -269,8 +269,8 @@ def build_graph(config: Config, tensors: Mapping[str, QTensor]) -> Graph:
     entry, head, side = "quant_input", "quant_output", 224
     if config.arch == INCEPTION:
         entry, head, side = "features.q_init_block.q_input_activ", "output.q_fc", 299
-    given = build.scale(entry, "act_scaling_factor")
-    quantization: dict[str, Attr] = {"input": {"scale": float(given[0]), "zero": 0}}
+    input_scale = build.scale(entry, "act_scaling_factor")
+    quantization: dict[str, Attr] = {"input": {"scale": float(input_scale[0]), "zero": 0}}
     if config.arch == MOBILENET:
         last = mobilenet(build)
         classes = build.constants["output/weight"].shape[0]

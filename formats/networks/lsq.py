@@ -62,8 +62,8 @@ def sniff(folder: Folder) -> Sniff:
     """Declared by lsq.json, or by the names of steps."""
     if folder.has(CONFIG) and weights_file(folder):
         return Sniff(96, f"weights with {CONFIG}")
-    found = holds(folder, f".{STEP}")
-    return Sniff(94, f"tensors named {STEP}") if found and found["shown"] else NOT_MINE
+    metadata = holds(folder, f".{STEP}")
+    return Sniff(94, f"tensors named {STEP}") if metadata and metadata["shown"] else NOT_MINE
 
 
 def read(folder: Folder) -> Model:
@@ -81,15 +81,17 @@ def read(folder: Folder) -> Model:
             allowed=f'{CONFIG} with {{"weights": {{"bits": 4}}, "activations": {{"bits": 4}}}}',
             todo=f"Write {CONFIG} from the configuration of the training.",
         )
-    said = read_side(folder, CONFIG, _KEYS)
-    steps = Steps(said)
-    arch = said.get("arch", state.metadata.get("arch", ""))
+    declared = read_side(folder, CONFIG, _KEYS)
+    steps = Steps(declared)
+    arch = declared.get("arch", state.metadata.get("arch", ""))
     if not isinstance(arch, str):
-        raise BadFileError("the name of a network is no text", where=CONFIG, found=arch)
-    return replace(state.model, build_graph=lambda model: build_graph(steps, said, arch, model.tensors, state.file))
+        raise BadFileError("the name of a network is not text", where=CONFIG, found=arch)
+    return replace(state.model, build_graph=lambda model: build_graph(steps, declared, arch, model.tensors, state.file))
 
 
-def build_graph(steps: Steps, said: Mapping[str, Any], arch: str, tensors: Mapping[str, QTensor], where: str) -> Graph:
+def build_graph(
+    steps: Steps, declared: Mapping[str, Any], arch: str, tensors: Mapping[str, QTensor], where: str
+) -> Graph:
     """The graph of the network; quantized weights are constants of it."""
     kernel, channels = stem_of(tensors, where)
     sides = {(3, 3): 32, (7, 3): 224}
@@ -97,7 +99,7 @@ def build_graph(steps: Steps, said: Mapping[str, Any], arch: str, tensors: Mappi
     if (kernel, channels) in sides:
         side = sides[kernel, channels]
         known = Image((3, side, side), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet for both data sets
-    image = read_image(said, known, CONFIG)
+    image = read_image(declared, known, CONFIG)
     quantized = any(name.endswith(f".{INPUT_STEP}") for name in tensors)
     return residual_network(Network(tensors, steps, where), image, arch, image.interval if quantized else ())
 
@@ -106,16 +108,17 @@ class Steps:
     """The quantizers of a network, as lsq.json describes them. Satisfies `Quantizer`.
 
     Args:
-        said: What lsq.json says.
+        declared: The content of lsq.json.
 
     Raises:
         BadFileError: A part of it is not as it must be.
     """
 
-    def __init__(self, said: Mapping[str, Any]) -> None:
-        self._said = {role: _object(said.get(role, {}), role) for role in ("weights", "activations")}
+    def __init__(self, declared: Mapping[str, Any]) -> None:
+        self._declared = {role: _object(declared.get(role, {}), role) for role in ("weights", "activations")}
         self._except = {
-            name: _object(part, f"except.{name}") for name, part in _object(said.get("except", {}), "except").items()
+            name: _object(part, f"except.{name}")
+            for name, part in _object(declared.get("except", {}), "except").items()
         }
         for layer in ("", *self._except):
             for role in ("weights", "activations"):
@@ -165,17 +168,19 @@ class Steps:
         return Limits((1 if symmetric else 0) - (1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
     def _entry(self, layer: str, role: str) -> tuple[int, bool, bool]:
-        """Bits (0: not said), symmetric, all_positive; what an exception does not say is as for all layers."""
+        """Bits (0: not set), symmetric, all_positive; a setting that an exception leaves out is that of all layers."""
         own = _object(self._except.get(layer, {}).get(role, {}), f"except.{layer}.{role}")
-        said = {**self._said[role], **own}
-        unknown = set(said) - {"bits", "per_channel", *_FLAGS} or set(self._except.get(layer, {})) - set(self._said)
-        bits, flags = said.get("bits") or 0, [said.get(key, False) for key in _FLAGS]
+        settings = {**self._declared[role], **own}
+        unknown = set(settings) - {"bits", "per_channel", *_FLAGS} or set(self._except.get(layer, {})) - set(
+            self._declared
+        )
+        bits, flags = settings.get("bits") or 0, [settings.get(key, False) for key in _FLAGS]
         fine = type(bits) is int and (bits == 0 or 2 <= bits <= 8) and all(type(flag) is bool for flag in flags)
         if unknown or not fine or all(flags):
             raise BadFileError(
                 "a quantizer that is not described as it must be",
                 where=f"{CONFIG}: {layer} {role}",
-                found=sorted(unknown) if unknown else said,
+                found=sorted(unknown) if unknown else settings,
                 allowed='{"bits": 2 to 8}, and "symmetric" or "all_positive": true',
             )
         return bits, flags[0], flags[1]
@@ -190,23 +195,23 @@ def codes_tensor(codes: Array, table: str, step: Array) -> QTensor:
     return QTensor(shape, "F32", (Term(packed_codes(codes, width, table, Param(values, tile))),))
 
 
-def _object(found: object, what: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise BadFileError("a part of the side file is no object", where=f"{CONFIG}: {what}", found=found)
-    return found
+def _object(tree: object, what: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise BadFileError("a part of the side file is not an object", where=f"{CONFIG}: {what}", found=tree)
+    return tree
 
 
 def _step(net: Network, name: str, shape: tuple[int, ...]) -> Array:
     """A step as float32, of a shape that is broadcast with what it divides."""
-    found, each = net.shape(name), (*shape[:1], *[1] * (len(shape) - 1))
-    if found not in ((), (1,)) and (not shape or found != each):
+    stored, each = net.shape(name), (*shape[:1], *[1] * (len(shape) - 1))
+    if stored not in ((), (1,)) and (not shape or stored != each):
         raise BadFileError(
             "steps that do not fit",
             where=f"{net.where}: {name}",
-            found=found,
+            found=stored,
             allowed=f"one number{f', or {list(each)}' if shape else ''}",
         )
     step = net.array(name)
     if not (step >= np.finfo(np.float32).tiny).all():
         raise BadFileError("a step that is not positive", where=f"{net.where}: {name}", found=float(step.min()))
-    return step.reshape(each if len(found) > 1 else ())
+    return step.reshape(each if len(stored) > 1 else ())

@@ -69,33 +69,33 @@ class Image:
 IMAGE_KEYS = ("image", "mean", "std")
 
 
-def read_image(said: Mapping[str, Any], known: Image | None, where: str) -> Image:
+def read_image(declared: Mapping[str, Any], known: Image | None, where: str) -> Image:
     """The image that a side file describes ("image": [3, 32, 32], "mean", "std"), or the known one.
 
     Raises:
         UnsupportedError: It does not say, and the shapes of the tensors do not either.
-        BadFileError: What it says is no image.
+        BadFileError: What it says is not an image.
     """
-    if known is None and "image" not in said:
+    if known is None and "image" not in declared:
         raise UnsupportedError(
             "the tensors do not say how large an image is",
             where=where,
             allowed='"image": [channels, rows, columns], "mean": [...], "std": [...]',
             todo=f"Say so in {where}.",
         )
-    shape = said.get("image", known.shape if known else None)
+    shape = declared.get("image", known.shape if known else None)
     if not isinstance(shape, list | tuple) or len(shape) != 3 or not all(_is_extent(n) for n in shape):
         raise BadFileError("not the shape of an image", where=where, found=shape, allowed="[channels, rows, columns]")
     alike = known is not None and known.shape[0] == shape[0]
-    mean = said.get("mean", known.mean if known and alike else [0.0] * shape[0])
-    std = said.get("std", known.std if known and alike else [1.0] * shape[0])
-    for found, least in ((mean, -1e6), (std, 1e-6)):
-        fine = isinstance(found, list | tuple) and len(found) == shape[0]
-        if not fine or not all(type(n) in (int, float) and least <= n <= 1e6 for n in found):
+    mean = declared.get("mean", known.mean if known and alike else [0.0] * shape[0])
+    std = declared.get("std", known.std if known and alike else [1.0] * shape[0])
+    for numbers, least in ((mean, -1e6), (std, 1e-6)):
+        fine = isinstance(numbers, list | tuple) and len(numbers) == shape[0]
+        if not fine or not all(type(n) in (int, float) and least <= n <= 1e6 for n in numbers):
             raise BadFileError(
                 "not a mean or spread per channel",
                 where=where,
-                found=found,
+                found=numbers,
                 allowed=f"{shape[0]} numbers, spreads above 0",
             )
     return Image((shape[0], shape[1], shape[2]), tuple(mean), tuple(std))
@@ -154,10 +154,10 @@ class Network:
 
     def array(self, name: str) -> Array:
         """A tensor, float32; BadFileError where it is not finite."""
-        found = self.tensors[self.stored(name)].decode()
-        if not np.isfinite(found).all():
+        array = self.tensors[self.stored(name)].decode()
+        if not np.isfinite(array).all():
             raise BadFileError("numbers that are not finite", where=f"{self.where}: {name}")
-        return found
+        return array
 
     def unplaced(self) -> list[str]:
         """Names of matrices and filters that the network did not take."""
@@ -178,8 +178,8 @@ class Network:
     def constant(self, name: str, array: Array) -> str:
         """Adds numbers as a constant."""
         dtype = _STORED.get(array.dtype.name, "I64")
-        made = plain(Buffer.of("data", np.atleast_1d(array), dtype), plain_name(dtype))
-        self.constants[name] = QTensor(array.shape, dtype, made.terms)
+        tensor = plain(Buffer.of("data", np.atleast_1d(array), dtype), plain_name(dtype))
+        self.constants[name] = QTensor(array.shape, dtype, tensor.terms)
         return name
 
     def conv(self, x: Operand, layer: str, stride: int) -> Operand:
@@ -193,7 +193,7 @@ class Network:
                 allowed=f"[outputs, {x.channels}, k, k], k odd",
             )
         inputs = [self.quantizer.activation(self, x.name, layer), self.quantizer.weight(self, layer)]
-        made = self.add(
+        output = self.add(
             "Conv",
             inputs,
             f"{layer}/conv",
@@ -201,7 +201,7 @@ class Network:
             strides=[stride] * 2,
             pads=[shape[2] // 2] * 4,
         )
-        return Operand(made, shape[0])
+        return Operand(output, shape[0])
 
     def norm(self, x: Operand, layer: str) -> Operand:
         """A batch norm."""
@@ -216,8 +216,8 @@ class Network:
                 )
             if self.array(name).min() < 0 and name == names[3]:
                 raise BadFileError("a variance below 0", where=f"{self.where}: {name}")
-        made = self.add("BatchNormalization", [x.name, *map(self.stored, names)], f"{layer}/norm", epsilon=1e-5)
-        return Operand(made, x.channels)
+        output = self.add("BatchNormalization", [x.name, *map(self.stored, names)], f"{layer}/norm", epsilon=1e-5)
+        return Operand(output, x.channels)
 
     def relu(self, x: Operand, name: str) -> Operand:
         """A ReLU."""
@@ -242,16 +242,16 @@ class Network:
 
 
 def stem_of(tensors: Mapping[str, QTensor], where: str) -> tuple[int, int]:
-    """The extent of the first filters and the channels of an image."""
-    found = next((t.shape for name, t in tensors.items() if name.removeprefix("module.") == "conv1.weight"), None)
-    if found is None or len(found) != 4:
+    """The size of the first filters and the channels of an image."""
+    shape = next((t.shape for name, t in tensors.items() if name.removeprefix("module.") == "conv1.weight"), None)
+    if shape is None or len(shape) != 4:
         raise BadFileError(
             "a network without a first convolution",
             where=where,
-            found=found,
+            found=shape,
             allowed="conv1.weight [outputs, channels, k, k]",
         )
-    return found[2], found[1]
+    return shape[2], shape[1]
 
 
 def residual_network(net: Network, image: Image, arch: str = "", ranges: Sequence[float] = ()) -> Graph:
@@ -345,8 +345,8 @@ def _shortcut(net: Network, x: Operand, name: str, channels: int, stride: int) -
             where=f"{net.where}: {name}",
             found=f"{x.channels} to {channels} channels",
         )
-    made = net.add(
+    strided = net.add(
         "Slice", [x.name], f"{name}/every_second", starts=[0, 0], ends=[_END] * 2, axes=[2, 3], steps=[stride] * 2
     )
     pads = net.constant(f"{name}/pads", np.array([0, more // 2, 0, 0, 0, more // 2, 0, 0], np.int64))
-    return Operand(net.add("Pad", [made, pads], f"{name}/padded"), channels)
+    return Operand(net.add("Pad", [strided, pads], f"{name}/padded"), channels)

@@ -43,8 +43,8 @@ class State:
 
 def weights_file(folder: Folder) -> str:
     """The one file of weights; empty where there is none, or several."""
-    found = [n for n in folder.names() if n.endswith(SUFFIXES) and "/" not in n]
-    return found[0] if len(found) == 1 else ""
+    names = [n for n in folder.names() if n.endswith(SUFFIXES) and "/" not in n]
+    return names[0] if len(names) == 1 else ""
 
 
 def holds(folder: Folder, suffix: str) -> Mapping[str, Any] | None:
@@ -106,9 +106,9 @@ def _read_torch(folder: Folder, format: str, name: str) -> State:
     others = [] if folder.only else [n for n in folder.names() if n != name]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in others)
     tensors = {part.name: part.tensor(format) for part in parts}
-    said = {key: value for key, value in whole.items() if isinstance(value, str | int | float)}
+    metadata = {key: value for key, value in whole.items() if isinstance(value, str | int | float)}
     path = str(folder.path / folder.only)
-    return State(Model(format, path, tensors, {}, format, files, tuple(part.origin for part in parts)), name, said)
+    return State(Model(format, path, tensors, {}, format, files, tuple(part.origin for part in parts)), name, metadata)
 
 
 def _state_dict(whole: Any, where: str) -> dict[str, PickledTensor]:
@@ -130,21 +130,21 @@ def read_side(folder: Folder, name: str, allowed: tuple[str, ...]) -> dict[str, 
     """Reads a side file; empty where there is none.
 
     Raises:
-        BadFileError: It is no object, or holds a key that nobody knows.
+        BadFileError: It is not an object, or holds an unknown key.
     """
     if not folder.has(name):
         return {}
-    found = folder.json(name)
-    if not isinstance(found, dict):
+    tree = folder.json(name)
+    if not isinstance(tree, dict):
         raise BadFileError(
-            "the side file is no object", where=name, found=type(found).__name__, allowed=", ".join(allowed)
+            "the side file is not an object", where=name, found=type(tree).__name__, allowed=", ".join(allowed)
         )
-    unknown = sorted(set(found) - set(allowed))
+    unknown = sorted(set(tree) - set(allowed))
     if unknown:
         raise UnsupportedError(
-            "the side file says something that is not known",
+            "the side file holds an unknown key",
             where=name,
             found=", ".join(unknown),
             allowed=", ".join(allowed),
         )
-    return found
+    return tree

@@ -1,4 +1,4 @@
-"""Attributes of ONNX nodes as JSON values, and those that are none as the bytes of their message."""
+"""Attributes of ONNX nodes as JSON values; those that JSON cannot hold, as the bytes of their message."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def encoded(node: Any) -> list[str]:
     return [base64.b64encode(a.SerializeToString(deterministic=True)).decode("ascii") for a in node.attribute]
 
 
-def known(op: str, domain: str, version: int, given: Mapping[str, Any], row: Mapping[str, bool]) -> Any:
+def known(op: str, domain: str, version: int, attrs: Mapping[str, Any], row: Mapping[str, bool]) -> Any:
     """The attributes that a row of the table has; None where the node has others that are not their default."""
     defaults = _defaults(op, domain, version)
     kept: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in attrs.items():
         if name in row:
             if name in _TYPES and isinstance(value, int):
                 if value == 0:
@@ -71,8 +71,8 @@ def _defaults(op: str, domain: str, version: int) -> dict[str, Any]:
         schema = onnx.defs.get_schema(op, version, domain)
     except onnx.defs.SchemaError:
         return {}
-    found = {name: _value(a.default_value) for name, a in schema.attributes.items() if a.default_value.type}
-    return found | {"storage_order": 0, "training_mode": 0, "saturate": 1, "precision": 0}
+    defaults = {name: _value(a.default_value) for name, a in schema.attributes.items() if a.default_value.type}
+    return defaults | {"storage_order": 0, "training_mode": 0, "saturate": 1, "precision": 0}
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
@@ -86,11 +86,11 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 def captured(graph: Any) -> dict[str, None]:
     """Names that a subgraph takes from outside, in order of first use."""
-    made = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     taken: dict[str, None] = {}
     for node in graph.node:
         names = list(node.input) + [name for inner in subgraphs(node) for name in captured(inner)]
-        taken.update((name, None) for name in names if name and name not in made)
-        made.update(node.output)
-    taken.update((v.name, None) for v in graph.output if v.name not in made)
+        taken.update((name, None) for name in names if name and name not in defined)
+        defined.update(node.output)
+    taken.update((v.name, None) for v in graph.output if v.name not in defined)
     return taken

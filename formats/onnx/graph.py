@@ -81,11 +81,11 @@ class Network:
     def _constants_of_nodes(self) -> None:
         for node in self.proto.graph.node:
             if node.op_type == "Constant" and not node.domain and len(node.attribute) == 1:
-                made = self._constant(node)
-                if made is not None and made.name in self.stored:
-                    raise BadFileError("a name is made twice", where=self.file, found=made.name)
-                if made is not None:
-                    self.stored[made.name] = made
+                constant = self._constant(node)
+                if constant is not None and constant.name in self.stored:
+                    raise BadFileError("a name is made twice", where=self.file, found=constant.name)
+                if constant is not None:
+                    self.stored[constant.name] = constant
 
     def _constant(self, node: Any) -> Stored | None:
         (attribute,) = node.attribute
@@ -97,8 +97,8 @@ class Network:
             shape, units = tuple(attribute.t.dims), typed_units(attribute.t, element, where)
         elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
             whole = "int" in attribute.name
-            given = attributes(node)[attribute.name]
-            array = np.array(given, np.int64 if whole else np.float32)
+            number = attributes(node)[attribute.name]
+            array = np.array(number, np.int64 if whole else np.float32)
             element, shape, units = element_row("I64" if whole else "F32"), array.shape, array.reshape(-1)
         else:
             return None
@@ -124,11 +124,11 @@ class Network:
             for graph in subgraphs(node):
                 for name in captured(graph):
                     uses.setdefault(name, set()).add(("other",))
-        for name, found in uses.items():
-            if name in self.stored and len(found) == 1 and found != {("other",)}:
-                made = self._claimed_by(self.stored[name], *found)
-                if made is not None:
-                    self.claimed[name] = made
+        for name, signatures in uses.items():
+            if name in self.stored and len(signatures) == 1 and signatures != {("other",)}:
+                tensor = self._claimed_by(self.stored[name], *signatures)
+                if tensor is not None:
+                    self.claimed[name] = tensor
 
     def _claimed_by(self, weight: Stored, signature: tuple[Any, ...]) -> QTensor | None:
         kind, names, attrs = signature
@@ -247,7 +247,7 @@ class Network:
 
         Raises:
             BadFileError: A node takes what nothing makes, or a name is made twice.
-            UnsupportedError: A value of the graph is no tensor of a known type and rank.
+            UnsupportedError: A value of the graph is not a tensor of a known type and rank.
         """
         from qdeploy.formats.onnx.nodes import import_node
 
@@ -286,9 +286,9 @@ class Network:
         self.add("Opaque", inputs, node.output, attrs, node.name)
 
     def _typed_outputs(self) -> Any:
-        given = self.proto.graph.output
-        if all(v.type.tensor_type.HasField("shape") for v in given):
-            return given
+        outputs = self.proto.graph.output
+        if all(v.type.tensor_type.HasField("shape") for v in outputs):
+            return outputs
         import onnx
 
         return onnx.shape_inference.infer_shapes(self.proto).graph.output

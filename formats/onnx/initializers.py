@@ -98,8 +98,8 @@ def _external(folder: Folder, proto: Any, size: int, where: str) -> tuple[str, i
     entries = {entry.key: entry.value for entry in proto.external_data}
     if len(entries) != len(proto.external_data) or not entries.get("location"):
         raise BadFileError("external data without one location", where=where, found=", ".join(entries) or "nothing")
-    given = {"offset": "0", "length": str(size)} | entries
-    begin, length = (_number(given[key], key, where) for key in ("offset", "length"))
+    fields = {"offset": "0", "length": str(size)} | entries
+    begin, length = (_number(fields[key], key, where) for key in ("offset", "length"))
     if length != size:
         raise BadFileError("a tensor's size contradicts its shape", where=where, found=length, allowed=f"{size} bytes")
     available = folder.size(entries["location"])
@@ -115,7 +115,7 @@ def _external(folder: Folder, proto: Any, size: int, where: str) -> tuple[str, i
 
 def _number(text: str, key: str, where: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise BadFileError("external data with a place that is no number", where=f"{where}: {key}", found=text)
+        raise BadFileError("external data with a place that is not a number", where=f"{where}: {key}", found=text)
     return int(text)
 
 

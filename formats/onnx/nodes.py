@@ -76,7 +76,7 @@ def _imported(network: Network, node: Any) -> bool:
         return special(network, node, attributes(node)) if special else _same(network, node, domain)
     except (AttributeError, IndexError, TypeError, ValueError) as error:  # too few inputs, attributes of other types
         raise BadFileError(
-            f"a node that is none of its operator: {error}",
+            f"a node does not fit its operator: {error}",
             where=f"node {node.name or node.output[0]}",
             found=node.op_type,
         ) from error
@@ -94,9 +94,9 @@ def _same(network: Network, node: Any, domain: str) -> bool:
     return _row(network, node, op, node.input, attributes(node))
 
 
-def _row(network: Network, node: Any, op: str, inputs: Any, given: Mapping[str, Any]) -> bool:
+def _row(network: Network, node: Any, op: str, inputs: Any, settings: Mapping[str, Any]) -> bool:
     """Adds a row if it takes these inputs and attributes."""
-    attrs = known(node.op_type, node.domain, network.version(node.domain), given, OPS[op].attributes)
+    attrs = known(node.op_type, node.domain, network.version(node.domain), settings, OPS[op].attributes)
     names = list(inputs)
     while names and not names[-1]:
         names.pop()
@@ -107,19 +107,19 @@ def _row(network: Network, node: Any, op: str, inputs: Any, given: Mapping[str, 
     return True
 
 
-def _listed(network: Network, node: Any, given: dict[str, Any], op: str, keys: tuple[str, ...]) -> bool:
+def _listed(network: Network, node: Any, settings: dict[str, Any], op: str, keys: tuple[str, ...]) -> bool:
     """Lists of integers that stand in attributes, in constant inputs, or are computed: attributes if all are known."""
-    attrs, names = dict(given), list(node.input)
+    attrs, names = dict(settings), list(node.input)
     if any(key in attrs for key in keys):
         return _row(network, node, op, names[:1], _accepted(op, attrs, keys))
-    found: dict[str, Any] = {}
+    lists: dict[str, Any] = {}
     for key, name in zip(keys, names[1:], strict=False):
         array = network.static(name) if name else None
         if name and array is None:
             return _row(network, node, op, names, _accepted(op, attrs, keys))
         if array is not None:
-            found[key] = [int(n) for n in array.reshape(-1)]
-    return _row(network, node, op, names[:1], attrs | found)
+            lists[key] = [int(n) for n in array.reshape(-1)]
+    return _row(network, node, op, names[:1], attrs | lists)
 
 
 def _accepted(op: str, attrs: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def _clip(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
         return False  # the limits are of the type of the value
     limits = {key: network.static(name) for key, name in zip(("min", "max"), names[1:], strict=True) if name}
     if all(array is not None and array.dtype == np.float32 for array in limits.values()):
-        found = {key: float(array.reshape(())) for key, array in limits.items() if array is not None}
-        return _row(network, node, "Clip", names[:1], attrs | found)
+        constants = {key: float(array.reshape(())) for key, array in limits.items() if array is not None}
+        return _row(network, node, "Clip", names[:1], attrs | constants)
     value, last = names[0], "Max" if not names[2] else "Min"
     value = network.value(value)
     for op, name in (("Max", names[1]), ("Min", names[2])):
@@ -183,7 +183,7 @@ def _dropout(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
 
 
 def _constant_of_shape(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
-    found: dict[str, Any] = {}
+    fill: dict[str, Any] = {}
     for a in node.attribute:
         if a.name != "value" or a.type != TENSOR:
             return False
@@ -191,8 +191,8 @@ def _constant_of_shape(network: Network, node: Any, attrs: dict[str, Any]) -> bo
         units = typed_units(a.t, row, node.name)
         if row.bits < 8 or units.size != 1:
             return False
-        found = {"value": units[0].item(), "dtype": row.element}
-    network.add("ConstantOfShape", (network.value(node.input[0]),), node.output, found, node.name)
+        fill = {"value": units[0].item(), "dtype": row.element}
+    network.add("ConstantOfShape", (network.value(node.input[0]),), node.output, fill, node.name)
     return True
 
 
@@ -203,8 +203,8 @@ def _cast(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     kept = known("Cast", node.domain, network.version(""), attrs, OPS["Cast"].attributes)
     if kept is None:
         return False
-    said = {key: value for key, value in kept.items() if _CASTS_BY_DEFAULT.get(key) != value}
-    network.add("Cast", (network.value(node.input[0]),), (node.output[0],), said)
+    settings = {key: value for key, value in kept.items() if _CASTS_BY_DEFAULT.get(key) != value}
+    network.add("Cast", (network.value(node.input[0]),), (node.output[0],), settings)
     return True
 
 
@@ -220,9 +220,9 @@ def _skip_norm(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     outputs, most = [*node.output, "", "", ""][:4], 3 if rms else 4
     if any(node.input[most:]) or outputs[1] or outputs[2]:
         return False
-    made = {"kind": "rms" if rms else "layer", "epsilon": float(attrs.get("epsilon", 1e-12))}
+    settings = {"kind": "rms" if rms else "layer", "epsilon": float(attrs.get("epsilon", 1e-12))}
     made_outputs = (outputs[0], outputs[3]) if outputs[3] else (outputs[0],)
-    network.add("SkipNorm", [network.value(name) for name in node.input], made_outputs, made, node.name)
+    network.add("SkipNorm", [network.value(name) for name in node.input], made_outputs, settings, node.name)
     return True
 
 
@@ -248,8 +248,8 @@ def _mat_mul_n_bits(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
         return True
     wide = network.cast(x, "F32", f"{node.output[0]}/x")  # in float32, between casts
     wide_bias = network.cast(network.value(bias), "F32", f"{node.output[0]}/bias") if bias else ""
-    made = network.add("Linear", (wide, weight, wide_bias), (f"{node.output[0]}/f32",), {}, node.name)
-    network.cast(made, kind, node.output[0])
+    product = network.add("Linear", (wide, weight, wide_bias), (f"{node.output[0]}/f32",), {}, node.name)
+    network.cast(product, kind, node.output[0])
     return True
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from qdeploy.formats.stored import Array, Stored, source_of
 from qdeploy.ir.tensor import ArrayRows, Buffer, Codes, Layout, Param, QTensor, Shape, Term
 from qdeploy.pack import bits as bit_stream
-from qdeploy.store.recode import RecodedRows, Recoding
+from qdeploy.store.codec import Codec, UnpackedRows
 
 FLOATS = ("F32", "F16", "BF16")
 """Element types of scales."""
@@ -53,9 +53,9 @@ def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs
     zeros = _zero_points(zero, (n, count), bits)
     if zeros is None:
         return None
-    held = Param(zeros, (n, k) if zero is None else tile, None if zero is None else buffer)
+    zero_param = Param(zeros, (n, k) if zero is None else tile, None if zero is None else buffer)
     scales = Param(scale.codes("scale", (n, count)), tile, buffer)
-    codes = Codes((n, k), (_columns(weight, n, k, bits),), Layout("bits", bits), f"uint{bits}", held, scales)
+    codes = Codes((n, k), (_columns(weight, n, k, bits),), Layout("bits", bits), f"uint{bits}", zero_param, scales)
     parts = [part for part in (weight, scale, zero, index) if part is not None]
     return QTensor((n, k), scale.dtype.element, (Term(codes),), source=source_of("onnx", "matmulnbits", parts))
 
@@ -87,8 +87,8 @@ def _columns(weight: Stored, n: int, k: int, bits: int) -> Buffer:
     def pack(rows: Array) -> Array:
         return np.pad(rows, ((0, 0), (0, stored - kept))).reshape(-1)
 
-    how = Recoding(("codes",), unpack, pack, units=stored)
-    return Buffer("codes", "U8", (n, kept), RecodedRows(how, "codes", weight.source, weight.origin))
+    how = Codec(("codes",), unpack, pack, units=stored)
+    return Buffer("codes", "U8", (n, kept), UnpackedRows(how, "codes", weight.source, weight.origin))
 
 
 def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block: int) -> QTensor | None:
@@ -101,9 +101,9 @@ def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block:
     placed = _tiles(grid, scale.shape, axis, block)
     if placed is None:
         return None
-    tile, extents = placed
-    zeros = None if zero is None else Param(zero.codes("zero", extents), tile)
-    codes = x.codes("codes", grid, zero=zeros, scale=Param(scale.codes("scale", extents), tile))
+    tile, param_shape = placed
+    zeros = None if zero is None else Param(zero.codes("zero", param_shape), tile)
+    codes = x.codes("codes", grid, zero=zeros, scale=Param(scale.codes("scale", param_shape), tile))
     parts = [part for part in (x, scale, zero) if part is not None]
     return QTensor(x.shape, scale.dtype.element, (Term(codes),), source=source_of("onnx", "dequantizelinear", parts))
 
@@ -116,8 +116,8 @@ def _tiles(grid: Shape, param: Shape, axis: int, block: int) -> tuple[Shape, Sha
         return None
     axis %= len(grid)
     if block:
-        extents = tuple(-(-n // block) if i == axis else n for i, n in enumerate(grid))
-        return (tuple(block if i == axis else 1 for i in range(len(grid))), extents) if param == extents else None
+        blocks = tuple(-(-n // block) if i == axis else n for i, n in enumerate(grid))
+        return (tuple(block if i == axis else 1 for i in range(len(grid))), blocks) if param == blocks else None
     if param != (grid[axis],):
         return None
     return (

@@ -128,8 +128,8 @@ def renamed(old: str, new: str) -> Rewrite:
     """An attribute with another name."""
 
     def rewrite(node: Any, known: Known) -> list[Any] | None:
-        found = _attrs(node).get(old)
-        return [node] if found is None else [_with(_without(node, old), **{new: list(found.ints)})]
+        attribute = _attrs(node).get(old)
+        return [node] if attribute is None else [_with(_without(node, old), **{new: list(attribute.ints)})]
 
     return rewrite
 
@@ -143,21 +143,21 @@ def inputs(*names: str, drop: str = "") -> Rewrite:
     """Integers that became inputs behind the first one, in this order."""
 
     def rewrite(node: Any, known: Known) -> list[Any] | None:
-        given = _attrs(node)
-        if not any(name in given for name in names):
+        attrs = _attrs(node)
+        if not any(name in attrs for name in names):
             return [_without(node, drop)]
-        made, taken = [], [node.input[0]]
+        constants, taken = [], [node.input[0]]
         for name in names:
-            attribute = given.get(name)
+            attribute = attrs.get(name)
             if attribute is None:
                 taken.append("")
                 continue
             values = [attribute.i] if attribute.type == INT else list(attribute.ints)
             taken.append(_new(node, name))
-            made.append(_integers(taken[-1], values))
+            constants.append(_integers(taken[-1], values))
         while not taken[-1]:
             taken.pop()
-        return [*made, _without(node, *names, drop, inputs=taken)]
+        return [*constants, _without(node, *names, drop, inputs=taken)]
 
     return rewrite
 
@@ -167,14 +167,14 @@ def inputs(*names: str, drop: str = "") -> Rewrite:
 
 def broadcast(node: Any, known: Known) -> list[Any] | None:
     """Broadcasting by attributes: the second input's axes lie at `axis` of the first, or at its end."""
-    given = _attrs(node)
+    attrs = _attrs(node)
     plain = _without(node, "broadcast", "axis")
-    if "axis" not in given or not (given["broadcast"].i if "broadcast" in given else 0):
+    if "axis" not in attrs or not (attrs["broadcast"].i if "broadcast" in attrs else 0):
         return [plain]
     first, second = (known.ranks.get(name) for name in node.input[:2])
     if first is None or second is None:
         return None
-    axis = given["axis"].i + (first if given["axis"].i < 0 else 0)
+    axis = attrs["axis"].i + (first if attrs["axis"].i < 0 else 0)
     behind = first - axis - second
     if behind < 0:
         return None
@@ -203,8 +203,8 @@ def slope_per_channel(node: Any, known: Known) -> list[Any] | None:
 
 def flattened(node: Any, known: Known) -> list[Any] | None:
     """Softmax and its kind over all axes from `axis` on, as one."""
-    given, rank = _attrs(node), known.ranks.get(node.input[0])
-    axis = given["axis"].i if "axis" in given else 1
+    attrs, rank = _attrs(node), known.ranks.get(node.input[0])
+    axis = attrs["axis"].i if "axis" in attrs else 1
     if axis == -1 or (rank is not None and axis == rank - 1):
         return [_with(node, axis=-1)]
     shape, flat, result = (_new(node, label) for label in ("shape", "flat", "normal"))
@@ -219,14 +219,14 @@ def flattened(node: Any, known: Known) -> list[Any] | None:
 
 def in_tests(node: Any, known: Known) -> list[Any] | None:
     """Before 7 nodes train unless they say is_test."""
-    given = _attrs(node)
-    return [_without(node, "is_test")] if "is_test" in given and given["is_test"].i else None
+    attrs = _attrs(node)
+    return [_without(node, "is_test")] if "is_test" in attrs and attrs["is_test"].i else None
 
 
 def batch_normalization(node: Any, known: Known) -> list[Any] | None:
     """Before 9 statistics may be per element (spatial=0)."""
-    given = _attrs(node)
-    if ("spatial" in given and not given["spatial"].i) or any(node.output[1:]):
+    attrs = _attrs(node)
+    if ("spatial" in attrs and not attrs["spatial"].i) or any(node.output[1:]):
         return None
     return [_without(node, "spatial")]
 
@@ -248,44 +248,44 @@ def cast_by_name(node: Any, known: Known) -> list[Any] | None:
 
 def clip(node: Any, known: Known) -> list[Any] | None:
     """Limits as attributes."""
-    given, made, taken = _attrs(node), [], [node.input[0]]
-    if not {"min", "max"} & set(given):
+    attrs, constants, taken = _attrs(node), [], [node.input[0]]
+    if not {"min", "max"} & set(attrs):
         return [node]
     for key, label in (("min", "lower"), ("max", "upper")):
-        if key in given:
-            parts, name = _like(node, label, given[key].f, known)
-            made += parts
+        if key in attrs:
+            parts, name = _like(node, label, attrs[key].f, known)
+            constants += parts
             taken.append(name)
         else:
             taken.append("")
-    return [*made, _without(node, "min", "max", inputs=taken)]
+    return [*constants, _without(node, "min", "max", inputs=taken)]
 
 
 def dft(node: Any, known: Known) -> list[Any] | None:
     """The axis as an attribute, by default the second."""
-    given, name = _attrs(node), _new(node, "axis")
+    attrs, name = _attrs(node), _new(node, "axis")
     length = node.input[1] if len(node.input) > 1 else ""
-    axis = given["axis"].i if "axis" in given else 1
+    axis = attrs["axis"].i if "axis" in attrs else 1
     return [_integers(name, [axis], scalar=True), _without(node, "axis", inputs=[node.input[0], length, name])]
 
 
 def dropout(node: Any, known: Known) -> list[Any] | None:
     """The share that is dropped as an attribute: nothing, outside of training; before 10 a mask was of numbers."""
-    made = _without(node, "ratio")
+    bare = _without(node, "ratio")
     if not any(node.output[1:]):
-        return [made]
+        return [bare]
     mask = known.types.get(node.output[1])
     if mask is None:
         return None
-    made.output[1] = _new(node, "mask")
-    return [made, _node("Cast", [made.output[1]], [node.output[1]], to=mask)]
+    bare.output[1] = _new(node, "mask")
+    return [bare, _node("Cast", [bare.output[1]], [node.output[1]], to=mask)]
 
 
 def grid_sample(node: Any, known: Known) -> list[Any] | None:
     """Other words for two modes."""
     words = {"bilinear": "linear", "bicubic": "cubic"}
-    given = _attrs(node)
-    mode = given["mode"].s.decode() if "mode" in given else "bilinear"
+    attrs = _attrs(node)
+    mode = attrs["mode"].s.decode() if "mode" in attrs else "bilinear"
     return [_with(node, mode=words.get(mode, mode))]
 
 
@@ -295,7 +295,7 @@ def group_normalization(node: Any, known: Known) -> list[Any] | None:
     channels, count, each, shape, one, flat = (
         _new(node, label) for label in ("channels", "groups", "each", "shape", "one", "flat")
     )
-    made = [
+    nodes = [
         _node("Shape", [node.input[0]], [channels], start=1, end=2),
         _integers(count, [groups]),
         _integers(one, [1]),
@@ -306,30 +306,30 @@ def group_normalization(node: Any, known: Known) -> list[Any] | None:
     taken = [node.input[0]]
     for label, name in zip(("scale", "bias"), node.input[1:3], strict=True):
         column, spread, done = (_new(node, f"{label}/{step}") for step in ("column", "spread", "channels"))
-        made += [
+        nodes += [
             _node("Unsqueeze", [name, one], [column]),
             _node("Expand", [column, shape], [spread]),
             _node("Reshape", [spread, flat], [done]),
         ]
         taken.append(done)
-    return [*made, _without(node, inputs=taken)]
+    return [*nodes, _without(node, inputs=taken)]
 
 
 def pad(node: Any, known: Known) -> list[Any] | None:
     """Pads and fill as attributes."""
-    given, name = _attrs(node), _new(node, "pads")
-    if "pads" not in given:
+    attrs, name = _attrs(node), _new(node, "pads")
+    if "pads" not in attrs:
         return [node]
-    fill, value = _like(node, "fill", given["value"].f if "value" in given else 0.0, known)
+    fill, value = _like(node, "fill", attrs["value"].f if "value" in attrs else 0.0, known)
     taken = [node.input[0], name, value]
-    return [_integers(name, list(given["pads"].ints)), *fill, _without(node, "pads", "value", inputs=taken)]
+    return [_integers(name, list(attrs["pads"].ints)), *fill, _without(node, "pads", "value", inputs=taken)]
 
 
 def selu(node: Any, known: Known) -> list[Any] | None:
     """Rounder constants by default."""
-    given = _attrs(node)
-    alpha = given["alpha"].f if "alpha" in given else 1.6732
-    gamma = given["gamma"].f if "gamma" in given else 1.0507
+    attrs = _attrs(node)
+    alpha = attrs["alpha"].f if "alpha" in attrs else 1.6732
+    gamma = attrs["gamma"].f if "gamma" in attrs else 1.0507
     return [_with(_without(node, "consumed_inputs"), alpha=alpha, gamma=gamma)]
 
 
@@ -343,8 +343,8 @@ def split(node: Any, known: Known) -> list[Any] | None:
 
 def upsample_by_factors(node: Any, known: Known) -> list[Any] | None:
     """Height and width as attributes."""
-    given = _attrs(node)
-    scales = [1.0, 1.0, given["height_scale"].f, given["width_scale"].f]
+    attrs = _attrs(node)
+    scales = [1.0, 1.0, attrs["height_scale"].f, attrs["width_scale"].f]
     return [_with(_without(node, "height_scale", "width_scale"), scales=scales)]
 
 
@@ -367,8 +367,8 @@ def resize(node: Any, known: Known) -> list[Any] | None:
 
 
 def _resized(node: Any, factors: list[float]) -> list[Any]:
-    given = _attrs(node)
-    mode = given["mode"].s.decode() if "mode" in given else "nearest"
+    attrs = _attrs(node)
+    mode = attrs["mode"].s.decode() if "mode" in attrs else "nearest"
     how = {"mode": "linear" if mode == "bilinear" else mode, "coordinate_transformation_mode": "asymmetric"}
     x, scales, output = node.input[0], node.input[1], node.output[0]
     shrinks, grows = any(f < 1 for f in factors), any(f > 1 for f in factors)
@@ -391,10 +391,10 @@ def _floor(mode: str) -> dict[str, str]:
 
 def without_mode_of_11(node: Any, known: Known) -> list[Any] | None:
     """A way to place pixels that only version 11 had."""
-    given = _attrs(node)
+    attrs = _attrs(node)
     if (
-        "coordinate_transformation_mode" in given
-        and given["coordinate_transformation_mode"].s == b"tf_half_pixel_for_nn"
+        "coordinate_transformation_mode" in attrs
+        and attrs["coordinate_transformation_mode"].s == b"tf_half_pixel_for_nn"
     ):
         return None
     return [node]

@@ -47,7 +47,7 @@ def scan(file: File) -> tuple[bytes, list[Span | None]]:
         The message without the raw_data of its initializers, and where that lies, per initializer in their order.
 
     Raises:
-        BadFileError: It is no protobuf message, a length leaves its message, or a field that must be single is not.
+        BadFileError: It is not a protobuf message, a length leaves its message, or a field that must be single is not.
     """
     walk = _Walk(file)
     parts: list[bytes] = []

@@ -111,11 +111,11 @@ def rewritten(node: Any, version: int, known: Known) -> list[Any] | None:
         return None
     for _, rewrite in _due(node.op_type, version):
         last = done.pop()
-        made = rewrite(last, known)
-        if made is None:
+        nodes = rewrite(last, known)
+        if nodes is None:
             return None
-        done += made
-        if made[-1].op_type != last.op_type:  # in other operators, rewrites write what they mean today
+        done += nodes
+        if nodes[-1].op_type != last.op_type:  # in other operators, rewrites write what they mean today
             break
     return done
 
@@ -138,14 +138,14 @@ def _inner(node: Any, version: int, known: Known) -> Any:
 
 
 def _graph(graph: Any, version: int, known: Known) -> bool:
-    made: list[Any] = []
+    nodes: list[Any] = []
     within = known.within(graph)
     for node in graph.node:
         parts = [node] if node.domain not in ("", "ai.onnx") else rewritten(node, version, within)
         if parts is None:
             return False
-        made += parts
-    copies = [type(node).FromString(node.SerializeToString()) for node in made]
+        nodes += parts
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
     return True

@@ -95,7 +95,7 @@ def unread_fields(kind: str, table: Any) -> tuple[str, ...]:
     """The names of fields that are set in a table of the schema package and not understood."""
     import flatbuffers
 
-    found = []
+    names = []
     for slot, (name, form) in _UNREAD[kind].items():
         place = table.Offset(4 + 2 * slot)
         if not place:
@@ -105,8 +105,8 @@ def unread_fields(kind: str, table: Any) -> tuple[str, ...]:
         else:
             flags = getattr(flatbuffers.number_types, f"{form}Flags") if form else None
             is_set = flags is None or bool(table.Get(flags, table.Pos + place))
-        found += [name] if is_set else []
-    return (*found, *fields_beyond(table, _SLOTS[kind]))
+        names += [name] if is_set else []
+    return (*names, *fields_beyond(table, _SLOTS[kind]))
 
 
 def unread_options(kind: str, table: Any) -> tuple[str, ...]:

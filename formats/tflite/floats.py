@@ -1,7 +1,7 @@
 """Operators of float TFLite networks as rows of the table, with weights of any kind.
 
-The rows of convolution and pooling have channels first. Images are turned where such a row needs it and turned back
-where something else takes them; between two such rows nothing is turned. Weights stay in the order of the file, and a
+The rows of convolution and pooling have channels first. Images are transposed where such a row needs it and transposed
+back where something else takes them, but not between two such rows. Weights stay in the order of the file, and a
 Transpose of a constant stands before the row. Weights that are int8 (dynamic range) or float16 are decoded as they are:
 activations, which TFLite's hybrid kernels would quantize while they run, stay float32.
 """
@@ -29,7 +29,7 @@ class FloatNetwork(Network):
         super().__init__(file, parsed, names, parts)
         self._first: dict[int, str] = {}
         self._last: dict[int, str] = {i: names[i] for i in (*parts, *parsed.inputs)}
-        self._turned: dict[tuple[str, tuple[int, ...]], str] = {}
+        self._transposed: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def last(self, index: int) -> str:
         """A value as the file has it."""
@@ -51,12 +51,14 @@ class FloatNetwork(Network):
         """Whether values exist with channels first already."""
         return all(i in self._first for i in indices)
 
-    def turned(self, index: int, perm: Sequence[int]) -> str:
+    def transposed(self, index: int, perm: Sequence[int]) -> str:
         """A constant with its axes permuted."""
         key = (self.last(index), tuple(perm))
-        if key not in self._turned:
-            self._turned[key] = self.add("Transpose", (key[0],), f"{key[0]}/turned{len(self._turned)}", perm=list(perm))
-        return self._turned[key]
+        if key not in self._transposed:
+            self._transposed[key] = self.add(
+                "Transpose", (key[0],), f"{key[0]}/turned{len(self._transposed)}", perm=list(perm)
+            )
+        return self._transposed[key]
 
     def give(self, op: Operator, row: str, inputs: Sequence[str], first: bool, **attrs: Any) -> None:
         """Adds a row and its fused activation function, as the operator's result."""
@@ -69,10 +71,10 @@ class FloatNetwork(Network):
                 found=activation,
                 allowed="none, RELU, RELU_N1_TO_1, RELU6",
             )
-        made = self.add(row, inputs, f"{name}/linear" if activation else name, **attrs)
+        output = self.add(row, inputs, f"{name}/linear" if activation else name, **attrs)
         if activation:
             limits = _LIMITS.get(activation, {})
-            self.add("Clip" if limits else "Relu", (made,), name, **limits)
+            self.add("Clip" if limits else "Relu", (output,), name, **limits)
         (self._first if first else self._last)[index] = name
 
     def alias(self, index: int, of: int) -> None:
@@ -91,17 +93,17 @@ def _conv(network: FloatNetwork, op: Operator) -> None:
     if len(filters) != 4 or (filters[0] != 1 or filters[3] % channels if deep else channels % filters[3]):
         raise BadFileError("filters that do not fit their image", where=network.where(op.inputs[1]), found=filters)
     group = channels if deep else channels // filters[3]
-    weight = network.turned(op.inputs[1], [3, 0, 1, 2] if deep else _FIRST)
+    weight = network.transposed(op.inputs[1], [3, 0, 1, 2] if deep else _FIRST)
     attrs = {"kernel_shape": list(filters[1:3]), **network.spatial(op, op.inputs[0], filters[1:3])}
     attrs |= {"group": group} if group > 1 else {}
     network.give(op, "Conv", _layer_inputs(network, op, network.first(op.inputs[0]), weight), True, **attrs)
 
 
 def _fully_connected(network: FloatNetwork, op: Operator) -> None:
-    given, width, x = network.shape(op.inputs[0]), network.shape(op.inputs[1])[1], network.last(op.inputs[0])
+    shape, width, x = network.shape(op.inputs[0]), network.shape(op.inputs[1])[1], network.last(op.inputs[0])
     if op.options.get("WeightsFormat", 0):
         raise UnsupportedError("a weight in a shuffled order", where=network.where(op.inputs[1]))
-    if not given or given[-1] != width or (len(given) != 2 and not op.options.get("KeepNumDims")):
+    if not shape or shape[-1] != width or (len(shape) != 2 and not op.options.get("KeepNumDims")):
         x = network.add("Reshape", (x,), f"{network.names[op.outputs[0]]}/rows", shape=[-1, width])
     network.give(op, "Linear", _layer_inputs(network, op, x, network.last(op.inputs[1])), False)
 

@@ -75,7 +75,9 @@ class Network:
         """A constant list of integers."""
         part = self.part(index)
         if part.stored.dtype.element not in ("I32", "I64") or part.stored.count > 64:
-            raise BadFileError("a list of integers is none", where=self.where(index), found=part.stored.dtype.element)
+            raise BadFileError(
+                "a list of integers has another type", where=self.where(index), found=part.stored.dtype.element
+            )
         return [int(n) for n in part.array().reshape(-1)]
 
     def where(self, index: int) -> str:
@@ -84,19 +86,19 @@ class Network:
 
     def shape(self, index: int) -> tuple[int, ...]:
         """The shape of a tensor, whose free axis can only be the first."""
-        found = self.tensor(index)
-        if any(found.free[1:]):
-            raise UnsupportedError("a free axis besides the first", where=self.where(index), found=list(found.free))
-        return found.shape
+        tensor = self.tensor(index)
+        if any(tensor.free[1:]):
+            raise UnsupportedError("a free axis besides the first", where=self.where(index), found=list(tensor.free))
+        return tensor.shape
 
     def scale(self, index: int) -> tuple[np.float32, int]:
         """The one scale and zero point of a tensor."""
-        found = self.tensor(index)
-        if found.scales.size != 1 or not found.scales[0] > 0:
+        tensor = self.tensor(index)
+        if tensor.scales.size != 1 or not tensor.scales[0] > 0:
             raise UnsupportedError(
-                "a value without one scale above 0", where=self.where(index), found=found.scales.size
+                "a value without one scale above 0", where=self.where(index), found=tensor.scales.size
             )
-        return found.scales[0], int(found.zeros[0])
+        return tensor.scales[0], int(tensor.zeros[0])
 
     def dtype(self, index: int) -> str:
         """The element type of a tensor."""
@@ -107,8 +109,8 @@ class Network:
         o = op.options
         space = self.shape(index)[1:3]
         strides, dilations = [o["StrideH"], o["StrideW"]], [o.get("DilationHFactor", 1), o.get("DilationWFactor", 1)]
-        extents = [(k - 1) * gap + 1 for k, gap in zip(kernel, dilations, strict=True)]
-        if min(*strides, *dilations, *kernel) < 1 or max(extents) > _WINDOW or o["Padding"] not in (0, 1):
+        spans = [(k - 1) * gap + 1 for k, gap in zip(kernel, dilations, strict=True)]
+        if min(*strides, *dilations, *kernel) < 1 or max(spans) > _WINDOW or o["Padding"] not in (0, 1):
             raise BadFileError(
                 "a window that cannot be",
                 where=self.where(index),
@@ -116,12 +118,12 @@ class Network:
                 allowed=f"strides, dilations and a kernel of 1 to {_WINDOW}",
             )
         low, high = [], []
-        for n, extent, step in zip(space, extents, strides, strict=True):
+        for n, extent, step in zip(space, spans, strides, strict=True):
             total = max(0, (-(-n // step) - 1) * step + extent - n) if o["Padding"] == 0 else 0
             low.append(total // 2)
             high.append(total - total // 2)
-        found: dict[str, Any] = {"strides": strides, "pads": [*low, *high]}
-        return found | ({"dilations": dilations} if dilations != [1, 1] else {})
+        attrs: dict[str, Any] = {"strides": strides, "pads": [*low, *high]}
+        return attrs | ({"dilations": dilations} if dilations != [1, 1] else {})
 
     def target(self, op: Operator) -> list[int]:
         """The shape that a reshaping operator gives, with 0 for a first axis that stays."""
@@ -136,18 +138,18 @@ class Network:
 
     def value(self, index: int) -> Value:
         """An input or output."""
-        found = self.tensor(index)
-        signed = any(found.free)
-        axes: list[int | str] = list(found.shape)
-        for i, free in enumerate(found.free):
-            if free or (i == 0 and not signed and found.shape[0] == 1):
+        tensor = self.tensor(index)
+        signed = any(tensor.free)
+        axes: list[int | str] = list(tensor.shape)
+        for i, free in enumerate(tensor.free):
+            if free or (i == 0 and not signed and tensor.shape[0] == 1):
                 axes[i] = f"{self.names[index]}.{i}" if i else "batch"
         return Value(self.names[index], self.dtype(index), tuple(axes))
 
     def graph(self, inputs: Sequence[int], outputs: Sequence[int], meta: dict[str, Attr]) -> Graph:
         """The finished graph."""
-        given, made = tuple(map(self.value, inputs)), tuple(map(self.value, outputs))
-        graph = Graph(given, made, tuple(self.nodes), (), self.constants, meta)
+        graph_inputs, graph_outputs = tuple(map(self.value, inputs)), tuple(map(self.value, outputs))
+        graph = Graph(graph_inputs, graph_outputs, tuple(self.nodes), (), self.constants, meta)
         check_graph(graph, [self.names[i] for i in self.parts])
         return graph
 
@@ -183,8 +185,8 @@ def build_graph(file: str, parsed: Parsed, names: Sequence[str], parts: Mapping[
 def is_integer(parsed: Parsed) -> bool:
     """Whether every operator, those at the ends aside, gives codes with one scale."""
     inner = [op for op in parsed.operators if op.kind not in _ENDS]
-    made = [parsed.tensors[i] for op in inner for i in op.outputs]
-    return bool(made) and all(t.kind in CODES and t.scales.size == 1 for t in made)
+    results = [parsed.tensors[i] for op in inner for i in op.outputs]
+    return bool(results) and all(t.kind in CODES and t.scales.size == 1 for t in results)
 
 
 def _translate(network: Any, operators: Sequence[Operator], table: Mapping[str, Any]) -> None:
@@ -202,7 +204,7 @@ def _translate(network: Any, operators: Sequence[Operator], table: Mapping[str, 
             table[op.kind](network, op)
         except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:  # options or operands are missing
             raise BadFileError(
-                f"an operator that is none of its kind: {error}", where=network.where(op.outputs[0]), found=op.kind
+                f"an operator does not fit its kind: {error}", where=network.where(op.outputs[0]), found=op.kind
             ) from error
 
 
@@ -211,11 +213,11 @@ def _ends(network: Network) -> tuple[list[int], list[int], list[Operator]]:
     parsed, inner = network.parsed, []
     inputs, outputs = list(parsed.inputs), list(parsed.outputs)
     for op in parsed.operators:
-        source, made = (op.inputs or (-1,))[0], (op.outputs or (-1,))[0]
+        source, result = (op.inputs or (-1,))[0], (op.outputs or (-1,))[0]
         if op.kind == "QUANTIZE" and source in inputs and parsed.tensors[source].kind == "FLOAT32":
-            inputs[inputs.index(source)] = made
-        elif op.kind == "DEQUANTIZE" and made in outputs and source >= 0:
-            outputs[outputs.index(made)] = source
+            inputs[inputs.index(source)] = result
+        elif op.kind == "DEQUANTIZE" and result in outputs and source >= 0:
+            outputs[outputs.index(result)] = source
         else:
             inner.append(op)
     return inputs, outputs, inner

@@ -134,6 +134,6 @@ class Image:
         import tflite
 
         places = self.fields(at)
-        held = int(self.bytes[places[3]]) if len(places) > 3 and places[3] else 0
-        listed = held in [getattr(tflite.BuiltinOptions, name) for name in _LISTED]
+        options_type = int(self.bytes[places[3]]) if len(places) > 3 and places[3] else 0
+        listed = options_type in [getattr(tflite.BuiltinOptions, name) for name in _LISTED]
         self.table(at, _OPERATOR if listed else _SCALARS)

@@ -64,8 +64,8 @@ def _rescale(network: Network, x: str, factors: Any, output: str, **attrs: Any) 
 
 
 def _result(network: Network, op: Operator) -> dict[str, Any]:
-    made = op.outputs[0]
-    return {"dtype": network.dtype(made), **limits(network, made, _activation(op))}
+    output = op.outputs[0]
+    return {"dtype": network.dtype(output), **limits(network, output, _activation(op))}
 
 
 # ---- layers
@@ -168,8 +168,8 @@ def _fully_connected(network: Network, op: Operator) -> None:
     width = network.shape(op.inputs[1])[1]
     if op.options.get("WeightsFormat", 0):
         raise UnsupportedError("a weight in a shuffled order", where=network.where(op.inputs[1]))
-    given = network.shape(op.inputs[0])
-    if not given or given[-1] != width or (len(given) != 2 and not op.options.get("KeepNumDims")):
+    shape = network.shape(op.inputs[0])
+    if not shape or shape[-1] != width or (len(shape) != 2 and not op.options.get("KeepNumDims")):
         x = network.add("Reshape", (x,), f"{name}/rows", shape=[-1, width])
     bias, _ = _bias(network, op)
     total = network.add(
@@ -186,8 +186,8 @@ def _fully_connected(network: Network, op: Operator) -> None:
 
 def _add(network: Network, op: Operator) -> None:
     """ADD: both sides at a common scale, in 32 bits."""
-    name, made = network.names[op.outputs[0]], op.outputs[0]
-    left = 15 if network.dtype(made) == "I16" else 20
+    name, output = network.names[op.outputs[0]], op.outputs[0]
+    left = 15 if network.dtype(output) == "I16" else 20
     twice = 2 * max(float(network.scale(i)[0]) for i in op.inputs)
     sides = []
     for place, index in enumerate(op.inputs):
@@ -204,7 +204,7 @@ def _add(network: Network, op: Operator) -> None:
             )
         )
     total = network.add("IntegerAdd", sides, f"{name}/sum")
-    factor = dyadic(twice / ((1 << left) * float(network.scale(made)[0])))
+    factor = dyadic(twice / ((1 << left) * float(network.scale(output)[0])))
     _rescale(network, total, factor, name, **_result(network, op))
 
 
@@ -225,18 +225,18 @@ def _codes(network: Network, index: int) -> str:
 
 def _rescaled(network: Network, op: Operator, activation: int) -> None:
     """QUANTIZE between codes, and ReLU on its own: one rescaling."""
-    source, made = op.inputs[0], op.outputs[0]
+    source, output = op.inputs[0], op.outputs[0]
     if network.tensor(source).kind not in (*CODES, "UINT8"):
-        raise UnsupportedError("a conversion from floats inside of an integer network", where=network.where(made))
-    (x, zero), (y, _) = network.scale(source), network.scale(made)
+        raise UnsupportedError("a conversion from floats inside of an integer network", where=network.where(output))
+    (x, zero), (y, _) = network.scale(source), network.scale(output)
     _rescale(
         network,
         network.names[source],
         dyadic(float(x) / float(y)),
-        network.names[made],
+        network.names[output],
         x_zero=zero,
-        dtype=network.dtype(made),
-        **limits(network, made, activation),
+        dtype=network.dtype(output),
+        **limits(network, output, activation),
     )
 
 
@@ -268,17 +268,17 @@ def _average_pool(network: Network, op: Operator) -> None:
 
 
 def _max_pool(network: Network, op: Operator) -> None:
-    """MAX_POOL_2D: the row has channels first, so that the image is turned and turned back."""
+    """MAX_POOL_2D: the row has channels first, so the image is transposed before and after it."""
     _same_scale(network, op)
     name, kernel = network.names[op.outputs[0]], [op.options["FilterHeight"], op.options["FilterWidth"]]
     bounds = limits(network, op.outputs[0], _activation(op))
-    turned = network.add("Transpose", (network.names[op.inputs[0]],), f"{name}/nchw", perm=[0, 3, 1, 2])
-    found = network.add(
-        "MaxPool", (turned,), f"{name}/max", kernel_shape=kernel, **network.spatial(op, op.inputs[0], kernel)
+    channels_first = network.add("Transpose", (network.names[op.inputs[0]],), f"{name}/nchw", perm=[0, 3, 1, 2])
+    pooled = network.add(
+        "MaxPool", (channels_first,), f"{name}/max", kernel_shape=kernel, **network.spatial(op, op.inputs[0], kernel)
     )
     if _activation(op):
-        found = network.add("Clip", (found,), f"{name}/limited", min=bounds["lo"], max=bounds["hi"])
-    network.add("Transpose", (found,), name, perm=[0, 2, 3, 1])
+        pooled = network.add("Clip", (pooled,), f"{name}/limited", min=bounds["lo"], max=bounds["hi"])
+    network.add("Transpose", (pooled,), name, perm=[0, 2, 3, 1])
 
 
 def _mean(network: Network, op: Operator) -> None:
@@ -313,12 +313,12 @@ def _mean(network: Network, op: Operator) -> None:
 def _softmax(network: Network, op: Operator) -> None:
     """SOFTMAX of int8: exp in Q5.26 of the scaled distance to the greatest."""
     scale, _ = network.scale(op.inputs[0])
-    given, made = network.dtype(op.inputs[0]), network.tensor(op.outputs[0])
-    if given != "I8" or made.kind != "INT8" or network.scale(op.outputs[0]) != (np.float32(1 / 256), -128):
+    dtype, output = network.dtype(op.inputs[0]), network.tensor(op.outputs[0])
+    if dtype != "I8" or output.kind != "INT8" or network.scale(op.outputs[0]) != (np.float32(1 / 256), -128):
         raise UnsupportedError(
             "a softmax of this type or scale",
             where=network.where(op.outputs[0]),
-            found=f"{given}, {made.kind}",
+            found=f"{dtype}, {output.kind}",
             allowed="INT8 at 1/256, zero point -128",
         )
     real = min(float(np.float32(op.options["Beta"])) * float(scale) * (1 << 26), float((1 << 31) - 1))

@@ -40,7 +40,7 @@ class Tensor:
     """A tensor as the file describes it.
 
     Attributes:
-        name: UTF-8, or bytes that are none as half surrogates; not unique.
+        name: UTF-8, with other bytes as lone surrogates; not unique.
         kind: Its type: FLOAT32, INT8, ...
         shape: As stored; a free axis is 1 there.
         free: Which axes are free.
@@ -118,16 +118,16 @@ def parse(file: File, signature: str = "") -> Parsed:
 
 def _networks(model: Any) -> dict[str, int]:
     """The networks of a file by name: its signatures, and subgraphs that no signature names."""
-    found: dict[str, int] = {}
+    networks: dict[str, int] = {}
     for i in range(model.SignatureDefsLength()):
         signature = model.SignatureDefs(i)
         name = (signature.SignatureKey() or b"").decode("utf-8", "replace") or f"signature {i}"
-        found[name] = int(signature.SubgraphIndex())
+        networks[name] = int(signature.SubgraphIndex())
     for i in range(model.SubgraphsLength()):
-        if i not in found.values():
+        if i not in networks.values():
             name = (model.Subgraphs(i).Name() or b"").decode("utf-8", "replace")
-            found[name if name and name not in found else f"subgraph {i}"] = i
-    return found
+            networks[name if name and name not in networks else f"subgraph {i}"] = i
+    return networks
 
 
 def _chosen(names: dict[str, int], signature: str, where: str) -> int:
@@ -159,14 +159,16 @@ class _Reader:
         tensors = [self._tensor(i) for i in range(self.graph.TensorsLength())]
         count = len(tensors)
         operators = [self._operator(i, count) for i in range(self.graph.OperatorsLength())]
-        ends = [self._indices(found, count, 0) for found in (self.graph.InputsAsNumpy(), self.graph.OutputsAsNumpy())]
+        ends = [
+            self._indices(indices, count, 0) for indices in (self.graph.InputsAsNumpy(), self.graph.OutputsAsNumpy())
+        ]
         return Parsed(tensors, operators, ends[0], ends[1], others)
 
     def _bad(self, what: str, where: str, found: object, allowed: str = "") -> BadFileError:
         return BadFileError(what, where=f"{self.file.name}: {where}", found=found, allowed=allowed)
 
-    def _indices(self, found: Any, count: int, least: int) -> tuple[int, ...]:
-        listed = tuple(int(n) for n in found) if not isinstance(found, int) else ()
+    def _indices(self, numbers: Any, count: int, least: int) -> tuple[int, ...]:
+        listed = tuple(int(n) for n in numbers) if not isinstance(numbers, int) else ()
         if any(not least <= n < count for n in listed):
             raise self._bad("an index names no tensor", "operators", listed, f"{least}..{count - 1}")
         return listed
@@ -250,22 +252,22 @@ class _Reader:
     def _options(self, o: Any, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What the options of an operator say, and the names of fields that are not read."""
         name, *fields = OPTIONS.get(kind, ("",))
-        held = o.BuiltinOptions()
-        if held is None:
+        table = o.BuiltinOptions()
+        if table is None:
             return {}, ()
         if name and o.BuiltinOptionsType() != getattr(self.schema.BuiltinOptions, name):
             return {}, ("BuiltinOptions of another operator",)
-        unread = unread_options(kind, held)
+        unread = unread_options(kind, table)
         if not name:
             return {}, unread
         options = getattr(self.schema, name)()
-        options.Init(held.Bytes, held.Pos)
-        found = {field: getattr(options, field)() for field in fields}
+        options.Init(table.Bytes, table.Pos)
+        values = {field: getattr(options, field)() for field in fields}
         if name == "ReshapeOptions":
-            found["NewShape"] = _ints(options.NewShapeAsNumpy())
+            values["NewShape"] = _ints(options.NewShapeAsNumpy())
         if name == "SqueezeOptions":
-            found["SqueezeDims"] = _ints(options.SqueezeDimsAsNumpy())
-        return found, unread
+            values["SqueezeDims"] = _ints(options.SqueezeDimsAsNumpy())
+        return values, unread
 
 
 def _int32(table: Any, slot: int) -> int | None:
@@ -274,5 +276,5 @@ def _int32(table: Any, slot: int) -> int | None:
     return int(struct.unpack_from("<i", table.Bytes, table.Pos + place)[0]) if place else None
 
 
-def _ints(found: Any) -> tuple[int, ...]:
-    return () if isinstance(found, int) else tuple(int(n) for n in found)
+def _ints(numbers: Any) -> tuple[int, ...]:
+    return () if isinstance(numbers, int) else tuple(int(n) for n in numbers)

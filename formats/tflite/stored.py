@@ -62,10 +62,10 @@ class Part:
         scale = self._param("scale", scales, "F32", "f32") if scales.size else self._blocks("scale", self.block_scales)
         zero = self._param("zero", self.described.zeros, "I64", "int64") if self.described.zeros.any() else None
         zero = zero or self._blocks("zero", self.block_zeros)
-        held = self.stored.codes("data", shape or (1,), scale=scale, zero=zero)
+        codes = self.stored.codes("data", shape or (1,), scale=scale, zero=zero)
         name = "F32" if scale else self.stored.dtype.element
         parts = [part for part in (self.stored, self.block_scales, self.block_zeros) if part is not None]
-        return QTensor(shape, name, (Term(held),), source=source_of("tflite", "verbatim", parts))
+        return QTensor(shape, name, (Term(codes),), source=source_of("tflite", "verbatim", parts))
 
     def integers(self) -> QTensor:
         """Its codes alone, over the same bytes."""
@@ -100,8 +100,8 @@ def open_tensors(folder: Folder, file: str, parsed: Parsed) -> tuple[list[str], 
     """
     names = _names(parsed.tensors)
     rows = folder.rows(file)
-    found = {i: _stored(rows, file, names[i], t) for i, t in enumerate(parsed.tensors) if t.data is not None}
-    return names, {i: _part(file, parsed, found, i) for i in found}
+    parts = {i: _stored(rows, file, names[i], t) for i, t in enumerate(parsed.tensors) if t.data is not None}
+    return names, {i: _part(file, parsed, parts, i) for i in parts}
 
 
 def _stored(rows: FileRows, file: str, name: str, tensor: Tensor) -> Stored:
@@ -120,19 +120,19 @@ def _stored(rows: FileRows, file: str, name: str, tensor: Tensor) -> Stored:
     return Stored(name, kind, tensor.shape, ByteRange(rows, begin, kind.storage), origin)
 
 
-def _part(file: str, parsed: Parsed, found: Mapping[int, Stored], index: int) -> Part:
+def _part(file: str, parsed: Parsed, constants: Mapping[int, Stored], index: int) -> Part:
     """A constant with what its quantization refers to."""
     tensor, blocks = parsed.tensors[index], parsed.tensors[index].blocks
     refuse_unread(tensor.unread, f"{file}: {tensor.name}")
     if blocks is None:
-        return Part(tensor, found[index])
+        return Part(tensor, constants[index])
     zeros = blocks.zeros if blocks.zeros >= 0 else None
     for place in (blocks.scales, zeros):
-        if place is not None and place not in found:
+        if place is not None and place not in constants:
             raise BadFileError("scales of blocks that are no constant", where=f"{file}: {tensor.name}", found=place)
         if place is not None:
-            block_tile(tensor, found[place].shape)
-    return Part(tensor, found[index], found[blocks.scales], None if zeros is None else found[zeros])
+            block_tile(tensor, constants[place].shape)
+    return Part(tensor, constants[index], constants[blocks.scales], None if zeros is None else constants[zeros])
 
 
 def block_tile(tensor: Tensor, grid: Shape) -> Shape:
@@ -173,6 +173,6 @@ def _names(tensors: list[Tensor]) -> list[str]:
 
 def plain_integers(array: Array, dtype: str, table: str) -> QTensor:
     """An array of integers as a constant of the graph."""
-    held = np.atleast_1d(np.ascontiguousarray(array))
-    codes = Codes(held.shape, (Buffer.of("data", held, dtype),), PLAIN, table)
+    numbers = np.atleast_1d(np.ascontiguousarray(array))
+    codes = Codes(numbers.shape, (Buffer.of("data", numbers, dtype),), PLAIN, table)
     return QTensor(array.shape, dtype, (Term(codes),))

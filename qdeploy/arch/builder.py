@@ -75,12 +75,12 @@ class Builder:
                 found="nothing",
                 allowed=f"shape {list(shape)}, which config.json ({fields}) asks for",
             )
-        found = self.model.tensors[name].shape
-        if found != shape:
+        stored_shape = self.model.tensors[name].shape
+        if stored_shape != shape:
             raise BadFileError(
                 "config.json contradicts a tensor",
                 where=f"config.json: {fields}; tensor {name}",
-                found=f"shape {list(found)}",
+                found=f"shape {list(stored_shape)}",
                 allowed=f"shape {list(shape)}",
             )
         self._used.add(name)

@@ -17,7 +17,7 @@ class Config:
     Attributes:
         fields: The object.
         where: How errors call it ("config.json", "config.json: rope_scaling").
-        read: The names of the fields that have been asked for.
+        read: The names of the fields that have been read.
     """
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
@@ -86,12 +86,12 @@ class Config:
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuses fields that change the arithmetic: each may be absent, null, or one of its neutral values."""
         for name, values in neutral.items():
-            found = self.fields.get(name)
-            if found is not None and found not in values:
+            setting = self.fields.get(name)
+            if setting is not None and setting not in values:
                 raise UnsupportedError(
                     "an unsupported field in the configuration",
                     where=f"{self.where}: {name}",
-                    found=found,
+                    found=setting,
                     allowed=" or ".join(["absent", *map(str, values)]),
                 )
 

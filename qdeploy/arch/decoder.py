@@ -346,9 +346,9 @@ class _Decoding:
             "context": self.decoder.context,
             "vocab": self.vocab,
         }
-        found = generation_of(self.builder.model, self.vocab)
-        self.builder.model.notes.extend(note for note in found.notes if note not in self.builder.model.notes)
-        return {**meta, **found.tokens}
+        generation = generation_of(self.builder.model, self.vocab)
+        self.builder.model.notes.extend(note for note in generation.notes if note not in self.builder.model.notes)
+        return {**meta, **generation.tokens}
 
 
 def _label(i: int, module: str) -> str:

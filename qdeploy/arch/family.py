@@ -50,7 +50,7 @@ class Family:
         heads: model_type -> names of the classes in `architectures` whose graph is built; the first is the usual one.
         names: How parameters are called in each dialect.
         build: Makes the graph; raises UnsupportedError and BadFileError as `build_graph` says.
-        gguf: `general.architecture` -> how such files describe the family; empty: there are none.
+        gguf: `general.architecture` -> how such files describe the family; empty: none does.
         genai: model_type -> the type that onnxruntime-genai knows; absent: it runs as "decoder".
     """
 

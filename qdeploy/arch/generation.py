@@ -74,24 +74,24 @@ def chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
         return {"default": files["chat_template.jinja"].decode("utf-8", "replace")}
     for name in ("tokenizer_config.json", "chat_template.json"):
         loaded = parse_json(files[name], name, strict=False) if name in files else None
-        found = loaded.get("chat_template") if isinstance(loaded, dict) else None
-        if isinstance(found, str):
-            return {"default": found}
-        if isinstance(found, list):
-            rows = [row for row in found if isinstance(row, dict)]
+        template = loaded.get("chat_template") if isinstance(loaded, dict) else None
+        if isinstance(template, str):
+            return {"default": template}
+        if isinstance(template, list):
+            rows = [row for row in template if isinstance(row, dict)]
             return {str(row.get("name", "default")): str(row.get("template", "")) for row in rows}
     return {}
 
 
 def _ids(value: Any, vocab: int, where: str, notes: list[str]) -> list[int]:
     """The ids that the vocabulary has; the others are noted."""
-    found: list[int] = []
+    known: list[int] = []
     for item in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < vocab:
-            found.append(item)
+            known.append(item)
         else:
             notes.append(f"{where}: {item!r:.40} is no token of a vocabulary of {vocab}, and was left out")
-    return found
+    return known
 
 
 def _is_number(value: object) -> bool:

@@ -44,7 +44,7 @@ class QueryKeyNorm:
 
     Attributes:
         epsilon: Of the norm.
-        over: "head": each head by itself, all with one weight [head_dim] (Qwen3); "heads": each with a weight of its
+        over: "head": each head on its own, all with one weight [head_dim] (Qwen3); "heads": each with a weight of its
             own, [heads, head_dim] (Cohere); "separate": the same as a module per head (StableLM); "width": all heads
             together (OLMo 2).
         kind: "rms" or "layer".
@@ -98,7 +98,7 @@ class SelfAttention:
         kv_heads: Key and value heads.
         head_dim: Extent of a head.
         window: How many keys a query sees; 0 for all.
-        capacity: Positions that the cache may be asked for.
+        capacity: Positions that the cache must hold.
         scale: Multiplied into the scores.
         rotation: Rotary positions; None for a layer without.
         qkv_bias: Query, key and value projections have a bias.
@@ -142,7 +142,7 @@ class SelfAttention:
         attributes = self._attributes(builder, layer)
         if self.qk_norm is not None and self.qk_norm.after_rotation:
             rope = attributes.pop("rope")
-            q, k = (self._turned(builder, y, name, layer, rope) for y, name in ((q, f"{label}.q"), (k, f"{label}.k")))
+            q, k = (self._rotated(builder, y, name, layer, rope) for y, name in ((q, f"{label}.q"), (k, f"{label}.k")))
             q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
         inputs = [q, k, v]
         if self.parts.sinks:
@@ -247,7 +247,7 @@ class SelfAttention:
         k = self._normed(builder, both[1], f"{source}.{self.parts.k_norm}", f"{label}.k{suffix}", self.kv_heads)
         return q, k
 
-    def _turned(self, builder: Builder, x: str, name: str, layer: int, rope: Attr) -> str:
+    def _rotated(self, builder: Builder, x: str, name: str, layer: int, rope: Attr) -> str:
         heads = self.heads if name.endswith(".q") else self.kv_heads
         return builder.node("Rotary", x, name=f"{name}.turned", heads=heads, rope=rope, length_of=f"kv.{layer}")
 

@@ -54,6 +54,6 @@ def refuse_unused(model: Model, used: Collection[str]) -> None:
             )
     notes = {
         f"left out, since the graph gives hidden states: {', '.join(heads)}": heads,
-        f"not applied: scales of activations ({len(activations)} tensors: {', '.join(activations[:1])}, ...)": activations,
+        f"not applied: activation scales ({len(activations)} tensors: {', '.join(activations[:1])}, ...)": activations,
     }
     model.notes.extend(note for note, names in notes.items() if names and note not in model.notes)

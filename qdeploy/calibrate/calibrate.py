@@ -10,7 +10,7 @@ import numpy as np
 from qdeploy.calibrate.histogram import Histogram
 from qdeploy.calibrate.methods import METHODS
 from qdeploy.errors import BadArgumentError, BadFileError
-from qdeploy.integer.fixed import Float64
+from qdeploy.integer.quantized_value import Float64
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, batches, run
@@ -75,7 +75,7 @@ def calibrate(
             allowed="2..16 bits, a percentile of 50..100, a batch of 1 or more",
         )
     graph = fold(model.graph, model.tensors)
-    given, count = fitted(graph, data)
+    feeds, count = fitted(graph, data)
     seen: dict[str, Histogram] = {}
     divided, channels = smoothable(graph), dict[str, tuple[Float64, Float64]]()
 
@@ -90,10 +90,12 @@ def calibrate(
 
     weights = Weights(model)
     progress.start("calibrating", count, "samples")
-    for part in batches(graph, given, batch):
+    for part in batches(graph, feeds, batch):
         run(graph, part, {}, weights, watch)
         progress.advance(len(next(iter(part.values()))))
-    values = {name: METHODS[method](found, bits, percentile) for name, found in seen.items() if found.counts.any()}
+    values = {
+        name: METHODS[method](histogram, bits, percentile) for name, histogram in seen.items() if histogram.counts.any()
+    }
     return Ranges(values, method, count, channels)
 
 
@@ -113,17 +115,17 @@ def read_data(path: str) -> dict[str, Array]:
 def fitted(graph: Graph, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
     """The data by the names of the inputs, and how many entries it has; BadArgumentError where it does not fit."""
     names = [value.name for value in graph.inputs]
-    given = dict(data)
-    if len(names) == len(given) == 1:
-        given = {names[0]: next(iter(given.values()))}
-    missing = [name for name in names if name not in given]
+    feeds = dict(data)
+    if len(names) == len(feeds) == 1:
+        feeds = {names[0]: next(iter(feeds.values()))}
+    missing = [name for name in names if name not in feeds]
     if missing or graph.states:
         raise BadArgumentError(
             "the calibration data does not fit the network",
             found=", ".join(data) or "nothing",
             allowed=", ".join(names),
         )
-    counts = {len(given[name]) if given[name].ndim else 0 for name in names}
+    counts = {len(feeds[name]) if feeds[name].ndim else 0 for name in names}
     if len(counts) != 1 or 0 in counts:
         raise BadArgumentError("calibration data with another number of entries for each input", found=sorted(counts))
-    return {name: given[name] for name in names}, counts.pop()
+    return {name: feeds[name] for name in names}, counts.pop()

@@ -1,4 +1,4 @@
-"""How a network becomes one of integers, as it can be asked for: the options, without what carries them out."""
+"""The options that turn a network into integers; `network.py` applies them."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ class Integers:
     narrow_sums: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that are none."""
+        """Refuses values that are not allowed."""
         refuse_unknown(self)

@@ -60,8 +60,8 @@ def _divergence(sizes: npt.NDArray[np.float64], cut: int, levels: int) -> float:
     kept[-1] += sizes[cut:].sum()
     shown = np.where(kept > 0, np.maximum(spread, 1e-12), 0.0)
     p, q = kept / max(kept.sum(), 1), shown / max(shown.sum(), 1e-12)
-    held = p > 0
-    return float((p[held] * np.log(p[held] / q[held])).sum())
+    occupied = p > 0
+    return float((p[occupied] * np.log(p[occupied] / q[occupied])).sum())
 
 
 def by_mse(seen: Histogram, bits: int, percentile: float) -> Interval:

@@ -43,9 +43,9 @@ def input_moments(
         float64 [groups, K, K] for each layer, by the name of its weight [N, K] in the folded graph.
     """
     graph = fold(model.graph, model.tensors)
-    given, count = fitted(graph, data)
-    held = {**{name: model.tensors[name] for name in graph.weights() if name in model.tensors}, **graph.constants}
-    weights = {name: as_value(tensor) for name, tensor in held.items()}
+    feeds, count = fitted(graph, data)
+    tensors = {**{name: model.tensors[name] for name in graph.weights() if name in model.tensors}, **graph.constants}
+    weights = {name: as_value(tensor) for name, tensor in tensors.items()}
     layers: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op in LAYERS and not node.attrs.get("transA", 0) and node.inputs[1] in weights:
@@ -62,7 +62,7 @@ def input_moments(
                 totals[key] = totals.get(key, 0) + rows.shape[1]
 
     progress.start("input moments", count, "samples")
-    for part in batches(graph, given, batch):
+    for part in batches(graph, feeds, batch):
         run(graph, part, {}, weights, watch)
         progress.advance(len(next(iter(part.values()))))
     return {name: total / totals[name] for name, total in sums.items()}
@@ -86,10 +86,10 @@ def _rows(node: Node, x: Array, shape: tuple[int, ...]) -> Array:
         str(attrs.get("auto_pad", "NOTSET")),
         attrs.get("pads"),  # type: ignore[arg-type]
     )
-    found = windows(np.pad(x, [(0, 0), (0, 0), *border]), shape[2:], strides, dilations)
-    n, places = len(found), found.shape[2 : 2 + rank]
+    patches = windows(np.pad(x, [(0, 0), (0, 0), *border]), shape[2:], strides, dilations)
+    n, places = len(patches), patches.shape[2 : 2 + rank]
     picked = np.arange(0, n * int(np.prod(places)), -(-n * int(np.prod(places)) // ROWS))
     image, *at = np.unravel_index(picked, (n, *places))
     chosen: Any = (image, slice(None), *at)
-    rows = found[chosen]  # [rows, C, *kernel]
+    rows = patches[chosen]  # [rows, C, *kernel]
     return np.asarray(rows.reshape(len(picked), group, -1).swapaxes(0, 1), np.float32)

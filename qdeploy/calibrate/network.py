@@ -1,4 +1,4 @@
-"""A network as integers, as it was asked for: with calibration data, or with the scales that its source carries."""
+"""A network as integers, by its options: with calibration data, or with the scales that its source carries."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ META = "integers"
 _SCALED = ("QuantizeLinear", "QLinear", "QGemm")
 
 
-def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) -> Model:
+def integer_network(model: Model, options: Integers, progress: Progress = SILENT) -> Model:
     """Returns a network in integers; one that is already so stays as it is.
 
     Args:
         model: A float network, or one with quantize nodes.
-        asked: See `Integers`.
+        options: See `Integers`.
         progress: Told of calibration.
 
     Raises:
@@ -38,58 +38,58 @@ def integer_network(model: Model, asked: Integers, progress: Progress = SILENT) 
         UnsupportedError: The network has no activation scales and none are measured, or it has no integer form.
     """
     if model.graph.meta.get("kind") == "integer":
-        return _unchanged(model, asked)
-    data = read_data(asked.calibrate) if asked.calibrate else None
+        return _unchanged(model, options)
+    data = read_data(options.calibrate) if options.calibrate else None
     _refuse(model, data is not None)
-    layers = layer_bits(asked.layer_bits)
-    narrow = asked.narrow_sums and any(node.op == "Conv" for node in model.graph.nodes)
-    bits = Bits(asked.weight_bits, asked.activation_bits, layers=layers, narrow_sums=narrow)
+    layers = layer_bits(options.layer_bits)
+    narrow = options.narrow_sums and any(node.op == "Conv" for node in model.graph.nodes)
+    bits = Bits(options.weight_bits, options.activation_bits, layers=layers, narrow_sums=narrow)
     ranges, moments = None, None
     if data is not None:
-        method, least = asked.calibrate_method, min([asked.activation_bits, *(a for _, a in layers.values())])
+        method, least = options.calibrate_method, min([options.activation_bits, *(a for _, a in layers.values())])
         ranges = calibrate(model, data, method, bits=least, percentile=PERCENTILE, progress=progress)
-        if min([asked.weight_bits, *(w for w, _ in layers.values())]) < 8:
+        if min([options.weight_bits, *(w for w, _ in layers.values())]) < 8:
             moments = input_moments(model, data, progress=progress)
-    made = integerize(
+    network = integerize(
         model,
         ranges.values if ranges else None,
         bits,
-        Arithmetic(asked.rounding),
+        Arithmetic(options.rounding),
         moments,
         ranges.channels if ranges else None,
     )
-    return _described(made, model, _said(model, bits, ranges, asked.rounding, made))
+    return _described(network, model, _description(model, bits, ranges, options.rounding, network))
 
 
-def layer_bits(given: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def layer_bits(source: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Bits of single layers, (weights, activations), from a mapping or a JSON file; one number stands for both.
 
     Raises:
         BadArgumentError: The file cannot be read, or says something else.
     """
-    where, found = "", given
-    if isinstance(given, str):
-        if not given:
+    where, tree = "", source
+    if isinstance(source, str):
+        if not source:
             return {}
-        where = given
+        where = source
         try:
-            found = json.loads(Path(given).read_text(encoding="utf-8"))
+            tree = json.loads(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadArgumentError(f"bits per layer cannot be read: {error}", where=where) from error
-    if isinstance(found, Mapping):
-        pairs = {str(name): [bits, bits] if isinstance(bits, int) else bits for name, bits in found.items()}
+    if isinstance(tree, Mapping):
+        pairs = {str(name): [bits, bits] if isinstance(bits, int) else bits for name, bits in tree.items()}
         if all(isinstance(b, list | tuple) and len(b) == 2 and all(type(n) is int for n in b) for b in pairs.values()):
             return {name: (b[0], b[1]) for name, b in pairs.items()}
     raise BadArgumentError(
-        "bits per layer that are no such thing",
+        "bits per layer are not a mapping of layers to bits",
         where=where,
-        found=type(found).__name__,
+        found=type(tree).__name__,
         allowed='{"layer": [weight bits, activation bits], ...}',
     )
 
 
-def _unchanged(model: Model, asked: Integers) -> Model:
-    fixed = dataclasses.replace(asked, narrow_sums=False)
+def _unchanged(model: Model, options: Integers) -> Model:
+    fixed = dataclasses.replace(options, narrow_sums=False)
     if fixed != Integers():
         changed = [f.name for f in dataclasses.fields(fixed) if getattr(fixed, f.name) != f.default]
         raise BadArgumentError(
@@ -117,23 +117,23 @@ def _refuse(model: Model, measured: bool) -> None:
         )
 
 
-def _said(model: Model, bits: Bits, ranges: Ranges | None, rounding: str, made: Model) -> dict[str, Attr]:
+def _description(model: Model, bits: Bits, ranges: Ranges | None, rounding: str, network: Model) -> dict[str, Attr]:
     names = layer_names(model)
     listed = {name: list(bits.of(name, name in (names[0], names[-1]))) for name in names}
     for name, pair in listed.items():  # weights that the source has quantized have bits of their own
-        table = integer_type(made.tensors[f"{name}/codes"]) if f"{name}/codes" in made.tensors else None
+        table = integer_type(network.tensors[f"{name}/codes"]) if f"{name}/codes" in network.tensors else None
         pair[0] = int(table[1:]) if table is not None else pair[0]
-    said: dict[str, Attr] = {"rounding": rounding, "bits": listed}
+    description: dict[str, Attr] = {"rounding": rounding, "bits": listed}
     if ranges is not None:
-        said |= {
+        description |= {
             "method": ranges.method,
             "samples": ranges.samples,
             "ranges": {name: list(pair) for name, pair in ranges.values.items()},
         }
-    return said
+    return description
 
 
-def _described(made: Model, source: Model, said: dict[str, Attr]) -> Model:
+def _described(network: Model, source: Model, description: dict[str, Attr]) -> Model:
     """The integer network, which still says what it came from and how."""
-    graph: Graph = dataclasses.replace(made.graph, meta={**made.graph.meta, META: said})
-    return dataclasses.replace(made, format=source.format, config=source.config, build_graph=lambda _: graph)
+    graph: Graph = dataclasses.replace(network.graph, meta={**network.graph.meta, META: description})
+    return dataclasses.replace(network, format=source.format, config=source.config, build_graph=lambda _: graph)

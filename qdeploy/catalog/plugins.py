@@ -16,7 +16,7 @@ from typing import NamedTuple
 _METADATA = (".dist-info", ".egg-info")
 
 
-class Found(NamedTuple):
+class EntryPoint(NamedTuple):
     """An entry point: its name, where its object is ("module:attribute"), and the distribution that brings it."""
 
     name: str
@@ -24,14 +24,14 @@ class Found(NamedTuple):
     origin: str
 
 
-def found(group: str) -> tuple[Found, ...]:
+def installed(group: str) -> tuple[EntryPoint, ...]:
     """The entry points of a group ("qdeploy.formats")."""
     if not _mentioned(group, tuple(sys.path)):
         return ()
     from importlib.metadata import entry_points
 
     return tuple(
-        Found(point.name, point.value, point.dist.name if point.dist else "a plug-in")
+        EntryPoint(point.name, point.value, point.dist.name if point.dist else "a plug-in")
         for point in entry_points(group=group)
     )
 

@@ -69,7 +69,7 @@ class Row:
     def refused(self, loaded: Any, contract: str) -> UnsupportedError:
         """The error for an object that does not satisfy its contract."""
         return UnsupportedError(
-            f"the plug-in {self.name} is no {contract}",
+            f"the plug-in {self.name} is not a {contract}",
             where=f"{self.target} of {self.origin}",
             found=type(loaded).__name__,
             allowed=f"the protocol {contract}",

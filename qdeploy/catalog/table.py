@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Generic, TypeVar
 
-from qdeploy.catalog.plugins import found
+from qdeploy.catalog.plugins import installed
 from qdeploy.catalog.rows import BUILT_IN, Row
 from qdeploy.errors import BadArgumentError, UnsupportedError
 
@@ -44,7 +44,7 @@ class Table(Generic[R]):
     def rows(self) -> dict[str, R]:
         """All rows by name; what a distribution or a caller brings never shadows what is built in."""
         rows = self.built_in()
-        for row in (*self._added.values(), *(self._row(p.name, p.target, p.origin) for p in found(self._group))):
+        for row in (*self._added.values(), *(self._row(p.name, p.target, p.origin) for p in installed(self._group))):
             if row.name not in self._reserved:
                 rows.setdefault(row.name, row)
         return rows

@@ -44,10 +44,10 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        found: click.Command = import_module(f"qdeploy.cli.{cmd_name}").command
-        if not any(parameter.name == "debug" for parameter in found.params):
-            found.params.append(_debug_option())
-        return found
+        verb: click.Command = import_module(f"qdeploy.cli.{cmd_name}").command
+        if not any(parameter.name == "debug" for parameter in verb.params):
+            verb.params.append(_debug_option())
+        return verb
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

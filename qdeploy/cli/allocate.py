@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from qdeploy.cli.fields import GroupedCommand, fields, given
+from qdeploy.cli.fields import GroupedCommand, fields, passed
 from qdeploy.cli.screen import Bar
 from qdeploy.cli.tables import console, table
-from qdeploy.limits import Asked
+from qdeploy.limits import AllocationSpec
 from qdeploy.options import SourceOptions
 
 
-@fields([("Allocation", Asked), ("Reading", SourceOptions)])
+@fields([("Allocation", AllocationSpec), ("Reading", SourceOptions)])
 @click.command("allocate", cls=GroupedCommand, short_help="Choose bits per layer within a limit.")
 @click.argument("model", type=click.Path())
 @click.option("--calibrate", "data", metavar="NPZ", required=True, help="An array per input, to measure losses with.")
@@ -45,11 +45,11 @@ def command(
     from qdeploy.allocation import allocate
 
     with Bar(hidden=quiet or as_json) as bar:
-        found = allocate(model, data, limit or "", out=out, force=force, progress=bar, **given(how))
+        report = allocate(model, data, limit or "", out=out, force=force, progress=bar, **passed(how))
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(report))
     elif not quiet:
-        _print(found)
+        _print(report)
         if out:
             click.echo(f"{out}: for qdeploy convert --layer-bits")
 
@@ -60,10 +60,10 @@ def _trace(row: dict[str, Any]) -> str:
     return f"{row['trace']:.2e}" + ("" if row["trace_error"] is None else f" ± {row['trace_error']:.0e}")
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(report: dict[str, Any]) -> None:
     from qdeploy.limits import show_cost
 
-    limit, layers = found["limit"], found["layers"]
+    limit, layers = report["limit"], report["layers"]
     kind = limit["kind"]
     choices = list(dict.fromkeys(choice for row in layers.values() for choice in row["loss"] if not row["fixed"]))
     traced = any("trace" in row for row in layers.values())
@@ -87,15 +87,15 @@ def _print(found: dict[str, Any]) -> None:
         )
     total = f"{sum(row['weights'] for row in layers.values()):,}"
     rows.append(
-        ["total", total, *([""] if traced else []), *([""] * len(choices)), show_cost(kind, found["cost"]), "", ""]
+        ["total", total, *([""] if traced else []), *([""] * len(choices)), show_cost(kind, report["cost"]), "", ""]
     )
     screen = console()
     screen.print(table(heads, rows, right=tuple(range(1, len(heads) - 2))))
     least, greatest, allowed, cost = (
-        show_cost(kind, n) for n in (limit["least"], limit["greatest"], limit["cost"], found["cost"])
+        show_cost(kind, n) for n in (limit["least"], limit["greatest"], limit["cost"], report["cost"])
     )
-    samples = "" if found["sensitivity"] == "weights" else f" on {found['samples']} samples"
+    samples = "" if report["sensitivity"] == "weights" else f" on {report['samples']} samples"
     screen.print(
         f"{kind} {cost} of at most {allowed} ({limit['asked']}; from {least} to {greatest}); loss "
-        f"{found['loss']:.3e} by {found['sensitivity']}{samples}",
+        f"{report['loss']:.3e} by {report['sensitivity']}{samples}",
     )

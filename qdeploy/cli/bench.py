@@ -14,7 +14,7 @@ import click
 
 from qdeploy.cli.screen import Bar
 from qdeploy.cli.tables import console, table
-from qdeploy.cli.values import extents
+from qdeploy.cli.values import axis_sizes
 from qdeploy.errors import UnsupportedError
 from qdeploy.sizes import human
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "axes",
     multiple=True,
     metavar="NAME=EXTENT",
-    callback=extents,
+    callback=axis_sizes,
     help="The extent of a free axis, such as sequence=64 (128 if not given; a batch is 1).",
 )
 @click.option("--out", metavar="FILE", help="Write the table, for allocate --latency.")
@@ -70,13 +70,13 @@ def command(
       qdeploy bench model.qd --memory 300MB --json
       qdeploy bench resnet.onnx --layers --threads 1 --choices 8,4 --out table.json
     """
-    given = {name: value for name, value in more.items() if value}
+    options = {name: value for name, value in more.items() if value}
     if layers:
-        _layers(model, as_json, threads=threads, force=force, **given)
+        _layers(model, as_json, threads=threads, force=force, **options)
         return
-    if given or force:
+    if options or force:
         raise click.UsageError(
-            f"--{'/--'.join([*given, *(['force'] if force else [])])} measures layers: pass --layers."
+            f"--{'/--'.join([*options, *(['force'] if force else [])])} measures layers: pass --layers."
         )
     from qdeploy.native import Runtime
 
@@ -87,33 +87,33 @@ def command(
                 where=model,
                 todo="Time Runtime.embed in Python, or measure a decoder.",
             )
-        found = _measure(runtime, prompt_tokens, tokens, runs)
+        speeds = _measure(runtime, prompt_tokens, tokens, runs)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(speeds))
         return
     rows = [
-        ["prefill", f"{found['prefill']:.1f} tokens/s"],
-        ["decode", f"{found['decode']:.1f} tokens/s"],
-        ["weights read", f"{found['read_gb_s']:.2f} GB/s, {found['of_bound']:.0%} of what one thread of numpy reads"],
-        ["memory", f"{human(found['total'])}, rung {found['rung']} of {found['rungs']}, {found['isa']}"],
+        ["prefill", f"{speeds['prefill']:.1f} tokens/s"],
+        ["decode", f"{speeds['decode']:.1f} tokens/s"],
+        ["weights read", f"{speeds['read_gb_s']:.2f} GB/s, {speeds['of_bound']:.0%} of what one thread of numpy reads"],
+        ["memory", f"{human(speeds['total'])}, rung {speeds['rung']} of {speeds['rungs']}, {speeds['isa']}"],
     ]
-    console().print(table(["", found["path"]], rows))
+    console().print(table(["", speeds["path"]], rows))
 
 
 def _layers(path: str, as_json: bool, **how: Any) -> None:
     from qdeploy.latency import latency_table
 
     with Bar(hidden=as_json) as bar:
-        found = latency_table(path, progress=bar, **how)
+        timings = latency_table(path, progress=bar, **how)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(timings))
         return
-    choices = list(next(iter(found["layers"].values())))
-    rows = [[key, *(f"{1e6 * row[c]:.1f}" for c in choices)] for key, row in found["layers"].items()]
+    choices = list(next(iter(timings["layers"].values())))
+    rows = [[key, *(f"{1e6 * row[c]:.1f}" for c in choices)] for key, row in timings["layers"].items()]
     heads = ["layer", *(f"{c}, us" for c in choices)]
     console().print(table(heads, rows, right=tuple(range(1, len(heads)))))
-    machine = found["machine"]
-    click.echo(f"{found['target']}, threads: {found['threads']}; {machine['cpu']}, {machine['cores']} cores")
+    machine = timings["machine"]
+    click.echo(f"{timings['target']}, threads: {timings['threads']}; {machine['cpu']}, {machine['cores']} cores")
     if how.get("out"):
         click.echo(f"{how['out']}: for qdeploy allocate --latency")
 

@@ -19,10 +19,10 @@ def print_comparison(report: dict[str, Any], every: bool) -> None:
     for name in report["only"][:10]:
         screen.print(f"  only in one of them: {name}")
     if "logits" in report:
-        found = report["logits"]
+        logits = report["logits"]
         screen.print(
-            f"logits of {found['tokens']} tokens: relative L2 {found['relative_l2']:.1e} (limit {found['limit']:.2g}), "
-            f"same most likely token at {found['same_top1']:.0%}"
+            f"logits of {logits['tokens']} tokens: relative L2 {logits['relative_l2']:.1e} "
+            f"(limit {logits['limit']:.2g}), same most likely token at {logits['same_top1']:.0%}"
         )
 
 

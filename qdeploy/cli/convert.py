@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qdeploy.calibrate.integers import Integers
-from qdeploy.cli.fields import GroupedCommand, Taken, given, merged
+from qdeploy.cli.fields import GroupedCommand, Taken, merged, passed
 from qdeploy.cli.screen import Bar
 from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions
@@ -86,7 +86,7 @@ def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool
     from qdeploy.conversion import run
 
     with Bar(hidden=quiet or as_json) as bar:
-        report = run(ConversionSpec.of(to, given(values)), src, dst, force=force, progress=bar)
+        report = run(ConversionSpec.of(to, passed(values)), src, dst, force=force, progress=bar)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     elif not quiet:
@@ -133,9 +133,9 @@ def _print_integers(how: dict[str, Any], screen: Any) -> None:
 def _grouped(report: dict[str, Any]) -> list[list[str]]:
     """One row per distinct way in which tensors are held."""
     unheld = "as it is" if report["target"] in ("ir", "source") else "not used"
-    found: dict[tuple[str, str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str], list[int]] = {}
     for row in report["tensors"].values():
         for form in row.get("forms") or [{"form": unheld, "reason": "", "bytes": row["bytes"]}]:
             key = (row.get("encoding", ""), form["form"], form["reason"])
-            found.setdefault(key, []).append(form["bytes"])
-    return [[*key, str(len(sizes)), human(sum(sizes))] for key, sizes in sorted(found.items())]
+            groups.setdefault(key, []).append(form["bytes"])
+    return [[*key, str(len(sizes)), human(sum(sizes))] for key, sizes in sorted(groups.items())]

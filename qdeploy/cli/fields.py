@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qdeploy.cli.values import extents
+from qdeploy.cli.values import axis_sizes
 from qdeploy.options import Option, options_of
 
 Command = TypeVar("Command", bound=click.Command)
@@ -16,7 +16,7 @@ Taken = Sequence[tuple[str, type[Any]]]
 
 
 class FieldOption(click.Option):
-    """An option that a field declares; None where it is not given.
+    """An option that a field declares; None where the user does not pass it.
 
     Attributes:
         group: Under which title it stands in `--help`.
@@ -75,8 +75,8 @@ def merged(groups: Taken, only: Sequence[str] = ()) -> list[FieldOption]:
     return [FieldOption(declared[name], ", ".join(dict.fromkeys(titles[name]))) for name in declared]
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
+def passed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the user passed."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -100,7 +100,7 @@ def _kind(declared: Option) -> dict[str, Any]:
     if isinstance(default, tuple):
         return {"multiple": True, "metavar": metavar, "callback": _none_if_empty}
     if isinstance(default, dict):
-        return {"multiple": True, "metavar": metavar, "callback": extents}
+        return {"multiple": True, "metavar": metavar, "callback": axis_sizes}
     if isinstance(default, int):
         return {"type": click.INT, "metavar": f"[{choices}]" if choices else "N"}
     return {"metavar": metavar}

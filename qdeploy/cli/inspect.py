@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdeploy.cli.fields import GroupedCommand, fields, given
+from qdeploy.cli.fields import GroupedCommand, fields, passed
 from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions
 from qdeploy.sizes import human
@@ -42,15 +42,15 @@ def command(path: str, tensors: bool, histogram: bool, checksums: bool, as_json:
     _import_numpy_without_threads()
     from qdeploy.proof.survey import survey
 
-    found = survey(path, **given(source), histogram=histogram, checksums=checksums)
+    report = survey(path, **passed(source), histogram=histogram, checksums=checksums)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(report, indent=1))
     else:
-        _print(found, tensors)
+        _print(report, tensors)
 
 
 def _import_numpy_without_threads() -> None:
-    """Imports numpy, if nobody has, without the threads of its BLAS: describing multiplies nothing.
+    """Imports numpy, unless it is there already, without the threads of its BLAS: describing multiplies nothing.
 
     They would take a quarter of the processor time of the whole verb. The environment stays as it was.
     """
@@ -64,11 +64,11 @@ def _import_numpy_without_threads() -> None:
         del os.environ[name]
 
 
-def _print(found: dict[str, Any], each: bool) -> None:
+def _print(report: dict[str, Any], each: bool) -> None:
     screen = console()
-    family = f", {found['model_type']}" if found["model_type"] else ""
-    screen.print(f"[bold]{found['path']}[/]: {found['title']}{family}")
-    rows = [_row(name, t) for name, t in found["tensors"].items()] if each else _grouped(found["tensors"])
+    family = f", {report['model_type']}" if report["model_type"] else ""
+    screen.print(f"[bold]{report['path']}[/]: {report['title']}{family}")
+    rows = [_row(name, t) for name, t in report["tensors"].items()] if each else _grouped(report["tensors"])
     heads = (
         ["tensor", "shape", "encoding", "bits", "bytes"]
         if each
@@ -76,22 +76,22 @@ def _print(found: dict[str, Any], each: bool) -> None:
     )
     screen.print(table(heads, rows, right=(3, 4) if each else (1, 2, 3, 4)))
     screen.print(
-        f"{found['parameters']:,} parameters, {found['bits']:.2f} bits per weight, {human(found['bytes'])}"
-        + (f", graph: {found['graph']}" if found["graph"] else "")
+        f"{report['parameters']:,} parameters, {report['bits']:.2f} bits per weight, {human(report['bytes'])}"
+        + (f", graph: {report['graph']}" if report["graph"] else "")
     )
-    if "rungs" in found:
-        _print_file(screen, found)
-    for name, counts in found.get("histogram", {}).items():
+    if "rungs" in report:
+        _print_file(screen, report)
+    for name, counts in report.get("histogram", {}).items():
         screen.print(f"{name}: {_bars(counts)}")
-    if "checksums" in found:
-        screen.print(f"checksums: {found['checksums']} right")
-    for note in found["notes"]:
+    if "checksums" in report:
+        screen.print(f"checksums: {report['checksums']} right")
+    for note in report["notes"]:
         screen.print(f"[yellow]note[/] {note}")
 
 
-def _print_file(screen: Screen, found: dict[str, Any]) -> None:
+def _print_file(screen: Screen, report: dict[str, Any]) -> None:
     """What a file of the native runtime holds besides its tensors."""
-    file, plan, floor, ceiling = found["file"], found["plan"], found["floor"], found["ceiling"]
+    file, plan, floor, ceiling = report["file"], report["plan"], report["floor"], report["ceiling"]
     ops = ", ".join(f"{count} {op}" for op, count in plan["ops"].items())
     rows = [
         ["file", f"version {file['version']}, {human(file['bytes'])}, content {file['content_sha256'][:16]}"],
@@ -101,11 +101,11 @@ def _print_file(screen: Screen, found: dict[str, Any]) -> None:
         ["ceiling", f"rung {ceiling['rung']}, {human(ceiling['bytes'])} of weights (qdeploy plan says what fits)"],
         ["plan", f"{plan['nodes']} nodes: {ops}"],
         ["activations", f"{plan['values']} values in {plan['floats_per_token']:,} floats per token"],
-        ["metadata", ", ".join(f"{key} {human(size)}" for key, size in found["metadata"].items())],
-        ["conversion", ", ".join(f"{key}={value}" for key, value in found["conversion"].items() if value)],
+        ["metadata", ", ".join(f"{key} {human(size)}" for key, size in report["metadata"].items())],
+        ["conversion", ", ".join(f"{key}={value}" for key, value in report["conversion"].items() if value)],
     ]
     screen.print(table(["part", "what"], rows))
-    shown = _some(found["rungs"], floor["rung"])
+    shown = _some(report["rungs"], floor["rung"])
     lines = [[str(r["rung"]), human(file["resident"] + r["bytes"]), f"{r['error']:.4g}"] for r in shown]
     screen.print(table(["rung", "weights", "predicted loss"], lines, right=(0, 1, 2)))
 

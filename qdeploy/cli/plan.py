@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qdeploy.cli.fields import GroupedCommand, Taken, fields, given
+from qdeploy.cli.fields import GroupedCommand, Taken, fields, passed
 from qdeploy.cli.tables import console, table
 from qdeploy.options import SourceOptions, options_of
 from qdeploy.sizes import human, parse_size
@@ -73,45 +73,45 @@ def command(
         from qdeploy.cli.plot import check, draw
 
         check(plot)
-    found = plan(
+    report = plan(
         path,
         budget=None if budget is None else parse_size(budget),
         context=context,
         threads=threads,
         kv=kv,
-        **given(values),
+        **passed(values),
     )
     if plot:
-        draw(found, plot)
+        draw(report, plot)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(report))
     else:
-        _print(found, rows, tensors)
+        _print(report, rows, tensors)
 
 
-def _print(found: dict[str, Any], rows: int, each: bool) -> None:
-    rungs = found["rungs"]
+def _print(report: dict[str, Any], rows: int, each: bool) -> None:
+    rungs = report["rungs"]
     step = max(1, (len(rungs) - 1) // (rows - 1)) if len(rungs) > 1 else 1
-    shown = [r for i, r in enumerate(rungs) if i % step == 0 or r is rungs[-1] or r["rung"] == found["fits"]]
+    shown = [r for i, r in enumerate(rungs) if i % step == 0 or r is rungs[-1] or r["rung"] == report["fits"]]
     lines = [
         [
             str(r["rung"]),
             human(r["total"]),
             f"{r['bits']:.2f}",
             f"{r['error']:.4g}",
-            "fits" if r["rung"] == found["fits"] else "",
+            "fits" if r["rung"] == report["fits"] else "",
         ]
         for r in shown
     ]
     screen = console()
     screen.print(table(["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
-    members = found["tensors"] if each else found["layers"]
+    members = report["tensors"] if each else report["layers"]
     kind = "tensor" if each else "layer"
     parts = [[name, f"{m['parameters']:,}", f"{m['bits']:.2f}", human(m["bytes"])] for name, m in members.items()]
-    screen.print(table([f"{kind} at rung {found['rung']}", "parameters", "bits", "bytes"], parts, right=(1, 2, 3)))
+    screen.print(table([f"{kind} at rung {report['rung']}", "parameters", "bits", "bytes"], parts, right=(1, 2, 3)))
     drawn = curve([r["error"] for r in rungs])
     if drawn:
         click.echo(f"loss  {drawn}")
-    click.echo(f"floor {human(found['floor'])}, ceiling {human(found['ceiling'])}")
-    for note in found["notes"]:
+    click.echo(f"floor {human(report['floor'])}, ceiling {human(report['ceiling'])}")
+    for note in report["notes"]:
         click.echo(f"note  {note}")

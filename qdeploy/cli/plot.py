@@ -24,7 +24,7 @@ def check(path: str) -> None:
     require("matplotlib", purpose="plotting")
 
 
-def draw(found: dict[str, Any], path: str) -> None:
+def draw(report: dict[str, Any], path: str) -> None:
     """Draws what `qdeploy.planning.plan` found.
 
     Raises:
@@ -36,22 +36,22 @@ def draw(found: dict[str, Any], path: str) -> None:
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    sizes = [rung["total"] / 1e6 for rung in found["rungs"]]
-    losses = [rung["error"] for rung in found["rungs"]]
+    sizes = [rung["total"] / 1e6 for rung in report["rungs"]]
+    losses = [rung["error"] for rung in report["rungs"]]
     axes.step(sizes, losses, where="post", color="#1f5fa8", linewidth=1.8)
     axes.fill_between(sizes, losses, step="post", color="#1f5fa8", alpha=0.12)
-    marks = [("floor", found["floor"], "#a8321f"), ("ceiling", found["ceiling"], "#2f7d32")]
-    marks += [("budget", found["budget"], "#8a5a00")] if found["budget"] else []
+    marks = [("floor", report["floor"], "#a8321f"), ("ceiling", report["ceiling"], "#2f7d32")]
+    marks += [("budget", report["budget"], "#8a5a00")] if report["budget"] else []
     for name, size, colour in marks:
         axes.axvline(size / 1e6, color=colour, linewidth=1.2, linestyle="--", label=f"{name} {human(size)}")
-    if found["budget"]:
-        chosen = next(rung for rung in found["rungs"] if rung["rung"] == found["rung"])
+    if report["budget"]:
+        chosen = next(rung for rung in report["rungs"] if rung["rung"] == report["rung"])
         at = chosen["total"] / 1e6, chosen["error"]
         axes.plot(*at, "o", color="#8a5a00", label=f"rung {chosen['rung']}, {chosen['bits']:.2f} bits per weight")
     axes.set_xlabel("memory, everything counted (MB)")
     axes.set_ylabel("predicted loss")
     axes.set_ylim(bottom=0)
-    axes.set_title(os.path.basename(found["path"].rstrip("/")))
+    axes.set_title(os.path.basename(report["path"].rstrip("/")))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     try:

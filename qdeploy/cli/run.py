@@ -119,8 +119,8 @@ def command(
         runtime.follow_pressure(follow_pressure)
         if runtime.encoder:
             sentence = "sentence_embedding" in runtime.outputs
-            found = runtime.embed([prompt])[0] if sentence else runtime.hidden_states(prompt)
-            click.echo(json.dumps(found.tolist()))
+            vectors = runtime.embed([prompt])[0] if sentence else runtime.hidden_states(prompt)
+            click.echo(json.dumps(vectors.tolist()))
             return
         if chat:
             sampling["messages"] = [{"role": "user", "content": prompt}]
@@ -147,9 +147,9 @@ def _write(
             raise
     seconds, stats = time.monotonic() - start, runtime.stats
     if as_json:
-        found = {"text": "".join(pieces), "seconds": seconds, "rungs": rungs, "refused": refused, **stats}
-        found["finish_reason"] = runtime.finish_reason
-        click.echo(json.dumps(found))
+        report = {"text": "".join(pieces), "seconds": seconds, "rungs": rungs, "refused": refused, **stats}
+        report["finish_reason"] = runtime.finish_reason
+        click.echo(json.dumps(report))
         return
     click.echo()
     for line in refused:

@@ -18,7 +18,7 @@ class Bar:
         self._hidden = hidden
         self._bar: Any = None
         self._task: Any = None
-        self._title, self._unit, self._total, self._done, self._said = "", "", 0, 0, 0.0
+        self._title, self._unit, self._total, self._done, self._printed_at = "", "", 0, 0, 0.0
         self._drawn = False
 
     def __enter__(self) -> Bar:
@@ -33,7 +33,7 @@ class Bar:
 
     def start(self, title: str, total: int, unit: str = "") -> None:
         """A stage begins."""
-        self._title, self._unit, self._total, self._done, self._said = title, unit, total, 0, time.monotonic()
+        self._title, self._unit, self._total, self._done, self._printed_at = title, unit, total, 0, time.monotonic()
         if self._drawn:
             self._draw()
         elif not self._hidden and total:
@@ -44,8 +44,8 @@ class Bar:
         self._done += count
         if self._bar is not None:
             self._bar.advance(self._task, count)
-        elif not self._hidden and time.monotonic() - self._said > 10:
-            self._said = time.monotonic()
+        elif not self._hidden and time.monotonic() - self._printed_at > 10:
+            self._printed_at = time.monotonic()
             done = f"{self._shown(self._done)} of {self._shown(self._total)}"
             print(f"{self._title}: {done}, {printable(detail)}", file=sys.stderr, flush=True)
 

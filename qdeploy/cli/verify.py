@@ -53,17 +53,17 @@ def _prove(path: str, as_json: bool) -> None:
     """Prints what was looked at and found; exits."""
     from qdeploy.proof.integers import integer_only
 
-    found = integer_only(path)
+    report = integer_only(path)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(report, indent=1))
     else:
-        rows = [[name, _shown(value)] for name, value in found.items() if name != "integer_only"]
+        rows = [[name, _shown(value)] for name, value in report.items() if name != "integer_only"]
         console().print(table(["", "found"], rows, right=(1,)))
         for name in ("floats", "externs", "instructions"):
-            for line in (found.get(name) or [])[:10]:
+            for line in (report.get(name) or [])[:10]:
                 click.echo(f"  {name}: {line}")
-        click.echo("integers only" if found["integer_only"] else "NOT INTEGERS ONLY")
-    sys.exit(0 if found["integer_only"] else 1)
+        click.echo("integers only" if report["integer_only"] else "NOT INTEGERS ONLY")
+    sys.exit(0 if report["integer_only"] else 1)
 
 
 def _shown(value: Any) -> str:

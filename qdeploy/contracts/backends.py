@@ -40,11 +40,11 @@ class SingleFile(Protocol):
         ...
 
     def recording(self, options: TargetOptions, record: Mapping[str, object]) -> TargetOptions:
-        """The options, with which the file will also record what else the conversion was asked for (JSON values)."""
+        """The options, with the other options of the conversion (JSON values), which the file also records."""
         ...
 
     def conversion(self, path: str) -> Mapping[str, object]:
-        """What the conversion that wrote a file was asked for; BadFileError where it is damaged."""
+        """The options of the conversion that wrote a file; BadFileError where it is damaged."""
         ...
 
     def describe(self, path: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class BackendRow(RegistryRow):
     magic: bytes = b""
 
     def load(self) -> Backend:
-        """The backend; UnsupportedError where it cannot be imported or is no backend."""
+        """The backend; UnsupportedError where it cannot be imported or is not a backend."""
         loaded = self.resolved().loaded()
         if not isinstance(loaded, Backend):
             raise self.refused(loaded, "qdeploy.contracts.backends.Backend")

@@ -18,7 +18,7 @@ _SETTINGS = ("quantize_config.json", "quantization_config.json", "quant_config.j
 
 
 class Clues:
-    """The signs by which formats know their checkpoints; each is looked for once, when it is first asked for."""
+    """The signs by which formats know their checkpoints; each is looked for once, at its first use."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from qdeploy.contracts.clues import Clues
     from qdeploy.ir.model import Model
     from qdeploy.ir.tensor import Source
+    from qdeploy.store.codec import Codec
     from qdeploy.store.folder import Folder
-    from qdeploy.store.recode import Recoding
 
 
 class Sniff(NamedTuple):
@@ -62,20 +62,20 @@ class Format(Protocol):
 class Writer(Format, Protocol):
     """A format whose source files can be written again from the tensors, byte for byte."""
 
-    def recodings(self, source: Source) -> tuple[Recoding, ...]:
+    def codecs(self, source: Source) -> tuple[Codec, ...]:
         """How each stored tensor of a source is made of the tensor's buffers."""
         ...
 
 
 class Looks(NamedTuple):
-    """Conditions that a checkpoint must all meet; an empty one is none.
+    """Conditions that a checkpoint must all meet; an empty condition is always met.
 
     Attributes:
         magic: A file that is named itself begins with one of these.
         suffixes: The file's name, or the name of a file in the folder, ends with one of these.
         files: A file of one of these names is in the folder, or beside the file that is named itself, or is that file.
         without: The folder holds no file of these names; a file that is named itself may have them beside it.
-        methods: `quant_method` of the configuration is one of these; "": there is none.
+        methods: `quant_method` of the configuration is one of these; "": it has no such field.
         keys: config.json has all of these keys.
         tensors: Regular expression that is found in the text that names the tensors: the index, or the header of the
             first safetensors file.
@@ -116,7 +116,7 @@ class FormatRow(Row):
     tested: str = ""
 
     def load(self) -> Format:
-        """The format; UnsupportedError where it cannot be imported or is no format."""
+        """The format; UnsupportedError where it cannot be imported or is not a format."""
         loaded = self.resolved().loaded()
         if not isinstance(loaded, Format):
             raise self.refused(loaded, "qdeploy.contracts.formats.Format")

@@ -60,14 +60,14 @@ class Curve:
         Raises:
             BadArgumentError: Not even the floor fits; the error names it.
         """
-        found = bisect_right(self.points, budget, key=lambda point: point.nbytes)
-        if not found:
+        count = bisect_right(self.points, budget, key=lambda point: point.nbytes)
+        if not count:
             raise BadArgumentError(
                 "the budget is too small for this model",
                 found=f"{budget} bytes",
                 allowed=f"at least {self.points[0].nbytes} bytes",
             )
-        return self.points[found - 1]
+        return self.points[count - 1]
 
     def resident(self, budget: int) -> dict[str, int]:
         """How many pieces of every tensor fit into a number of bytes; raises as `at` does."""

@@ -56,9 +56,9 @@ def resident(prefix: Iterable[Piece]) -> dict[str, int]:
 
 
 def _by_tensor(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = {}
+    by_tensor: dict[str, list[Piece]] = {}
     for piece in pieces:
-        own = found.setdefault(piece.tensor, [])
+        own = by_tensor.setdefault(piece.tensor, [])
         if own and (own[-1].term, own[-1].plane) >= (piece.term, piece.plane):
             raise BadArgumentError(
                 "the pieces of a tensor are out of order",
@@ -66,7 +66,7 @@ def _by_tensor(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
                 found=f"term {piece.term}, plane {piece.plane}",
             )
         own.append(piece)
-    return found
+    return by_tensor
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ def _by_level(tensors: dict[str, list[Piece]], start: dict[str, int] | None = No
 
 
 def _by_reference(tensors: dict[str, list[Piece]], reference: Sequence[tuple[str, int]]) -> list[Piece]:
-    taken, made = dict.fromkeys(tensors, 1), list[Piece]()
+    taken, ordered = dict.fromkeys(tensors, 1), list[Piece]()
     for name, number in reference:
         if name not in tensors or number != taken[name] or number >= len(tensors[name]):
             allowed = f"piece {taken[name]} of {len(tensors[name])}" if name in tensors else "a tensor that is cut"
             raise BadFileError(
                 "the reference order does not fit the tensors", where=name, found=f"piece {number}", allowed=allowed
             )
-        made.append(tensors[name][number])
+        ordered.append(tensors[name][number])
         taken[name] += 1
-    return made + _by_level(tensors, taken)
+    return ordered + _by_level(tensors, taken)

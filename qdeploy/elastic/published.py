@@ -33,7 +33,7 @@ def reference_steps(model: Model) -> list[tuple[str, int]]:
 
     Raises:
         UnsupportedError: The checkpoint has no such list.
-        BadFileError: The list names layers that are not there, or is no sequence of additions.
+        BadFileError: The list names layers that are not there, or is not a sequence of additions.
     """
     entries = list[dict[str, int]]()  # the one before, and the smallest
     names: dict[str, str] = {}
@@ -71,7 +71,7 @@ def sensitivities(model: Model, pieces: Iterable[Piece], path: str = "") -> dict
 
     Raises:
         UnsupportedError: The checkpoint has no such measurements.
-        BadFileError: They name layers that are not there, or are no positive numbers.
+        BadFileError: They name layers that are not there, or are not positive numbers.
     """
     tree = parse_json(_text(_file(path) if path else _side_file(model, PERPLEXITIES)), path or PERPLEXITIES)
     gains: dict[str, float] = {}
@@ -84,9 +84,9 @@ def sensitivities(model: Model, pieces: Iterable[Piece], path: str = "") -> dict
     for piece in pieces:
         if (piece.term, piece.plane) > (0, 0):
             errors[piece.tensor] = errors.get(piece.tensor, 0.0) + piece.gain
-    found = {name: gain / errors[name] for name, gain in gains.items() if errors.get(name, 0.0) > 0}
-    least = _LEAST * sum(found.values()) / max(1, len(found))
-    raised = {name: max(value, least) for name, value in found.items()}
+    costs = {name: gain / errors[name] for name, gain in gains.items() if errors.get(name, 0.0) > 0}
+    least = _LEAST * sum(costs.values()) / max(1, len(costs))
+    raised = {name: max(value, least) for name, value in costs.items()}
     mean = sum(raised.values()) / max(1, len(raised))
     return {name: value / mean for name, value in raised.items()} if mean > 0 else {}
 
@@ -108,11 +108,11 @@ def _entries(file: Buffer) -> Iterator[dict[str, int]]:
     while place < file.shape[0] or text:
         more = bytes(file.read(place, min(place + _CHUNK, file.shape[0]))) if place < file.shape[0] else b""
         text, place, end = text + more, place + len(more), 0
-        for found in _ENTRY.finditer(text):
-            if not _BETWEEN.fullmatch(text, end, found.start()):
+        for entry in _ENTRY.finditer(text):
+            if not _BETWEEN.fullmatch(text, end, entry.start()):
                 break
-            yield _layers(parse_json(found.group(), ORDER))
-            end = found.end()
+            yield _layers(parse_json(entry.group(), ORDER))
+            end = entry.end()
         text = text[end:]
         if len(text) > 2 * _CHUNK or not more:
             if not _BETWEEN.fullmatch(text):
@@ -149,7 +149,9 @@ def _rows(tree: Any) -> Iterator[dict[str, float]]:
         for layer, value in row.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not isinstance(layer, str) or not number or not 0 < value < math.inf:
-                raise BadFileError("a perplexity is no positive number", where=f"{PERPLEXITIES}: {layer}", found=value)
+                raise BadFileError(
+                    "a perplexity is not a positive number", where=f"{PERPLEXITIES}: {layer}", found=value
+                )
         if row:
             yield row
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qdeploy.integer.builder import Builder
-from qdeploy.integer.fixed import Fixed, Float64, Grid, unsigned_grid
+from qdeploy.integer.quantized_value import Float64, Grid, QuantizedValue, unsigned_grid
 from qdeploy.ir.dyadic import dyadics
 from qdeploy.ir.graph import Node
 from qdeploy.quantize.smooth import divisors
 
 
-def smoothed(build: Builder, node: Node, bits: int) -> tuple[Fixed, Float64] | None:
+def smoothed(build: Builder, node: Node, bits: int) -> tuple[QuantizedValue, Float64] | None:
     """The input of a Linear as codes of divided channels, and the divisors; None: it is taken as it is.
 
     Args:
@@ -32,14 +32,14 @@ def smoothed(build: Builder, node: Node, bits: int) -> tuple[Fixed, Float64] | N
     return _divided(build, x, c, grid, name), c
 
 
-def _divided(build: Builder, x: Fixed, c: Float64, grid: Grid, name: str) -> Fixed:
+def _divided(build: Builder, x: QuantizedValue, c: Float64, grid: Grid, name: str) -> QuantizedValue:
     m, e = dyadics(x.scale / (c * grid.scale))
-    held = build.constant(m, f"{name}/divided/multiplier"), build.constant(e, f"{name}/divided/shift")
-    made = build.once(
-        ("divided", x.name, *held, grid),
+    factor = build.constant(m, f"{name}/divided/multiplier"), build.constant(e, f"{name}/divided/shift")
+    output = build.once(
+        ("divided", x.name, *factor, grid),
         lambda: build.add(
             "Requantize",
-            (x.name, *held),
+            (x.name, *factor),
             f"{name}/divided",
             lo=grid.lo,
             hi=grid.hi,
@@ -50,4 +50,4 @@ def _divided(build: Builder, x: Fixed, c: Float64, grid: Grid, name: str) -> Fix
             rounding=build.arithmetic.rounding,
         ),
     )
-    return Fixed.on(grid, made)
+    return QuantizedValue.on(grid, output)

@@ -25,10 +25,10 @@ from qdeploy.integer import moves as integer_moves
 from qdeploy.integer import quantized as integer_quantized
 from qdeploy.integer import sums as integer_sums
 from qdeploy.integer.builder import Arithmetic, Builder, Rule
-from qdeploy.integer.fixed import Fixed, Float64, Grid, full_grid
 from qdeploy.integer.functions import FUNCTION_RULES
 from qdeploy.integer.intervals import INT32, Intervals, check_ranges
 from qdeploy.integer.plan import LAYERS, Bits, Plan
+from qdeploy.integer.quantized_value import Float64, Grid, QuantizedValue, full_grid
 from qdeploy.integer.transformer import TRANSFORMER_RULES
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Attr, Graph, Node, Value
@@ -80,22 +80,25 @@ def integerize(
     for node in graph.nodes:
         build.apply(node)
         _settle(build, node)
-    made = _finished(build)
-    check_ranges(made, build.weights)
-    return Model("integer", model.path, build.weights, build_graph=lambda _: made, notes=list(model.notes))
+    integer_graph = _finished(build)
+    check_ranges(integer_graph, build.weights)
+    return Model("integer", model.path, build.weights, build_graph=lambda _: integer_graph, notes=list(model.notes))
 
 
 def _declared(graph: Graph) -> dict[str, tuple[float, float]]:
     """Ranges of inputs that the source says."""
-    said: Any = graph.meta.get("ranges", {})
-    pairs: list[Any] = list(said.values()) if isinstance(said, dict) else [None]
+    declared: Any = graph.meta.get("ranges", {})
+    pairs: list[Any] = list(declared.values()) if isinstance(declared, dict) else [None]
     for pair in pairs:
         whole = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) in (int, float) for n in pair)
         if not whole or not -_FAR <= pair[0] <= pair[1] <= _FAR:
             raise BadFileError(
-                "a range of an input that is none", where="meta: ranges", found=said, allowed="[least, greatest]"
+                "the range of an input is not two numbers",
+                where="meta: ranges",
+                found=declared,
+                allowed="[least, greatest]",
             )
-    return {str(name): (float(low), float(high)) for name, (low, high) in said.items()}
+    return {str(name): (float(low), float(high)) for name, (low, high) in declared.items()}
 
 
 def layer_names(model: Model) -> list[str]:
@@ -120,7 +123,9 @@ def _enter(build: Builder) -> None:
             build.integers[value.name] = value.name
         else:
             declared = value.name in _declared(build.graph)  # of images: never in a sum, where a zero point would cost
-            build.values[value.name] = Fixed.on(build.plan.grid(value.name, 8, zero_point=declared), value.name)
+            build.values[value.name] = QuantizedValue.on(
+                build.plan.grid(value.name, 8, zero_point=declared), value.name
+            )
 
 
 def _settle(build: Builder, node: Node) -> None:
@@ -143,7 +148,7 @@ def _finished(build: Builder) -> Graph:
         if value.name in build.integers:
             outputs.append(value)
             continue
-        x = _given(build, value.name)
+        x = _in_one_scale(build, value.name)
         quantization[value.name] = {"scale": float(x.scale[0]), "zero": x.zero}
         if x.name != value.name and (x.name in rename or not any(x.name in n.outputs for n in build.nodes)):
             x = replace(x, name=build.add("Identity", (x.name,), f"{value.name}/output"))
@@ -160,7 +165,7 @@ def _finished(build: Builder) -> Graph:
     return _needed(Graph(inputs, tuple(outputs), nodes, (), build.constants, meta))
 
 
-def _given(build: Builder, name: str) -> Fixed:
+def _in_one_scale(build: Builder, name: str) -> QuantizedValue:
     """An output with one scale: accumulators with a scale per channel are brought to the greatest of them."""
     x = build.value(name)
     if x.grid is not None:

@@ -22,7 +22,7 @@ from qdeploy.ir.ops.integer_intervals import INT32, INT64
 from qdeploy.ir.ops.row import Interval, Op
 from qdeploy.ir.ops.table import OPS
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.passes.shapes import Extents, extents
+from qdeploy.passes.shapes import SymbolicShape, inferred_shapes
 
 __all__ = ["INT32", "INT64", "Bounds", "Intervals", "check_ranges", "where"]
 
@@ -111,12 +111,12 @@ class Intervals:
     def extent(self, name: str, axis: int) -> int | str:
         """The extent of an axis of a value; its name where it is free."""
         array = self.array(name)
-        return int(array.shape[axis]) if array is not None else self._extents[name][axis]
+        return int(array.shape[axis]) if array is not None else self._shapes[name][axis]
 
     @cached_property
-    def _extents(self) -> dict[str, Extents]:
+    def _shapes(self) -> dict[str, SymbolicShape]:
         arrays = {name: self.array(name) for name in (*self.graph.weights(), *self.graph.constants)}
-        return extents(self.graph, {name: array for name, array in arrays.items() if array is not None})
+        return inferred_shapes(self.graph, {name: array for name, array in arrays.items() if array is not None})
 
     def below(self, node: Node, bound: float, limit: int, what: str) -> None:
         """Raises UnsupportedError where a bound reaches a limit."""

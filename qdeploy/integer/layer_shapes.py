@@ -40,12 +40,12 @@ class LayerShape:
     @property
     def key(self) -> str:
         """The shape in words, equal for equal shapes: "Conv 1x64x56x56 by 64x64x3x3, pads 1 1 1 1"."""
-        extents = ["x".join(map(str, shape)) for shape in (self.input, self.weight)]
+        sizes = ["x".join(map(str, shape)) for shape in (self.input, self.weight)]
         more = [
             f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in sorted(self.attrs.items())
         ]
-        return ", ".join([f"{self.op} {extents[0]} by {extents[1]}", *more])
+        return ", ".join([f"{self.op} {sizes[0]} by {sizes[1]}", *more])
 
 
 def folded(model: Model) -> tuple[Graph, dict[str, Array]]:
@@ -63,26 +63,26 @@ def folded(model: Model) -> tuple[Graph, dict[str, Array]]:
             todo="Bits of decoders: qdeploy plan.",
         )
     graph = fold(model.graph, model.tensors)
-    held = {**{name: model.tensors[name] for name in graph.weights() if name in model.tensors}, **graph.constants}
-    return graph, {name: as_value(tensor) for name, tensor in held.items()}
+    tensors = {**{name: model.tensors[name] for name in graph.weights() if name in model.tensors}, **graph.constants}
+    return graph, {name: as_value(tensor) for name, tensor in tensors.items()}
 
 
-def fixed_axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
-    """The extent of every free axis of the inputs: a batch (a first axis of any name) is 1 where none is given.
+def fixed_axes(graph: Graph, axes: Mapping[str, int]) -> dict[str, int]:
+    """The size of every free axis of the inputs; a batch (a first axis of any name) is 1 by default.
 
     Raises:
-        BadArgumentError: An axis that the network does not have, no positive extent, or one that has to be given.
+        BadArgumentError: The network has no such axis, a size is not positive, or one is missing.
     """
-    found = chosen_axes(graph, given)
+    sizes = chosen_axes(graph, axes)
     for name in (axis for value in graph.inputs for axis in value.shape if isinstance(axis, str)):
-        if not isinstance(found.get(name), int) or found[name] < 1:
+        if not isinstance(sizes.get(name), int) or sizes[name] < 1:
             raise BadArgumentError(
                 "a free axis needs an extent, a positive integer",
                 where=name,
-                found=found.get(name, "none"),
+                found=sizes.get(name, "none"),
                 todo=f"Give --axis {name}=EXTENT.",
             )
-    return found
+    return sizes
 
 
 def layer_shapes(graph: Graph, weights: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, LayerShape]:
@@ -103,17 +103,17 @@ def layer_shapes(graph: Graph, weights: Mapping[str, Array], axes: Mapping[str, 
         seen[name] = array.shape
 
     run(graph, inputs, {}, weights, note)
-    found: dict[str, LayerShape] = {}
+    shapes: dict[str, LayerShape] = {}
     for node in graph.nodes:
         if node.op in LAYERS and node.inputs[1] in weights:
-            found.setdefault(node.inputs[1], _shape(node, seen[node.inputs[0]], weights[node.inputs[1]].shape))
-    return found
+            shapes.setdefault(node.inputs[1], _shape(node, seen[node.inputs[0]], weights[node.inputs[1]].shape))
+    return shapes
 
 
-def _shape(node: Node, given: tuple[int, ...], weight: tuple[int, ...]) -> LayerShape:
+def _shape(node: Node, input_shape: tuple[int, ...], weight: tuple[int, ...]) -> LayerShape:
     if node.op != "Conv":
-        turned = node.op == "Gemm" and not node.attrs.get("transB", 0)
-        return LayerShape("Linear", given, weight[::-1] if turned else weight, {})
+        transposed = node.op == "Gemm" and not node.attrs.get("transB", 0)
+        return LayerShape("Linear", input_shape, weight[::-1] if transposed else weight, {})
     attrs = {name: node.attrs[name] for name in _CONV_ATTRS if name in node.attrs}
     usual: dict[str, set[Any]] = {"strides": {1}, "dilations": {1}, "pads": {0}, "group": {1}, "auto_pad": {"NOTSET"}}
     kept = {
@@ -121,4 +121,4 @@ def _shape(node: Node, given: tuple[int, ...], weight: tuple[int, ...]) -> Layer
         for name, value in attrs.items()
         if not set(value if isinstance(value, list) else [value]) <= usual[name]
     }
-    return LayerShape("Conv", given, weight, kept)
+    return LayerShape("Conv", input_shape, weight, kept)

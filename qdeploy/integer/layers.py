@@ -10,8 +10,8 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
 from qdeploy.integer.divided import smoothed
-from qdeploy.integer.fixed import Fixed, Float64
 from qdeploy.integer.intervals import INT32, where
+from qdeploy.integer.quantized_value import Float64, QuantizedValue
 from qdeploy.integer.weights import Coded, quantized
 from qdeploy.ir.graph import Node
 
@@ -24,8 +24,8 @@ def layer(build: Builder, node: Node) -> None:
     """Conv, Linear and Gemm."""
     weight_bits, activation_bits = build.plan.layer_bits(node.inputs[1])
     divided = smoothed(build, node, activation_bits) if node.op == "Linear" else None
-    given = build.coded(node.inputs[1])
-    weight = (given or _weight(build, node, weight_bits, divided[1] if divided else None)).settled()
+    stored = build.coded(node.inputs[1])
+    weight = (stored or _weight(build, node, weight_bits, divided[1] if divided else None)).settled()
     bias = build.real(node.inputs[2]) if node.inputs[2:3] and node.inputs[2] else None
     attrs: dict[str, Any] = {}
     if node.op == "Conv":
@@ -36,7 +36,7 @@ def layer(build: Builder, node: Node) -> None:
         x = divided[0]
     else:
         x = build.narrow(node.inputs[0], activation_bits, zero_point=True, most=_most_bits(weight))
-    accumulate(build, node, x, weight, bias, weight.bits if given else weight_bits, attrs)
+    accumulate(build, node, x, weight, bias, weight.bits if stored else weight_bits, attrs)
 
 
 def _most_bits(weight: Coded) -> int:
@@ -46,20 +46,20 @@ def _most_bits(weight: Coded) -> int:
 
 
 def accumulate(
-    build: Builder, node: Node, x: Fixed, weight: Coded, bias: Float64 | None, bits: int, attrs: dict[str, Any]
+    build: Builder, node: Node, x: QuantizedValue, weight: Coded, bias: Float64 | None, bits: int, attrs: dict[str, Any]
 ) -> None:
     """Adds the product of codes with a weight; the result of the node is the accumulator."""
     scale = x.scale * _per_output(node, weight)
     name = node.outputs[0]
     op = "IntegerConv" if node.op == "Conv" else "IntegerLinear"
-    made = ""
+    total = ""
     for part in _bytes(weight):
         inputs = [x.name, build.weight(part, bits, f"{node.inputs[1]}/codes")]
-        if not made and bias is not None and bias.any():
+        if not total and bias is not None and bias.any():
             inputs.append(build.constant(_bias(node, bias, scale), f"{name}/bias"))
         product = build.add(op, inputs, f"{name}/sum", x_zero=x.zero, **attrs)
-        made = build.add("IntegerAdd", (made, product), f"{name}/sum") if made else product
-    build.values[name] = Fixed.accumulator(made, scale, 1 if node.op == "Conv" else -1)
+        total = build.add("IntegerAdd", (total, product), f"{name}/sum") if total else product
+    build.values[name] = QuantizedValue.accumulator(total, scale, 1 if node.op == "Conv" else -1)
 
 
 def _bytes(weight: Coded) -> list[Coded]:
@@ -80,21 +80,21 @@ def product(build: Builder, node: Node) -> None:
     if build.is_constant(b):
         coded = build.coded(b)
         if coded is None or coded.codes.ndim != 2:
-            raise UnsupportedError("a product with a constant that is no matrix", where=where(node))
+            raise UnsupportedError("a product with a constant that is not a matrix", where=where(node))
         x = build.narrow(a)
         accumulate(build, node, x, coded.transposed(), None, coded.bits, {})
         return
     left, right = build.narrow(a), build.narrow(b)
-    made = build.add(
+    output = build.add(
         "IntegerMatMul", (left.name, right.name), f"{node.outputs[0]}/sum", a_zero=left.zero, b_zero=right.zero
     )
-    build.values[node.outputs[0]] = Fixed.accumulator(made, left.scale * right.scale, -1)
+    build.values[node.outputs[0]] = QuantizedValue.accumulator(output, left.scale * right.scale, -1)
 
 
 def _weight(build: Builder, node: Node, bits: int, divisors: Float64 | None) -> Coded:
     array = build.array(node.inputs[1])
     if array is None or array.dtype.kind != "f":
-        raise UnsupportedError("a layer whose weight is no constant", where=where(node), found=node.inputs[1])
+        raise UnsupportedError("a layer whose weight is not a constant", where=where(node), found=node.inputs[1])
     if node.op == "Gemm" and not node.attrs.get("transB", 0):
         return quantized(np.ascontiguousarray(array.T), bits).transposed()  # a scale per column
     moments = build.moments.get(node.inputs[1])
@@ -109,10 +109,10 @@ def _gemm(node: Node, weight: Coded, bias: Float64 | None) -> tuple[Coded, Float
     if node.attrs.get("transA", 0):
         raise UnsupportedError("a Gemm whose activation is transposed", where=where(node))
     alpha, beta = (float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta"))  # type: ignore[arg-type]
-    turned = weight if node.attrs.get("transB", 0) else weight.transposed()
+    matrix = weight if node.attrs.get("transB", 0) else weight.transposed()
     sign = -1 if alpha < 0 else 1
-    made = Coded(turned.codes * sign, turned.scale * abs(alpha), turned.axis, turned.bits)
-    return made, None if bias is None else bias.reshape(-1) * beta
+    scaled = Coded(matrix.codes * sign, matrix.scale * abs(alpha), matrix.axis, matrix.bits)
+    return scaled, None if bias is None else bias.reshape(-1) * beta
 
 
 def _per_output(node: Node, weight: Coded) -> Float64:

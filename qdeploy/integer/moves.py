@@ -8,8 +8,8 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
-from qdeploy.integer.fixed import Fixed
 from qdeploy.integer.intervals import where
+from qdeploy.integer.quantized_value import QuantizedValue
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Node
 
@@ -55,22 +55,22 @@ def average_pool(build: Builder, node: Node) -> None:
         every = np.array([0, 0, *pads[:rank], 0, 0, *pads[rank:]], np.int64)
         x = _padded(build, x, build.constant(every, "pads"), x.zero, node.outputs[0])
         attrs["pads"] = [0] * 2 * rank
-    made = build.add("IntegerAveragePool", (x.name,), node.outputs[0], rounding="half_away", **attrs)
-    build.values[node.outputs[0]] = _renamed(x, made)
+    output = build.add("IntegerAveragePool", (x.name,), node.outputs[0], rounding="half_away", **attrs)
+    build.values[node.outputs[0]] = _renamed(x, output)
 
 
 def mean(build: Builder, node: Node) -> None:
     """ReduceMean and GlobalAveragePool: the sum, at a scale that is divided by how many there are."""
-    x, shape = build.codes(node.inputs[0]), build.extents[node.inputs[0]]
-    given: Any = node.attrs.get("axes") or list(range(2 if node.op == "GlobalAveragePool" else 0, len(shape)))
-    axes = sorted(axis % len(shape) for axis in given)
+    x, shape = build.codes(node.inputs[0]), build.shapes[node.inputs[0]]
+    declared: Any = node.attrs.get("axes") or list(range(2 if node.op == "GlobalAveragePool" else 0, len(shape)))
+    axes = sorted(axis % len(shape) for axis in declared)
     counts: list[Any] = [shape[axis] for axis in axes]
     if not all(isinstance(n, int) and n > 0 for n in counts):
         raise UnsupportedError("a mean over an axis of free extent", where=where(node), found=list(shape))
     count = int(np.prod(counts, dtype=np.int64))
     keep = 1 if node.op == "GlobalAveragePool" else node.attrs.get("keepdims", 1)
-    made = build.add("IntegerSum", (x.name,), f"{node.outputs[0]}/sum", axes=axes, keepdims=keep)
-    build.values[node.outputs[0]] = Fixed.accumulator(made, x.scale / count, -1, x.zero * count)
+    output = build.add("IntegerSum", (x.name,), f"{node.outputs[0]}/sum", axes=axes, keepdims=keep)
+    build.values[node.outputs[0]] = QuantizedValue.accumulator(output, x.scale / count, -1, x.zero * count)
 
 
 def move(build: Builder, node: Node) -> None:
@@ -80,21 +80,21 @@ def move(build: Builder, node: Node) -> None:
         build.integers[node.outputs[0]] = build.add(node.op, inputs, node.outputs[0], **node.attrs)
         return
     x = build.codes(node.inputs[0])
-    made = build.add(node.op, (x.name, *_constants(build, node)), node.outputs[0], **node.attrs)
-    build.values[node.outputs[0]] = _renamed(x, made)
+    output = build.add(node.op, (x.name, *_constants(build, node)), node.outputs[0], **node.attrs)
+    build.values[node.outputs[0]] = _renamed(x, output)
 
 
 def split(build: Builder, node: Node) -> None:
     """Split: a Slice for each piece."""
-    x, shape = build.codes(node.inputs[0]), build.extents[node.inputs[0]]
-    given: Any = node.attrs.get("axis", 0)
-    axis, start = given % len(shape), 0
+    x, shape = build.codes(node.inputs[0]), build.shapes[node.inputs[0]]
+    declared: Any = node.attrs.get("axis", 0)
+    axis, start = declared % len(shape), 0
     for name in node.outputs:
-        size = build.extents[name][axis]
+        size = build.shapes[name][axis]
         if not isinstance(size, int):
-            raise UnsupportedError("a piece of free extent", where=where(node), found=list(build.extents[name]))
-        made = build.add("Slice", (x.name,), name, starts=[start], ends=[start + size], axes=[axis], steps=[1])
-        build.values[name] = _renamed(x, made)
+            raise UnsupportedError("a piece of free extent", where=where(node), found=list(build.shapes[name]))
+        output = build.add("Slice", (x.name,), name, starts=[start], ends=[start + size], axes=[axis], steps=[1])
+        build.values[name] = _renamed(x, output)
         start += size
 
 
@@ -118,12 +118,12 @@ def concat(build: Builder, node: Node) -> None:
     if not alike:
         grid = build.plan.stream(name) or build.plan.grid(name, 8)
         parts = [build.requantize(x, grid, part) for x, part in zip(parts, node.inputs, strict=True)]
-    made = build.add("Concat", [x.name for x in parts], name, axis=node.attrs["axis"])
+    output = build.add("Concat", [x.name for x in parts], name, axis=node.attrs["axis"])
     lo, hi = min(x.lo for x in parts), max(x.hi for x in parts)
-    build.values[name] = Fixed(made, parts[0].scale, parts[0].dtype, lo, hi, parts[0].zero)
+    build.values[name] = QuantizedValue(output, parts[0].scale, parts[0].dtype, lo, hi, parts[0].zero)
 
 
-def _padded(build: Builder, x: Fixed, pads: str, code: int, name: str) -> Fixed:
+def _padded(build: Builder, x: QuantizedValue, pads: str, code: int, name: str) -> QuantizedValue:
     fill = build.constant(np.array(code, element_dtype(x.dtype)), "fill")
     return _renamed(x, build.add("Pad", (x.name, pads, fill), name, mode="constant"))
 
@@ -139,5 +139,5 @@ def _constants(build: Builder, node: Node) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _renamed(x: Fixed, name: str) -> Fixed:
-    return Fixed(name, x.scale, x.dtype, x.lo, x.hi, x.zero, x.axis)
+def _renamed(x: QuantizedValue, name: str) -> QuantizedValue:
+    return QuantizedValue(name, x.scale, x.dtype, x.lo, x.hi, x.zero, x.axis)

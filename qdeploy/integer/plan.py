@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.integer.fixed import Grid, range_grid, signed_grid
 from qdeploy.integer.intervals import Intervals
+from qdeploy.integer.quantized_value import Grid, range_grid, signed_grid
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.ops.table import op
 
@@ -44,15 +44,15 @@ class Bits:
 
     def of(self, name: str, edge: bool) -> tuple[int, int]:
         """Bits of the weights and of the input of a layer."""
-        found = self.layers.get(name, (self.edges, self.edges) if edge else (self.weights, self.activations))
-        if found[0] not in (2, 4, 8) or not 2 <= found[1] <= 8:
+        widths = self.layers.get(name, (self.edges, self.edges) if edge else (self.weights, self.activations))
+        if widths[0] not in (2, 4, 8) or not 2 <= widths[1] <= 8:
             raise UnsupportedError(
                 "a layer with bits that there is no form for",
                 where=name,
-                found=found,
+                found=widths,
                 allowed="weights of 2, 4 or 8 bits, activations of 2 to 8",
             )
-        return found
+        return widths
 
 
 class Plan:
@@ -118,12 +118,12 @@ class Plan:
             raise _unknown(name)
         return self.ranges[name]
 
-    def reached(self, name: str) -> float:
+    def largest_magnitude(self, name: str) -> float:
         """How large the numbers of a value without a scale can be; raises as `grid` does."""
-        found = self._intervals.get(name) if self._intervals else None
-        if found is None:
+        interval = self._intervals.get(name) if self._intervals else None
+        if interval is None:
             raise _unknown(name)
-        return max(abs(found[0]), abs(found[1]))
+        return max(abs(interval[0]), abs(interval[1]))
 
 
 def _unknown(name: str) -> UnsupportedError:
@@ -143,24 +143,24 @@ def _streams(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> dict[st
             name = parent[name]
         return name
 
-    made = {value.name for value in graph.inputs} | {name for node in graph.nodes for name in node.outputs}
-    sums = [node for node in graph.nodes if node.op == "Add" and all(name in made for name in node.inputs)]
+    computed = {value.name for value in graph.inputs} | {name for node in graph.nodes for name in node.outputs}
+    sums = [node for node in graph.nodes if node.op == "Add" and all(name in computed for name in node.inputs)]
     for node in graph.nodes:
-        for name in _joined(node, made):
+        for name in _joined(node, computed):
             parent[root(name)] = root(node.outputs[0])
     members: dict[str, list[str]] = {root(node.outputs[0]): [] for node in sums}
     for name in parent:
         members.get(root(name), []).append(name)
-    found: dict[str, Grid] = {}
+    grids: dict[str, Grid] = {}
     for names in members.values():
         sizes = [max(abs(n) for n in ranges[name]) for name in names if name in ranges]
         if len(sizes) == len(names):
-            found.update(dict.fromkeys(names, signed_grid(max(sizes), 16)))
-    return found
+            grids.update(dict.fromkeys(names, signed_grid(max(sizes), 16)))
+    return grids
 
 
-def _joined(node: Node, made: set[str]) -> tuple[str, ...]:
+def _joined(node: Node, computed: set[str]) -> tuple[str, ...]:
     """The inputs that share a scale with the result."""
     if node.op == "Add":
-        return tuple(name for name in node.inputs if name in made)
+        return tuple(name for name in node.inputs if name in computed)
     return node.inputs[:1] if op(node.op).keeps_scale else ()

@@ -14,8 +14,8 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
-from qdeploy.integer.fixed import Fixed, Grid, full_grid
 from qdeploy.integer.intervals import where
+from qdeploy.integer.quantized_value import Grid, QuantizedValue, full_grid
 from qdeploy.integer.weights import Coded
 from qdeploy.ir.element import element_name
 from qdeploy.ir.graph import Graph, Node
@@ -27,11 +27,11 @@ _SMALL = {"U4": (0, 15, "U8"), "I4": (-8, 7, "I8"), "U2": (0, 3, "U8"), "I2": (-
 
 def source_grids(graph: Graph, array: Mapping[str, Array]) -> dict[str, Grid]:
     """The grid of every value that a QuantizeLinear node takes, where its scale is constant."""
-    found: dict[str, Grid] = {}
+    grids: dict[str, Grid] = {}
     for node in graph.nodes:
         if node.op == "QuantizeLinear" and all(name in array for name in node.inputs[1:] if name):
-            found[node.inputs[0]] = _grid(node, array[node.inputs[1]], _optional(array, node.inputs[2:3]))
-    return found
+            grids[node.inputs[0]] = _grid(node, array[node.inputs[1]], _optional(array, node.inputs[2:3]))
+    return grids
 
 
 def _optional(array: Mapping[str, Array], names: tuple[str, ...]) -> Array | None:
@@ -89,18 +89,18 @@ def dequantize(build: Builder, node: Node) -> None:
     grid = _grid(replace(node, attrs={"output_dtype": dtype}), scale, zero)
     x = build.values.get(name)
     if x is None:
-        build.values[output] = Fixed.on(grid, name)
+        build.values[output] = QuantizedValue.on(grid, name)
     else:
-        build.values[output] = Fixed(x.name, np.array([grid.scale]), x.dtype, x.lo, x.hi, grid.zero)
+        build.values[output] = QuantizedValue(x.name, np.array([grid.scale]), x.dtype, x.lo, x.hi, grid.zero)
 
 
 def qlinear_layer(build: Builder, node: Node) -> None:
     """QLinearConv, QLinearMatMul and QGemm."""
     gemm, name = node.op == "QGemm", node.outputs[0]
-    given = (*node.inputs, *[""] * 9)[:9]
-    y, bias = (given[7:9], given[6]) if gemm else (given[6:8], given[8])
+    padded = (*node.inputs, *[""] * 9)[:9]
+    y, bias = (padded[7:9], padded[6]) if gemm else (padded[6:8], padded[8])
     rows = node.op == "QLinearConv" or (gemm and node.attrs.get("transB", 0))
-    x, w = _shown(build, node, given[:3], f"{name}/x"), _shown(build, node, given[3:6], f"{name}/w", 0 if rows else 1)
+    x, w = _shown(build, node, padded[:3], f"{name}/x"), _shown(build, node, padded[3:6], f"{name}/w", 0 if rows else 1)
     inputs = (x, w, _shown_bias(build, node, bias, x, w, f"{name}/b")) if bias else (x, w)
     op = {"QLinearConv": "Conv", "QGemm": "Gemm"}.get(node.op, "MatMul")
     build.apply(Node(op, inputs, (f"{name}/y",), node.attrs, node.name))
@@ -114,7 +114,7 @@ def _shown_bias(build: Builder, node: Node, bias: str, x: str, w: str, name: str
     """An int32 bias at the scale of the products, under a name."""
     codes, weight = build.array(bias), build.coded(w)
     if codes is None or weight is None:
-        raise UnsupportedError("a bias or weight that is no constant", where=where(node), found=bias)
+        raise UnsupportedError("a bias or weight that is not a constant", where=where(node), found=bias)
     scale = build.values[x].scale * weight.scale * float(node.attrs.get("alpha", 1.0))  # type: ignore[arg-type]
     build.note(name, Coded(codes.astype(np.int64), scale, 0))
     return name
@@ -134,7 +134,7 @@ def qlinear_average(build: Builder, node: Node) -> None:
         raise UnsupportedError("a pooling with channels last", where=where(node))
     name = node.outputs[0]
     x = _shown(build, node, node.inputs[:3], f"{name}/x")
-    build.extents[x] = build.extents[node.inputs[0]]
+    build.shapes[x] = build.shapes[node.inputs[0]]
     build.apply(Node("GlobalAveragePool", (x,), (f"{name}/y",), {}, node.name))
     _quantized(build, node, node.inputs[3:5], f"{name}/y")
 
@@ -159,8 +159,8 @@ def _shown(build: Builder, node: Node, names: tuple[str, ...], name: str, axis: 
 def _quantized(build: Builder, node: Node, names: tuple[str, ...], name: str) -> None:
     """The result on the grid of the source."""
     scale, zero = (_named(build, node, n) if n else None for n in names)
-    given = build.values.get(node.inputs[0])
-    kind = given.dtype if given is not None else "U8"
+    source = build.values.get(node.inputs[0])
+    kind = source.dtype if source is not None else "U8"
     if scale is None:
         raise UnsupportedError("a result without a scale", where=where(node))
     grid = _grid(replace(node, attrs={"output_dtype": kind}), scale, zero)
@@ -173,8 +173,8 @@ def _coded(build: Builder, node: Node, scale: Array, zero: Array | None) -> Code
         raise UnsupportedError("a weight that is quantized twice", where=where(node), found=node.inputs[0])
     if node.attrs.get("block_size", 0):
         raise UnsupportedError("a weight with scales per block", where=where(node), found=node.attrs["block_size"])
-    given: Any = node.attrs.get("axis", 1)
-    axis = given % max(codes.ndim, 1)
+    declared: Any = node.attrs.get("axis", 1)
+    axis = declared % max(codes.ndim, 1)
     wide = codes.astype(np.int64)
     if zero is not None:
         place = [-1 if zero.size > 1 and i == axis else 1 for i in range(wide.ndim)]
@@ -187,15 +187,15 @@ def _constant(build: Builder, node: Node, place: int) -> Array:
 
 
 def _named(build: Builder, node: Node, name: str) -> Array:
-    found = build.array(name)
-    if found is None:
+    array = build.array(name)
+    if array is None:
         raise UnsupportedError(
             "activation scales are computed while the network runs",
             where=where(node),
             found=name,
             allowed="constant scales and zero points",
         )
-    return found
+    return array
 
 
 def _input_type(build: Builder, name: str) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
-from qdeploy.integer.fixed import Fixed, Float64, Grid, fine_grid
 from qdeploy.integer.intervals import INT32, where
 from qdeploy.integer.plan import LAYERS
+from qdeploy.integer.quantized_value import Float64, Grid, QuantizedValue, fine_grid
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Node
 
@@ -34,17 +34,17 @@ def add(build: Builder, node: Node) -> None:
     grid = build.plan.stream(name) or _fine(build, node, [x for x in values if x is not None])
     parts: list[str] = []
     size = 0
-    for x, given, sign in zip(values, node.inputs, signs, strict=True):
+    for x, operand, sign in zip(values, node.inputs, signs, strict=True):
         if x is None:
-            codes = _constant_codes(node, build.real(given) * sign, grid.scale)
-            parts.append(build.constant(codes, f"{given}/codes"))
+            codes = _constant_codes(node, build.real(operand) * sign, grid.scale)
+            parts.append(build.constant(codes, f"{operand}/codes"))
             size += int(np.abs(codes.astype(np.int64)).max(initial=0))
         else:
-            part = build.requantize(x, grid, given)
-            parts.append(part.name if sign > 0 else negated(build, part.name, given))
+            part = build.requantize(x, grid, operand)
+            parts.append(part.name if sign > 0 else negated(build, part.name, operand))
             size += max(abs(part.lo), abs(part.hi))
-    made = build.add("IntegerAdd", parts, f"{name}/sum")
-    build.values[name] = Fixed(made, np.array([grid.scale]), "I32", -size, size)
+    output = build.add("IntegerAdd", parts, f"{name}/sum")
+    build.values[name] = QuantizedValue(output, np.array([grid.scale]), "I32", -size, size)
 
 
 def _is_number(build: Builder, node: Node, place: int) -> bool:
@@ -54,7 +54,7 @@ def _is_number(build: Builder, node: Node, place: int) -> bool:
     return alone and build.plan.stream(value) is None and build.value(value).dtype == "I32"
 
 
-def _shifted(build: Builder, node: Node) -> Fixed:
+def _shifted(build: Builder, node: Node) -> QuantizedValue:
     place = 0 if build.is_constant(node.inputs[0]) else 1
     name, number = node.inputs[1 - place], float(build.real(node.inputs[place]).reshape(-1)[0])
     number = -number if node.op == "Sub" else number
@@ -67,7 +67,7 @@ def _shifted(build: Builder, node: Node) -> Fixed:
         return replace(x, zero=x.zero - int(steps[0]), floor=floor, ceil=ceil)
     whole = steps.astype(np.int64)
     if not _in_bias(build, name, x.name, whole):
-        rank = len(build.extents[name])
+        rank = len(build.shapes[name])
         shape = [-1 if i == x.axis % rank else 1 for i in range(rank)]
         codes = build.constant(whole.astype(np.int32).reshape(shape), f"{node.outputs[0]}/codes")
         x = replace(x, name=build.add("IntegerAdd", (x.name, codes), f"{node.outputs[0]}/sum"))
@@ -83,35 +83,39 @@ def _in_bias(build: Builder, name: str, sums: str, steps: Any) -> bool:
     place = next((i for i, n in enumerate(build.nodes) if n.outputs[0] == sums), None)
     if place is None or layer is None or layer.op not in LAYERS or build.plan.uses[name] != 1:
         return False
-    made = build.nodes[place]
-    if made.op not in ("IntegerConv", "IntegerLinear"):
+    producer = build.nodes[place]
+    if producer.op not in ("IntegerConv", "IntegerLinear"):
         return False
-    held = as_value(build.constants[made.inputs[2]]).astype(np.int64) if made.inputs[2:3] else np.zeros(1, np.int64)
-    bias = held + steps
+    current = (
+        as_value(build.constants[producer.inputs[2]]).astype(np.int64)
+        if producer.inputs[2:3]
+        else np.zeros(1, np.int64)
+    )
+    bias = current + steps
     if np.abs(bias).max() >= INT32:
         return False
-    inputs = (*made.inputs[:2], build.constant(bias.astype(np.int32), f"{sums}/bias"))
-    build.nodes[place] = replace(made, inputs=inputs)
+    inputs = (*producer.inputs[:2], build.constant(bias.astype(np.int32), f"{sums}/bias"))
+    build.nodes[place] = replace(producer, inputs=inputs)
     return True
 
 
-def _addend(build: Builder, name: str) -> Fixed:
+def _addend(build: Builder, name: str) -> QuantizedValue:
     if build.plan.bits.narrow_sums and build.plan.knows(name):
         return build.narrow(name, zero_point=True)
     return build.value(name)
 
 
-def _fine(build: Builder, node: Node, values: list[Fixed]) -> Grid:
+def _fine(build: Builder, node: Node, values: list[QuantizedValue]) -> Grid:
     """A scale at which every addend has 20 bits."""
     sizes = []
-    for x, given in zip(values, [n for n in node.inputs if not build.is_constant(n)], strict=True):
+    for x, operand in zip(values, [n for n in node.inputs if not build.is_constant(n)], strict=True):
         if x.is_codes:
             sizes.append(max(x.hi - x.zero, x.zero - x.lo) * float(x.scale[0]))
-        elif build.plan.knows(given):
-            grid = build.plan.grid(given, 16)
+        elif build.plan.knows(operand):
+            grid = build.plan.grid(operand, 16)
             sizes.append(max(grid.hi - grid.zero, grid.zero - grid.lo) * grid.scale)
         else:
-            sizes.append(build.plan.reached(given))
+            sizes.append(build.plan.largest_magnitude(operand))
     constants = [float(np.abs(build.real(n)).max(initial=0)) for n in node.inputs if build.is_constant(n)]
     return fine_grid(max(*sizes, *constants, 0.0))
 
@@ -140,8 +144,10 @@ def multiply(build: Builder, node: Node) -> None:
         if node.op == "Div":
             raise UnsupportedError("a quotient of two values", where=where(node))
         left, right = build.narrow(a), build.narrow(b)
-        made = build.add("IntegerMul", (left.name, right.name), f"{name}/product", a_zero=left.zero, b_zero=right.zero)
-        build.values[name] = Fixed.accumulator(made, left.scale * right.scale, -1)
+        output = build.add(
+            "IntegerMul", (left.name, right.name), f"{name}/product", a_zero=left.zero, b_zero=right.zero
+        )
+        build.values[name] = QuantizedValue.accumulator(output, left.scale * right.scale, -1)
         return
     factor = 1 / build.real(b) if node.op == "Div" else build.real(b)
     if factor.size == 1 and factor.reshape(-1)[0] > 0:
@@ -150,5 +156,5 @@ def multiply(build: Builder, node: Node) -> None:
     x = build.codes(a)
     scale = float(np.abs(factor).max(initial=0)) / 32767 or 1.0
     codes = build.constant(np.rint(factor / scale).astype(np.int16), f"{b}/codes")
-    made = build.add("IntegerMul", (x.name, codes), f"{name}/product", a_zero=x.zero)
-    build.values[name] = Fixed.accumulator(made, x.scale * scale, -1)
+    output = build.add("IntegerMul", (x.name, codes), f"{name}/product", a_zero=x.zero)
+    build.values[name] = QuantizedValue.accumulator(output, x.scale * scale, -1)

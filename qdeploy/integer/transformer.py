@@ -18,8 +18,8 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder, Rule
-from qdeploy.integer.fixed import Fixed, Grid, signed_grid
 from qdeploy.integer.intervals import where
+from qdeploy.integer.quantized_value import Grid, QuantizedValue, signed_grid
 from qdeploy.integer.weights import quantized
 from qdeploy.ir.graph import Node
 
@@ -36,11 +36,11 @@ def gather(build: Builder, node: Node) -> None:
         raise UnsupportedError("a selection that is not of rows of a constant by integers", where=where(node))
     real, name = build.real(table), node.outputs[0]
     if real.ndim != 2:
-        raise UnsupportedError("a table that is no matrix", where=where(node), found=list(real.shape))
+        raise UnsupportedError("a table that is not a matrix", where=where(node), found=list(real.shape))
     coded = quantized(real.T, 8).transposed()  # a scale per column
-    held = build.weight(coded, 8, f"{table}/codes")
-    made = build.add("Gather", (held, build.integers[ids]), name, axis=0)
-    build.values[name] = Fixed(made, coded.scale, "I8", -128, 127, axis=-1)
+    codes_name = build.weight(coded, 8, f"{table}/codes")
+    output = build.add("Gather", (codes_name, build.integers[ids]), name, axis=0)
+    build.values[name] = QuantizedValue(output, coded.scale, "I8", -128, 127, axis=-1)
 
 
 def positions(build: Builder, node: Node) -> None:
@@ -79,33 +79,33 @@ def attention(build: Builder, node: Node) -> None:
         _heads(build, build.narrow(part), heads, f"{name}/{label}")
         for part, label in zip(node.inputs[:3], "qkv", strict=True)
     )
-    made = build.add("IntegerMatMul", (q.name, k.name), f"{name}/scores", a_zero=q.zero, b_zero=k.zero, transpose_b=1)
-    scores = Fixed.accumulator(made, q.scale * k.scale * float(attrs["scale"]), -1)
+    output = build.add("IntegerMatMul", (q.name, k.name), f"{name}/scores", a_zero=q.zero, b_zero=k.zero, transpose_b=1)
+    scores = QuantizedValue.accumulator(output, q.scale * k.scale * float(attrs["scale"]), -1)
     x = build.requantize(scores, _scores(), f"{name}/scores")
     mask = build.integers[node.inputs[3]] if node.inputs[3:4] and node.inputs[3] else ""
     mask = build.add("Unsqueeze", (mask,), f"{name}/mask", axes=[1, 2]) if mask else ""  # [B, 1, 1, S]
     p = _probabilities(build, x, mask, f"{name}/probabilities", -1)
     mixed = build.add("IntegerMatMul", (p.name, v.name), f"{name}/mixed", b_zero=v.zero)  # [B, heads, T, D]
     own = Grid(float(v.scale[0]), v.zero, v.lo, v.hi, v.dtype)
-    y = build.requantize(Fixed.accumulator(mixed, p.scale * v.scale, -1), own, f"{name}/mixed")
-    turned = build.add("Transpose", (y.name,), f"{name}/turned", perm=[0, 2, 1, 3])
-    build.values[name] = Fixed.on(own, build.add("Reshape", (turned,), name, shape=[0, 0, -1]))
+    y = build.requantize(QuantizedValue.accumulator(mixed, p.scale * v.scale, -1), own, f"{name}/mixed")
+    transposed = build.add("Transpose", (y.name,), f"{name}/turned", perm=[0, 2, 1, 3])
+    build.values[name] = QuantizedValue.on(own, build.add("Reshape", (transposed,), name, shape=[0, 0, -1]))
 
 
-def _heads(build: Builder, x: Fixed, heads: int, name: str) -> Fixed:
+def _heads(build: Builder, x: QuantizedValue, heads: int, name: str) -> QuantizedValue:
     """[B, T, heads * D] -> [B, heads, T, D]."""
     split = build.add("Reshape", (x.name,), f"{name}/split", shape=[0, 0, heads, -1])
-    turned = build.add("Transpose", (split,), f"{name}/heads", perm=[0, 2, 1, 3])
-    return Fixed(turned, x.scale, x.dtype, x.lo, x.hi, x.zero)
+    transposed = build.add("Transpose", (split,), f"{name}/heads", perm=[0, 2, 1, 3])
+    return QuantizedValue(transposed, x.scale, x.dtype, x.lo, x.hi, x.zero)
 
 
 def _scores() -> Grid:
     return Grid(SCORE_SCALE, 0, -32768, 32767, "I16")
 
 
-def _probabilities(build: Builder, x: Fixed, mask: str, name: str, axis: int) -> Fixed:
+def _probabilities(build: Builder, x: QuantizedValue, mask: str, name: str, axis: int) -> QuantizedValue:
     inputs = (x.name, mask) if mask else (x.name,)
-    made = build.add(
+    output = build.add(
         "IntegerSoftmax",
         inputs,
         name,
@@ -115,26 +115,26 @@ def _probabilities(build: Builder, x: Fixed, mask: str, name: str, axis: int) ->
         dtype="U8",
         **softmax_constants(float(x.scale[0])),
     )
-    return Fixed(made, np.array([2.0**-_PROBABILITY_BITS]), "U8", 0, 255)
+    return QuantizedValue(output, np.array([2.0**-_PROBABILITY_BITS]), "U8", 0, 255)
 
 
 def gelu(build: Builder, node: Node) -> None:
     """Gelu of 16 bits; the tanh formula is the same function within what 8 bits show."""
-    given, name = node.inputs[0], node.outputs[0]
-    low, high = build.plan.interval(given)
-    x = build.requantize(build.value(given), signed_grid(max(abs(low), abs(high)), 16), given)
+    source, name = node.inputs[0], node.outputs[0]
+    low, high = build.plan.interval(source)
+    x = build.requantize(build.value(source), signed_grid(max(abs(low), abs(high)), 16), source)
     scale, size = float(x.scale[0]), max(abs(x.lo), x.hi)
     b, c = math.floor(1.769 * math.sqrt(2) / scale), math.floor(2 / (0.2888 * scale**2))
     shift = max(0, (2 * size * c).bit_length() - 31)
-    made = build.add("IntegerGelu", (x.name,), f"{name}/gelu", b=b, c=c, shift=shift)
-    build.values[name] = Fixed.accumulator(made, np.array([0.2888 * scale**3 * 2.0**shift / 4]), -1)
+    output = build.add("IntegerGelu", (x.name,), f"{name}/gelu", b=b, c=c, shift=shift)
+    build.values[name] = QuantizedValue.accumulator(output, np.array([0.2888 * scale**3 * 2.0**shift / 4]), -1)
 
 
 def layer_norm(build: Builder, node: Node) -> None:
     """LayerNormalization over the last axis."""
-    given, name = node.inputs[0], node.outputs[0]
-    x = build.value(given)
-    x = x if x.grid is not None and x.zero == 0 else build.codes(given, 16)
+    source, name = node.inputs[0], node.outputs[0]
+    x = build.value(source)
+    x = x if x.grid is not None and x.zero == 0 else build.codes(source, 16)
     weight = build.real(node.inputs[1]).reshape(-1)
     bias = build.real(node.inputs[2]).reshape(-1) if node.inputs[2:3] else np.zeros(len(weight))
     n, top = len(weight), float(np.abs(weight).max(initial=0)) or 1.0
@@ -149,8 +149,8 @@ def layer_norm(build: Builder, node: Node) -> None:
         build.constant(np.rint(bias / scale).astype(np.int32), f"{name}/bias"),
     )
     epsilon = round(n * float(str(node.attrs.get("epsilon", 1e-5))) / float(x.scale[0]) ** 2)
-    made = build.add("IntegerLayerNorm", inputs, f"{name}/norm", epsilon=min(epsilon, 1 << 61), shift=shift)
-    build.values[name] = Fixed.accumulator(made, np.array([scale]), -1)
+    output = build.add("IntegerLayerNorm", inputs, f"{name}/norm", epsilon=min(epsilon, 1 << 61), shift=shift)
+    build.values[name] = QuantizedValue.accumulator(output, np.array([scale]), -1)
 
 
 def _norm_scale(n: int, top: float, shift: int) -> float:
@@ -174,7 +174,7 @@ def mean_pool(build: Builder, node: Node) -> None:
     counted = build.add("Clip", (build.integers[mask],), f"{name}/mask", min=0, max=1)
     row = build.add("Unsqueeze", (counted,), f"{name}/row", axes=[1])  # [B, 1, T]
     summed = build.add("IntegerMatMul", (row, x.name), f"{name}/sum")  # [B, 1, H]
-    build.values[name] = Fixed.accumulator(build.add("Squeeze", (summed,), name, axes=[1]), x.scale, -1)
+    build.values[name] = QuantizedValue.accumulator(build.add("Squeeze", (summed,), name, axes=[1]), x.scale, -1)
 
 
 def lp_normalization(build: Builder, node: Node) -> None:
@@ -183,8 +183,8 @@ def lp_normalization(build: Builder, node: Node) -> None:
         raise UnsupportedError("a normalisation that is not by the last axis's length", where=where(node))
     x, name = build.value(node.inputs[0]), node.outputs[0]
     x = x if x.grid is not None and x.zero == 0 else build.codes(node.inputs[0], 16)
-    made = build.add("IntegerRMSNorm", (x.name,), f"{name}/norm")
-    build.values[name] = Fixed.accumulator(made, np.array([2.0**-_NORM_BITS]), -1)
+    output = build.add("IntegerRMSNorm", (x.name,), f"{name}/norm")
+    build.values[name] = QuantizedValue.accumulator(output, np.array([2.0**-_NORM_BITS]), -1)
 
 
 TRANSFORMER_RULES: dict[str, Rule] = {

@@ -48,7 +48,7 @@ class Coded:
     def settled(self) -> Coded:
         """As a batch norm leaves it, made fit for sums: scales above 0, and all of them of a size.
 
-        Codes of negative scales are turned. Outputs that a batch norm has all but taken out, less than 2^-20 of the
+        Codes of negative scales are negated. Outputs that a batch norm has all but taken out, less than 2^-20 of the
         greatest one, lose their codes: at their scale no bias would fit an int32.
         """
         if self.scale.size == 1 and self.scale[0] > 0:
@@ -141,14 +141,14 @@ def stored_codes(tensor: QTensor, where: str) -> Coded | None:
 
 def _multiples(tensor: QTensor, codes: Codes, where: str) -> Coded:
     """Codes into a codebook of whole multiples of one step."""
-    found = multiples(tensor)
-    if found is None:
+    levels = multiples(tensor)
+    if levels is None:
         raise UnsupportedError(
             "a weight with a codebook that integer arithmetic has no form for",
             where=where,
             allowed="one table of levels that are whole multiples of a step",
         )
-    integers, step = found
+    integers, step = levels
     scale, axis = _per_axis(codes.scale, codes.shape, where)
     return Coded(integers, scale * step, axis, int(np.abs(integers).max(initial=0)).bit_length() + 1)
 

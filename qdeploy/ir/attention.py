@@ -91,8 +91,8 @@ def rotary(
         The shape of x.
     """
     batch, length, width = x.shape
-    turned = rotate(_split(x, heads), 0 if past is None else past[0].shape[2], **rope)
-    return turned.swapaxes(1, 2).reshape(batch, length, width)
+    rotated = rotate(_split(x, heads), 0 if past is None else past[0].shape[2], **rope)
+    return rotated.swapaxes(1, 2).reshape(batch, length, width)
 
 
 def attention(

@@ -52,8 +52,8 @@ def read_grid(codes: Codes, shape: Shape, start: int, stop: int, resident: int |
     if len(codes.data) != (layout.width if layout.kind == "planes" else 1):
         raise BadFileError("codes with another number of buffers than their layout has", found=len(codes.data))
     if layout.kind == "plain":
-        found = _rows(codes.data[0], shape, start, stop)
-        return found.view(f"<u{found.itemsize}")
+        rows = _rows(codes.data[0], shape, start, stop)
+        return rows.view(f"<u{rows.itemsize}")
     stored = packed_shape(codes, shape)
     if len(shape) > 1:
         packed = [_rows(b, stored, start, stop) for b in codes.data[:resident]]

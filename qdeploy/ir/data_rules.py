@@ -86,11 +86,11 @@ def _codes_are_below_their_levels(place: Place, codes: Codes) -> None:
     if place.where is not None:
         shape = (selected_before(place.where, shape, shape[0]),)
     for start, stop in _steps(shape):
-        found = read_grid(codes, shape, start, stop)
-        if found.size and int(found.max()) >= levels:
-            at = _first(found >= levels, start)
+        rows = read_grid(codes, shape, start, stop)
+        if rows.size and int(rows.max()) >= levels:
+            at = _first(rows >= levels, start)
             raise BadFileError(
-                "a code is out of range", where=f"{place.path}{at}", found=int(found.max()), allowed=f"below {levels}"
+                "a code is out of range", where=f"{place.path}{at}", found=int(rows.max()), allowed=f"below {levels}"
             )
 
 
@@ -102,26 +102,26 @@ def _bytes_are_numbers_of_the_radix(place: Place, codes: Codes) -> None:
     limit = codes.layout.base**codes.layout.digits
     buffer = codes.data[0]
     for start, stop in _steps(buffer.shape):
-        found = buffer.read(start, stop)
-        if limit < 256 and found.size and int(found.max()) >= limit:
-            at = _first(found >= limit, start)
+        packed = buffer.read(start, stop)
+        if limit < 256 and packed.size and int(packed.max()) >= limit:
+            at = _first(packed >= limit, start)
             raise BadFileError(
                 f"a byte is not {codes.layout.digits} digits of base {codes.layout.base}",
                 where=f"{place.path}{at}",
-                found=int(found.max()),
+                found=int(packed.max()),
                 allowed=f"below {limit}",
             )
 
 
 def _index_is_in_range(place: Place, index: Buffer) -> None:
     columns = place.values.decoded_shape[-1]
-    found = index.read()
-    wrong = (found < 0) | (found >= columns)
+    indices = index.read()
+    wrong = (indices < 0) | (indices >= columns)
     if wrong.any():
         raise BadFileError(
             "a column index is out of range",
             where=f"{place.path}{_first(wrong, 0)}",
-            found=int(found[wrong][0]),
+            found=int(indices[wrong][0]),
             allowed=f"0 to {columns - 1}",
         )
 
@@ -136,13 +136,13 @@ def _param_is_finite(place: Place) -> None:
         if _is_integer(codes):
             continue
         for start, stop in _steps(codes.decoded_shape):
-            found = decode_codes(codes, slice(start, stop))
-            wrong = ~np.isfinite(found)
+            decoded = decode_codes(codes, slice(start, stop))
+            wrong = ~np.isfinite(decoded)
             if wrong.any():
                 raise BadFileError(
                     f"{place.role} is not finite",
                     where=f"{place.path}{_first(wrong, start)}",
-                    found=float(found[wrong][0]),
+                    found=float(decoded[wrong][0]),
                     todo="The file is damaged; fetch it again.",
                 )
 

@@ -219,38 +219,38 @@ def _lowrank_rows(values: LowRank, start: int, stop: int) -> Float32:
     return out
 
 
-def _look_up(codes: Codes, found: Array, first: int) -> Float32:
+def _look_up(codes: Codes, indices: Array, first: int) -> Float32:
     """The value of every code: [rows, *shape[1:]] -> [rows * block[0], ...]."""
     if isinstance(codes.table, Table):
-        return _from_codebook(codes, codes.table, found, first)
+        return _from_codebook(codes, codes.table, indices, first)
     kind = dtype(codes.table)
     if kind.bits > 8:
-        return kind.decode(found)
+        return kind.decode(indices)
     if not kind.is_integer:
-        return _take(kind.values(), found)
-    _check_below(found, 1 << kind.bits, "a code lies outside of its number format")
+        return _take(kind.values(), indices)
+    _check_below(indices, 1 << kind.bits, "a code lies outside of its number format")
     if kind.kind == "unsigned":
-        return found.astype(np.float32)
-    half = 1 << (kind.bits - 1)  # two's complement with its sign bit turned is the number plus half the range
-    values = (found ^ half).astype(np.float32)
+        return indices.astype(np.float32)
+    half = 1 << (kind.bits - 1)  # two's complement with its sign bit flipped is the number plus half the range
+    values = (indices ^ half).astype(np.float32)
     values -= half
     return values
 
 
-def _from_codebook(codes: Codes, table: Table, found: Array, first: int) -> Float32:
+def _from_codebook(codes: Codes, table: Table, indices: Array, first: int) -> Float32:
     tables, levels, *block = table.values.shape
     low, high = 0, 1
     if table.select is not None:
-        _check_below(found, levels, "a code lies outside of its table")
-        chosen = _selection(table.select, first, (len(found), *codes.shape[1:]), codes.shape, tables)
+        _check_below(indices, levels, "a code lies outside of its table")
+        chosen = _selection(table.select, first, (len(indices), *codes.shape[1:]), codes.shape, tables)
         low, high = (int(chosen.min()), int(chosen.max()) + 1) if chosen.size else (0, 0)
-        found = (chosen - low) * levels + found  # int64 [rows, *shape[1:]]
+        indices = (chosen - low) * levels + indices  # int64 [rows, *shape[1:]]
     entries = table.values.read(low, high).astype(np.float32)  # only the tables that these rows use
-    values = _take(entries.reshape(-1, *block), found)  # [rows, *shape[1:], *block]
+    values = _take(entries.reshape(-1, *block), indices)  # [rows, *shape[1:], *block]
     if not block:
         return values
-    order = [axis for i in range(found.ndim) for axis in (i, found.ndim + i)]
-    return values.transpose(order).reshape([n * b for n, b in zip(found.shape, block, strict=True)])
+    order = [axis for i in range(indices.ndim) for axis in (i, indices.ndim + i)]
+    return values.transpose(order).reshape([n * b for n, b in zip(indices.shape, block, strict=True)])
 
 
 def _selection(select: Param, first: int, shape: Shape, owner: Shape, tables: int) -> Array:

@@ -148,7 +148,7 @@ def rows() -> Iterator[DType]:
 
 
 def of_storage(storage: str) -> DType | None:
-    """The number type of a plain tensor of a storage type, when nothing else is said."""
+    """The default number type of a plain tensor of a storage type."""
     row = _ELEMENTS.get(storage)
     return row if row is not None and row.storage == storage else None
 

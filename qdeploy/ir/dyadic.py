@@ -41,8 +41,8 @@ def dyadic(factor: float) -> tuple[int, int]:
 
 def dyadics(factors: Sequence[float] | npt.NDArray[np.float64]) -> tuple[Int32, Int32]:
     """Multipliers and shifts of several factors: int32 each, [len(factors)]."""
-    found = [dyadic(float(factor)) for factor in factors]
-    return np.array([m for m, _ in found], np.int32), np.array([e for _, e in found], np.int32)
+    pairs = [dyadic(float(factor)) for factor in factors]
+    return np.array([m for m, _ in pairs], np.int32), np.array([e for _, e in pairs], np.int32)
 
 
 def quotient(numerator: npt.NDArray[np.float64], denominator: float, *, hawq: bool = False) -> npt.NDArray[np.float64]:

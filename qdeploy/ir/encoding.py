@@ -47,10 +47,10 @@ def tensor_from_json(tree: Json, resolve: Resolve, where: str) -> QTensor:
 
 def features(tree: Json) -> set[str]:
     """The names of everything that a reader must know to decode this description (for `requires`)."""
-    found: set[str] = set()
+    names: set[str] = set()
     if isinstance(tree, dict):
         if "codes" in tree:
-            found |= {f"layout:{tree['layout'][0]}"} | (
+            names |= {f"layout:{tree['layout'][0]}"} | (
                 {f"type:{tree['table']}"} if isinstance(tree["table"], str) else set()
             )
         for key, name in (
@@ -60,16 +60,16 @@ def features(tree: Json) -> set[str]:
             ("divide", "divide"),
             ("rungs", "rungs"),
         ):
-            found |= {name} if key in tree else set()
+            names |= {name} if key in tree else set()
         if "levels" in tree or isinstance(tree.get("table"), dict):
-            found.add("table")
+            names.add("table")
         for value in tree.values():
-            found |= features(value)
+            names |= features(value)
     elif isinstance(tree, list):
         for value in tree:
             if isinstance(value, (dict, list)):
-                found |= features(value)
-    return found
+                names |= features(value)
+    return names
 
 
 def _drop(row: dict[str, Json]) -> Json:
@@ -201,13 +201,13 @@ class _Builder:
     def buffer(self, tree: Json) -> Buffer:
         row = self._list(tree)
         if len(row) != 3:
-            self._fail("a buffer is no triple", tree, "[key, dtype, shape]")
+            self._fail("a buffer is not a triple", tree, "[key, dtype, shape]")
         return self._resolve(self._text(row[0]), self._text(row[1]), self._shape(row[2]))
 
     def _object(self, tree: Json, noun: str, needed: set[str], allowed: set[str]) -> Mapping[str, Json]:
         if not isinstance(tree, dict) or not needed <= tree.keys() <= needed | allowed:
-            found = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
-            self._fail(f"a {noun} is not described as one", found, ", ".join(sorted(needed | allowed)))
+            actual = sorted(tree) if isinstance(tree, dict) else type(tree).__name__
+            self._fail(f"a {noun} is not described as one", actual, ", ".join(sorted(needed | allowed)))
         return tree  # type: ignore[no-any-return]
 
     def _list(self, tree: Json) -> list[Json]:
@@ -217,7 +217,7 @@ class _Builder:
 
     def _shape(self, tree: Json) -> tuple[int, ...]:
         if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 48 for n in self._list(tree)):
-            self._fail("a shape is no list of sizes", tree, "non-negative integers")
+            self._fail("a shape is not a list of sizes", tree, "non-negative integers")
         return tuple(tree)
 
     def _text(self, tree: Json) -> str:

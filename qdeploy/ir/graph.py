@@ -73,10 +73,10 @@ class Graph:
     meta: Mapping[str, Attr] = field(default_factory=dict)
 
     def weights(self) -> tuple[str, ...]:
-        """Names that nodes take and nobody in the graph makes: the model's tensors, each once, in order of use."""
-        made = {value.name for value in self.inputs} | set(self.constants)
+        """Names that nodes take and that the graph does not define: the model's tensors, each once, in order of use."""
+        defined = {value.name for value in self.inputs} | set(self.constants)
         taken: dict[str, None] = {}
         for node in self.nodes:
-            taken.update((name, None) for name in node.inputs if name and name not in made)
-            made.update(node.outputs)
+            taken.update((name, None) for name in node.inputs if name and name not in defined)
+            defined.update(node.outputs)
         return tuple(taken)

@@ -49,7 +49,7 @@ def _value(row: Json) -> Value:
 
 def _axis(n: Json) -> int | str:
     if isinstance(n, bool) or not isinstance(n, int | str):
-        raise TypeError(f"{n!r} is no axis")
+        raise TypeError(f"{n!r} is not an axis")
     return n
 
 
@@ -59,5 +59,5 @@ def _names(row: Json) -> tuple[str, ...]:
 
 def _text(value: Json) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no name")
+        raise TypeError(f"{value!r} is not a name")
     return value

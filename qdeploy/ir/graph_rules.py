@@ -71,19 +71,19 @@ def check_signature(node: Node) -> None:
 
 def check_names(graph: Graph, tensors: Collection[str]) -> None:
     """Every name is made before it is taken, and made once."""
-    made = {value.name for value in graph.inputs} | set(graph.constants)
-    if len(made) != len(graph.inputs) + len(graph.constants) or not made.isdisjoint(tensors):
+    defined = {value.name for value in graph.inputs} | set(graph.constants)
+    if len(defined) != len(graph.inputs) + len(graph.constants) or not defined.isdisjoint(tensors):
         raise BadFileError("a name is made twice", where="inputs and constants of the graph")
     for node in graph.nodes:
         for name in node.inputs:
-            if name and name not in made and name not in tensors:
+            if name and name not in defined and name not in tensors:
                 raise BadFileError("a node takes a name that nothing before it makes", where=_where(node), found=name)
         for name in node.outputs:
-            if name and (name in made or name in tensors):
+            if name and (name in defined or name in tensors):
                 raise BadFileError("a name is made twice", where=_where(node), found=name)
-            made.add(name)
+            defined.add(name)
     for value in graph.outputs:
-        if value.name not in made:
+        if value.name not in defined:
             raise BadFileError("an output of the graph is never made", where=value.name)
 
 

@@ -38,10 +38,10 @@ def fitted(x: Array, dtype: str) -> Array:
     """Returns int64 numbers in a type that holds all of them; BadFileError where it does not."""
     limits = np.iinfo(element_dtype(dtype))
     if x.size and not (limits.min <= x.min() and x.max() <= limits.max):
-        found = int(x.max() if x.max() > limits.max else x.min())
+        extreme = int(x.max() if x.max() > limits.max else x.min())
         raise BadFileError(
             "the result of an integer op does not fit its type",
-            found=found,
+            found=extreme,
             allowed=f"{limits.min}..{limits.max} ({dtype})",
         )
     return x.astype(limits.dtype)

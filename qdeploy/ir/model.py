@@ -41,7 +41,7 @@ class Model:
     Attributes:
         format: The reader's name ("gptq", "gguf", "safetensors", "package", ...).
         path: Where it was read from.
-        tensors: Source parameter name -> tensor. Nothing is read before it is asked for.
+        tensors: Source parameter name -> tensor. Nothing is read before its first use.
         config: The architecture's configuration in the dialect of Hugging Face's config.json.
         dialect: How tensors are named: "hf" or "gguf" (see qdeploy/arch/names.py).
         files: Every other file of the source.

@@ -39,10 +39,10 @@ from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.package_form import MANIFEST_FORM
 from qdeploy.ir.package_sums import Checksums, sha256_of
 from qdeploy.ir.tensor import Buffer, QTensor, Rows, Source, SourceTensor
+from qdeploy.store.codec import VerbatimRows
 from qdeploy.store.folder import Folder
 from qdeploy.store.form import check
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import VerbatimRows
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
 
 FORMAT = 1
@@ -139,11 +139,11 @@ class Package:
 
     def files(self) -> tuple[SourceFile, ...]:
         """The carried files, each read by range."""
-        made = []
+        carried = []
         for path, row in self.manifest["files"].items():
             role, size, total = row
-            made.append(SourceFile(path, self._carried(place(path, role), size), role, total))
-        return tuple(made)
+            carried.append(SourceFile(path, self._carried(place(path, role), size), role, total))
+        return tuple(carried)
 
     def _carried(self, name: str, size: int) -> Buffer:
         if self.folder.size(name) != size:
@@ -233,18 +233,18 @@ class Package:
 
 
 class LazyTensors(Mapping[str, QTensor]):
-    """Tensors that are described when they are first asked for."""
+    """Tensors that are described at their first use."""
 
     def __init__(self, names: Mapping[str, Any], make: Callable[[str], QTensor]) -> None:
         self._names, self._make = names, make
-        self._made: dict[str, QTensor] = {}
+        self._described: dict[str, QTensor] = {}
 
     def __getitem__(self, name: str) -> QTensor:
-        if name not in self._made:
+        if name not in self._described:
             if name not in self._names:
                 raise KeyError(name)
-            self._made[name] = self._make(name)
-        return self._made[name]
+            self._described[name] = self._make(name)
+        return self._described[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -73,10 +73,10 @@ class Checksums:
     def check_entry(self, file: str, entry: TensorEntry) -> None:
         """Raises BadFileError where the bytes of an entry are not those that were written."""
         count = entry.shape[0] if entry.shape else 1
-        found = _digest(
+        digest = _digest(
             lambda start, stop: entry.slab(0, start, stop), count, (entry.end - entry.begin) // max(1, count)
         )
-        _compare(f"{file}: {entry.name}", found, self._of(file, entry.name))
+        _compare(f"{file}: {entry.name}", digest, self._of(file, entry.name))
 
     def check_file(self, name: str, size: int) -> None:
         """The same for a carried file."""
@@ -84,8 +84,8 @@ class Checksums:
 
     def _of(self, group: str, name: str) -> str | None:
         sums = self._sums.get(group)
-        found = sums.get(name) if isinstance(sums, dict) else None
-        return found if isinstance(found, str) else None
+        checksum = sums.get(name) if isinstance(sums, dict) else None
+        return checksum if isinstance(checksum, str) else None
 
 
 def sha256_of(data: bytes) -> str:
@@ -101,14 +101,14 @@ def _digest(read: Callable[[int, int], Any], rows: int, row_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _compare(what: str, found: str, wanted: object) -> None:
-    if found == wanted:
+def _compare(what: str, digest: str, wanted: object) -> None:
+    if digest == wanted:
         return
     there = isinstance(wanted, str)
     raise BadFileError(
         "a checksum differs" if there else "a checksum is missing",
         where=what,
-        found=found[:16] + "...",
+        found=digest[:16] + "...",
         allowed=str(wanted)[:16] + "..." if there else f"an entry in {CHECKSUMS}",
         todo="The package was changed or damaged; convert it again, or pass --no-verify to read it as it is.",
     )

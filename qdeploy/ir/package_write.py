@@ -151,7 +151,7 @@ def write_package(
     progress.start("writing the package", sum(e.buffer.nbytes for s in plan.shards for e in s.entries))
     ledger = _Ledger(model)
     sums = _each(lambda shard: _fill(ledger, shard, stage, progress), plan.shards, jobs)
-    checksums: dict[str, Any] = {shard.file: found for shard, found in zip(plan.shards, sums, strict=True)}
+    checksums: dict[str, Any] = {shard.file: shard_sums for shard, shard_sums in zip(plan.shards, sums, strict=True)}
     residue = ledger.residue_shard()
     if residue.entries:
         checksums[RESIDUE] = _write_shard(residue, stage, progress)
@@ -201,8 +201,8 @@ class _Ledger:
         """What is known of the stored tensors behind some entries of a shard."""
         names = {entry.rsplit("#", 1)[0] for entry in entries}
         parts = [p for n in sorted(names & set(self._tensors)) if (s := self._tensors[n].source) for p in s.tensors]
-        found = [self.origins[(p.file, p.name)] for p in parts if (p.file, p.name) in self.origins]
-        return [[o.file, o.name, o.state()] for o in found]
+        origins = [self.origins[(p.file, p.name)] for p in parts if (p.file, p.name) in self.origins]
+        return [[o.file, o.name, o.state()] for o in origins]
 
     def take(self, rows: list[Any]) -> None:
         """Gives back what a shard remembered."""
@@ -220,7 +220,7 @@ class _Ledger:
         return [source.format, source.writer, dict(source.args), exact, numbers]
 
     def residue_shard(self) -> Shard:
-        """The bytes that do not come back by themselves: [(stored tensor in its source u32, offset u64, xor u8)]."""
+        """The bytes that packing does not give back: [(stored tensor in its source u32, offset u64, xor u8)]."""
         entries = []
         for name, tensor in self._tensors.items():
             parts = tensor.source.tensors if tensor.source else ()
@@ -236,10 +236,10 @@ class _Ledger:
 
 
 def _residue_rows(number: int, origin: Origin) -> Any:
-    found = origin.residue()
-    rows = np.zeros(len(found), dtype=[("tensor", "<u4"), ("offset", "<u8"), ("xor", "u1")])  # 13 bytes, packed
-    rows["tensor"], rows["offset"], rows["xor"] = number, found["offset"], found["xor"]
-    return rows.view(np.uint8).reshape(len(found), 13)
+    differences = origin.residue()
+    rows = np.zeros(len(differences), dtype=[("tensor", "<u4"), ("offset", "<u8"), ("xor", "u1")])  # 13 bytes, packed
+    rows["tensor"], rows["offset"], rows["xor"] = number, differences["offset"], differences["xor"]
+    return rows.view(np.uint8).reshape(len(differences), 13)
 
 
 def _manifest(model: Model, graph: Graph | None, plan: Plan, ledger: _Ledger) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def _rungs_are_a_ladder(tensor: QTensor, where: str) -> None:
         steps = zip(before, rung.planes, full, strict=True) if len(rung.planes) == len(full) else None
         if steps is None or not all(low <= n <= high for low, n, high in steps):
             raise BadFileError(
-                "a rung that is no step of a ladder", where=place, found=rung.planes, allowed=f"{before} to {full}"
+                "a rung that is not a step of a ladder", where=place, found=rung.planes, allowed=f"{before} to {full}"
             )
         before = rung.planes
         for j, term in enumerate(rung.terms or ()):

@@ -25,7 +25,7 @@ _NUMPY_ERRORS = (ValueError, IndexError, TypeError, ArithmeticError, AttributeEr
 
 
 class Weights(Mapping[str, Array]):
-    """A model's tensors as nodes take them (float32; bare integers as such), decoded when first asked for and kept."""
+    """A model's tensors as nodes take them (float32; bare integers as such), decoded at their first use and kept."""
 
     def __init__(self, model: Model) -> None:
         self._tensors = model.tensors
@@ -74,10 +74,10 @@ def run(
     for place, node in enumerate(graph.nodes):
         arguments = [_value(name, values, graph, weights or {}, node) for name in node.inputs]
         results = _apply(node, arguments, graph, after)
-        made = {name: result for name, result in zip(node.outputs, results, strict=False) if name}
+        outputs = {name: result for name, result in zip(node.outputs, results, strict=False) if name}
         if watch is not None:
-            _show(made, watch)
-        values.update(made)
+            _show(outputs, watch)
+        values.update(outputs)
         for name in node.inputs:
             if last.get(name) == place:
                 values.pop(name, None)
@@ -108,19 +108,19 @@ def generate_greedy(
     if isinstance(model, Graph) and weights is None:
         raise BadArgumentError("a graph alone has no weights", todo="Pass weights, or the model.")
     graph = model if isinstance(model, Graph) else model.graph
-    held = Weights(model) if weights is None and isinstance(model, Model) else weights
+    parameters = Weights(model) if weights is None and isinstance(model, Model) else weights
     states: dict[str, Cache] = {}
-    made: list[int] = []
+    generated: list[int] = []
     step = list(ids)
     for _ in range(count):
-        outputs, states = run(graph, {"input_ids": np.array([step], np.int64)}, states, held)
+        outputs, states = run(graph, {"input_ids": np.array([step], np.int64)}, states, parameters)
         step = [int(np.argmax(outputs["logits"][0, -1]))]
-        made += step
-    return made
+        generated += step
+    return generated
 
 
-def _show(made: Mapping[str, Array], watch: Callable[[str, Array], None]) -> None:
-    for name, value in made.items():
+def _show(arrays: Mapping[str, Array], watch: Callable[[str, Array], None]) -> None:
+    for name, value in arrays.items():
         watch(name, value)
 
 
@@ -129,8 +129,8 @@ def _input(value: Value, inputs: Mapping[str, Array]) -> Array:
         raise BadArgumentError("an input is missing", where=value.name, found=", ".join(inputs) or "no inputs")
     array = np.asarray(inputs[value.name])
     fixed = [n for n in value.shape if isinstance(n, int)]
-    given = [n for n, axis in zip(array.shape, value.shape, strict=False) if isinstance(axis, int)]
-    if array.ndim != len(value.shape) or fixed != given:
+    sizes = [n for n, axis in zip(array.shape, value.shape, strict=False) if isinstance(axis, int)]
+    if array.ndim != len(value.shape) or fixed != sizes:
         raise BadArgumentError(
             "an input has another shape", where=value.name, found=array.shape, allowed=str(list(value.shape))
         )

@@ -81,7 +81,7 @@ def _blocked(small: Array, tile: Shape, start: int, shape: Shape) -> tuple[list[
     Where a tile is torn by the rows at hand, or cropped at the edge, the param is repeated along that axis instead.
 
     Returns:
-        The split shape, two extents per axis whose product is the axis; and the param, shaped to broadcast against it.
+        The split shape, two sizes per axis whose product is the axis; and the param, shaped to broadcast against it.
     """
     split: list[int] = []
     for axis, (extent, size) in enumerate(zip(shape, tile, strict=True)):

@@ -1,10 +1,10 @@
-"""Matrices of 32-bit words that hold packed codes, turned so that the codes of one weight row lie side by side.
+"""Matrices of 32-bit words that hold packed codes, transposed: the codes of one weight row lie side by side.
 
 A transpose runs at the speed of memory when the result is filled in strips of whole cache lines, and when the rows of
 the strip that is read do not all fall into the same sets of the cache, as they do where the width is a power of two:
 each strip is first copied to rows that are a little longer. That is two to five times as fast as numpy's own order.
 
-Codes of four bits that are packed across the rows of the weight (AWQ) also have to be turned inside of the words: eight
+Codes of four bits that are packed across the rows of the weight (AWQ) also have to be reordered inside the words: eight
 words of eight nibbles are an 8 x 8 matrix, transposed by exchanging its off-diagonal blocks of 4, 2 and 1 nibbles
 (Warren, Hacker's Delight, section 7-3), all columns at once.
 """
@@ -31,13 +31,13 @@ def transpose(matrix: Matrix) -> Matrix:
     words = matrix.view(f"u{matrix.itemsize}")
     count, width = words.shape
     step = _STRIP // words.itemsize
-    turned = np.empty((width, count), words.dtype)
+    transposed = np.empty((width, count), words.dtype)
     strip = np.empty((step, width + _APART // words.itemsize), words.dtype)[:, :width]
     for start in range(0, count, step):
         part = strip[: count - start]
         part[:] = words[start : start + step]
-        turned[:, start : start + step] = part.T
-    return turned.view(matrix.dtype)
+        transposed[:, start : start + step] = part.T
+    return transposed.view(matrix.dtype)
 
 
 def transpose_nibbles(words: UInt32, order: tuple[int, ...]) -> UInt8:
@@ -52,7 +52,7 @@ def transpose_nibbles(words: UInt32, order: tuple[int, ...]) -> UInt8:
     """
     count, width = words.shape
     groups, step = -(-count // 8), _STRIP // 4
-    turned = np.empty((width, 8, groups), np.uint32)
+    transposed = np.empty((width, 8, groups), np.uint32)
     strip = np.empty((min(step, groups), 8, width + _APART // 4), np.uint32)[:, :, :width]
     for start in range(0, groups, step):
         block = strip[: groups - start]
@@ -63,8 +63,8 @@ def transpose_nibbles(words: UInt32, order: tuple[int, ...]) -> UInt8:
             block[: len(part[k::8]), k] = part[k::8]
         _swap(block)
         for slot, row in enumerate(order):
-            turned[:, row, start : start + step] = block[:, slot].T
-    return turned.reshape(8 * width, groups).view(np.uint8)[:, : -(-count // 2)]
+            transposed[:, row, start : start + step] = block[:, slot].T
+    return transposed.reshape(8 * width, groups).view(np.uint8)[:, : -(-count // 2)]
 
 
 def untranspose_nibbles(rows: UInt8, count: int, order: tuple[int, ...]) -> UInt32:
@@ -79,13 +79,13 @@ def untranspose_nibbles(rows: UInt8, count: int, order: tuple[int, ...]) -> UInt
         uint32 [K, W].
     """
     width, groups, step = len(rows) // 8, -(-count // 8), _STRIP // 4
-    turned = _padded(rows, 4 * groups).view(np.uint32).reshape(width, 8, groups)
+    transposed = _padded(rows, 4 * groups).view(np.uint32).reshape(width, 8, groups)
     words = np.empty((groups, 8, width), np.uint32)
     strip = np.empty((min(step, width), 8, groups + _APART // 4), np.uint32)[:, :, :groups]
     for start in range(0, width, step):
         part = strip[: width - start]
         for slot, row in enumerate(order):
-            part[:, slot] = turned[start : start + step, row]
+            part[:, slot] = transposed[start : start + step, row]
         words[:, :, start : start + step] = part.transpose(2, 1, 0)
     _swap(words)
     return words.reshape(8 * groups, width)[:count]

@@ -29,7 +29,7 @@ from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 from qdeploy.ir.views import Floats, view
 from qdeploy.ir.views.scaled import is_quantized, scaled
 from qdeploy.passes.expand import expand_graph
-from qdeploy.passes.shapes import UNKNOWN, extents
+from qdeploy.passes.shapes import UNKNOWN, inferred_shapes
 
 _WHOLE = frozenset({"Linear", "MeanPool", "Positions"})
 """Composites that stay."""
@@ -87,11 +87,11 @@ class _Fold:
 
     def array(self, name: str) -> Array | None:
         """A constant that is not quantized."""
-        found = self.tensor(name)
-        bare = name in self.constants and found is not None and not is_quantized(found)
-        if found is None or not (bare or isinstance(view(found), Floats) or found.dtype.startswith(("I", "U"))):
+        tensor = self.tensor(name)
+        bare = name in self.constants and tensor is not None and not is_quantized(tensor)
+        if tensor is None or not (bare or isinstance(view(tensor), Floats) or tensor.dtype.startswith(("I", "U"))):
             return None
-        return as_value(found)
+        return as_value(tensor)
 
     def constant(self, name: str, array: Array) -> str:
         """Adds a constant; returns its name, which is new."""
@@ -144,7 +144,7 @@ class _Fold:
         return True
 
     def settle_shapes(self) -> None:
-        """Reshape by a shape that depends on nothing but the extents of the inputs."""
+        """Reshape by a shape that depends only on the shapes of the inputs."""
         computed = [n for n in self.nodes if n.op == "Reshape" and len(n.inputs) > 1]
         for i, node in enumerate(self.nodes):
             shape = self.array(node.inputs[1]) if node in computed else None
@@ -153,7 +153,9 @@ class _Fold:
         if all(self.array(node.inputs[1]) is not None for node in computed):
             return
         weights = {name: as_value(t) for name in self.source.weights() if (t := self.tensors.get(name)) is not None}
-        known = extents(dataclasses.replace(self.source, nodes=tuple(self.nodes), constants=self.constants), weights)
+        known = inferred_shapes(
+            dataclasses.replace(self.source, nodes=tuple(self.nodes), constants=self.constants), weights
+        )
         for i, node in enumerate(self.nodes):
             after = known.get(node.outputs[0], (UNKNOWN,)) if node.op == "Reshape" and len(node.inputs) > 1 else ()
             before = known.get(node.inputs[0], ()) if after else ()
@@ -181,8 +183,10 @@ class _Fold:
             layer, bias = self._bias_of(node, makers, uses)
             if layer is None:
                 continue
-            made = self.nodes[layer]
-            self.nodes[i] = Node(made.op, (*made.inputs, bias), node.outputs, made.attrs, made.name or node.name)
+            product = self.nodes[layer]
+            self.nodes[i] = Node(
+                product.op, (*product.inputs, bias), node.outputs, product.attrs, product.name or node.name
+            )
             gone.add(layer)
         self.nodes = [node for i, node in enumerate(self.nodes) if i not in gone]
 
@@ -206,24 +210,24 @@ class _Fold:
             layer = makers.get(node.inputs[0]) if node.op == "BatchNormalization" else None
             if layer is None or uses[node.inputs[0]] != 1:
                 continue
-            made = self._normalised(self.nodes[layer], node)
-            if made is not None:
-                self.nodes[i] = made
+            normalised = self._normalised(self.nodes[layer], node)
+            if normalised is not None:
+                self.nodes[i] = normalised
                 gone.add(layer)
         self.nodes = [node for i, node in enumerate(self.nodes) if i not in gone]
 
     def _normalised(self, layer: Node, norm: Node) -> Node | None:
         if layer.op not in _LAYERS or (layer.op == "Gemm" and not _is_linear(layer)):
             return None
-        weight, held = self.array(layer.inputs[1]), self.tensor(layer.inputs[1])
+        weight, stored = self.array(layer.inputs[1]), self.tensor(layer.inputs[1])
         bias = self.array(layer.inputs[2]) if layer.inputs[2:3] else np.zeros(1, np.float32)
         params = [self.array(name) for name in norm.inputs[1:5]]
-        if held is None or bias is None or any(p is None for p in params):
+        if stored is None or bias is None or any(p is None for p in params):
             return None
         scale, shift, mean, variance = (np.asarray(p, np.float64) for p in params)
         factor = scale / np.sqrt(variance + float(norm.attrs.get("epsilon", 1e-5)))  # type: ignore[arg-type]
         if weight is None:
-            folded = scaled(held, factor)
+            folded = scaled(stored, factor)
         elif weight.dtype.kind == "f":
             shape = (-1, *[1] * (weight.ndim - 1))
             folded = plain_tensor((weight * factor.reshape(shape)).astype(np.float32))  # [M, ...]

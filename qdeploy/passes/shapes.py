@@ -1,7 +1,7 @@
 """Shapes of every value of a graph, with the free axes by name, found by running the graph on zeros.
 
-Every free axis of the inputs gets an extent of its own, and the graph runs twice, with other extents; an axis of a
-value that has the extent of a free axis both times is that axis, one that never changes is fixed, and any other one is
+Every free axis of the inputs gets a size of its own, and the graph runs twice, with different sizes; an axis of a
+value that has the size of a free axis both times is that axis, one that never changes is fixed, and any other one is
 unknown (-1). So no row needs a rule of its own.
 """
 
@@ -17,33 +17,34 @@ from qdeploy.ir.graph import Graph
 from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array
 
-Extents = tuple[int | str, ...]
+SymbolicShape = tuple[int | str, ...]
+"""A shape whose free axes stand by their names."""
 UNKNOWN = -1
 USUAL = {"sequence": 128}
-"""Extents of free axes by their names, where none is given."""
+"""Default sizes of free axes, by their names."""
 
 
-def chosen_axes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
-    """Extents of the free axes of the inputs: as given, else 1 for a batch (a first axis of any name), else USUAL.
+def chosen_axes(graph: Graph, axes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the free axes of the inputs: those of `axes`, else 1 for a batch (a first axis of any name), else USUAL.
 
     Axes with none of these are left out.
 
     Raises:
-        BadArgumentError: An axis is given that the network does not have.
+        BadArgumentError: `axes` names an axis that the network does not have.
     """
     free = list(dict.fromkeys(axis for value in graph.inputs for axis in value.shape if isinstance(axis, str)))
-    if unknown := [name for name in given if name not in free]:
+    if unknown := [name for name in axes if name not in free]:
         raise BadArgumentError(
             "the network has no such free axis",
             found=", ".join(unknown),
             allowed=", ".join(free) or "none: all of its axes are fixed",
         )
     batches = {axis: 1 for value in graph.inputs for axis in value.shape[:1] if isinstance(axis, str)}
-    found = {**USUAL, **batches, **given}
-    return {name: found[name] for name in free if name in found}
+    sizes = {**USUAL, **batches, **axes}
+    return {name: sizes[name] for name in free if name in sizes}
 
 
-def extents(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Extents]:
+def inferred_shapes(graph: Graph, weights: Mapping[str, Array]) -> dict[str, SymbolicShape]:
     """Returns the shape of every value that a node makes, and of the inputs.
 
     Raises:
@@ -70,10 +71,10 @@ def _shapes(graph: Graph, weights: Mapping[str, Array], sizes: Mapping[str, int]
         v.name: np.zeros([sizes.get(str(n), 1) if isinstance(n, str) else n for n in v.shape], element_dtype(v.dtype))
         for v in graph.inputs
     }
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, array: Array) -> None:
-        found[name] = array.shape
+        shapes[name] = array.shape
 
     run(graph, inputs, {}, weights, note)
-    return found
+    return shapes

@@ -62,7 +62,7 @@ def verify(
         progress: Told of every tensor.
 
     Returns:
-        {"equal": bool, "tensors": [...], ...}: the rows of `diff`, and the logits where asked for.
+        {"equal": bool, "tensors": [...], ...}: the rows of `diff`, and the logits where the caller wants them.
 
     Raises:
         QdeployError: One of them cannot be read.
@@ -103,21 +103,21 @@ def recorded_spec(path: str | os.PathLike[str]) -> ConversionSpec:
     A package has the target "ir", and so has a checkpoint, for which nothing was asked.
 
     Raises:
-        BadFileError: What the output says is no spec.
+        BadFileError: What the output says is not a spec.
     """
     artifact = registry.artifact_backend(path)
-    said: object = {}
+    recorded: object = {}
     if artifact is not None and artifact.file is not None:
-        said = artifact.file.conversion(str(path))
+        recorded = artifact.file.conversion(str(path))
     elif os.path.isfile(os.path.join(path, REPORT)):
-        said = read_report(path)["options"]
-    if not isinstance(said, Mapping):
-        raise BadFileError("an output does not say what it was asked for", where=str(path), found=type(said).__name__)
+        recorded = read_report(path)["options"]
+    if not isinstance(recorded, Mapping):
+        raise BadFileError("an output does not record its options", where=str(path), found=type(recorded).__name__)
     try:
-        return ConversionSpec.of(artifact.name if artifact is not None else PACKAGE, said)
+        return ConversionSpec.of(artifact.name if artifact is not None else PACKAGE, recorded)
     except BadArgumentError as error:
         raise BadFileError(
-            f"an output does not say what it was asked for: {error.what}",
+            f"an output does not record its options: {error.what}",
             where=str(path),
             found=error.found,
             allowed=error.allowed,

@@ -20,7 +20,7 @@ def integer_only(path: str | os.PathLike[str]) -> dict[str, Any]:
         looked at, and lists of what was found ("floats", "externs", "divisions").
 
     Raises:
-        UnsupportedError: The path is no output, or its backend has no such proof.
+        UnsupportedError: The path is not an output, or its backend has no such proof.
     """
     backend = registry.artifact_backend(path)
     proof = backend.integers if backend is not None else None

@@ -39,10 +39,10 @@ def reference_logits(model: Model, ids: npt.NDArray[np.int64]) -> Float32:
 
     graph = model.graph
     ones, zeros = np.ones_like(ids), np.zeros_like(ids)
-    given = {"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros}
-    outputs, _ = run(graph, {v.name: given[v.name] for v in graph.inputs}, {}, Weights(model))
-    found: Float32 = outputs[graph.outputs[0].name][0]
-    return found
+    feeds = {"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros}
+    outputs, _ = run(graph, {v.name: feeds[v.name] for v in graph.inputs}, {}, Weights(model))
+    logits: Float32 = outputs[graph.outputs[0].name][0]
+    return logits
 
 
 def distance(a: Float32, b: Float32, limit: float) -> dict[str, Any]:

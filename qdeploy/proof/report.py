@@ -33,7 +33,7 @@ def make_report(
     Args:
         model: What was converted, after its tensors were read.
         to: The target.
-        options: What the target was asked for.
+        options: The options of the target.
         choices: Per tensor, how the target holds it and why (tensor, form, reason, lossless, bytes).
         checks: What ran against the numpy semantics (name, kind, error, limit).
         notes: The target's remarks; the model's own are added.

@@ -18,13 +18,13 @@ from qdeploy.ir.package import Package
 from qdeploy.ir.tensor import Buffer, QTensor, Source, buffers
 from qdeploy.options import SourceOptions
 from qdeploy.progress import Progress
+from qdeploy.store.codec import Codec, restore
 from qdeploy.store.folder import Folder
 from qdeploy.store.output import Staged, write_all
-from qdeploy.store.recode import Recoding, restore
 from qdeploy.store.storage import storage_dtype
 
 _SLAB_BYTES = 8 << 20
-_VERBATIM = Recoding(("data",), lambda raw: (raw,), lambda rows: rows)
+_VERBATIM = Codec(("data",), lambda raw: (raw,), lambda rows: rows)
 
 
 def restore_files(model: Model, stage: Staged, progress: Progress, no_verify: bool = False) -> None:
@@ -53,7 +53,7 @@ def restore_files(model: Model, stage: Staged, progress: Progress, no_verify: bo
             os.close(descriptor)
 
 
-def recodings(source: Source) -> tuple[Recoding, ...]:
+def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a source is made of the tensor's buffers."""
     if source.writer == "verbatim":
         return (_VERBATIM,)
@@ -61,13 +61,13 @@ def recodings(source: Source) -> tuple[Recoding, ...]:
     if not writer.WRITES or not isinstance(writer, Writer):
         raise UnsupportedError("this format has no writer", found=source.format)
     try:
-        return writer.recodings(source)
+        return writer.codecs(source)
     except (KeyError, TypeError, ValueError) as error:  # the arguments come from a manifest, which may lie
         raise BadFileError("the package does not say how its source is written", found=dict(source.args)) from error
 
 
 def _create(stage: Staged, head: SourceFile, gaps: list[tuple[int, int]]) -> int:
-    """A file of its final size that holds what is no tensor; everything else is zero until the tensors come."""
+    """A file of its final size that holds what is not a tensor; everything else is zero until the tensors come."""
     final = stage.path / head.path
     final.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(final, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
@@ -100,7 +100,7 @@ def _restore_tensor(name: str, tensor: QTensor, package: Package, opened: dict[s
             where=name,
             found="no source" if source is None else "only its values were kept",
         )
-    held = {b.key: b for b in buffers(tensor)}
+    by_key = {b.key: b for b in buffers(tensor)}
     numbers = package.manifest["sources"][name][4]
     lost = sorted({package.manifest["stored"][number][0] for number in numbers} - set(opened))
     if lost:
@@ -110,10 +110,10 @@ def _restore_tensor(name: str, tensor: QTensor, package: Package, opened: dict[s
             found=", ".join(lost),
             todo="Its tensors are proven; the file around them is not kept.",
         )
-    for number, how in zip(numbers, recodings(source), strict=True):
+    for number, how in zip(numbers, codecs(source), strict=True):
         file, _, _, shape, axis, begin, dtype = package.manifest["stored"][number]
         entry = _Place(opened[file], tuple(shape), axis, begin, dtype)
-        for start, slab in restore(how, [held[k] for k in how.keys], tuple(shape)):
+        for start, slab in restore(how, [by_key[k] for k in how.keys], tuple(shape)):
             entry.write(start, slab)
     if source.residue is not None:
         _apply_residue(source.residue, numbers, package, opened)
@@ -142,8 +142,8 @@ def _apply_residue(residue: Buffer, numbers: list[int], package: Package, opened
     for tensor, offset, xor in rows.tolist():
         file, _, _, _, _, begin, _ = package.manifest["stored"][numbers[tensor]]
         descriptor = opened[file]
-        found = os.pread(descriptor, 1, begin + offset)
-        os.pwrite(descriptor, bytes([found[0] ^ xor]), begin + offset)
+        byte = os.pread(descriptor, 1, begin + offset)
+        os.pwrite(descriptor, bytes([byte[0] ^ xor]), begin + offset)
 
 
 def _slabs(buffer: Buffer) -> Iterator[Any]:

@@ -27,15 +27,17 @@ def prove(model: Model, names: Iterable[str], progress: Progress) -> None:
     """
     origins = {(o.file, o.name): o for o in model.origins}
     waiting = {name: _unproven(model.tensors[name], origins) for name in names}
-    waiting = {name: found for name, found in waiting.items() if found}
-    progress.start("proving what the target does not use", sum(o.nbytes for found in waiting.values() for o in found))
-    for name, found in waiting.items():
+    waiting = {name: unproven for name, unproven in waiting.items() if unproven}
+    progress.start(
+        "proving what the target does not use", sum(o.nbytes for unproven in waiting.values() for o in unproven)
+    )
+    for name, unproven in waiting.items():
         for buffer in {b.key: b for b in buffers(model.tensors[name])}.values():
             _read_through(buffer)
-        left = [o.name for o in found if not o.proven]
+        left = [o.name for o in unproven if not o.proven]
         if left:
             raise ProofError("not every byte of a tensor was shown to come back", where=name, found=", ".join(left))
-        progress.advance(sum(o.nbytes for o in found), name)
+        progress.advance(sum(o.nbytes for o in unproven), name)
 
 
 def levels(model: Model) -> dict[str, dict[str, Any]]:
@@ -55,8 +57,8 @@ def levels(model: Model) -> dict[str, dict[str, Any]]:
 
 def _unproven(tensor: QTensor, origins: dict[tuple[str, str], Origin]) -> list[Origin]:
     parts = tensor.source.tensors if tensor.source else ()
-    found = [origins[(p.file, p.name)] for p in parts if (p.file, p.name) in origins]
-    return [o for o in found if not o.proven]
+    known = [origins[(p.file, p.name)] for p in parts if (p.file, p.name) in origins]
+    return [o for o in known if not o.proven]
 
 
 def _read_through(buffer: Buffer) -> None:

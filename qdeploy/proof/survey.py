@@ -61,7 +61,7 @@ def survey(
     model = registry.open_model(path, format, trust_links, **more)
     tensors = {name: _row(tensor) for name, tensor in model.tensors.items()}
     size, count = (sum(t[key] for t in tensors.values()) for key in ("bytes", "parameters"))
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "path": str(path),
         "format": model.format,
         "title": registry.format_module(model.format).TITLE,
@@ -75,16 +75,16 @@ def survey(
         "tensors": tensors,
     }
     if histogram:
-        found["histogram"] = _histograms(model)
+        report["histogram"] = _histograms(model)
     if checksums:
-        found["checksums"] = _verify(model, path, trust_links)
-    return found
+        report["checksums"] = _verify(model, path, trust_links)
+    return report
 
 
 def _from_file(title: str, file: SingleFile, path: str | os.PathLike[str], checksums: bool) -> dict[str, Any]:
     """An output that is one file describes itself."""
-    found = file.describe(str(path))
-    source = found.get("source")
+    description = file.describe(str(path))
+    source = description.get("source")
     title = f"{title}; converted from {source}" if source else title
     if checksums:
         pages, damaged = file.damaged_pages(str(path))
@@ -95,8 +95,8 @@ def _from_file(title: str, file: SingleFile, path: str | os.PathLike[str], check
                 found=damaged[:8],
                 todo="Fetch or convert it again.",
             )
-        found["checksums"] = pages
-    return {"path": str(path), "title": title, **found}
+        description["checksums"] = pages
+    return {"path": str(path), "title": title, **description}
 
 
 def _from_report(backend: Backend, path: str | os.PathLike[str]) -> dict[str, Any]:

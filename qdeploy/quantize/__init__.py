@@ -1,4 +1,4 @@
-"""float -> terms: one file per method, listed here. A method is asked for as METHOD[:TYPE][,option=value...].
+"""float -> terms: one file per method, listed here. A spec of one is METHOD[:TYPE][,option=value...].
 
 rtn        round to nearest in groups
 gptq       the same, with later weights making up for the errors of earlier ones

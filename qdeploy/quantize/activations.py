@@ -52,7 +52,7 @@ class Sums:
             self._moments = self._moments + rows.T @ rows
 
     def statistics(self) -> Statistics:
-        """What was asked for."""
+        """The statistics of the chosen kinds."""
         norms = _scale(self._norms / self._sequences) if "norms" in self._kinds else None
         return Statistics(norms, self._moments / self._tokens if "moments" in self._kinds else None)
 
@@ -69,7 +69,7 @@ def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[d
         The statistics of the inputs of every linear layer, by the name of its weight; and how many tokens were used.
 
     Raises:
-        UnsupportedError: The model is no decoder, has no tokenizer, or the `tokenizers` package is missing.
+        UnsupportedError: The model is not a decoder, has no tokenizer, or the `tokenizers` package is missing.
         BadArgumentError: The text cannot be read, or is empty.
     """
     ids, sums = pieces_of(model, path), dict[str, Sums]()
@@ -80,7 +80,7 @@ def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[d
             model.tensors,
             lambda weight, x: sums.setdefault(weight, Sums(kinds)).add(x),
         )
-    return {name: found.statistics() for name, found in sums.items()}, ids.size
+    return {name: accumulated.statistics() for name, accumulated in sums.items()}, ids.size
 
 
 def pieces_of(model: Model, path: str) -> npt.NDArray[np.int64]:
@@ -104,8 +104,8 @@ def observe(graph: Graph, inputs: Mapping[str, Array], tensors: Mapping[str, QTe
         if node.op == "Linear" and node.inputs[1] in tensors:
             watch(node.inputs[1], values[node.inputs[0]])
         weights = {name: as_value(tensors[name]) for name in node.inputs if name in tensors}
-        made, states = run(_alone(node, values, graph), values, states, weights)
-        values.update(made)
+        outputs, states = run(_alone(node, values, graph), values, states, weights)
+        values.update(outputs)
         for name in (*node.inputs, *node.outputs):
             if last.get(name, -1) <= place:
                 values.pop(name, None)
@@ -121,8 +121,8 @@ def _alone(node: Node, values: Mapping[str, Array], graph: Graph) -> Graph:
 
 def _scale(norms: Any) -> Float32:
     scale = norms + 1e-3
-    found: Float32 = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
-    return found
+    normalised: Float32 = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+    return normalised
 
 
 def _token_ids(model: Model, path: str) -> list[int]:
@@ -132,9 +132,9 @@ def _token_ids(model: Model, path: str) -> list[int]:
     tokenizer = next((f.data for f in model.files if f.path == "tokenizer.json"), None)
     if tokenizer is None:
         raise UnsupportedError("the model has no tokenizer", where=model.path, allowed="a tokenizer.json beside it")
-    made = Tokenizer.from_str(bytes(tokenizer.read()).decode())
+    encoder = Tokenizer.from_str(bytes(tokenizer.read()).decode())
     text = _text(path)
-    ids: list[int] = made.encode(text).ids
+    ids: list[int] = encoder.encode(text).ids
     if not text.strip() or not ids:
         raise BadArgumentError("the calibration text is empty", where=path)
     return ids

@@ -48,11 +48,11 @@ def parse_choices(text: str) -> tuple[Widths, ...]:
     Raises:
         BadArgumentError: Another form, bits that no layer can have, or the same twice.
     """
-    found = [re.fullmatch(r"\s*([248])(?:x([2-8]))?\s*", part) for part in text.split(",")]
-    choices = [(int(match[1]), int(match[2] or 8)) for match in found if match]
-    if len(choices) != len(found) or len(set(choices)) != len(choices):
+    matches = [re.fullmatch(r"\s*([248])(?:x([2-8]))?\s*", part) for part in text.split(",")]
+    choices = [(int(match[1]), int(match[2] or 8)) for match in matches if match]
+    if len(choices) != len(matches) or len(set(choices)) != len(choices):
         raise BadArgumentError(
-            "these are no choices of bits",
+            "not a list of choices of bits",
             found=text,
             allowed="weights of 2, 4 or 8 bits: 8,4; with inputs of 2 to 8: 8x8,4x4",
         )
@@ -169,7 +169,7 @@ def _solve(loss: list[list[float]], cost: list[list[float]], limit: float) -> li
     """The choice of each group: one binary variable per group and choice.
 
     Costs count from the least of their group, in units of what is left above all of these; a choice that alone takes
-    more is none. So the numbers of the programme lie between 0 and 1, and the solver's tolerances mean something.
+    more is left out. So the numbers of the programme lie between 0 and 1, and the solver's tolerances mean something.
     """
     room = limit - sum(min(part) for part in cost)
     extra = [[c - min(part) for c in part] for part in cost]
@@ -201,13 +201,13 @@ def _programme(
     one = np.repeat(np.eye(len(counts)), counts, axis=1)  # [groups, choices]
     may = np.concatenate([np.asarray(part, np.float64) for part in allowed])
     rules = [LinearConstraint(one, 1, 1), LinearConstraint(flat_cost * may, -np.inf, limit)]
-    found = milp(
+    solution = milp(
         flat_loss / max(float(flat_loss.max()), 1e-300),
         integrality=np.ones(flat_loss.size),
         bounds=Bounds(0, may),
         constraints=rules,
         options={"mip_rel_gap": 0.0},
     )
-    if found.x is None:
+    if solution.x is None:
         return None
-    return [int(np.argmax(part)) for part in np.split(found.x, np.cumsum(counts)[:-1])]
+    return [int(np.argmax(part)) for part in np.split(solution.x, np.cumsum(counts)[:-1])]

@@ -1,8 +1,8 @@
-"""What a quantizer is: it says what it needs to know of a weight's inputs, and makes codes of a float matrix.
+"""The contract of quantizers: each declares the statistics of a layer's inputs that it needs, and quantizes a matrix.
 
 A quantizer is a dataclass whose fields are its options (`qdeploy.options.option`); `TYPES` are the number types that it
-rounds to, the first one unless another is asked for. A driver (driver.py) parses what was asked for, measures what is
-needed, and hands both over.
+rounds to, the first one by default. A driver (driver.py) parses the options, measures the statistics that the quantizer
+needs, and passes both to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Needs:
 
     Attributes:
         kinds: Of `Statistics`; empty: it looks at weights alone.
-        text: The file that they are measured on; empty: there is none, and nothing is measured.
+        text: The file that they are measured on; empty: nothing is measured.
         levels: 0: measured once, on the float model. N: measured N times in the order of the graph, each time with what
             the layers before have become by then; the tensor that is made of n statistics has n levels.
     """
@@ -38,7 +38,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the inputs x [tokens, K] of a linear layer, those that were asked for.
+    """Statistics of the inputs x [tokens, K] of a linear layer: those that the quantizer needs.
 
     Attributes:
         norms: How large each column is, in proportion to the others: float32 [K] with a geometric mean of 1.
@@ -82,7 +82,7 @@ class Quantizer(Protocol):
     """A way to quantize, with its settings; a dataclass whose fields are options."""
 
     TYPES: ClassVar[tuple[str, ...]]
-    """Number types that can be asked for ("int4"), the default first; empty: it has none, and no groups either."""
+    """Number types of the method ("int4"), the default first; empty: the method has neither types nor groups."""
 
     @property
     def needs(self) -> Needs:
@@ -95,7 +95,7 @@ class Quantizer(Protocol):
         Args:
             weight: What to quantize.
             statistics: Of its inputs, one per level (one, where `needs.levels` is 0); empty where nothing was measured.
-            grid: The type and the group that were asked for.
+            grid: The number type and the group size.
         """
         ...
 
@@ -105,7 +105,7 @@ class QuantizerRow(Row):
     """A quantizer by name; its target is the dataclass."""
 
     def load(self) -> type[Quantizer]:
-        """The dataclass; UnsupportedError where it cannot be imported or is no quantizer."""
+        """The dataclass; UnsupportedError where it cannot be imported or is not a quantizer."""
         loaded = self.resolved().loaded()
         if not _is_quantizer(loaded):
             raise self.refused(loaded, "qdeploy.quantize.contract.Quantizer")

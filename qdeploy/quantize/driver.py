@@ -41,7 +41,7 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
 def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
     """The weights that are quantized, and by which of the specs; UnsupportedError where one is quantized already."""
     tables = embedding_tables(model)
-    found: dict[str, Spec] = {}
+    chosen: dict[str, Spec] = {}
     for name in (*linear_weights(model), *tables):
         spec = next((s for s in specs if s.names.take(name) and (s.names.only or name not in tables)), None)
         if spec is None:
@@ -53,8 +53,8 @@ def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
                 found=model.format,
                 todo="Name the float tensors with only=REGEX (only=lm_head), or start from the float checkpoint.",
             )
-        found[name] = spec
-    return found
+        chosen[name] = spec
+    return chosen
 
 
 def linear_weights(model: Model) -> tuple[str, ...]:
@@ -64,11 +64,11 @@ def linear_weights(model: Model) -> tuple[str, ...]:
     except UnsupportedError:
         matrices = {n: t for n, t in model.tensors.items() if len(t.shape) == 2 and min(t.shape) > 1}
         return tuple(n for n, t in matrices.items() if isinstance(view(t), Floats))
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for node in nodes:
         if node.op in _LINEAR_WEIGHTS:
-            found.update((name, None) for name in node.inputs[_LINEAR_WEIGHTS[node.op]])
-    return tuple(name for name in found if math.prod(model.tensors[name].shape) > 0)
+            names.update((name, None) for name in node.inputs[_LINEAR_WEIGHTS[node.op]])
+    return tuple(name for name in names if math.prod(model.tensors[name].shape) > 0)
 
 
 def embedding_tables(model: Model) -> tuple[str, ...]:
@@ -78,8 +78,10 @@ def embedding_tables(model: Model) -> tuple[str, ...]:
     except UnsupportedError:
         return ()
     linear = set(linear_weights(model))
-    found = dict.fromkeys(node.inputs[0] for node in nodes if node.op == "Gather" and node.inputs[0] in model.tensors)
-    return tuple(n for n in found if n not in linear and len(model.tensors[n].shape) == 2)
+    gathered = dict.fromkeys(
+        node.inputs[0] for node in nodes if node.op == "Gather" and node.inputs[0] in model.tensors
+    )
+    return tuple(n for n in gathered if n not in linear and len(model.tensors[n].shape) == 2)
 
 
 def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
@@ -102,7 +104,7 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
     model.notes.append(f"{spec.method}: {needs.levels} levels, measured in order on {ids.size} tokens")
     waiting = {weight.name: weight for weight in weights}
     known: dict[str, tuple[Statistics, ...]] = dict.fromkeys(waiting, ())
-    made: dict[str, QTensor] = {}
+    quantized_tensors: dict[str, QTensor] = {}
     for level in range(needs.levels):
 
         def watch(name: str, x: Array, level: int = level) -> None:
@@ -111,11 +113,11 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
                 for sequence in x:
                     sums.add(sequence)
                 known[name] = (*known[name], sums.statistics())
-                made[name] = spec.quantizer.quantize(waiting[name], known[name], spec.grid)
+                quantized_tensors[name] = spec.quantizer.quantize(waiting[name], known[name], spec.grid)
 
-        observe(model.graph, {"input_ids": ids}, Replaced(model.tensors, made), watch)
-    unseen = {name: weight for name, weight in waiting.items() if name not in made}
-    return made | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
+        observe(model.graph, {"input_ids": ids}, Replaced(model.tensors, quantized_tensors), watch)
+    unseen = {name: weight for name, weight in waiting.items() if name not in quantized_tensors}
+    return quantized_tensors | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
 
 
 class Replaced(Mapping[str, QTensor]):

@@ -117,13 +117,13 @@ class _Work:
 
     def codes(self) -> Rows:
         """Packed codes."""
-        return self._made()[0]
+        return self._quantized()[0]
 
     def scales(self) -> Rows:
         """Scales per group."""
-        return self._made()[1]
+        return self._quantized()[1]
 
-    def _made(self) -> tuple[Rows, Rows]:
+    def _quantized(self) -> tuple[Rows, Rows]:
         with self._lock:
             if self._parts is None:
                 self._parts = self._make()

@@ -105,7 +105,7 @@ def hessian_traces(
     nodes = {name: node for name, node in layer_nodes(graph, weights).items() if not layers or name in layers}
     parts = list(batches(graph, data, batch))
     probes = probes or -(-DIRECTIONS // len(parts))
-    found: dict[str, list[list[float]]] = {name: [] for name in nodes}
+    by_layer: dict[str, list[list[float]]] = {name: [] for name in nodes}
     progress.start("Hessian traces", len(parts) * len(nodes), "passes")
     for number, feeds in enumerate(parts):
         wanted, _ = run(graph, feeds, None, weights)
@@ -115,10 +115,10 @@ def hessian_traces(
             curvatures = [
                 _curvature(suffix, weights, wanted, distance, rng.choice(_SIGNS, shape), step) for _ in range(probes)
             ]
-            found[suffix.layer].append(curvatures)
+            by_layer[suffix.layer].append(curvatures)
             progress.advance(1, suffix.layer)
     shares = [len(next(iter(feeds.values()))) for feeds in parts]
-    return {name: _summary(np.array(numbers), shares, weights[name].size) for name, numbers in found.items()}
+    return {name: _summary(np.array(numbers), shares, weights[name].size) for name, numbers in by_layer.items()}
 
 
 def _curvature(
@@ -131,31 +131,31 @@ def _curvature(
 ) -> float:
     """v^T H v of a layer in a direction v, on a batch whose outputs are `wanted`."""
     weight, size = weights[suffix.layer], step_size(weights[suffix.layer], step)
-    with np.errstate(all="ignore"):  # what is not finite is said below
+    with np.errstate(all="ignore"):  # values that are not finite are refused below
         changed = suffix.outputs(Replaced(weights, {suffix.layer: weight + np.float32(size) * direction}))
-        found = 2 * distance(wanted, changed) / size**2
-    if not math.isfinite(found):
+        curvature = 2 * distance(wanted, changed) / size**2
+    if not math.isfinite(curvature):
         raise BadArgumentError(
             "the network's outputs are not finite numbers",
             where=suffix.layer,
-            found=found,
+            found=curvature,
             todo="Look at the calibration data, and at the model's weights.",
         )
-    return found
+    return curvature
 
 
 def hessian_losses(
     traces: Mapping[str, Trace], weights: Mapping[str, Array], options: Sequence[Widths], quantizer: Quantizer
 ) -> dict[str, dict[Widths, float]]:
     """Trace / n * |W - W_b|^2 of each layer and choice, which knows the bits of the weights only."""
-    found: dict[str, dict[Widths, float]] = {}
+    losses: dict[str, dict[Widths, float]] = {}
     for name, trace in traces.items():
         by_bits = {
             b: float(np.square(np.asarray(weights[name], np.float64) - quantizer(name, b)).sum())
             for b in {bits[0] for bits in options}
         }
-        found[name] = {bits: max(trace.mean, 0.0) * by_bits[bits[0]] for bits in options}
-    return found
+        losses[name] = {bits: max(trace.mean, 0.0) * by_bits[bits[0]] for bits in options}
+    return losses
 
 
 def step_size(weight: Array, step: float) -> float:

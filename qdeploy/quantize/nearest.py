@@ -75,7 +75,7 @@ class Rtn:
 
         Args:
             weight: What to quantize.
-            statistics: Not asked for.
+            statistics: Not used.
             grid: 2 to 8 bits, and the group.
         """
         work = _Work(self.clip, weight, grid)
@@ -168,8 +168,8 @@ class _Work:
         kept = self._kept.pop(row, None)
         if kept is not None and len(kept) == len(raw):
             return kept
-        made = self._kept[row] = group_scales(raw, self._group, self._bits, self._clip, self._name)
-        return made
+        scales = self._kept[row] = group_scales(raw, self._group, self._bits, self._clip, self._name)
+        return scales
 
 
 def _widen(raw: npt.NDArray[Any]) -> Float32:
@@ -266,8 +266,8 @@ def _encode(raw: npt.NDArray[Any], scale: npt.NDArray[np.float16], group: int, b
 @lru_cache(maxsize=4)
 def _constant(size: int, value: int) -> npt.NDArray[np.uint32]:
     """One number, many times: numpy's minimum of two arrays is three times as fast as that of an array and a number."""
-    made: npt.NDArray[np.uint32] = np.full(size, value, np.uint32)
-    return made
+    filled: npt.NDArray[np.uint32] = np.full(size, value, np.uint32)
+    return filled
 
 
 def _pack_nibbles(word: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:

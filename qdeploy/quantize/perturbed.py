@@ -57,17 +57,17 @@ class Replaced(dict[str, Array]):
 
 def layer_nodes(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Node]:
     """The layers of a folded graph whose weights are numbers: the first node that takes each, in order."""
-    found: dict[str, Node] = {}
+    nodes: dict[str, Node] = {}
     for node in graph.nodes:
         if node.op in LAYERS and node.inputs[1] in weights:
-            found.setdefault(node.inputs[1], node)
-    return found
+            nodes.setdefault(node.inputs[1], node)
+    return nodes
 
 
 def suffixes(
     graph: Graph, weights: Mapping[str, Array], feeds: Mapping[str, Array], layers: Mapping[str, Node]
 ) -> Iterator[Suffix]:
-    """One suffix per layer, in order; each is to be used before the next is asked for.
+    """One suffix per layer, in order; each must be used before the next one is taken.
 
     Args:
         graph: Without states.
@@ -82,13 +82,13 @@ def suffixes(
         place = next(i for i, other in enumerate(graph.nodes) if other is node)
         rest = graph.nodes[place:]
         wanted = {name for other in rest for name in other.inputs} | {value.name for value in graph.outputs}
-        made = [name for other in graph.nodes[at:place] for name in other.outputs if name in wanted]
+        computed = [name for other in graph.nodes[at:place] for name in other.outputs if name in wanted]
         if place > at:
             between = replace(
                 graph,
                 inputs=_inputs(live),
                 nodes=graph.nodes[at:place],
-                outputs=tuple(Value(name, "F32", ()) for name in made),
+                outputs=tuple(Value(name, "F32", ()) for name in computed),
             )
             live |= run(between, live, None, weights)[0]
         live, at = {name: array for name, array in live.items() if name in wanted}, place

@@ -1,4 +1,4 @@
-"""A whole model in another form, which is asked for as `sign-planes:group=128`: the tensors that can have it, lazily.
+"""A whole model in another form (`sign-planes:group=128`): the tensors that can take it, each at its first use.
 
 sign-planes   BitStack's sums of signs times low-rank products as residual sign planes (sign_planes.py). This rounds;
               the loss of every tensor is reported.

@@ -61,13 +61,13 @@ def measure(graph: Graph, weights: Mapping[str, Array], data: Mapping[str, Array
         sizes[name] = (x.size, max(len(x), 1) if x.ndim else 1, mean)
 
     run(graph, data, None, weights, note)
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for name, node in layer_nodes(graph, weights).items():
         weight, (size, batch, _) = weights[name], sizes[node.outputs[0]]
         outputs = weight.shape[1] if node.op == "Gemm" and not node.attrs.get("transB", 0) else weight.shape[0]
         products = size // batch * (weight.size // max(outputs, 1))
-        found[name] = Layer(node.inputs[0], weight.size, products, sizes[node.inputs[0]][2])
-    return found
+        layers[name] = Layer(node.inputs[0], weight.size, products, sizes[node.inputs[0]][2])
+    return layers
 
 
 def weight_losses(
@@ -86,14 +86,14 @@ def weight_losses(
         moments: float64 [groups, K, K] of the inputs of layers, as far as known (`calibrate.moments`).
         energies: Mean square of an element of the input, where there is no moment.
     """
-    found: dict[str, dict[Widths, float]] = {}
+    losses: dict[str, dict[Widths, float]] = {}
     for name, weight in weights.items():
         by_bits = {
             b: _perturbation(weight, quantizer(name, b), moments.get(name), energies.get(name, 1.0))
             for b in {bits[0] for bits in options}
         }
-        found[name] = {bits: by_bits[bits[0]] for bits in options}
-    return found
+        losses[name] = {bits: by_bits[bits[0]] for bits in options}
+    return losses
 
 
 def _perturbation(weight: Array, rounded: Array, moment: Array | None, energy: float) -> float:
@@ -138,7 +138,7 @@ def output_losses(
             raise BadArgumentError("the range of a layer's input is not known", where=name, found=node.inputs[0])
     parts = list(batches(graph, data, batch))
     count = sum(len(next(iter(feeds.values()))) for feeds in parts)
-    found: dict[str, dict[Widths, float]] = {name: dict.fromkeys(options, 0.0) for name in nodes}
+    losses: dict[str, dict[Widths, float]] = {name: dict.fromkeys(options, 0.0) for name in nodes}
     progress.start("losses of the outputs", len(parts) * len(nodes), "passes")
     for feeds in parts:
         share = len(next(iter(feeds.values()))) / count
@@ -147,14 +147,14 @@ def output_losses(
             name, source = suffix.layer, nodes[suffix.layer].inputs[0]
             for bits in options:
                 changed, extra = _with_codes(suffix.graph, name, source, *ranges[source], bits[1])
-                held = Replaced(weights, {name: np.asarray(quantizer(name, bits[0]), np.float32), **extra})
-                found[name][bits] += share * _mean_square(wanted, suffix.outputs(held, changed))
+                replaced = Replaced(weights, {name: np.asarray(quantizer(name, bits[0]), np.float32), **extra})
+                losses[name][bits] += share * _mean_square(wanted, suffix.outputs(replaced, changed))
             progress.advance(1, name)
-    return found
+    return losses
 
 
-def _mean_square(wanted: Mapping[str, Array], made: Mapping[str, Array]) -> float:
-    return float(np.mean([np.mean(np.square(made[k] - wanted[k], dtype=np.float64)) for k in wanted]))
+def _mean_square(wanted: Mapping[str, Array], outputs: Mapping[str, Array]) -> float:
+    return float(np.mean([np.mean(np.square(outputs[k] - wanted[k], dtype=np.float64)) for k in wanted]))
 
 
 def _with_codes(

@@ -7,7 +7,7 @@
 BitStack's blocks cost as many multiplications per weight as their rank, a sign plane costs none. The planes are those
 of the decoded matrix, greedily: plane n holds the signs of what the planes before left, and the mean of its magnitudes
 in each group, which is the least squares choice; rounding to float16 goes into what is left. So the result is not the
-source's: this is asked for by name and never done silently.
+source's: this happens only where the user names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.decode import decode_tensor
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Float32, Layout, Param, QTensor, Rows, Rung, Term
 from qdeploy.ir.views import SignLowRank, view
-from qdeploy.measure import decibels, energy, together
+from qdeploy.measure import combined_decibels, decibels, energy
 from qdeploy.store.spill import Spill
 
 GROUP = 128
@@ -47,7 +47,7 @@ def sign_planes(
         A QTensor [N, K] with one term per block of `tensor`, and a rung for every number of them.
 
     Raises:
-        UnsupportedError: The tensor is no such sum.
+        UnsupportedError: The tensor is not such a sum.
     """
     if not isinstance(view(tensor), SignLowRank):
         raise UnsupportedError("only sums of signs times low-rank products become sign planes", where=name)
@@ -109,7 +109,7 @@ class _Work:
                 parts += [self._spill.keep(array) for array in peel(left, self._group)]
             steps.append(parts)
             noise += energy(left)
-        self._losses[self._name] = together(self._losses.get(self._name, math.inf), decibels(signal, noise))
+        self._losses[self._name] = combined_decibels(self._losses.get(self._name, math.inf), decibels(signal, noise))
         return steps
 
 

@@ -30,8 +30,8 @@ EXPONENT, LEAST, ONE_SIDED = 0.7, 0.1, 4.0
 
 def smoothable(graph: Graph) -> frozenset[str]:
     """The values of a folded graph that may be divided: results of `MAKERS` that a Linear takes."""
-    made = {node.outputs[0] for node in graph.nodes if node.op in MAKERS}
-    return frozenset(node.inputs[0] for node in graph.nodes if node.op == "Linear" and node.inputs[0] in made)
+    dividable = {node.outputs[0] for node in graph.nodes if node.op in MAKERS}
+    return frozenset(node.inputs[0] for node in graph.nodes if node.op == "Linear" and node.inputs[0] in dividable)
 
 
 def divisors(low: Float64, high: Float64) -> Float64:

@@ -43,7 +43,7 @@ class Names:
     only: str = option("", "Tensors that are quantized; all weights of linear layers, if not given.", metavar="REGEX")
 
     def __post_init__(self) -> None:
-        """Refuses what is no regular expression."""
+        """Refuses what is not a regular expression."""
         for name, text in (("skip", self.skip), ("only", self.only)):
             try:
                 re.compile(text)
@@ -94,13 +94,13 @@ def parse(text: str) -> Spec:
         raise BadArgumentError(
             error.what, where=error.where, found=error.found, allowed=error.allowed, todo=error.todo
         ) from error
-    given = _given(rest)
-    kind = given.pop("type", quantizer.TYPES[0] if quantizer.TYPES else "")
+    texts = _texts(rest)
+    kind = texts.pop("type", quantizer.TYPES[0] if quantizer.TYPES else "")
     if kind not in quantizer.TYPES and (kind or quantizer.TYPES):
         raise BadArgumentError(
             f"no such number type for {method}", found=kind, allowed=", ".join(quantizer.TYPES) or usage(method)
         )
-    values = _values(method, parts_of(quantizer), given, usage(method))
+    values = _values(method, parts_of(quantizer), texts, usage(method))
     settings, names = values[quantizer], Names(**values[Names])
     group = int(Groups(**values[Groups]).group) if quantizer.TYPES else -1
     if group == 0:
@@ -115,7 +115,7 @@ def parse_lowering(text: str) -> int:
     allowed = f"{SIGN_PLANES}[:group=N]"
     if form != SIGN_PLANES:
         raise BadArgumentError("no such form to lower to", found=text, allowed=allowed)
-    return SignPlanes(**_values(form, (SignPlanes,), _given(rest), allowed)[SignPlanes]).group
+    return SignPlanes(**_values(form, (SignPlanes,), _texts(rest), allowed)[SignPlanes]).group
 
 
 def usage(method: str) -> str:
@@ -128,16 +128,16 @@ def usage(method: str) -> str:
 
 
 def usages() -> list[tuple[str, str]]:
-    """Every method that can be loaded: how it is asked for, and what its options mean."""
-    found = []
+    """Every method that can be loaded: the form of its spec, and what its options mean."""
+    lines = []
     for name, row in QUANTIZERS.rows().items():
         try:
             quantizer = row.load()
         except UnsupportedError:  # `qdeploy formats` says why
             continue
         helps = (f"{known.name}: {known.help}" for part in parts_of(quantizer)[:-1] for known in options_of(part))
-        found.append((usage(name), " ".join(helps)))
-    return found
+        lines.append((usage(name), " ".join(helps)))
+    return lines
 
 
 def parts_of(quantizer: type[Quantizer]) -> tuple[type[Any], ...]:
@@ -149,21 +149,21 @@ def _shape(known: Option) -> str:
     return known.metavar or "|".join(map(str, known.choices)) or "N"
 
 
-def _given(text: str) -> dict[str, str]:
+def _texts(text: str) -> dict[str, str]:
     """`int4,group=128` as {"type": "int4", "group": "128"}."""
     parts = [part.partition("=") for part in text.split(",") if part]
     return {name if sign else "type": value if sign else name for name, sign, value in parts}
 
 
 def _values(
-    method: str, parts: tuple[type[Any], ...], given: Mapping[str, str], allowed: str
+    method: str, parts: tuple[type[Any], ...], texts: Mapping[str, str], allowed: str
 ) -> dict[type[Any], dict[str, Any]]:
     """The options of each dataclass, as its fields hold them."""
-    unknown = set(given) - {known.name for part in parts for known in options_of(part)}
+    unknown = set(texts) - {known.name for part in parts for known in options_of(part)}
     if unknown:
         raise BadArgumentError(f"no such option of {method}", found=", ".join(sorted(unknown)), allowed=allowed)
     return {
-        part: {known.name: _value(known, given[known.name]) for known in options_of(part) if known.name in given}
+        part: {known.name: _value(known, texts[known.name]) for known in options_of(part) if known.name in texts}
         for part in parts
     }
 

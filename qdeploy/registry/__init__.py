@@ -144,11 +144,11 @@ def read(row: FormatRow, folder: Folder) -> Model:
 
 
 def _refuse_output(path: str | os.PathLike[str]) -> None:
-    made = artifact_backend(path)
-    if made is not None:
+    artifact = artifact_backend(path)
+    if artifact is not None:
         raise UnsupportedError(
             "this is an output, not a source",
             where=str(path),
-            found=made.title,
+            found=artifact.title,
             todo="Give the checkpoint or package that it was made from.",
         )

@@ -39,8 +39,8 @@ class Candidates:
         except (Exception, SystemExit) as error:
             if is_built_in(row):
                 raise
-            said = error.what if isinstance(error, QdeployError) else f"{type(error).__name__}: {error}"
-            return self._pass_over(row, said)
+            reason = error.what if isinstance(error, QdeployError) else f"{type(error).__name__}: {error}"
+            return self._pass_over(row, reason)
         if not isinstance(answer, Sniff) or type(answer.score) is not int or not 0 <= answer.score <= 100:
             return self._pass_over(row, f"sniff gave {answer!r:.80}, not a Sniff with a score from 0 to 100")
         self.reasons[row.name] = answer.reason

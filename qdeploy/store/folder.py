@@ -100,12 +100,12 @@ class Folder:
         self, path: str | os.PathLike[str], trust_links: bool = False, options: SourceOptions | None = None
     ) -> None:
         self.options = options or SourceOptions(trust_links=trust_links)
-        given = Path(path)
-        if not given.exists():
-            raise BadFileError("no such file or folder", where=str(given), todo="Check the path.")
-        given = _hub_revision(given)
-        absolute = given.absolute() if given.is_dir() else given.absolute().parent
-        self.only = "" if given.is_dir() else given.name
+        location = Path(path)
+        if not location.exists():
+            raise BadFileError("no such file or folder", where=str(location), todo="Check the path.")
+        location = _hub_revision(location)
+        absolute = location.absolute() if location.is_dir() else location.absolute().parent
+        self.only = "" if location.is_dir() else location.name
         self.path = absolute.resolve()
         self._looked_at: set[str] = set()
         self._border = _hub_repository(self.path) or self.path
@@ -129,7 +129,7 @@ class Folder:
         return os.path.lexists(self.path / name)
 
     def open(self, name: str) -> File:
-        """Opens a file inside the folder; BadFileError for anything that leads outside or is no regular file."""
+        """Opens a file inside the folder; BadFileError for anything that leads outside or is not a regular file."""
         target = self._inside(name)
         try:
             descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -242,13 +242,13 @@ def _hub_revision(path: Path) -> Path:
         return path
     main = path / "refs" / "main"
     named = main.read_text(errors="replace").strip()[:200] if main.is_file() and not main.is_symlink() else ""
-    found = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
-    if named in found or (not named and len(found) == 1):
-        return snapshots / (named or found[0])
+    names = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
+    if named in names or (not named and len(names) == 1):
+        return snapshots / (named or names[0])
     raise BadFileError(
         "no snapshot in a repository of the hub's cache is its main revision",
         where=str(path),
-        found=", ".join(found) or "no snapshots",
+        found=", ".join(names) or "no snapshots",
         allowed=named or "refs/main",
         todo="Name the snapshot: .../snapshots/REVISION.",
     )
@@ -263,11 +263,11 @@ def parse_json(text: bytes, where: str, strict: bool = True) -> Any:
     _check_depth(text, where)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if strict and len(made) != len(pairs):
+        mapping = dict(pairs)
+        if strict and len(mapping) != len(pairs):
             keys = [key for key, _ in pairs]
             raise BadFileError("a JSON key occurs twice", where=where, found=next(k for k in keys if keys.count(k) > 1))
-        return made
+        return mapping
 
     def constant(name: str) -> float:
         if name == "Infinity" or name == "-Infinity":  # config.json of some models holds it for time limits

@@ -127,10 +127,10 @@ def staged(
         OutputError: The output exists, another process is making it, or the system refuses to write.
     """
     refuse_existing(target, force, bool(only), magic)
-    held = target.with_name(f"{prefix(target)}.lock")
+    lock_file = target.with_name(f"{prefix(target)}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(held)
+        descriptor = lock(lock_file)
     except OSError as error:
         raise _system(error, target.parent) from error
     work: Path | None = None
@@ -146,7 +146,7 @@ def staged(
             raise _system(error, work or target) from error
         raise
     finally:
-        unlock(descriptor, held)
+        unlock(descriptor, lock_file)
 
 
 def write_json(target: Path, content: Any, force: bool = False) -> None:

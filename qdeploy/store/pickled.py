@@ -158,7 +158,7 @@ def _begin(file: File, entry: zipfile.ZipInfo) -> int:
 def _sequence(file: File) -> tuple[Any, dict[str, tuple[int, int]]]:
     stream = Stream(file)
     if _run(stream, file.name) != _MAGIC or _run(stream, file.name) != 1001:
-        raise ValueError("it begins like none")
+        raise ValueError("its first bytes are not those of a pickle")
     _run(stream, file.name)
     machine = _Machine(file.name)
     value, keys = machine.run(stream), _run(stream, file.name)
@@ -194,10 +194,10 @@ class _Placer:
 
     def _tensor(self, view: _View) -> PickledTensor:
         size, count = storage_dtype(view.storage.dtype).itemsize, math.prod(view.shape)
-        begin, held = self._places[view.storage.key]
-        if min((view.offset, *view.shape)) < 0 or len(view.shape) > 8 or (view.offset + count) * size > held:
+        begin, nbytes = self._places[view.storage.key]
+        if min((view.offset, *view.shape)) < 0 or len(view.shape) > 8 or (view.offset + count) * size > nbytes:
             raise BadFileError(
-                "a tensor leaves its storage", where=self._name, found=view.shape[:8], allowed=f"{held} bytes"
+                "a tensor leaves its storage", where=self._name, found=view.shape[:8], allowed=f"{nbytes} bytes"
             )
         step = 1
         for n, stride in reversed(list(zip(view.shape, view.strides, strict=True))):
@@ -224,13 +224,13 @@ def _find(names: Sequence[str], where: str) -> _Global:
 
 
 def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
-    found = (function.module, function.name)
-    if found == _DICT:
+    callee = (function.module, function.name)
+    if callee == _DICT:
         return dict(*arguments)
-    if found == _PARAMETER:
+    if callee == _PARAMETER:
         return arguments[0]
-    if found != _TENSOR or not isinstance(arguments[0], _Storage):
-        raise ValueError("a call of what is no function")
+    if callee != _TENSOR or not isinstance(arguments[0], _Storage):
+        raise ValueError("a call of what is not a function")
     storage, offset, shape, strides = arguments[:4]
     return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
@@ -258,9 +258,9 @@ class _Machine:
                 _OPCODES[opcode.name](self, argument)
         raise ValueError("a pickle without an end")
 
-    def persistent(self, found: Any) -> None:
+    def persistent(self, reference: Any) -> None:
         """A reference to what lies outside of the pickle: a storage."""
-        kind, storage, key, _, count = found[:5]
+        kind, storage, key, _, count = reference[:5]
         if kind != "storage" or not isinstance(storage, _Global) or storage.name not in _STORAGES:
             raise ValueError("a reference to something else than a storage")
         self.storages.append(_Storage(_STORAGES[storage.name], str(key), int(count)))
@@ -272,25 +272,25 @@ class _Machine:
 
     def to_mark(self) -> list[Any]:
         place = max(i for i, item in enumerate(self.stack) if item is _MARK)
-        found = self.stack[place + 1 :]
+        items = self.stack[place + 1 :]
         del self.stack[place:]
-        return found
+        return items
 
     def popped(self, count: int) -> tuple[Any, ...]:
-        found = tuple(self.stack[-count:])
-        if len(found) != count:
+        items = tuple(self.stack[-count:])
+        if len(items) != count:
             raise ValueError("an empty stack")
         del self.stack[-count:]
-        return found
+        return items
 
     def set_items(self, items: list[Any] | tuple[Any, ...]) -> None:
         if not isinstance(self.stack[-1], dict):
-            raise ValueError("items of what is no dict")
+            raise ValueError("items of what is not a dict")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def append(self, items: list[Any] | tuple[Any, ...]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise ValueError("items of what is no list")
+            raise ValueError("items of what is not a list")
         self.stack[-1].extend(items)
 
 

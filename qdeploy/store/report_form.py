@@ -39,5 +39,5 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The report in an output; BadFileError where it is missing, or none."""
     report = Folder(path).json(REPORT)
     check(report, REPORT_FORM, REPORT)
-    found: dict[str, Any] = report
-    return found
+    content: dict[str, Any] = report
+    return content

@@ -1,4 +1,4 @@
-"""Results that took long to make and are too large to hold: kept in a file without a name until nobody needs them.
+"""Results that took long to make and are too large to hold: kept in a file without a name while they are needed.
 
 The file lies in the system's folder for temporary files (TMPDIR moves it) and is gone with the process, however that
 ends.

@@ -57,14 +57,14 @@ def prepare(target: Path, plan: str, is_output: Callable[[Path], bool]) -> tuple
             shutil.rmtree(folder)
     if kept is not None:
         return kept, True
-    made = target.with_name(f"{prefix(target)}-{os.urandom(8).hex()}")
-    os.mkdir(made)  # fails where anything has the name, a link included
-    descriptor = os.open(made / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    staging = target.with_name(f"{prefix(target)}-{os.urandom(8).hex()}")
+    os.mkdir(staging)  # fails where anything has the name, a link included
+    descriptor = os.open(staging / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
         os.write(descriptor, identity)
     finally:
         os.close(descriptor)
-    return made, False
+    return staging, False
 
 
 def _left(target: Path) -> Iterator[Path]:
@@ -82,10 +82,10 @@ def _mark(folder: Path) -> bytes | None:
         return None
     try:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        found = os.read(descriptor, 65) if regular else b""
+        text = os.read(descriptor, 65) if regular else b""
     finally:
         os.close(descriptor)
-    return found if _HEX.fullmatch(found) else None
+    return text if _HEX.fullmatch(text) else None
 
 
 # ---- names

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from qdeploy import registry
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import buffers
-from qdeploy.store.recode import restore
+from qdeploy.store.codec import restore
 
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -146,8 +146,8 @@ def assert_comes_back(model: Model, folder: Path) -> None:
     seen = set()
     for tensor in model.tensors.values():
         held = {b.key: b for b in buffers(tensor)}
-        recodings = registry.format_module(tensor.source.format).recodings(tensor.source)
-        for part, how in zip(tensor.source.tensors, recodings, strict=True):
+        codecs = registry.format_module(tensor.source.format).codecs(tensor.source)
+        for part, how in zip(tensor.source.tensors, codecs, strict=True):
             origin = origins[part.file, part.name]
             slabs = list(restore(how, [held[k] for k in how.keys], part.shape))
             back = np.concatenate([slab for _, slab in slabs], axis=how.axis).tobytes() if slabs else b""

@@ -140,10 +140,10 @@ STRUCTURE: dict[str, tuple[Callable[[], QTensor], str]] = {
         lambda: QTensor((1 << 40, 8), "F32", masked(np.zeros((1, 8), bool), selected=0, shape=(1 << 40, 8)).terms),
         "far more elements than bytes",
     ),
-    "a rung with too many planes": (lambda: planar(Rung((4,))), "no step of a ladder"),
-    "a rung that goes down": (lambda: planar(Rung((2,)), Rung((1,)), Rung((3,))), "no step of a ladder"),
+    "a rung with too many planes": (lambda: planar(Rung((4,))), "not a step of a ladder"),
+    "a rung that goes down": (lambda: planar(Rung((2,)), Rung((1,)), Rung((3,))), "not a step of a ladder"),
     "a ladder that stops short": (lambda: planar(Rung((2,))), "not the complete form"),
-    "a rung for two terms": (lambda: planar(Rung((2, 1)), Rung((3,))), "no step of a ladder"),
+    "a rung for two terms": (lambda: planar(Rung((2, 1)), Rung((3,))), "not a step of a ladder"),
     "a rung with foreign planes": (
         lambda: planar(Rung((1,), planar().terms), Rung((3,))),
         "does not read the planes",

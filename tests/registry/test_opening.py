@@ -118,8 +118,8 @@ def raising(error: BaseException) -> Any:
         (fmt("toy", lambda folder: Sniff(1000, "most surely")), "from 0 to 100"),
         (fmt("toy", lambda folder: Sniff(True, "yes")), "from 0 to 100"),
         (fmt("toy", lambda: Sniff(100)), "TypeError"),
-        (SimpleNamespace(NAME="toy"), "is no qdeploy.contracts.formats.Format"),
-        (42, "is no qdeploy.contracts.formats.Format"),
+        (SimpleNamespace(NAME="toy"), "is not a qdeploy.contracts.formats.Format"),
+        (42, "is not a qdeploy.contracts.formats.Format"),
     ],
 )
 def test_a_broken_plugin_costs_a_note(target: Any, said: str):

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.integer.lowering import IntegerLowering
-from qdeploy.backends.onnx.integer.nodes import conv_attrs, filters, turned, turned_matrix
+from qdeploy.backends.onnx.integer.nodes import conv_attrs, filters, transposed_image, transposed_matrix
 from qdeploy.backends.onnx.integer.windows import window_borders
 from qdeploy.backends.onnx.proto import MICROSOFT
 from qdeploy.ir.element import element_dtype
@@ -34,14 +34,14 @@ _BYTES = ("U8", "I8")
 
 def absorbed(low: IntegerLowering) -> frozenset[str]:
     """Values that kernels of their users make on the way."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in low.graph.nodes:
         if node.op == "Requantize" and _kernel(low, node) is not None:
             inner = low.makers[node.inputs[0]]
-            found.add(inner.outputs[0])
+            names.add(inner.outputs[0])
             if inner.op == "IntegerAdd":
-                found.update(name for name in inner.inputs if _side(low, name)[1] is not None)
-    return frozenset(found)
+                names.update(name for name in inner.inputs if _side(low, name)[1] is not None)
+    return frozenset(names)
 
 
 def emit_fast(low: IntegerLowering, node: Node) -> bool:
@@ -61,7 +61,7 @@ Kernel = Callable[[IntegerLowering, Node, Node], None]
 
 
 def _kernel(low: IntegerLowering, node: Node) -> Kernel | None:
-    """The kernel of a Requantize and what its input is made of; None: there is none."""
+    """The kernel of a Requantize and the node of its input; None where no kernel fits."""
     inner = low.makers.get(node.inputs[0])
     if inner is None or low.uses[node.inputs[0]] != 1 or low.types[node.outputs[0]] not in _BYTES:
         return None
@@ -95,13 +95,13 @@ def _attr(node: Node, key: str) -> int:
     return int(node.attrs.get(key, 0))  # type: ignore[arg-type]
 
 
-def _finish(low: IntegerLowering, node: Node, made: str) -> None:
+def _finish(low: IntegerLowering, node: Node, output: str) -> None:
     """Limits the unsigned codes of a result, where they are narrower than their type, and gives them out."""
     name, b = node.outputs[0], low.builder
     lo, hi = (max(0, min(255, _attr(node, key) + _raise(low, name))) for key in ("lo", "hi"))
     if (lo, hi) != (0, 255):
-        made = b.node("Clip", [made, b.tensor(lo, "uint8"), b.tensor(hi, "uint8")])
-    low.give_unsigned(name, made)
+        output = b.node("Clip", [output, b.tensor(lo, "uint8"), b.tensor(hi, "uint8")])
+    low.give_unsigned(name, output)
 
 
 def _codes(low: IntegerLowering, name: str, zero: int, scale: float = 1.0) -> list[str]:
@@ -117,15 +117,15 @@ def _result(low: IntegerLowering, node: Node) -> list[str]:
 def _weight(low: IntegerLowering, inner: Node, codes: Array, factors: Array, outputs: int) -> list[str]:
     """A weight in signed codes, with a scale per output.
 
-    The zero points are no shared constant: ONNX Runtime rewrites them together with the weight, and fails where two
+    The zero points are not a shared constant: ONNX Runtime rewrites them together with the weight, and fails where two
     weights have the same.
     """
     name, b = f"{inner.inputs[1]}.int8", low.builder
-    held = low.held(name, codes.astype(np.int8), "signed codes: with unsigned activations the fastest pair")
+    initializer = low.held(name, codes.astype(np.int8), "signed codes: with unsigned activations the fastest pair")
     shape = () if factors.size == 1 else (outputs,)
     zero = b.fresh(f"{name}.zero")
     b.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.int8), zero))
-    return [held, b.tensor(factors.astype(np.float32).reshape(shape)), zero]
+    return [initializer, b.tensor(factors.astype(np.float32).reshape(shape)), zero]
 
 
 def _bias(low: IntegerLowering, inner: Node) -> list[str]:
@@ -151,11 +151,11 @@ def _layer_fits(low: IntegerLowering, inner: Node, node: Node) -> bool:
 def _conv(low: IntegerLowering, inner: Node, node: Node) -> None:
     codes, (factors, _) = filters(low, inner), _factors(low, node)
     x = _codes(low, inner.inputs[0], _attr(inner, "x_zero"))
-    x[0] = turned(low, x[0], inner)
+    x[0] = transposed_image(low, x[0], inner)
     weight = _weight(low, inner, codes, factors, len(codes))
     inputs = [*x, *weight, *_result(low, node), *_bias(low, inner)]
-    made = low.builder.node("QLinearConv", inputs, **conv_attrs(inner))
-    _finish(low, node, turned(low, made, inner, back=True))
+    output = low.builder.node("QLinearConv", inputs, **conv_attrs(inner))
+    _finish(low, node, transposed_image(low, output, inner, back=True))
 
 
 def _gemm(low: IntegerLowering, inner: Node, node: Node) -> None:
@@ -179,7 +179,7 @@ def _both_fit(low: IntegerLowering, inner: Node, node: Node) -> bool:
 def _mat_mul(low: IntegerLowering, inner: Node, node: Node) -> None:
     left = _codes(low, inner.inputs[0], _attr(inner, "a_zero"), float(_factors(low, node)[0][0]))
     right = _codes(low, inner.inputs[1], _attr(inner, "b_zero"))
-    right[0] = turned_matrix(low, inner, right[0])
+    right[0] = transposed_matrix(low, inner, right[0])
     _finish(low, node, low.builder.node("QLinearMatMul", [*left, *right, *_result(low, node)]))
 
 
@@ -198,8 +198,8 @@ def _side(low: IntegerLowering, name: str) -> tuple[str, Node | None]:
     if low.types.get(source) not in _BYTES or factors.size != 1 or _attr(maker, "zero"):
         return name, None
     limits, zero = np.iinfo(element_dtype(low.types[source])), _attr(maker, "x_zero")
-    reached = [(end - zero) * float(factors[0]) for end in (limits.min, limits.max)]
-    free = _attr(maker, "lo") <= reached[0] and reached[1] <= _attr(maker, "hi")
+    scaled = [(end - zero) * float(factors[0]) for end in (limits.min, limits.max)]
+    free = _attr(maker, "lo") <= scaled[0] and scaled[1] <= _attr(maker, "hi")
     return (source, maker) if free else (name, None)
 
 
@@ -221,7 +221,7 @@ def _add(low: IntegerLowering, inner: Node, node: Node) -> None:
 def _counted(low: IntegerLowering, inner: Node) -> int:
     """How many numbers an IntegerSum adds up; 0 where that is not known."""
     axes: Any = inner.attrs["axes"]
-    counts: list[Any] = [low.extents[inner.inputs[0]][axis] for axis in axes]
+    counts: list[Any] = [low.shapes[inner.inputs[0]][axis] for axis in axes]
     return int(np.prod(counts)) if all(isinstance(n, int) and n > 0 for n in counts) else 0
 
 
@@ -239,10 +239,10 @@ def _mean(low: IntegerLowering, inner: Node, node: Node) -> None:
     n, last = _counted(low, inner), sorted(axis % 4 for axis in axes) == [1, 2]
     x = _codes(low, inner.inputs[0], _attr(node, "x_zero") // n, float(_factors(low, node)[0][0]) * n)
     b = low.builder
-    made = b.node("QLinearGlobalAveragePool", [*x, *_result(low, node)], domain=MICROSOFT, channels_last=int(last))
+    output = b.node("QLinearGlobalAveragePool", [*x, *_result(low, node)], domain=MICROSOFT, channels_last=int(last))
     if not inner.attrs.get("keepdims", 1):
-        made = b.node("Squeeze", [made, b.tensor([1, 2] if last else [2, 3], "int64")])
-    _finish(low, node, made)
+        output = b.node("Squeeze", [output, b.tensor([1, 2] if last else [2, 3], "int64")])
+    _finish(low, node, output)
 
 
 _FITS: Mapping[str, tuple[Callable[[IntegerLowering, Node, Node], bool], Kernel]] = {
@@ -276,14 +276,14 @@ def _quantize(low: IntegerLowering, node: Node) -> bool:
     point = b.tensor(zero, dtype) if alike else b.tensor(np.full(factors.size, zero), dtype)
     attrs: dict[str, Any] = {} if alike else {"axis": axis % low.rank(source)}
     floats = low.cast(x, "F32")
-    made = b.node("QuantizeLinear", [floats, b.tensor(scale[0] if alike else scale, "float32"), point], "", **attrs)
+    codes = b.node("QuantizeLinear", [floats, b.tensor(scale[0] if alike else scale, "float32"), point], "", **attrs)
     if kind != "I16":
-        _finish(low, node, made)
+        _finish(low, node, codes)
         return True
     lo, hi = _attr(node, "lo"), _attr(node, "hi")
     if (lo, hi) != (-32768, 32767):
-        made = low.cast(b.node("Clip", [low.cast(made, "I32"), *(b.tensor(n, "int32") for n in (lo, hi))]), "I16")
-    low.give(name, made)
+        codes = low.cast(b.node("Clip", [low.cast(codes, "I32"), *(b.tensor(n, "int32") for n in (lo, hi))]), "I16")
+    low.give(name, codes)
     return True
 
 
@@ -293,7 +293,7 @@ def _average_pool(low: IntegerLowering, node: Node) -> bool:
     if low.types[source] not in _BYTES or low.rank(source) != 4:
         return False
     border = window_borders(low, node)
-    given = {
+    settings = {
         "kernel_shape": attrs["kernel_shape"],
         "pads": [pair[i] for i in (0, 1) for pair in border],
         "strides": attrs.get("strides") or [1, 1],
@@ -301,12 +301,12 @@ def _average_pool(low: IntegerLowering, node: Node) -> bool:
         "ceil_mode": 0,
     }
     x = _codes(low, source, 0)
-    x[0] = turned(low, x[0], node)
-    made = low.builder.node("QLinearAveragePool", [*x, x[1], x[2]], "", MICROSOFT, **given)
+    x[0] = transposed_image(low, x[0], node)
+    output = low.builder.node("QLinearAveragePool", [*x, x[1], x[2]], "", MICROSOFT, **settings)
     limits = np.iinfo(element_dtype(low.types[name]))
     ends = {
         "lo": limits.min if attrs.get("lo") is None else attrs["lo"],
         "hi": limits.max if attrs.get("hi") is None else attrs["hi"],
     }
-    _finish(low, Node(node.op, node.inputs, node.outputs, ends), turned(low, made, node, back=True))
+    _finish(low, Node(node.op, node.inputs, node.outputs, ends), transposed_image(low, output, node, back=True))
     return True

@@ -32,9 +32,9 @@ class _Writer:
         return self.builder.tensor(n, "int64")
 
     def of(self, op: str, *inputs: str | int, **attrs: Any) -> str:
-        given = [self.number(x) if isinstance(x, int) else x for x in inputs]
-        made: str = self.builder.node(op, given, "", **attrs)
-        return made
+        names = [self.number(x) if isinstance(x, int) else x for x in inputs]
+        output: str = self.builder.node(op, names, "", **attrs)
+        return output
 
     def shifted(self, x: str, e: int | str) -> str:
         """X >> e for x >= 0."""
@@ -98,20 +98,20 @@ def _gelu(low: IntegerLowering, node: Node) -> None:
     w = _Writer(low)
     b, c, shift = _attrs(node, b=0, c=0, shift=0)
     x = low.wide(node.inputs[0], "I64")
-    reached = w.of("Sub", w.least(w.of("Abs", x), b), b)
-    curve = w.shifted(w.of("Sub", c, w.of("Mul", reached, reached)), shift)
+    clipped = w.of("Sub", w.least(w.of("Abs", x), b), b)
+    curve = w.shifted(w.of("Sub", c, w.of("Mul", clipped, clipped)), shift)
     signed = w.of("Where", shifts.below_zero(low.builder, x), w.of("Neg", curve), curve)
     w.finish(node, w.of("Mul", x, w.of("Add", signed, c >> shift)))
 
 
 def _root(w: _Writer, x: str, bits: int = _ROOT_BITS) -> str:
     """floor(sqrt(x)) for 0 <= x < 4^bits."""
-    found = w.of("Mul", x, 0)
+    root = w.of("Mul", x, 0)
     for place in reversed(range(bits)):
-        tried = w.of("Add", found, 1 << place)
+        tried = w.of("Add", root, 1 << place)
         fits = w.of("LessOrEqual", tried, w.of("Div", x, tried))
-        found = w.of("Where", fits, tried, found)
-    return found
+        root = w.of("Where", fits, tried, root)
+    return root
 
 
 def _sqrt(low: IntegerLowering, node: Node) -> None:
@@ -136,7 +136,7 @@ def _normal(w: _Writer, node: Node, y: str) -> str:
 
 def _layer_norm(low: IntegerLowering, node: Node) -> None:
     w = _Writer(low)
-    x, n = low.wide(node.inputs[0], "I64"), low.extents[node.inputs[0]][-1]
+    x, n = low.wide(node.inputs[0], "I64"), low.shapes[node.inputs[0]][-1]
     if not isinstance(n, int) or n < 1:
         raise low.refuse(node, "a normalisation over an axis of free extent", n)
     total = shifts.total(low.builder, x)

@@ -27,7 +27,7 @@ from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array
-from qdeploy.passes.shapes import Extents, extents
+from qdeploy.passes.shapes import SymbolicShape, inferred_shapes
 
 RAISE = 128
 """What unsigned codes are higher than the signed ones that they stand for; also their highest bit."""
@@ -71,10 +71,10 @@ class IntegerLowering:
         self.builder = GraphBuilder()
         self.rulings: dict[str, Ruling] = {}
         self._weights = {name: model.tensors[name] for name in self.graph.weights()}
-        held = {**self._weights, **self.graph.constants}
-        self.arrays: dict[str, Array] = {name: np.asarray(as_value(tensor)) for name, tensor in held.items()}
-        made = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
-        self.builder.reserved = made | set(self.arrays)
+        tensors = {**self._weights, **self.graph.constants}
+        self.arrays: dict[str, Array] = {name: np.asarray(as_value(tensor)) for name, tensor in tensors.items()}
+        computed = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
+        self.builder.reserved = computed | set(self.arrays)
         self.types = {name: element_name(array.dtype) for name, array in self.arrays.items()}
         taken = [name for node in self.graph.nodes for name in node.inputs]
         self.uses = Counter([*taken, *(value.name for value in self.graph.outputs)])
@@ -109,8 +109,8 @@ class IntegerLowering:
             if name in self.arrays:
                 self._plain[name] = self.held(name, self.arrays[name])
             else:
-                turned = self.builder.node("BitwiseXor", [self._raised[name], self.builder.tensor(RAISE, "uint8")])
-                self._plain[name] = self.builder.node("Cast", [turned], name, to=onnx_type("I8"))
+                flipped = self.builder.node("BitwiseXor", [self._raised[name], self.builder.tensor(RAISE, "uint8")])
+                self._plain[name] = self.builder.node("Cast", [flipped], name, to=onnx_type("I8"))
         return self._plain[name]
 
     def unsigned(self, name: str) -> tuple[str, int]:
@@ -131,23 +131,23 @@ class IntegerLowering:
         """Whether a value is there as raised codes."""
         return name in self._raised and name not in self._plain
 
-    def give(self, name: str, made: str) -> None:
+    def give(self, name: str, output: str) -> None:
         """Says which ONNX value a value is."""
-        self._plain[name] = self._named(made, name)
+        self._plain[name] = self._named(output, name)
 
-    def give_unsigned(self, name: str, made: str) -> None:
+    def give_unsigned(self, name: str, output: str) -> None:
         """Says which ONNX value holds a value's unsigned codes."""
-        (self._plain if self.types[name] == "U8" else self._raised)[name] = self._named(made, self.label(name))
+        (self._plain if self.types[name] == "U8" else self._raised)[name] = self._named(output, self.label(name))
 
     def label(self, name: str) -> str:
         """A name for a value's unsigned codes."""
         return name if self.types[name] == "U8" else f"{name}.raised"
 
-    def _named(self, made: str, wanted: str) -> str:
+    def _named(self, output: str, wanted: str) -> str:
         """Names what the last node makes after the value that it stands for."""
         last = self.builder.graph.node[-1]
-        if list(last.output) != [made] or made in self.builder.reserved:
-            return made
+        if list(last.output) != [output] or output in self.builder.reserved:
+            return output
         last.output[0] = wanted
         return wanted
 
@@ -178,14 +178,14 @@ class IntegerLowering:
     # ---- shapes and types
 
     @cached_property
-    def extents(self) -> dict[str, Extents]:
+    def shapes(self) -> dict[str, SymbolicShape]:
         """The shape of every value."""
-        found = extents(self.graph, self.arrays)
-        return {**found, **{name: array.shape for name, array in self.arrays.items()}}
+        shapes = inferred_shapes(self.graph, self.arrays)
+        return {**shapes, **{name: array.shape for name, array in self.arrays.items()}}
 
     def rank(self, name: str) -> int:
         """How many axes a value has."""
-        return len(self.extents[name])
+        return len(self.shapes[name])
 
     def along(self, numbers: Array, name: str, axis: int) -> Array:
         """Numbers per index of an axis of a value, shaped to be broadcast with it."""
@@ -200,7 +200,7 @@ class IntegerLowering:
         return op(node.op).result or self.types[node.inputs[1 if node.op == "Lookup" else 0]]
 
     def _shape(self, name: str) -> Sequence[int | str]:
-        return [f"{name}.{i}" if n == -1 else n for i, n in enumerate(self.extents[name])]
+        return [f"{name}.{i}" if n == -1 else n for i, n in enumerate(self.shapes[name])]
 
     def refuse(self, node: Node, what: str, found: Any = None) -> UnsupportedError:
         """The error for what has no form."""

@@ -45,7 +45,7 @@ def conv_attrs(node: Node) -> dict[str, Any]:
     return {key: node.attrs[key] for key in CONV if node.attrs.get(key) is not None}
 
 
-def turned(low: IntegerLowering, x: str, node: Node, back: bool = False, output: str = "") -> str:
+def transposed_image(low: IntegerLowering, x: str, node: Node, back: bool = False, output: str = "") -> str:
     """An image as [N, C, *space]; `back`: as the node's layout has it."""
     if node.attrs.get("layout", "NCHW") == "NCHW":
         return x
@@ -91,22 +91,22 @@ def _conv(low: IntegerLowering, node: Node) -> None:
     b = low.builder
 
     def multiply(x: str, x_zero: int) -> str:
-        inputs = [turned(low, x, node), weight, b.tensor(x_zero, "uint8"), zero]
-        made: str = b.node("ConvInteger", inputs, "", **conv_attrs(node))
-        return made
+        inputs = [transposed_image(low, x, node), weight, b.tensor(x_zero, "uint8"), zero]
+        product: str = b.node("ConvInteger", inputs, "", **conv_attrs(node))
+        return product
 
     total = _products(low, node, multiply)
     rank = low.rank(node.inputs[0])
     total = _biased(low, node, total, (-1, *[1] * (rank - 2)))
-    low.give(node.outputs[0], turned(low, total, node, back=True))
+    low.give(node.outputs[0], transposed_image(low, total, node, back=True))
 
 
 def _biased(low: IntegerLowering, node: Node, total: str, shape: Sequence[int]) -> str:
     if not (node.inputs[2:3] and node.inputs[2]):
         return total
     bias = low.builder.tensor(low.codes(node.inputs[2]).reshape(shape), "int32")
-    made: str = low.builder.node("Add", [total, bias])
-    return made
+    biased: str = low.builder.node("Add", [total, bias])
+    return biased
 
 
 def _linear(low: IntegerLowering, node: Node) -> None:
@@ -129,11 +129,11 @@ def _mat_mul(low: IntegerLowering, node: Node) -> None:
         points = [b.tensor(zero + raised, "uint8") for zero, (_, raised) in zip(zeros, sides, strict=True)]
     else:
         x, y = (_less(low, low.wide(name), zero) for name, zero in zip(node.inputs, zeros, strict=True))
-    y = turned_matrix(low, node, y)
+    y = transposed_matrix(low, node, y)
     low.give(node.outputs[0], b.node("MatMulInteger", [x, y, *points]) if narrow else b.node("MatMul", [x, y]))
 
 
-def turned_matrix(low: IntegerLowering, node: Node, y: str) -> str:
+def transposed_matrix(low: IntegerLowering, node: Node, y: str) -> str:
     """The right side of a product, transposed where the node says so."""
     if not node.attrs.get("transpose_b", 0):
         return y
@@ -156,17 +156,17 @@ def _requantize(low: IntegerLowering, node: Node) -> None:
         x = b.node("Sub", [x, b.tensor(attrs["x_zero"], "int64")])
     if attrs.get("left_shift", 0):
         x = b.node("Mul", [x, b.tensor(1 << attrs["left_shift"], "int64")])
-    found = shifts.rescaled(b, x, m, e, attrs.get("rounding", "half_up"), attrs.get("zero", 0))
-    reached = _reach(low, node) * float((m * np.exp2(-e)).max()) + abs(attrs.get("zero", 0)) + 1
-    if reached < 1 << 31:
+    codes = shifts.rescaled(b, x, m, e, attrs.get("rounding", "half_up"), attrs.get("zero", 0))
+    bound = _bound(low, node) * float((m * np.exp2(-e)).max()) + abs(attrs.get("zero", 0)) + 1
+    if bound < 1 << 31:
         ends = [b.tensor(attrs[key], "int32") for key in ("lo", "hi")]
-        found = b.node("Clip", [low.cast(found, "I32"), *ends])
+        codes = b.node("Clip", [low.cast(codes, "I32"), *ends])
     else:
-        found = shifts.limited(b, found, attrs["lo"], attrs["hi"])
-    low.give(name, low.cast(found, attrs["dtype"], name))
+        codes = shifts.limited(b, codes, attrs["lo"], attrs["hi"])
+    low.give(name, low.cast(codes, attrs["dtype"], name))
 
 
-def _reach(low: IntegerLowering, node: Node) -> int:
+def _bound(low: IntegerLowering, node: Node) -> int:
     """How large the number is at most that a Requantize multiplies."""
     limits = np.iinfo(element_dtype(low.types[node.inputs[0]]))
     zero = int(node.attrs.get("x_zero", 0))  # type: ignore[arg-type]
@@ -194,21 +194,21 @@ def _mul(low: IntegerLowering, node: Node) -> None:
 def _sum(low: IntegerLowering, node: Node) -> None:
     attrs: Any = node.attrs
     axes = low.builder.tensor(attrs["axes"], "int64")
-    made = low.builder.node(
+    output = low.builder.node(
         "ReduceSum", [low.wide(node.inputs[0]), axes], node.outputs[0], keepdims=attrs.get("keepdims", 1)
     )
-    low.give(node.outputs[0], made)
+    low.give(node.outputs[0], output)
 
 
 def _mean(low: IntegerLowering, node: Node) -> None:
     attrs: Any = node.attrs
-    counts: list[Any] = [low.extents[node.inputs[0]][axis] for axis in attrs["axes"]]
+    counts: list[Any] = [low.shapes[node.inputs[0]][axis] for axis in attrs["axes"]]
     if not all(isinstance(n, int) and n > 0 for n in counts):
         raise low.refuse(node, "a mean over an axis of free extent", counts)
     axes = low.builder.tensor(attrs["axes"], "int64")
     total = low.builder.node("ReduceSum", [low.wide(node.inputs[0], "I64"), axes], keepdims=attrs.get("keepdims", 1))
-    found = shifts.divided(low.builder, total, int(np.prod(counts)), attrs.get("rounding", "floor"))
-    low.give(node.outputs[0], low.cast(found, low.types[node.outputs[0]], node.outputs[0]))
+    quotient = shifts.divided(low.builder, total, int(np.prod(counts)), attrs.get("rounding", "floor"))
+    low.give(node.outputs[0], low.cast(quotient, low.types[node.outputs[0]], node.outputs[0]))
 
 
 def _max_pool(low: IntegerLowering, node: Node) -> None:
@@ -218,8 +218,8 @@ def _max_pool(low: IntegerLowering, node: Node) -> None:
     if node.attrs.get("ceil_mode", 0):
         raise low.refuse(node, "a pooling of more than 8 bits with ceil_mode")
     name = node.outputs[0]
-    found = reduced(low, node, low.wide(node.inputs[0]), "Max", -(1 << 31))
-    low.give(name, found if low.types[name] == "I32" else low.cast(found, low.types[name], name))
+    greatest = reduced(low, node, low.wide(node.inputs[0]), "Max", -(1 << 31))
+    low.give(name, greatest if low.types[name] == "I32" else low.cast(greatest, low.types[name], name))
 
 
 # ---- limits and moves
@@ -267,9 +267,9 @@ def moved(low: IntegerLowering, node: Node) -> None:
     raised = all(low.is_raised(name) for name in data)
     inputs = [low.unsigned(name)[0] if raised else low.plain(name) for name in data]
     inputs += [low.plain(name) if name else "" for name in node.inputs[len(data) :]]
-    made = low.label(node.outputs[0]) if raised else node.outputs[0]
-    emit(_Given(low.builder), replace(node, inputs=tuple(inputs), outputs=(made,)))
-    (low.give_unsigned if raised else low.give)(node.outputs[0], made)
+    output = low.label(node.outputs[0]) if raised else node.outputs[0]
+    emit(_Given(low.builder), replace(node, inputs=tuple(inputs), outputs=(output,)))
+    (low.give_unsigned if raised else low.give)(node.outputs[0], output)
 
 
 def _pad(low: IntegerLowering, node: Node) -> None:
@@ -279,8 +279,8 @@ def _pad(low: IntegerLowering, node: Node) -> None:
     pads, *axes = (low.plain(n) for n in (node.inputs[1], *node.inputs[3:]))
     if low.is_raised(node.inputs[0]):
         x, raised = low.unsigned(node.inputs[0])
-        made = b.node("Pad", [x, pads, b.tensor(fill + raised, "uint8"), *axes], low.label(name))
-        low.give_unsigned(name, made)
+        padded = b.node("Pad", [x, pads, b.tensor(fill + raised, "uint8"), *axes], low.label(name))
+        low.give_unsigned(name, padded)
     elif kind == "I16":
         inside = b.node("Pad", [low.wide(node.inputs[0]), pads, b.tensor(fill, "int32"), *axes])
         low.give(name, low.cast(inside, "I16", name))

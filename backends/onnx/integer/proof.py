@@ -54,21 +54,21 @@ def prove(model: onnx.ModelProto) -> dict[str, Any]:
     """As `integer_only`, for a model in memory."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    held = {t.name: t.data_type for t in graph.initializer}
-    made = [name for node in graph.node for name in node.output if name]
+    initializers = {t.name: t.data_type for t in graph.initializer}
+    outputs = [name for node in graph.node for name in node.output if name]
     floats = [
-        _line(name, held.get(name, types.get(name, 0)))
-        for name in dict.fromkeys((*types, *held, *made))
-        if held.get(name, types.get(name, 0)) not in INTEGERS
+        _line(name, initializers.get(name, types.get(name, 0)))
+        for name in dict.fromkeys((*types, *initializers, *outputs))
+        if initializers.get(name, types.get(name, 0)) not in INTEGERS
     ]
     floats += [line for node in graph.node for line in _attributes(node)]
     externs = [f"{n.domain}.{n.op_type}" for n in graph.node if n.domain or any(a.HasField("g") for a in n.attribute)]
     by = [(n.op_type, n.input[1]) for n in graph.node if n.op_type in _DIVISIONS]
-    divisions = [f"{kind} by {name}" for kind, name in by if name not in held]
+    divisions = [f"{kind} by {name}" for kind, name in by if name not in initializers]
     return {
         "integer_only": not floats and not externs,
         "nodes": len(graph.node),
-        "values": len({*types, *made, *held}),
+        "values": len({*types, *outputs, *initializers}),
         "floats": floats,
         "externs": externs,
         "divisions": divisions,

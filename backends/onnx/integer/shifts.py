@@ -1,6 +1,6 @@
 """Exact rescaling in ONNX, whose shifts are of unsigned numbers only and whose integer division rounds towards zero.
 
-    floor(p / 2^e)    Cast(uint64), its highest bit turned (which adds 2^63), BitShift, Cast(int64), less 2^(63 - e)
+    floor(p / 2^e)    Cast(uint64), its highest bit flipped (which adds 2^63), BitShift, Cast(int64), less 2^(63 - e)
     half up           floor((p + h) / 2^e),              h = 2^(e - 1)
     half even         floor((p + h - 1 + odd) / 2^e),    odd: the last bit of floor(p / 2^e)
     half away         floor((p + h - [p < 0]) / 2^e)
@@ -33,8 +33,8 @@ def floor_shift(b: GraphBuilder, p: str, e: Array, plus: int = 0, output: str = 
 
 def _shifted(b: GraphBuilder, p: str, e: Array) -> str:
     """floor(p / 2^e) + 2^(63 - e), uint64."""
-    turned = b.node("BitwiseXor", [_cast(b, p, "U64"), b.tensor(np.array(_SIGN, np.uint64))])
-    return b.node("BitShift", [turned, b.tensor(e.astype(np.uint64))], direction="RIGHT")
+    flipped = b.node("BitwiseXor", [_cast(b, p, "U64"), b.tensor(np.array(_SIGN, np.uint64))])
+    return b.node("BitShift", [flipped, b.tensor(e.astype(np.uint64))], direction="RIGHT")
 
 
 def shift_natural(b: GraphBuilder, p: str, e: Array | str) -> str:

@@ -31,10 +31,10 @@ def tflite_softmax(low: IntegerLowering, node: Node) -> None:
     summed = (table + (1 << _SUM_BITS - 1)) >> _SUM_BITS
     total = shifts.total(b, b.node("Gather", [b.tensor(summed), below]))
     factor, zeros = _reciprocal(b, total)
-    found = _high(b, b.node("Gather", [b.tensor(table), below]), factor)
+    product = _high(b, b.node("Gather", [b.tensor(table), below]), factor)
     by = b.node("Sub", [b.tensor(_SUM_BITS + 31 - 8, "int64"), zeros])
     half = b.node("Gather", [b.tensor(np.int64(1) << np.arange(62)), b.node("Sub", [by, b.tensor(1, "int64")])])
-    rounded = shifts.shift_natural(b, b.node("Add", [found, half]), by)
+    rounded = shifts.shift_natural(b, b.node("Add", [product, half]), by)
     codes = shifts.limited(b, b.node("Sub", [rounded, b.tensor(128, "int64")]), -128, 127)
     low.give(name, low.cast(codes, "I8", name))
 

@@ -21,15 +21,15 @@ def window_borders(low: IntegerLowering, node: Node) -> list[tuple[int, int]]:
     attrs: Any = node.attrs
     kernel = attrs["kernel_shape"]
     ones = [1] * len(kernel)
-    shape = low.extents[node.inputs[0]]
+    shape = low.shapes[node.inputs[0]]
     space = shape[2:] if attrs.get("layout", "NCHW") == "NCHW" else shape[1:-1]
     automatic = attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     if automatic and not all(isinstance(n, int) and n > 0 for n in space):
         raise low.refuse(node, "automatic padding of an image of free extent", list(shape))
     sizes = [int(n) for n in space] if automatic else ones
     dilations, strides = attrs.get("dilations") or ones, attrs.get("strides") or ones
-    found = borders(sizes, kernel, strides, dilations, attrs.get("auto_pad", "NOTSET"), attrs.get("pads"))
-    return [(int(a), int(z)) for a, z in found]
+    pairs = borders(sizes, kernel, strides, dilations, attrs.get("auto_pad", "NOTSET"), attrs.get("pads"))
+    return [(int(a), int(z)) for a, z in pairs]
 
 
 def reduced(low: IntegerLowering, node: Node, x: str, op: str, fill: int) -> str:
@@ -50,13 +50,13 @@ def reduced(low: IntegerLowering, node: Node, x: str, op: str, fill: int) -> str
 
 def _along(b: GraphBuilder, x: str, axis: int, window: tuple[int, int, int], op: str) -> str:
     size, stride, step = window
-    reach, found = (size - 1) * step, ""
-    for place in range(0, reach + 1, step):
-        end = place - reach if place < reach else np.iinfo(np.int64).max
+    span, combined = (size - 1) * step, ""
+    for place in range(0, span + 1, step):
+        end = place - span if place < span else np.iinfo(np.int64).max
         ends = [b.tensor([n], "int64") for n in (place, end, axis, stride)]
         part = b.node("Slice", [x, *ends])
-        found = b.node(op, [found, part]) if found else part
-    return found
+        combined = b.node(op, [combined, part]) if combined else part
+    return combined
 
 
 def average_pool(low: IntegerLowering, node: Node) -> None:
@@ -71,6 +71,6 @@ def average_pool(low: IntegerLowering, node: Node) -> None:
         inside = b.node("Add", [inside, b.tensor(1, "int32")])
         count = low.cast(reduced(low, node, inside, "Add", 0), "I64")
     total = low.cast(reduced(low, node, low.wide(node.inputs[0]), "Add", 0), "I64")
-    found = shifts.divided(low.builder, total, count, attrs.get("rounding", "floor"))
-    found = shifts.limited(b, found, attrs.get("lo"), attrs.get("hi"))
-    low.give(name, low.cast(found, low.types[name], name))
+    mean = shifts.divided(low.builder, total, count, attrs.get("rounding", "floor"))
+    mean = shifts.limited(b, mean, attrs.get("lo"), attrs.get("hi"))
+    low.give(name, low.cast(mean, low.types[name], name))

@@ -2,7 +2,7 @@
 
 olmo2     all heads of queries (keys) are normed together
 olmo3     the same; layers with a window have the plain rotary frequencies, the others the scaled ones
-exaone4   every head is normed by itself; where there is a window, layers without one have no rotary positions
+exaone4   every head is normalised on its own; where there is a window, layers without one have no rotary positions
 """
 
 from __future__ import annotations

@@ -31,20 +31,20 @@ def borders(
     """What is added before and behind each axis of space."""
     rank = len(space)
     if auto_pad == "NOTSET":
-        given = list(pads or [0] * (2 * rank))
-        return [(given[i], given[i + rank]) for i in range(rank)]
+        padding = list(pads or [0] * (2 * rank))
+        return [(padding[i], padding[i + rank]) for i in range(rank)]
     if auto_pad == "VALID":
         return [(0, 0)] * rank
     if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedError(
             "unknown way of padding", found=auto_pad, allowed="NOTSET, VALID, SAME_UPPER, SAME_LOWER"
         )
-    made = []
+    widths = []
     for n, k, stride, dilation in zip(space, kernel, strides, dilations, strict=True):
         total = max(0, (-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n)
         small, large = total // 2, total - total // 2
-        made.append((small, large) if auto_pad == "SAME_UPPER" else (large, small))
-    return made
+        widths.append((small, large) if auto_pad == "SAME_UPPER" else (large, small))
+    return widths
 
 
 def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
@@ -75,15 +75,15 @@ def conv(
     kernel, rank = weight.shape[2:], x.ndim - 2
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     border = borders(x.shape[2:], kernel, strides, dilations, auto_pad, pads)
-    found = windows(np.pad(x, [(0, 0), (0, 0), *border]), kernel, strides, dilations)
-    places, (n, channels), filters = found.shape[2 : 2 + rank], found.shape[:2], weight.shape[0]
+    patches = windows(np.pad(x, [(0, 0), (0, 0), *border]), kernel, strides, dilations)
+    places, (n, channels), filters = patches.shape[2 : 2 + rank], patches.shape[:2], weight.shape[0]
     width = channels // group
     if width == 1 and channels > 1:
-        out = _depthwise(found, weight)
+        out = _depthwise(patches, weight)
         return out if bias is None else out + bias.reshape(-1, *[1] * rank)
     out = np.empty((n, filters, *places), np.result_type(x, weight))
     for g in range(group):
-        part = np.moveaxis(found[:, g * width : (g + 1) * width], 1, 1 + rank)  # [N, *places, C / group, *kernel]
+        part = np.moveaxis(patches[:, g * width : (g + 1) * width], 1, 1 + rank)  # [N, *places, C / group, *kernel]
         rows = part.reshape(n, -1, width * int(np.prod(kernel)))
         chosen = slice(g * (filters // group), (g + 1) * (filters // group))
         product = rows @ weight[chosen].reshape(filters // group, -1).T  # [N, places, M / group]
@@ -91,14 +91,14 @@ def conv(
     return out if bias is None else out + bias.reshape(-1, *[1] * rank)
 
 
-def _depthwise(found: Array, weight: Array) -> Array:
+def _depthwise(patches: Array, weight: Array) -> Array:
     """Each channel with filters of its own, one place of the kernel after the other: no products with zeros."""
-    (n, channels), kernel = found.shape[:2], weight.shape[2:]
-    places, filters = found.shape[2 : 2 + len(kernel)], weight.reshape(channels, -1, *kernel)  # [C, M / C, *kernel]
-    out = np.zeros((n, *filters.shape[:2], *places), np.result_type(found, weight))
+    (n, channels), kernel = patches.shape[:2], weight.shape[2:]
+    places, filters = patches.shape[2 : 2 + len(kernel)], weight.reshape(channels, -1, *kernel)  # [C, M / C, *kernel]
+    out = np.zeros((n, *filters.shape[:2], *places), np.result_type(patches, weight))
     for place in np.ndindex(*kernel):
         factor = filters[(slice(None), slice(None), *place)].reshape(*filters.shape[:2], *[1] * len(kernel))
-        out += found[(..., *place)][:, :, None] * factor
+        out += patches[(..., *place)][:, :, None] * factor
     return out.reshape(n, -1, *places)  # [N, C, M / C, *places] -> [N, M, *places]
 
 
@@ -146,7 +146,7 @@ def _pooled(
             low, high = border[i]
             room = space[i] + low + high - (kernel_shape[i] - 1) * dilations[i] - 1
             extra = -room % strides[i]
-            if room + extra >= space[i] + low:  # a window that would begin in the padding behind is none
+            if room + extra >= space[i] + low:  # a window must not begin in the padding behind
                 extra -= strides[i]
             border[i] = (low, high + extra)
     cut = tuple(slice(None, n + min(0, high)) for n, (_, high) in zip(space, border, strict=True))
@@ -167,8 +167,8 @@ def max_pool(
 ) -> Array:
     """The greatest element of each window."""
     least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    found = _pooled(x, least, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
-    return np.asarray(found.max(axis=tuple(range(-len(kernel_shape), 0))))
+    patches = _pooled(x, least, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    return np.asarray(patches.max(axis=tuple(range(-len(kernel_shape), 0))))
 
 
 def average_pool(

@@ -54,9 +54,9 @@ def log_softmax(x: Array, *, axis: int = -1) -> Any:
 def cum_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Any:
     """Running sums along an axis."""
     place = int(axis.reshape(()))
-    turned = np.flip(x, place) if reverse else x
-    total = np.cumsum(turned, axis=place, dtype=x.dtype)
-    total = total - turned if exclusive else total
+    flipped = np.flip(x, place) if reverse else x
+    total = np.cumsum(flipped, axis=place, dtype=x.dtype)
+    total = total - flipped if exclusive else total
     return np.flip(total, place) if reverse else total
 
 

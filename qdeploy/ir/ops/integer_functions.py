@@ -101,8 +101,8 @@ def integer_gelu(x: Array, *, b: int, c: int, shift: int = 0) -> Array:
             "constants of an integer GELU that do not fit", found=(b, c, shift), allowed="b * b <= c < 2^62"
         )
     below(2 * magnitude(codes) * (c >> shift), 1 << 63, "an integer GELU")
-    reached = np.minimum(np.abs(codes), b) - b
-    return fitted(codes * ((c >> shift) + np.sign(codes) * ((c - reached * reached) >> shift)), "I32")
+    clipped = np.minimum(np.abs(codes), b) - b
+    return fitted(codes * ((c >> shift) + np.sign(codes) * ((c - clipped * clipped) >> shift)), "I32")
 
 
 def _normal(y: Array, epsilon: int) -> Array:

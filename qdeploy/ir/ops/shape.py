@@ -24,12 +24,12 @@ _PAD_MODES = ("constant", "reflect", "edge", "wrap")
 
 def bounded(shape: Sequence[int]) -> list[int]:
     """Returns a computed shape; UnsupportedError where it is negative or absurdly large."""
-    extents, count = [int(n) for n in shape], 1
-    for n in extents:
+    sizes, count = [int(n) for n in shape], 1
+    for n in sizes:
         count *= n
-    if any(n < 0 for n in extents) or count > MAX_ELEMENTS:
-        raise UnsupportedError("a computed shape is out of bounds", found=extents, allowed=f"{MAX_ELEMENTS} elements")
-    return extents
+    if any(n < 0 for n in sizes) or count > MAX_ELEMENTS:
+        raise UnsupportedError("a computed shape is out of bounds", found=sizes, allowed=f"{MAX_ELEMENTS} elements")
+    return sizes
 
 
 def expand(x: Array, shape: Array) -> Array:
@@ -79,8 +79,8 @@ def flatten(x: Array, *, axis: int = 1) -> Any:
     """Two axes: everything before `axis`, and the rest."""
     rows = int(np.prod(x.shape[: axis if axis >= 0 else x.ndim + axis], dtype=np.int64))
     columns = x.size // rows if rows else 0
-    made: Array = x.reshape(rows, columns)
-    return made
+    matrix: Array = x.reshape(rows, columns)
+    return matrix
 
 
 def arg_max(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:

@@ -60,9 +60,9 @@ def op(name: str) -> Op:
 def _gather(data: Array, indices: Array, *, axis: int = 0) -> Array:
     size = data.shape[axis]
     if indices.size and not (-size <= indices.min() and indices.max() < size):
-        found = int(indices.max() if indices.max() >= size else indices.min())
+        outlier = int(indices.max() if indices.max() >= size else indices.min())
         raise BadArgumentError(
-            "an index lies outside of the tensor that it selects from", found=found, allowed=f"{-size}..{size - 1}"
+            "an index lies outside of the tensor that it selects from", found=outlier, allowed=f"{-size}..{size - 1}"
         )
     return np.take(data, indices, axis=axis)
 
@@ -113,11 +113,11 @@ def _lp_normalization(x: Array, *, p: int = 2, axis: int = -1) -> Any:
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
 
 
-def _ints(given: Array | None, constant: Sequence[int] | None) -> list[int]:
+def _ints(array: Array | None, constant: Sequence[int] | None) -> list[int]:
     """A list of integers that is an input or an attribute."""
-    if given is None and constant is None:
+    if array is None and constant is None:
         raise BadArgumentError("a list of integers is neither an input nor an attribute")
-    return [int(n) for n in (given if given is not None else constant or ())]
+    return [int(n) for n in (array if array is not None else constant or ())]
 
 
 def _reshape(x: Array, to: Array | None = None, *, shape: Sequence[int] | None = None, allowzero: int = 0) -> Array:

@@ -47,11 +47,11 @@ def exp_negative(a: Array) -> Array:
     x2 = _high(x, x)
     x3, x4 = _high(x2, x), _high(x2, x2)
     tail = _shifted(_high(_shifted(x4, 2) + x3, _THIRD) + x2, 1)
-    found = _EXP_EIGHTH + _high(x + tail, _EXP_EIGHTH)
+    product = _EXP_EIGHTH + _high(x + tail, _EXP_EIGHTH)
     rest = low - a
     for k, factor in enumerate(_EXP_POWERS):
-        found = np.where(rest & (1 << (24 + k)), _high(found, factor), found)
-    return np.asarray(np.where(a == 0, _ONE, found))
+        product = np.where(rest & (1 << (24 + k)), _high(product, factor), product)
+    return np.asarray(np.where(a == 0, _ONE, product))
 
 
 def reciprocal(total: Array) -> tuple[Array, Array]:
@@ -89,8 +89,8 @@ def tflite_softmax(x: Array, *, multiplier: int, left_shift: int, diff_min: int)
     exponential = np.where(counts, exp_negative(np.maximum(scaled, -(1 << 31))), 0)
     total = np.where(counts, _shifted(exponential, _SUM_BITS), 0).sum(axis=-1, keepdims=True)
     factor, bits = reciprocal(fitted(total, "I32").astype(np.int64))
-    found = _shifted(_high(exponential, factor), bits + 31 - 8)
-    return np.asarray(np.clip(np.where(counts, found, 0) - 128, -128, 127).astype(np.int8))
+    probabilities = _shifted(_high(exponential, factor), bits + 31 - 8)
+    return np.asarray(np.clip(np.where(counts, probabilities, 0) - 128, -128, 127).astype(np.int8))
 
 
 TFLITE_ROWS: tuple[Op, ...] = (

@@ -41,7 +41,7 @@ class Grouped:
         index: Group of each column, int [K], where groups are not runs of columns.
         exact: Whether every stored number is carried without rounding.
         code_top: The greatest code.
-        stored_zero: float32 [rows, groups]: zero points that are no 8-bit integers, as they are stored; with them goes
+        stored_zero: float32 [rows, groups]: zero points that are not 8-bit integers, as they are stored; with them goes
             `stored_offset`. None where `zero` has them all.
         stored_offset: The offsets without what is left of such zero points.
     """
@@ -79,7 +79,7 @@ class _Zero:
 
 
 def grouped(shape: Shape, codes: Codes) -> Grouped | None:
-    """Returns the matrix that a grid of codes is, or None where it is none, or not made of such integers.
+    """Returns a grid of codes as a matrix; None where it is not a matrix, or not of such integers.
 
     Args:
         shape: Of the tensor.

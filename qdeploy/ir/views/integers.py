@@ -83,10 +83,10 @@ def split_signs(scale: Param | None) -> tuple[Codes | None, Param | None]:
 
 def power_of_two_unit(values: Array) -> float:
     """The greatest power of two of which all values are integer multiples (1 if all are zero)."""
-    found = values[values != 0].astype(np.float64)
-    if not found.size:
+    nonzero = values[values != 0].astype(np.float64)
+    if not nonzero.size:
         return 1.0
-    fraction, exponent = np.frexp(found)
+    fraction, exponent = np.frexp(nonzero)
     mantissa = np.abs(fraction * 2.0**53).astype(np.int64)
     lowest = (mantissa & -mantissa).astype(np.float64)  # the lowest set bit
     return float(np.exp2(np.min(np.log2(lowest) + exponent - 53)))
@@ -108,9 +108,9 @@ def _of_integer_table(codes: Codes, grid: Grid) -> UnsignedCodes:
     flip, mask = np.uint8(1 << kind.bits - 1), np.uint8((1 << kind.bits) - 1)
 
     def read(start: int, stop: int) -> Array:
-        found = read_codes(codes, start * grid.fold, stop * grid.fold).reshape(stop - start, grid.shape[1])
-        found = found.astype(np.uint8, copy=False)
-        return (found & mask) ^ flip if signed else found
+        raw = read_codes(codes, start * grid.fold, stop * grid.fold).reshape(stop - start, grid.shape[1])
+        raw = raw.astype(np.uint8, copy=False)
+        return (raw & mask) ^ flip if signed else raw
 
     streamed = codes.layout.kind == "bits" and codes.layout.width == kind.bits and grid.fold == 1 and not signed
     return UnsignedCodes(int(mask), int(flip) if signed else 0, 1.0, read, codes if streamed else None)
@@ -123,8 +123,8 @@ def _reader(codes: Codes, signs: Codes | None, levels: Array, unit: float, zero:
         table = (levels / small + base).astype(np.uint8)
 
         def look_up(start: int, stop: int) -> Array:
-            found = np.take(table, read_codes(codes, start * grid.fold, stop * grid.fold))
-            return found.reshape(stop - start, grid.shape[1])
+            entries = np.take(table, read_codes(codes, start * grid.fold, stop * grid.fold))
+            return entries.reshape(stop - start, grid.shape[1])
 
         return look_up
     bare = replace(codes, scale=None, offset=None)

@@ -1,6 +1,6 @@
 """The closed set of what a tensor can be to an engine. `recognise.py` chooses; every tensor is exactly one of them.
 
-A view is recognised by structure alone: nothing is read until a reading of it is asked for. One tensor may be read in
+A view is recognised by structure alone: nothing is read before its first use. One tensor may be read in
 several ways (ternary codes are affine, too; a float of 4 bits is a table of 16 levels; a table of integers is affine
 with a unit). These are properties of the one view, worked out at most once:
 

@@ -36,7 +36,7 @@ class Levels:
     Attributes:
         kind: See above.
         count: Into how many levels.
-        parts: Planes of each part of a sum, 1 for a part that is not cut; empty for a tensor that is no sum.
+        parts: Planes of each part of a sum, 1 for a part that is not cut; empty for a tensor that is not a sum.
     """
 
     kind: Literal["whole", "planes", "terms"]
@@ -54,7 +54,7 @@ def levels(seen: View | Coded) -> Levels:
     if isinstance(seen, SignLowRank):
         return term_levels(len(seen.terms))
     if isinstance(seen, Sum):
-        return term_levels(len(seen.parts)) if seen.is_residual else together(map(levels, seen.parts))
+        return term_levels(len(seen.parts)) if seen.is_residual else combined_levels(map(levels, seen.parts))
     if not isinstance(seen, Coded) or seen.is_ternary or seen.is_signs or small_table(seen) is not None:
         return WHOLE
     return plane_levels(seen.grouped) if seen.grouped is not None else WHOLE
@@ -71,7 +71,7 @@ def term_levels(count: int) -> Levels:
     return Levels("terms", count) if count > 1 else WHOLE
 
 
-def together(parts: Iterable[Levels]) -> Levels:
+def combined_levels(parts: Iterable[Levels]) -> Levels:
     """A sum whose parts are cut into planes, or not at all: a level holds one plane of each part that has so many."""
     counts = tuple(part.count if part.kind == "planes" else 1 for part in parts)
     return Levels("planes", max(counts), counts) if max(counts, default=1) > 1 else WHOLE
@@ -154,7 +154,7 @@ def _on_matrix(part: View) -> Planes | None:
 
 
 def planes(seen: Coded, grid: Grid | None = None) -> Planes | None:
-    """The planes of codes; None where they are no integers.
+    """The planes of codes; None where they are not integers.
 
     Args:
         seen: One grid of codes.

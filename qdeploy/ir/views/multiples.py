@@ -18,7 +18,7 @@ from qdeploy.ir.views.recognise import view
 
 MOST_PARTS = 512
 """The step is the greatest level over at most so many."""
-_NEARLY = 1e-4  # of a step: float32 levels are nearer to a multiple, levels that are no multiples are not
+_NEARLY = 1e-4  # of a step: float32 levels are nearer to a multiple, levels that are not multiples are not
 
 
 def multiples(tensor: QTensor) -> tuple[npt.NDArray[np.int64], float] | None:
@@ -49,7 +49,7 @@ def as_integers(tensor: QTensor) -> QTensor | None:
     """The same tensor as integers of 4 or 8 bits and a float32 scale, each number up to its last bits.
 
     Returns:
-        None where `multiples` gives none, they need more bits, or the scale is no plain number for all or per tile.
+        None where `multiples` gives none, they need more bits, or the scale is not one number for all or per tile.
     """
     seen, whole = view(tensor), multiples(tensor)
     scale = seen.codes.scale if isinstance(seen, Lookup) else None

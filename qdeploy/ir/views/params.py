@@ -39,7 +39,7 @@ class Grid:
 
     @classmethod
     def under(cls, shape: Shape, decoded: Shape) -> Grid | None:
-        """The grid under a matrix; None where either is no matrix, or rows of the matrix are no whole rows of it."""
+        """The grid under a matrix; None where either is not a matrix, or their rows do not fit."""
         if len(shape) != 2 or len(decoded) != 2:
             return None
         (n, k), (rows, columns) = shape, decoded
@@ -49,7 +49,7 @@ class Grid:
 
     @classmethod
     def itself(cls, decoded: Shape) -> Grid | None:
-        """The grid as the matrix that it is itself; None where it is none."""
+        """The grid itself as a matrix; None where it is not a matrix."""
         return cls.under(decoded, decoded)
 
     def codes(self, codes: Codes) -> RowReader:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.backends.tvm.fork_pool import run_forked
 from qdeploy.backends.tvm.process import Child, _reason
-from qdeploy.backends.tvm.together import together
 from qdeploy.errors import UnsupportedError
 
 
@@ -22,7 +22,7 @@ def test_the_error_is_named_and_not_the_dump_behind_it():
 
 def test_a_killed_process_names_its_signal():
     assert _reason(-signal.SIGSEGV, "LLVM ERROR: out of registers\n").startswith("killed by SIGSEGV: LLVM ERROR")
-    assert _reason(2, "") == "nothing was said"
+    assert _reason(2, "") == "it gave no message"
 
 
 def test_a_process_without_a_job_ends_with_its_context():
@@ -53,7 +53,7 @@ def test_parts_of_a_job_are_done_at_once_and_given_back_in_order(tmp_path: Path)
             time.sleep(0.01)
         return [number, os.getpid()]
 
-    found = together([partial(part, n) for n in range(3)])
+    found = run_forked([partial(part, n) for n in range(3)])
     assert [number for number, _ in found] == [0, 1, 2]
     assert len({process for _, process in found}) == 3 and found[0][1] == os.getpid()
 
@@ -64,5 +64,5 @@ def test_a_part_that_fails_fails_the_job(capfd: pytest.CaptureFixture[str]):
         raise ValueError("not this one")
 
     with pytest.raises(SystemExit):
-        together([lambda: 1, fails])
+        run_forked([lambda: 1, fails])
     assert "ValueError: not this one" in capfd.readouterr().err

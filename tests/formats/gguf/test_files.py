@@ -17,8 +17,8 @@ from qdeploy.ir import rules
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
 from qdeploy.ir.tensor import buffers
+from qdeploy.store.codec import restore
 from qdeploy.store.folder import Folder
-from qdeploy.store.recode import restore
 from qdeploy.store.safetensors import TensorEntry
 
 Types = gguf.GGMLQuantizationType
@@ -33,14 +33,14 @@ def checkpoints(testdata: Path) -> list[Path]:
 
 
 def written_again(model: Model, name: str) -> bytes:
-    """The file from head, buffers and recodings alone."""
+    """The file from head, buffers and codecs alone."""
     head = next(file for file in model.files if file.role == "head" and file.path == name)
     out = np.zeros(head.total, np.uint8)
     out[: head.data.nbytes] = head.data.read()
     places = {(o.file, o.name): o for o in model.origins}
     for tensor in model.tensors.values():
         held = {buffer.key: buffer for buffer in buffers(tensor)}
-        for part, how in zip(tensor.source.tensors, reader.recodings(tensor.source), strict=True):
+        for part, how in zip(tensor.source.tensors, reader.codecs(tensor.source), strict=True):
             place = places[(part.file, part.name)]
             if place.file != name:
                 continue

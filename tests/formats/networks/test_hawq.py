@@ -189,8 +189,8 @@ def test_without_its_configuration_nothing_is_guessed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("key", "value", "what"),
     [
-        ("stage1.unit1.quant_convbn1.weight_integer", 0.5, "no integers"),
-        ("stage1.unit1.quant_convbn1.weight_integer", 200.0, "no integers"),
+        ("stage1.unit1.quant_convbn1.weight_integer", 0.5, "not integers"),
+        ("stage1.unit1.quant_convbn1.weight_integer", 200.0, "not integers"),
         ("stage1.unit1.quant_act.act_scaling_factor", 0.0, "not positive"),
     ],
 )

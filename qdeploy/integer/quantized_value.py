@@ -26,7 +26,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class QuantizedValue:
     """Integers of the graph that stand for a float value.
 
     Attributes:
@@ -52,12 +52,12 @@ class Fixed:
     ceil: float | None = None
 
     @classmethod
-    def on(cls, grid: Grid, name: str) -> Fixed:
+    def on(cls, grid: Grid, name: str) -> QuantizedValue:
         """Codes on a grid."""
         return cls(name, np.array([grid.scale]), grid.dtype, grid.lo, grid.hi, grid.zero)
 
     @classmethod
-    def accumulator(cls, name: str, scale: Float64, axis: int = 1, zero: int = 0) -> Fixed:
+    def accumulator(cls, name: str, scale: Float64, axis: int = 1, zero: int = 0) -> QuantizedValue:
         """Sums in an int32."""
         return cls(name, scale, "I32", -(1 << 31), (1 << 31) - 1, zero, axis)
 
@@ -73,7 +73,7 @@ class Fixed:
         """Whether these are codes on a grid of at most 16 bits."""
         return self.grid is not None and self.dtype != "I32"
 
-    def limited(self, floor: float | None, ceil: float | None) -> Fixed:
+    def limited(self, floor: float | None, ceil: float | None) -> QuantizedValue:
         """The same, limited from below and above (real numbers)."""
         low = [n for n in (self.floor, floor) if n is not None]
         high = [n for n in (self.ceil, ceil) if n is not None]
@@ -86,7 +86,7 @@ class Fixed:
             ceil=None if highs is None or highs >= greatest else highs,
         )
 
-    def times(self, factor: float) -> Fixed:
+    def times(self, factor: float) -> QuantizedValue:
         """The same codes for numbers that are `factor` > 0 times as large."""
         return replace(
             self,

@@ -1,6 +1,6 @@
 """Between a source tensor and the buffers made of it: read a slab, put it into normal form, and prove the way back.
 
-A `Recoding` is a pair of pure functions over slabs. The reader uses it forwards (and backwards, for the proof); writing
+A `Codec` is a pair of pure functions over slabs. The reader uses it forwards (and backwards, for the proof); writing
 the source file again uses it backwards only. Buffer rows [i * group, (i + 1) * group) and units [i * units,
 (i + 1) * units) of the source tensor (along `axis`) belong together.
 """
@@ -19,11 +19,11 @@ from qdeploy.store.origin import Origin
 Array = npt.NDArray[Any]
 
 SLAB_BYTES = 8 << 20
-"""About how much is read, recoded or written at a time."""
+"""About how much is read, unpacked or written at a time."""
 
 
 @dataclass(frozen=True)
-class Recoding:
+class Codec:
     """How one source tensor and the buffers made of it become each other.
 
     Attributes:
@@ -73,26 +73,26 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class RecodedRows:
-    """Rows of one buffer, recoded from a source tensor on demand. The first read of a range is its proof."""
+class UnpackedRows:
+    """Rows of one buffer, unpacked from a source tensor on demand. The first read of a range is its proof."""
 
-    recoding: Recoding
+    codec: Codec
     key: str
     source: Slabs
     origin: Origin
 
     def read(self, start: int, stop: int) -> Array:
         """Returns buffer rows [start, stop)."""
-        how = self.recoding
+        how = self.codec
         first, last = start // how.group, -(-stop // how.group)
         low, high = first * how.units, min(last * how.units, self.origin.extent)
         raw = self.source.slab(how.axis, low, high)
-        made = how.unpack(raw)
+        arrays = how.unpack(raw)
         if how.rows:
-            made = tuple(rows[: how.rows - first * how.group] for rows in made)
+            arrays = tuple(rows[: how.rows - first * how.group] for rows in arrays)
         if not self.origin.covers(low, high):
-            self.origin.prove(low, high, raw, how.pack(*made))
-        rows = made[how.keys.index(self.key)]
+            self.origin.prove(low, high, raw, how.pack(*arrays))
+        rows = arrays[how.keys.index(self.key)]
         return rows[start - first * how.group : stop - first * how.group]
 
 
@@ -110,16 +110,16 @@ class VerbatimRows:
         return rows
 
 
-def verbatim(key: str) -> Recoding:
+def verbatim(key: str) -> Codec:
     """The buffer is the source tensor as it is."""
-    return Recoding((key,), lambda raw: (raw,), lambda rows: rows)
+    return Codec((key,), lambda raw: (raw,), lambda rows: rows)
 
 
-def restore(how: Recoding, buffers: Sequence[Readable], shape: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
+def restore(how: Codec, buffers: Sequence[Readable], shape: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
     """Writes a source tensor again, slab by slab; nothing larger than a slab is held.
 
     Args:
-        how: Its recoding.
+        how: Its codec.
         buffers: The buffers that `how.keys` names, in that order.
         shape: The shape of the source tensor.
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdeploy.ir.tensor import Buffer
-from qdeploy.store import recode
+from qdeploy.store import codec
+from qdeploy.store.codec import Codec, UnpackedRows, VerbatimRows, restore, verbatim
 from qdeploy.store.origin import Origin
-from qdeploy.store.recode import RecodedRows, Recoding, VerbatimRows, restore, verbatim
 
 
 class Stored:
@@ -24,7 +24,7 @@ class Stored:
         return np.ascontiguousarray(self.array[start:stop] if axis == 0 else self.array[:, start:stop])
 
 
-def split_words(rows: int) -> Recoding:
+def split_words(rows: int) -> Codec:
     """I32 [4, units] <-> two buffers: eight nibbles of a word are eight rows; low and high words apart."""
 
     def unpack(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,17 +37,17 @@ def split_words(rows: int) -> Recoding:
         codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))).reshape(4, -1, 8)
         return (codes << np.arange(0, 32, 4, dtype=np.uint32)).sum(2, dtype=np.uint32).view(np.int32)
 
-    return Recoding(("low", "high"), unpack, pack, axis=1, group=8, rows=rows)
+    return Codec(("low", "high"), unpack, pack, axis=1, group=8, rows=rows)
 
 
-def made(rows: int) -> tuple[np.ndarray, Stored, Origin, Recoding, list[Buffer]]:
+def made(rows: int) -> tuple[np.ndarray, Stored, Origin, Codec, list[Buffer]]:
     rng = np.random.default_rng(rows)
     codes = rng.integers(0, 16, (-(-rows // 8) * 8, 4)).astype(np.uint8)
     codes[rows:] = 0
     how = split_words(rows)
     stored = Stored(how.pack(codes[:, :2], codes[:, 2:]))
     origin = Origin("f", "t", "I32", stored.array.shape, axis=1)
-    buffers = [Buffer(k, "U8", (rows, 2), RecodedRows(how, k, stored, origin)) for k in how.keys]
+    buffers = [Buffer(k, "U8", (rows, 2), UnpackedRows(how, k, stored, origin)) for k in how.keys]
     return codes[:rows], stored, origin, how, buffers
 
 
@@ -67,7 +67,7 @@ def test_any_range_of_rows(rows: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize("slab_bytes", [1, 40, 1 << 20])
 @pytest.mark.parametrize("rows", [1, 8, 61, 64])
 def test_restored_slab_by_slab(monkeypatch: pytest.MonkeyPatch, rows: int, slab_bytes: int) -> None:
-    monkeypatch.setattr(recode, "SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(codec, "SLAB_BYTES", slab_bytes)
     _, stored, _, how, buffers = made(rows)
     slabs = list(restore(how, buffers, stored.array.shape))
     assert [start for start, _ in slabs] == np.cumsum([0] + [s.shape[1] for _, s in slabs])[:-1].tolist()
@@ -85,8 +85,8 @@ def test_padding_that_is_not_kept_becomes_residue() -> None:
 def test_a_proven_range_is_not_packed_again() -> None:
     _, stored, origin, how, _ = made(64)
     packed: list[int] = []
-    counting = Recoding(how.keys, how.unpack, lambda *rows: packed.append(len(rows[0])) or how.pack(*rows), 1, 8)
-    rows = RecodedRows(counting, "low", stored, origin)
+    counting = Codec(how.keys, how.unpack, lambda *rows: packed.append(len(rows[0])) or how.pack(*rows), 1, 8)
+    rows = UnpackedRows(counting, "low", stored, origin)
     rows.read(0, 16)
     rows.read(3, 9)
     assert packed == [16]
@@ -94,7 +94,7 @@ def test_a_proven_range_is_not_packed_again() -> None:
 
 def test_a_tensor_that_follows_from_its_arguments() -> None:
     ramp = np.arange(5, dtype=np.int32)
-    how = Recoding((), lambda raw: (), lambda: ramp)
+    how = Codec((), lambda raw: (), lambda: ramp)
     assert [(start, slab.tolist()) for start, slab in restore(how, [], (5,))] == [(0, ramp.tolist())]
 
 

@@ -1,4 +1,4 @@
-"""Parts of one job at the same time, each in a process forked after TVM has been imported.
+"""A pool of forks: parts of one job run at the same time, each in a process forked after TVM was imported.
 
 TVM and LLVM hold Python's lock while they compile, so threads would take turns.
 """
@@ -22,15 +22,15 @@ def cores(wanted: int) -> int:
 
     One where forking a process that has loaded libraries is not safe.
     """
-    if not hasattr(os, "sched_getaffinity"):  # there is none where system libraries break in forked processes
+    if not hasattr(os, "sched_getaffinity"):  # absent where system libraries break in forked processes
         return 1
     return max(1, min(wanted, len(os.sched_getaffinity(0)), MOST))
 
 
-def together(works: Sequence[Work]) -> list[Any]:
+def run_forked(works: Sequence[Work]) -> list[Any]:
     """Does all works at once, the first in this process; returns their results, which are JSON, in order.
 
-    Where a part dies this process dies like it: what is said of the one holds for the whole job.
+    Where a part dies, this process dies by the same signal, so the failure of one part is that of the whole job.
     """
     first, *others = works
     children = [_forked(work) for work in others]
@@ -71,10 +71,10 @@ def _do(work: Work, writing: int) -> NoReturn:
 
 def _joined(child: int, reading: int) -> Any:
     with os.fdopen(reading) as text:
-        said = text.read()
+        message = text.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:
         os.kill(os.getpid(), -code)
     if code:
         sys.exit(code)
-    return json.loads(said)
+    return json.loads(message)
