@@ -236,3 +236,22 @@ def test_input_is_never_checked_by_assert():
     for path in files("formats", "qdeploy/store", "qdeploy/pack"):
         wrong += [f"{path}:{n.lineno}" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)]
     assert not wrong
+
+
+def test_variables_are_named_after_things():
+    """What is found, made or given is always something; `found` alone is the keyword of the error family."""
+    participles = {"found", "made", "given", "held", "said", "asked"}
+    wrong = []
+    for path in files(*ROOMS):
+        stores = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name))
+        wrong += [
+            f"{path.relative_to(ROOT)}:{name.lineno} {name.id}"
+            for name in stores
+            if isinstance(name.ctx, ast.Store) and name.id in participles
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_formatter_decides_everywhere():
+    marked = [path for path in files(*ROOMS, *OTHERS) if "# fmt: " + "skip" in path.read_text()]
+    assert not marked
