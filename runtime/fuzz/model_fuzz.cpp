@@ -90,6 +90,8 @@ int64_t read(void* ctx, uint64_t at, void* to, size_t n) {
   return static_cast<int64_t>(n);
 }
 
+constexpr uint64_t kMostMemory = 512u << 20;
+
 // Steps at every size of budget, and draws from what they give.
 void decode(qd_model* model, qd_session* session, const qd_info& info, uint32_t seed) {
   qd_error err = QD_INIT(qd_error);
@@ -102,7 +104,7 @@ void decode(qd_model* model, qd_session* session, const qd_info& info, uint32_t 
   qd_memory_now(model, &memory);
   qd_set_budget(model, memory.floor, &err);
   qd_decode(session, tokens, 2, logits.data(), &err);
-  qd_set_budget(model, 0, &err);
+  qd_set_budget(model, kMostMemory, &err);
   qd_wait_budget(model, 100, &err);
   if (qd_decode(session, tokens, 1, logits.data(), &err) != QD_OK) return;
   qd_sampling sampling;
@@ -162,6 +164,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n) {
   qd_options o;
   qd_options_init(&o);
   o.threads = 1 + (seed % 8 == 0);
+  o.budget = kMostMemory;  // a context that a file declares may ask for more: it is refused, and that is what is tried
   o.flags = seed >> 3 & 1 ? QD_NO_GROW : 0;
   o.activations = seed >> 4 & 3 ? QD_ACTIVATIONS_INT8 : QD_ACTIVATIONS_EXACT;
   o.kv_dtype = static_cast<qd_kv_dtype>((seed >> 6) % 3);
