@@ -10,7 +10,7 @@ import numpy as np
 from qdeploy.backends.native.naming import FILE
 from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.reading import ModelFile
-from qdeploy.backends.results import CheckResult, Lowered
+from qdeploy.contracts.results import CheckResult, Lowered
 from qdeploy.errors import ProofError
 from qdeploy.ir.model import Model
 

@@ -22,7 +22,7 @@ from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.parts import row_range, row_slabs
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.native.write import File, plan_file
-from qdeploy.backends.results import Row
+from qdeploy.contracts.results import Row
 from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor

@@ -26,7 +26,7 @@ from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
 from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
 from qdeploy.backends.native.plan import Plan, lowered_ops, plan_graph
 from qdeploy.backends.native.sums import lower_matrix
-from qdeploy.backends.results import Choice, Lowered
+from qdeploy.contracts.results import Choice, Lowered
 from qdeploy.elastic import published
 from qdeploy.elastic.pieces import Piece
 from qdeploy.errors import OutputError

@@ -10,7 +10,7 @@ from qdeploy.backends.onnx.lowering import GraphLowering
 from qdeploy.backends.onnx.options import Lowered, Options
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.trial import rounds
-from qdeploy.backends.results import Choice
+from qdeploy.contracts.results import Choice
 from qdeploy.errors import OutputError
 from qdeploy.ir.model import Model
 from qdeploy.progress import Progress

@@ -23,7 +23,7 @@ from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
 from qdeploy.backends.onnx.trial import can_run, is_half, is_loadable, rounds, trial_codes, trial_inputs
-from qdeploy.backends.results import CheckResult
+from qdeploy.contracts.results import CheckResult
 from qdeploy.errors import ProofError
 from qdeploy.extras import missing
 from qdeploy.ir.element import as_value

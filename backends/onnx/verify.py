@@ -17,7 +17,7 @@ from qdeploy.backends.onnx.assemble import lowered_graph
 from qdeploy.backends.onnx.external import SLAB, Placed
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
-from qdeploy.backends.results import Row
+from qdeploy.contracts.results import Row
 from qdeploy.ir.model import Model
 from qdeploy.progress import Progress
 from qdeploy.store.folder import File, Folder

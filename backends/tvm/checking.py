@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.backends.results import Row
 from qdeploy.backends.tvm import process
 from qdeploy.backends.tvm.options import CheckResult, Lowered
 from qdeploy.backends.tvm.targets import missing, target
 from qdeploy.backends.tvm.writing import LIBRARY
+from qdeploy.contracts.results import Row
 from qdeploy.errors import ProofError
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph

@@ -86,10 +86,6 @@ class Builder:
         self._used.add(name)
         return name
 
-    def parameter(self, name: str, shape: tuple[int, ...], fields: str) -> str:
-        """As `weight`, for a parameter that is no `.weight` of a module, such as attention sinks."""
-        return self.weight(name, shape, fields)
-
     def bias(self, parameter: str, size: int, declared: bool, field: str) -> str:
         """Returns the stored name of a bias, or "" where the architecture has none.
 
@@ -124,6 +120,12 @@ class Builder:
         """Adds a float32 tensor of the graph's own."""
         self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(values, np.float32), "F32"), "f32")
         return name
+
+    def shifted(self, weight: str, offset: float) -> str:
+        """The name of a stored weight, or of the constant weight + offset in float32."""
+        if not offset:
+            return weight
+        return self.constant(f"{weight}.effective", self.model.tensors[weight].decode() + np.float32(offset))
 
     def scaled(self, x: str, factor: float, name: str) -> str:
         """Adds x times a number."""

@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import numpy as np
-
 from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
 from qdeploy.arch.generation import generation_of
@@ -102,10 +100,7 @@ class Norm:
 
     def parameters(self, builder: Builder, module: str, size: int) -> tuple[str, ...]:
         """The names of weight and bias of a stored norm [size]."""
-        weight = builder.weight(f"{module}.weight", (size,), "hidden_size")
-        if self.offset:
-            stored = builder.model.tensors[weight].decode()
-            weight = builder.constant(f"{weight}.effective", stored + np.float32(self.offset))
+        weight = builder.shifted(builder.weight(f"{module}.weight", (size,), "hidden_size"), self.offset)
         bias = (builder.weight(f"{module}.bias", (size,), "hidden_size"),) if self.bias else ()
         return (weight, *bias)
 

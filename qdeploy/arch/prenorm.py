@@ -81,6 +81,14 @@ def standard_decoder(
     return Decoder(model_type, names, layers, attention[0].capacity, norm, refused=refused or {}, **more)
 
 
+def with_local_rotation(
+    attention: Sequence[SelfAttention], config: Config, head_dim: int, context: int
+) -> list[SelfAttention]:
+    """The same layers, those with a window with the rotary frequencies that `config` describes."""
+    rotation = Rotation(read_rope(config, head_dim, context), name="rope.inv_freq.local")
+    return [replace(block, rotation=rotation) if block.window else block for block in attention]
+
+
 def without_rotation(attention: Sequence[SelfAttention], rotated: Sequence[bool]) -> list[SelfAttention]:
     """The same layers, those without rotary positions where `rotated` is false."""
     return [block if turns else replace(block, rotation=None) for block, turns in zip(attention, rotated, strict=True)]

@@ -146,7 +146,7 @@ class SelfAttention:
             q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
         inputs = [q, k, v]
         if self.parts.sinks:
-            inputs += ["", builder.parameter(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
+            inputs += ["", builder.weight(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
         mixed = builder.node("Attention", *inputs, name=label, **attributes)
         if self.parts.norm:
             width = self.heads * self.head_dim
@@ -261,9 +261,7 @@ class SelfAttention:
             stored = _stacked(builder, module, heads, size)
         else:
             stored = builder.weight(f"{module}.weight", shape[norm.over], "head_dim")
-        if norm.offset:
-            effective = builder.model.tensors[stored].decode() + np.float32(norm.offset)
-            stored = builder.constant(f"{stored}.effective", effective)
+        stored = builder.shifted(stored, norm.offset)
         if norm.over == "width":
             return builder.node(op, x, stored, name=f"{name}.norm", epsilon=norm.epsilon)
         split = builder.node("Reshape", x, name=f"{name}.split", shape=[0, 0, heads, size])  # [B, T, heads, D]

@@ -8,17 +8,15 @@ Scores are scaled by query_pre_attn_scalar ^ -1/2, embeddings by the square root
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
 from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import BOTH
 from qdeploy.arch.names import DECODER_ROWS, Names
-from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
-from qdeploy.arch.rope import for_layers, read_rope
-from qdeploy.arch.self_attention import QueryKeyNorm, Rotation, SelfAttention
+from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder, with_local_rotation
+from qdeploy.arch.rope import for_layers
+from qdeploy.arch.self_attention import QueryKeyNorm
 from qdeploy.arch.windows import layer_windows
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -48,7 +46,7 @@ def build(model: Model) -> Graph:
         qk_norm=QueryKeyNorm(config.positive("rms_norm_eps", 1e-6), offset=1.0) if third else None,
     )
     if third:
-        attention = _local_frequencies(config, attention, head_dim, context)
+        attention = with_local_rotation(attention, _local(config), head_dim, context)
     decoder = standard_decoder(
         config,
         NAMES,
@@ -71,17 +69,14 @@ def _softcap(config: Config, field: str, default: float | None) -> float:
     return config.positive(field) if config.has(field) else 0.0
 
 
-def _local_frequencies(
-    config: Config, attention: list[SelfAttention], head_dim: int, context: int
-) -> list[SelfAttention]:
-    """Layers with a window rotate by `rope_local_base_freq`, or by the entry of `sliding_attention`."""
+def _local(config: Config) -> Config:
+    """The configuration of layers with a window: the entry of `sliding_attention`, or `rope_local_base_freq`."""
     local = for_layers(config, "sliding_attention")
     if local is config:
         theta = config.positive("rope_local_base_freq", 10000.0)
         fields = {**config.fields, "rope_scaling": None, "rope_parameters": None, "rope_theta": theta}
         local = Config(fields, config.where)
-    rotation = Rotation(read_rope(local, head_dim, context), name="rope.inv_freq.local")
-    return [replace(block, rotation=rotation) if block.window else block for block in attention]
+    return local
 
 
 NAMES = Names(

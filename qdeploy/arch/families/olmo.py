@@ -7,17 +7,22 @@ exaone4   every head is normalised on its own; where there is a window, layers w
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
 from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import POST
 from qdeploy.arch.names import DECODER_ROWS, Names
-from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder, without_rotation
-from qdeploy.arch.rope import for_layers, read_rope
-from qdeploy.arch.self_attention import QueryKeyNorm, Rotation, SelfAttention
+from qdeploy.arch.prenorm import (
+    attention_layers,
+    gated_mlp,
+    rms_norm,
+    standard_decoder,
+    with_local_rotation,
+    without_rotation,
+)
+from qdeploy.arch.rope import for_layers
+from qdeploy.arch.self_attention import QueryKeyNorm
 from qdeploy.arch.windows import layer_windows
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -43,7 +48,7 @@ def build(model: Model) -> Graph:
         qk_norm=QueryKeyNorm(epsilon, "head" if kind == "exaone4" else "width"),
     )
     if kind == "olmo3":
-        attention = _plain_where_windowed(config, attention, head_dim, context)
+        attention = with_local_rotation(attention, _unscaled(config), head_dim, context)
     if kind == "exaone4" and any(windows):
         attention = without_rotation(attention, [bool(window) for window in windows])
     refused: dict[str, tuple[object, ...]] = {"mlp_bias": (False,), "clip_qkv": ()}
@@ -52,15 +57,12 @@ def build(model: Model) -> Graph:
     return build_decoder(model, config, decoder)
 
 
-def _plain_where_windowed(
-    config: Config, attention: list[SelfAttention], head_dim: int, context: int
-) -> list[SelfAttention]:
-    """Layers with a window rotate by the frequencies of `sliding_attention`, or by unscaled ones."""
+def _unscaled(config: Config) -> Config:
+    """The configuration of layers with a window: the entry of `sliding_attention`, or unscaled frequencies."""
     local = for_layers(config, "sliding_attention")
     if local is config:
         local = Config({**config.fields, "rope_scaling": None, "rope_parameters": _theta(config)}, config.where)
-    rotation = Rotation(read_rope(local, head_dim, context), name="rope.inv_freq.local")
-    return [replace(block, rotation=rotation) if block.window else block for block in attention]
+    return local
 
 
 def _theta(config: Config) -> dict[str, object]:

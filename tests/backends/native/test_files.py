@@ -16,7 +16,7 @@ from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.backends.native.sums import lower_matrix
 from qdeploy.backends.native.write import write_head
-from qdeploy.backends.results import Choice, Lowered
+from qdeploy.contracts.results import Choice, Lowered
 from qdeploy.conversion import convert
 from qdeploy.errors import BadFileError, OutputError, ProofError, QdeployError
 from qdeploy.ir.decode import decode_tensor
