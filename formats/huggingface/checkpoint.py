@@ -135,6 +135,23 @@ class Checkpoint:
         tensor = plain(self.verbatim("data", name), row.name, source)
         return tensor if entry.shape else QTensor((), tensor.dtype, tensor.terms, source=source)
 
+    def entry(self, name: str, *dtypes: str, rank: int = -1) -> TensorEntry:
+        """A stored tensor of a quantized layer; errors name what is missing, of another type, or of another rank."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise BadFileError(
+                "a tensor of a quantized layer is missing", where=name, todo="Fetch the checkpoint again."
+            )
+        if entry.dtype not in dtypes:
+            raise UnsupportedError(
+                "a tensor of this type is not read here", where=name, found=entry.dtype, allowed=", ".join(dtypes)
+            )
+        if (rank >= 0 and len(entry.shape) != rank) or 0 in entry.shape:
+            raise BadFileError(
+                "a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes"
+            )
+        return entry
+
     def verbatim(self, key: str, name: str) -> Buffer:
         """A buffer over a stored tensor as it is."""
         entry = self.entries[name]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.errors import BadFileError
 from qdeploy.formats.huggingface.checkpoint import Checkpoint
 from qdeploy.formats.huggingface.rearranged import codec
 from qdeploy.formats.huggingface.strips import StripRows, strips
@@ -47,20 +47,7 @@ class Parts:
 
     def entry(self, name: str, *dtypes: str, rank: int = -1) -> TensorEntry:
         """A stored tensor; errors name what is missing, of another type, or of another number of axes."""
-        entry = self.checkpoint.entries.get(name)
-        if entry is None:
-            raise BadFileError(
-                "a tensor of a quantized layer is missing", where=name, todo="Fetch the checkpoint again."
-            )
-        if entry.dtype not in dtypes:
-            raise UnsupportedError(
-                "a tensor of this type is not read here", where=name, found=entry.dtype, allowed=", ".join(dtypes)
-            )
-        if (rank >= 0 and len(entry.shape) != rank) or 0 in entry.shape:
-            raise BadFileError(
-                "a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes"
-            )
-        return entry
+        return self.checkpoint.entry(name, *dtypes, rank=rank)
 
     def shaped(
         self, name: str, shapes: Sequence[Shape], *dtypes: str, because: str = "the other tensors"

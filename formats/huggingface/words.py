@@ -139,22 +139,7 @@ class Layer:
 
     def part(self, part: str, *dtypes: str) -> TensorEntry:
         """A matrix of the layer, or a vector for g_idx; errors name what is missing or of another type."""
-        name = f"{self.name}.{part}"
-        entry = self.checkpoint.entries.get(name)
-        if entry is None:
-            raise BadFileError(
-                "a tensor of a quantized layer is missing", where=name, todo="Fetch the checkpoint again."
-            )
-        if entry.dtype not in dtypes:
-            raise UnsupportedError(
-                "a tensor of this type is not read here", where=name, found=entry.dtype, allowed=", ".join(dtypes)
-            )
-        rank = 1 if part == "g_idx" else 2
-        if len(entry.shape) != rank or 0 in entry.shape:
-            raise BadFileError(
-                "a tensor has an impossible shape", where=name, found=entry.shape, allowed=f"{rank} axes"
-            )
-        return entry
+        return self.checkpoint.entry(f"{self.name}.{part}", *dtypes, rank=1 if part == "g_idx" else 2)
 
     def expect(self, field: str, setting: object, part: str, shape: Shape) -> None:
         """BadFileError, naming the setting, if a tensor does not have the shape that the setting implies."""
