@@ -19,5 +19,7 @@ sources=$(sed "s|^|$root/runtime/|" "$root/runtime/sources.txt")
 "$compiler" -std=c++17 -O1 -g -ffp-contract=off -fno-exceptions -fno-rtti -pthread \
   -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
   "$root/runtime/fuzz/model_fuzz.cpp" $sources -o "$work/model_fuzz"
-exec "$work/model_fuzz" -max_total_time="$seconds" -max_len=400000 -timeout=25 -rss_limit_mb=3000 \
+# A child of this small shell, not exec: a process inherits the peak of memory of the one that calls exec, and libFuzzer
+# holds that against its limit.
+"$work/model_fuzz" -max_total_time="$seconds" -max_len=400000 -timeout=25 -rss_limit_mb=3000 \
   -artifact_prefix="$work/found/" -print_final_stats=1 "$work/corpus" "$root/tests/golden"
