@@ -28,6 +28,8 @@ from qdeploy.arch.config import Config
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.tensor import Float32
 
+_WIDEST_HEAD = 1 << 16  # no published head has more than 1024; frequencies are computed before tensors are looked at
+
 _FIELDS = frozenset(
     (
         "type",
@@ -109,6 +111,10 @@ def read_rope(config: Config, head_dim: int, context: int) -> Rope:
         UnsupportedError: An unknown kind, or an unknown field of a known kind.
         BadFileError: A field is missing or out of range.
     """
+    if head_dim > _WIDEST_HEAD:
+        raise config.contradiction(
+            "head_dim, or hidden_size, num_attention_heads", f"a head of {head_dim}", f"at most {_WIDEST_HEAD}"
+        )
     scaling = _dictionary(config)
     theta = scaling.positive("rope_theta", config.positive("rope_theta", 10000.0))
     part = scaling.positive("partial_rotary_factor", config.positive("partial_rotary_factor", 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,6 @@ def test_an_unknown_architecture_is_refused_by_its_name(make_model: Any) -> None
         ("llama", {"mlp_bias": True}, "gate_proj.bias"),
         ("bert", {"max_position_embeddings": 32}, "position_embeddings"),
         ("bert", {"type_vocab_size": 1}, "token_type"),
-        ("llama", {"head_dim": 1 << 30}, "q_proj"),
         ("bert", {"num_hidden_layers": 1}, "layer.1"),
         ("bert", {"intermediate_size": 8}, "intermediate.dense"),
     ],
@@ -109,6 +109,17 @@ def test_a_config_that_contradicts_the_tensors_names_both(
         _ = model.graph
     field = next(iter(lie))
     assert tensor in caught.value.where and field in caught.value.where + caught.value.allowed
+
+
+def test_an_absurd_width_of_a_head_costs_no_memory(make_model: Any) -> None:
+    model = make_model("llama")
+    model.config |= {"head_dim": 1 << 30}
+    tracemalloc.start()
+    with pytest.raises(BadFileError, match="head_dim"):
+        _ = model.graph
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_a_missing_tensor_is_named(make_model: Any) -> None:
