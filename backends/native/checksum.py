@@ -54,9 +54,7 @@ def _raw(data: npt.NDArray[np.uint8]) -> Words:
     parts = rows.reshape(-1, PAGE // _ROW)
     pages = np.zeros(len(parts), np.uint32)
     for place, moves in enumerate(_row_moves()):
-        part = parts[:, place]
-        for k in range(4):
-            pages ^= np.take(moves[k], (part >> np.uint32(8 * k)) & np.uint32(255))
+        pages ^= _by_bytes(moves, parts[:, place])
     return pages
 
 
@@ -82,14 +80,22 @@ def _step(crc: Words, table: Words) -> Words:
 def _row_moves() -> Words:
     """[256 places of a row in a page, 4 bytes of its CRC, 256]: the same behind all the rows that follow."""
     bytes_of = np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32))[:, None]
-    moves, table = np.empty((PAGE // _ROW, 4, 256), np.uint32), _tables()[0]
+    row = bytes_of
+    for _ in range(_ROW):
+        row = _step(row, _tables()[0])
+    moves = np.empty((PAGE // _ROW, 4, 256), np.uint32)
     moves[-1] = bytes_of
-    for place in range(PAGE // _ROW - 2, -1, -1):
-        crc = moves[place + 1]
-        for _ in range(_ROW):
-            crc = _step(crc, table)
-        moves[place] = crc
+    for place in range(PAGE // _ROW - 2, -1, -1):  # a move is linear: the move by one more row, by look-ups
+        moves[place] = _by_bytes(row, moves[place + 1])
     return moves
+
+
+def _by_bytes(move: Words, crcs: Words) -> Words:
+    """Moves CRCs by the tables of their four bytes: move [4, 256]."""
+    moved = np.zeros(crcs.shape, np.uint32)
+    for k in range(4):
+        moved ^= np.take(move[k], (crcs >> np.uint32(8 * k)) & np.uint32(255))
+    return moved
 
 
 @cache
