@@ -53,11 +53,13 @@ def first_nonfinite(tensor: QTensor, infinities: bool) -> tuple[int, str] | None
 
 def _nonfinite_row(slab: Array, name: str, infinities: bool) -> tuple[int, str] | None:
     bits = slab.view(f"<u{slab.itemsize}").reshape(len(slab), -1)
-    mantissa = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}[name]
-    magnitude = bits & bits.dtype.type((1 << (8 * slab.itemsize - 1)) - 1)
-    infinity = magnitude.dtype.type(((1 << (8 * slab.itemsize - 1 - mantissa)) - 1) << mantissa)
-    if int(magnitude.max(initial=0)) < infinity + (0 if infinities else 1):
+    mantissa, sign = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}[name], 1 << (8 * slab.itemsize - 1)
+    infinity = bits.dtype.type(((1 << (8 * slab.itemsize - 1 - mantissa)) - 1) << mantissa)
+    # the greatest positive number is the greatest as a signed integer, the least negative one as an unsigned one
+    greatest = max(int(bits.view(f"<i{slab.itemsize}").max(initial=0)), int(bits.max(initial=0)) - sign)
+    if greatest < int(infinity) + (0 if infinities else 1):
         return None
+    magnitude = bits & bits.dtype.type(sign - 1)
     row = int(np.argmax((magnitude >= infinity if infinities else magnitude > infinity).any(axis=1)))
     return row, "NaN" if (magnitude[row] > infinity).any() else "infinity"
 
