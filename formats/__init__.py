@@ -58,6 +58,10 @@ BUILT_IN = (
     FormatRow("quanto", f"{_HUGGINGFACE}.quanto", looks=(Looks(files=("quanto_qmap.json",)),), tested=_LIBRARY),
     FormatRow("mlx", f"{_HUGGINGFACE}.mlx", looks=(Looks(methods=("mlx",)),), tested=_LIBRARY),
     FormatRow("mxfp4", f"{_HUGGINGFACE}.gptoss", looks=(Looks(methods=("mxfp4",)),), tested=_LAYOUT),
+    FormatRow("bitnet", f"{_HUGGINGFACE}.bitnet", looks=(Looks(methods=("bitnet",)),), tested=_LIBRARY),
+    FormatRow("fbgemm", f"{_HUGGINGFACE}.fbgemm", looks=(Looks(methods=("fbgemm_fp8",)),), tested=_LAYOUT),
+    FormatRow("aqlm", f"{_HUGGINGFACE}.aqlm", looks=(Looks(methods=("aqlm",)),), tested=_LIBRARY),
+    FormatRow("quark", f"{_HUGGINGFACE}.quark", looks=(Looks(methods=("quark",)),), tested=_LIBRARY),
     FormatRow("torchao", f"{_HUGGINGFACE}.torchao", looks=(Looks(methods=("torchao",)),), tested=_LIBRARY),
     FormatRow(
         "modelopt",

@@ -88,7 +88,7 @@ def _sign_matrix(name: str, seen: Coded, view: Grouped) -> LoweredMatrix:
     scale = param("scale", twice, rows, columns, numbers.SCALES)
     term = grouped_term(TermKind.PLANES, rows, columns, {"codes": size}, produce, [scale], 1, {"zero_for_all": 0.5})
     return LoweredMatrix(
-        name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are", not seen.divides
+        name, view.shape, columns, (term,), f"signs group {view.group}", "signs as they are", view.exact
     )
 
 

@@ -72,11 +72,17 @@ class Parts:
         if kind == "same":
             return self.checkpoint.verbatim(key, name)
         if kind == "strips":
-            how = strips(part, key, int(words[0]), int(words[1]), tuple(map(int, words[2:])))
+            how = strips(part, key, int(words[0]), int(words[1]), words[2:])
             return Buffer(
                 key, dtype, shape, StripRows(how, self.checkpoint.entries[name], self.checkpoint.origins[name])
             )
         return self.checkpoint.unpacked(key, dtype, shape, name, codec(part, arrangement))
+
+    def several(self, name: str, arrangement: str, dtype: str, shape: Shape) -> tuple[Buffer, ...]:
+        """The buffers that the arrangement makes of a stored tensor, all of one storage type and shape."""
+        self.arrangements[name] = arrangement
+        how = codec(self._stored(name), arrangement)
+        return tuple(self.checkpoint.unpacked(key, dtype, shape, name, how) for key in how.keys)
 
     def matrix(self, name: str, key: str, shape: Shape) -> Buffer:
         """A buffer with the numbers of a stored tensor in another shape [rows, columns]."""
@@ -107,9 +113,16 @@ class Parts:
 
     def tensor(self, shape: Shape, dtype: str, codes: Codes) -> QTensor:
         """The parameter, once all of its tensors are taken up."""
+        return self.summed(shape, dtype, (Term(codes),))
+
+    def summed(
+        self, shape: Shape, dtype: str, terms: tuple[Term, ...], scale: Param | None = None, offset: Param | None = None
+    ) -> QTensor:
+        """The parameter as a sum of terms, with a scale and an offset after it."""
         stored = tuple(self._stored(name) for name in self.arrangements)
         args: dict[str, int | str] = {str(i): text for i, text in enumerate(self.arrangements.values())}
-        return QTensor(shape, dtype, (Term(codes),), source=Source(self.format, "arranged", args, stored))
+        source = Source(self.format, "arranged", args, stored)
+        return QTensor(shape, dtype, terms, scale=scale, offset=offset, source=source)
 
     def _stored(self, name: str) -> SourceTensor:
         entry = self.checkpoint.entries[name]

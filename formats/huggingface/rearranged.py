@@ -11,10 +11,15 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     swapped KEY BYTES         two codes of 4 bits to a byte, the first in the high half <-> rows of BYTES, first one low
     halves KEY                byte (i, k) holds codes (2 i, k) low and (2 i + 1, k) high <-> rows of bit streams
     narrowed KEY BITS         signed codes of BITS bits, one to a byte <-> bit streams
+    ternary KEY               floats -1, 0, 1 and -0 <-> bit streams of the codes 0, 1, 2, 3
     negative KEY COLUMNS      the numbers with the other sign, in rows of COLUMNS
     strips KEY ROWS BITS SHIFTS   rows cut into as many strips as there are SHIFTS, which share words (`strips.py`)
     merged KEY                the last two axes as one
+    shaped KEY EXTENTS        the same numbers, the axes behind the first with other extents
     swizzled KEY ROWS GROUPS  tiles of 128 rows by 4 groups, row 32 j + i at [i, 4 j + group] <-> [ROWS, GROUPS]
+    apart, books              several codebooks in one tensor (`vectors.py`)
+    across, along, column     codes in any order of fields of a word (`fields.py`)
+    turned KEY                the transpose
     kept HEX                  a few bytes that say what the others are: they are in the text itself
 """
 
@@ -28,7 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadFileError
+from qdeploy.formats.huggingface import fields, vectors
 from qdeploy.formats.huggingface.strips import strips
+from qdeploy.formats.huggingface.words import transposed
 from qdeploy.ir.tensor import Source, SourceTensor
 from qdeploy.pack import bits as streams
 from qdeploy.store.codec import Codec, verbatim
@@ -217,6 +224,24 @@ def _narrowed(part: SourceTensor, key: str, bits: str) -> Codec:
     return Codec((key,), unpack, pack)
 
 
+def _ternary(part: SourceTensor, key: str) -> Codec:
+    """Floats [n, K] <-> U8 [n, ceil(K / 4)]."""
+    columns, dtype = part.shape[-1], storage_dtype(part.dtype)
+    levels = np.array([-1, 0, 1, -0.0], np.float32).astype(dtype)
+
+    def unpack(raw: Words) -> tuple[Words]:
+        numbers = raw.astype(np.float32)
+        if not np.isin(numbers, (-1, 0, 1)).all():
+            raise BadFileError(
+                "a code is out of range", where=f"{part.file}: {part.name}", found="other numbers", allowed="-1, 0, 1"
+            )
+        codes = (numbers + 1).astype(np.uint8)
+        codes[(numbers == 0) & np.signbit(numbers)] = 3
+        return (streams.pack(codes, 2),)
+
+    return Codec((key,), unpack, lambda stream: levels[streams.unpack(stream, columns, 2)])
+
+
 def _merged(part: SourceTensor, key: str) -> Codec:
     """[..., a, b] <-> [..., a * b]."""
     last = part.shape[-2:]
@@ -225,6 +250,16 @@ def _merged(part: SourceTensor, key: str) -> Codec:
         return (raw.reshape(*raw.shape[:-2], last[0] * last[1]),)
 
     return Codec((key,), unpack, lambda rows: rows.reshape(*rows.shape[:-1], *last))
+
+
+def _shaped(part: SourceTensor, key: str, *extents: str) -> Codec:
+    """[n, ...] <-> [n, *extents]."""
+    tail, wide = part.shape[1:], tuple(map(int, extents))
+
+    def unpack(raw: Words) -> tuple[Words]:
+        return (raw.reshape(-1, *wide),)
+
+    return Codec((key,), unpack, lambda rows: rows.reshape(-1, *tail))
 
 
 def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Codec:
@@ -250,7 +285,7 @@ def _kept(part: SourceTensor, data: str = "") -> Codec:
 
 
 def _strips(part: SourceTensor, key: str, rows: str, bits: str, *shifts: str) -> Codec:
-    return strips(part, key, int(rows), int(bits), tuple(map(int, shifts))).codec()
+    return strips(part, key, int(rows), int(bits), shifts).codec()
 
 
 _KINDS: dict[str, Callable[..., Codec]] = {
@@ -263,9 +298,17 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "swapped": _swapped,
     "halves": _halves,
     "narrowed": _narrowed,
+    "ternary": _ternary,
     "negative": _negative,
     "strips": _strips,
     "merged": _merged,
+    "shaped": _shaped,
+    "apart": vectors.apart,
+    "books": vectors.books,
+    "across": fields.across,
+    "along": fields.along,
+    "column": fields.column,
+    "turned": lambda part, key: transposed(key),
     "swizzled": _swizzled,
     "kept": _kept,
 }

@@ -6,12 +6,14 @@ strip s stands at bit SHIFTS[s]. Rows that fill up the last strip are padding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qdeploy.errors import BadFileError
 from qdeploy.ir.tensor import SourceTensor
 from qdeploy.pack import bits as streams
 from qdeploy.store.codec import Codec, Slabs
@@ -33,6 +35,8 @@ class Strips:
         width: Bits of a code.
         shifts: Where the code of each strip begins in a word.
         dtype: Storage type of the words.
+        where: The stored tensor, for errors.
+        below: Codes from here on do not occur; 0: all may.
     """
 
     key: str
@@ -42,12 +46,18 @@ class Strips:
     width: int
     shifts: tuple[int, ...]
     dtype: str
+    where: str = ""
+    below: int = 0
 
     def unpack(self, raw: Words, strip: int) -> Words:
         """The codes of a strip in some rows of words."""
         unsigned = raw.view(f"<u{raw.itemsize}")
         shift, mask = unsigned.dtype.type(self.shifts[strip]), unsigned.dtype.type((1 << self.width) - 1)
         codes: npt.NDArray[np.uint8] = ((unsigned >> shift) & mask).astype(np.uint8)
+        if self.below and codes.size and int(codes.max()) >= self.below:
+            raise BadFileError(
+                "a code is out of range", where=self.where, found=int(codes.max()), allowed=f"below {self.below}"
+            )
         return codes
 
     def pack(self, strips: list[Words]) -> Words:
@@ -103,7 +113,10 @@ class StripRows:
         self.origin.prove(low, high, raw, self.how.pack(strips))
 
 
-def strips(part: SourceTensor, key: str, rows: int, width: int, shifts: tuple[int, ...]) -> Strips:
-    """The arrangement of a stored tensor [R, columns]."""
+def strips(part: SourceTensor, key: str, rows: int, width: int, places: Sequence[str]) -> Strips:
+    """The arrangement of a stored tensor [R, columns]; `places` are the shifts, and then perhaps "below" and a code."""
     height, columns = part.shape
-    return Strips(key, rows, height, columns, width, shifts, part.dtype)
+    shifts = tuple(int(place) for place in places if place.isdigit())
+    below = shifts[-1] if "below" in places else 0
+    shifts = shifts[:-1] if "below" in places else shifts
+    return Strips(key, rows, height, columns, width, shifts, part.dtype, f"{part.file}: {part.name}", below)

@@ -30,7 +30,8 @@ from qdeploy.store.safetensors import TensorEntry
 
 SCALES = ("F16", "BF16", "F32")
 """Storage types that scales come in."""
-_EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
+EMBEDDINGS = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
+"""Last parts of the names of input embeddings."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def layers(checkpoint: Checkpoint) -> list[str]:
     """
     names = [name.removesuffix(".qweight") for name in checkpoint.entries if name.endswith(".qweight")]
     for name in names:
-        if name.rpartition(".")[2] in _EMBEDDINGS:
+        if name.rpartition(".")[2] in EMBEDDINGS:
             raise UnsupportedError("a packed input embedding is not read", where=name)
     return names
 

@@ -131,7 +131,7 @@ def _index_is_in_range(place: Place, index: Buffer) -> None:
 def _param_is_finite(place: Place) -> None:
     """A param is judged with all that hangs on it, for what is not finite stays so, unless something is divided by it.
 
-    A low-rank param is judged by its factors.
+    A low-rank param is judged by its factors; one that divides is not zero, either.
     """
     values = place.values
     for codes in (values.u, values.vt) if isinstance(values, LowRank) else (values,):
@@ -139,10 +139,10 @@ def _param_is_finite(place: Place) -> None:
             continue
         for start, stop in _steps(codes.decoded_shape):
             decoded = decode_codes(codes, slice(start, stop))
-            wrong = ~np.isfinite(decoded)
+            wrong = ~np.isfinite(decoded) | (place.param is not None and place.param.divide and decoded == 0)
             if wrong.any():
                 raise BadFileError(
-                    f"{place.role} is not finite",
+                    f"{place.role} is not finite" if decoded[wrong][0] else f"{place.role} divides by zero",
                     where=f"{place.path}{_first(wrong, start)}",
                     found=float(decoded[wrong][0]),
                     todo="The file is damaged; fetch it again.",

@@ -107,11 +107,13 @@ def _steps(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(ordered[0] - ordered[1]).max())
 
 
-def damages(stored: Stored) -> Iterator[tuple[str, Callable[[Stored], None]]]:
-    """Every way to damage every tensor of a layer, with a name."""
+def damages(stored: Stored, divisors: tuple[str, ...] = ()) -> Iterator[tuple[str, Callable[[Stored], None]]]:
+    """Every way to damage every tensor of a layer, with a name; `divisors` are scales by which codes are divided."""
     for name, (dtype, array) in stored.items():
         yield f"{name} is missing", lambda t, n=name: t.pop(n)  # type: ignore[misc]
         yield f"{name} has another type", lambda t, n=name: t.update({n: ("F64", t[n][1].astype(np.float64))})  # type: ignore[misc]
+        if name in divisors:
+            yield f"{name} is zero", lambda t, n=name: t.update({n: (t[n][0], t[n][1] * 0)})  # type: ignore[misc]
         if array.ndim:
             yield f"{name} is short", lambda t, n=name: t.update({n: (t[n][0], t[n][1][: len(t[n][1]) // 2])})  # type: ignore[misc]
         if array.ndim > 1:
@@ -129,16 +131,27 @@ def _spoiled(dtype: str, array: np.ndarray) -> np.ndarray:
     return spoiled
 
 
-def assert_damage_is_named(tmp_path: Path, stored: Stored, name: str, **how: Any) -> None:
+def assert_damage_is_named(
+    tmp_path: Path,
+    stored: Stored,
+    name: str,
+    free: tuple[str, ...] = (),
+    divisors: tuple[str, ...] = (),
+    **how: Any,
+) -> None:
     """Each damage is refused, when the checkpoint is opened or its data are judged, and the message names the tensor.
 
     Args:
         tmp_path: Where to write.
         stored: A layer that reads well.
         name: Must be in the message: the module.
+        free: Damage that nothing else in the file denies, by its name.
+        divisors: As of `damages`.
         how: The rest of `write`.
     """
-    for number, (what, damage) in enumerate(damages(stored)):
+    for number, (what, damage) in enumerate(damages(stored, divisors)):
+        if what in free:
+            continue
         tensors = dict(stored)
         damage(tensors)
         folder = write(tmp_path / f"damaged{number}", tensors, **how)
@@ -149,6 +162,14 @@ def assert_damage_is_named(tmp_path: Path, stored: Stored, name: str, **how: Any
                 check_values(tensor, key)
             pytest.fail(f"{what}: accepted")
         assert name in str(caught.value), what
+
+
+def bitnet_online(floats: np.ndarray) -> np.ndarray:
+    """arXiv 2402.17764, section 2, in the type of the weights: round(w / mean |w|) within -1 and 1, times the mean."""
+    wide = floats.astype(np.float32)
+    factor = np.float32(1) / np.float32(max(np.abs(wide.astype(np.float64)).mean(), 1e-5))
+    rounded = np.clip(np.rint(wide * factor), -1, 1) / factor
+    return rounded.astype(floats.dtype).astype(np.float32)
 
 
 def e2m1(codes: np.ndarray) -> np.ndarray:

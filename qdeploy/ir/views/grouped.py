@@ -10,15 +10,17 @@ with unsigned codes of at most 8 bits. Seen this way are
                         two (`integers.py`); the scale takes the unit, exactly
     sign planes         a scale of +-1 per element, multiplied into the integer
 
-Nothing is rounded on the way, but for a fractional zero point's product with its scale, and a scale that divides.
+Nothing is rounded on the way, but for a fractional zero point's product with its scale, and a scale that divides other
+codes than -1, 0 and 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.tensor import Array, Codes, Param, Shape
 from qdeploy.ir.views.integers import UnsignedCodes, split_signs, unsigned_codes
 from qdeploy.ir.views.params import Grid, Grouping, RowReader, grouping, survey
@@ -98,7 +100,14 @@ def grouped(shape: Shape, codes: Codes) -> Grouped | None:
     zero = None if absorbed else codes.zero
     if zero is not codes.zero:  # a zero point that is in the table has no say in how columns are grouped
         groups = grouping([p for p in (scale, codes.offset) if p is not None], grid) or groups
-    return _assemble(groups, whole, zero, scale, codes.offset)
+    assembled = _assemble(groups, whole, zero, scale, codes.offset)
+    rounds = scale is not None and scale.divide and not _are_units(codes)
+    return replace(assembled, exact=assembled.exact and not rounds)
+
+
+def _are_units(codes: Codes) -> bool:
+    """Whether codes stand for -1, 0 and 1 alone, so that their quotients are products with the rounded reciprocal."""
+    return isinstance(codes.table, str) and dtype(codes.table).kind in ("sign", "ternary")
 
 
 def _assemble(
@@ -118,7 +127,7 @@ def _assemble(
         _sum(own, zeros.rest) if own is not None else zeros.rest,
         whole.stream,
         groups.index,
-        zeros.exact and not (scale is not None and scale.divide),
+        zeros.exact,
         whole.top,
         zeros.stored,
         own,

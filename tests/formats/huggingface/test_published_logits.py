@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from published import assert_logits, oracles
 
-FAMILIES = ("tinyllama", "tinyllama2", "tinyqwen2", "tinyqwen3")
+FAMILIES = ("tinyllama", "tinyllama2", "tinyqwen2", "tinyqwen3", "tinybitnet")
 """Networks whose graph is built."""
 
 
@@ -28,6 +28,10 @@ FAMILIES = ("tinyllama", "tinyllama2", "tinyqwen2", "tinyqwen3")
         ("modelopt-w4a16nvfp4", 1e-5),
         ("modelopt-mxfp4", 1e-5),
         ("modelopt-fp8-block", 1e-5),
+        ("bitnet-", 1e-5),
+        ("fbgemm-", 1e-5),
+        ("aqlm-", 1e-5),
+        ("quark-", 1e-5),
         ("ct-nvfp4a16", 1e-2),  # bfloat16 weights of the library
         ("ct-mixed", 1e-2),
         ("ct-w", 1e-1),  # 8-bit inputs, or bfloat16

@@ -1,0 +1,105 @@
+"""Layers of BitNet, FBGEMM and AQLM, from the text of their layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+from layers import Layer, P, rng
+from published import Stored, bf16, fp8
+
+
+def four_rows_to_a_byte(ternary: np.ndarray) -> np.ndarray:
+    quarter = len(ternary) // 4
+    packed = sum((ternary[i * quarter : (i + 1) * quarter] + 1) << 2 * i for i in range(4))
+    return np.asarray(packed, np.uint8)
+
+
+def bitnet(kind: str) -> Layer:
+    random, settings = rng(f"bitnet {kind}"), {"quant_method": "bitnet"}
+    ternary, scale = random.integers(-1, 2, (8, 20)), bf16(np.array([0.37], np.float32))
+    weight: tuple[str, np.ndarray] = ("U8", four_rows_to_a_byte(ternary))
+    if kind != "bitlinear":
+        settings |= {"linear_class": "autobitlinear"}
+    if kind == "floats":
+        weight = ("BF16", bf16(np.where(ternary == 0, np.float32(-0.0), ternary)))
+    expected = ternary / scale.astype(np.float32) if kind == "bitlinear" else ternary * scale.astype(np.float32)
+    tensors: Stored = {f"{P}.weight": weight, f"{P}.weight_scale": ("BF16", scale)}
+    wrong = ({"linear_class": "trilinear"}, {"quantization_mode": "sideways"})
+    if kind != "bitlinear":
+        wrong += ({"quantization_mode": "online"},)
+    divisors = (f"{P}.weight_scale",) if kind == "bitlinear" else ()
+    free = (f"{P}.weight is short", f"{P}.weight is narrow")
+    return Layer(f"bitnet {kind}", settings, tensors, expected, contradictions=wrong, free=free, divisors=divisors)
+
+
+def fbgemm() -> Layer:
+    random = rng("fbgemm")
+    codes, scale = fp8(random.standard_normal((6, 20)) * 50), (random.random((6, 1)) + 0.1).astype(np.float32)
+    tensors: Stored = {
+        f"{P}.weight": ("F8_E4M3", codes),
+        f"{P}.weight_scale": ("F32", scale),
+        f"{P}.input_scale_ub": ("F32", np.array([1200], np.float32)),
+    }
+    settings = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
+    free = (f"{P}.weight is narrow", f"{P}.input_scale_ub is missing", f"{P}.input_scale_ub is not a number")
+    return Layer("fbgemm", settings, tensors, codes.astype(np.float32) * scale, free=free)
+
+
+def fbgemm_experts(part: str) -> Layer:
+    random, name = rng(part), f"model.layers.0.feed_forward.experts.{part}"
+    codes, scale = fp8(random.standard_normal((3, 10, 6)) * 50), (random.random((3, 1, 6)) + 0.1).astype(np.float32)
+    stored = scale if part == "gate_up_proj" else scale.reshape(3, 6, 1)
+    tensors: Stored = {name: ("F8_E4M3", codes), f"{name}_scale": ("F32", stored)}
+    settings = {"quant_method": "fbgemm_fp8"}
+    return Layer(f"fbgemm {part}", settings, tensors, codes.astype(np.float32) * scale, name)
+
+
+def aqlm(bits: int, books: int, rows: int, columns: int, transposed: bool = False, grouped: bool = False) -> Layer:
+    label = f"aqlm {books}x{bits} groups {rows}x{columns}{' transposed' * transposed}{' scales' * grouped}"
+    random, high, wide = rng(label), 6, 5
+    codes = random.integers(0, 1 << bits, (high, wide, books))
+    tables = random.standard_normal((books, 1 << bits, rows, columns)).astype(np.float16)
+    scales = (random.random((high, wide if grouped else 1, 1, 1)) + 0.5).astype(np.float16)
+    expected = np.zeros((high, rows, wide, columns), np.float32)
+    for g in range(high):
+        for h in range(wide):
+            total = sum(tables[c, codes[g, h, c]].astype(np.float32) for c in range(books))
+            expected[g, :, h] = total * np.float32(scales[g, h if grouped else 0, 0, 0])
+    signed = np.where(codes >= 1 << (bits - 1), codes - (1 << bits), codes)
+    stored = signed.astype(np.int8 if bits <= 8 else np.int16)
+    tensors: Stored = {
+        f"{P}.codes": ("I8" if bits <= 8 else "I16", stored.swapaxes(0, 1) if transposed else stored),
+        f"{P}.codebooks": ("F16", tables),
+        f"{P}.scales": ("F16", scales),
+    }
+    settings = {
+        "quant_method": "aqlm",
+        "nbits_per_codebook": bits,
+        "num_codebooks": books,
+        "out_group_size": rows,
+        "in_group_size": columns,
+    }
+    wrong = (
+        {"nbits_per_codebook": bits - 1},
+        {"num_codebooks": books + 1},
+        {"in_group_size": columns + 1},
+        {"out_group_size": 0},
+        {"nbits_per_codebook": 17},
+        {"linear_weights_not_to_quantize": [f"{P}.weight"]},
+    )
+    free = (f"{P}.codes is short",) if transposed else ()
+    expected = expected.reshape(high * rows, wide * columns)
+    return Layer(label, settings, tensors, expected, contradictions=wrong, free=free)
+
+
+def layers() -> list[Layer]:
+    """All of them."""
+    return [
+        *(bitnet(kind) for kind in ("bitlinear", "autobitlinear", "floats")),
+        fbgemm(),
+        *(fbgemm_experts(part) for part in ("gate_up_proj", "down_proj")),
+        aqlm(8, 2, 1, 8),
+        aqlm(8, 1, 1, 8, transposed=True),
+        aqlm(5, 3, 1, 16),
+        aqlm(12, 1, 2, 4, grouped=True),
+        aqlm(16, 1, 1, 8),
+    ]
