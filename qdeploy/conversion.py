@@ -15,7 +15,7 @@ from typing import Any
 from qdeploy import registry
 from qdeploy.contracts.backends import Backend, Level
 from qdeploy.contracts.results import CheckResult
-from qdeploy.derive import derived, restated
+from qdeploy.derive import completed, derived, restated
 from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
 from qdeploy.extras import require
 from qdeploy.ir import rules
@@ -84,7 +84,8 @@ def convert(
         to: "onnx", "native" (one file), "tvm" (integers only), "ir" (a package), "source" (a package's source files),
             or a plug-in's target.
         activations: For "onnx": "exact" (float32 arithmetic) or "int8" (activations rounded per block).
-        quantize: For float sources, for example "rtn:int4,group=128".
+        quantize: For float sources, for example "rtn:int4,group=128". Embeddings are rounded to 8 bits besides, where the
+            target reads them by rows and no method names or skips them.
         requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
         jobs: Shards that are written at the same time ("onnx", "ir").
         check: What runs against numpy: "nodes" (each form once), "full" (also the model), "auto" (by size), "none".
@@ -129,6 +130,7 @@ def run(
     refuse_existing(path, force, backend is not None and backend.file is not None, _magic(spec.to))
     keep_slabs()
     model = _open(source, spec)
+    spec = completed(model, spec)
     if spec.integers is not None and spec.passes.allocate:
         spec = spec.with_layer_bits(_bits(restated(model, spec), spec, progress))
     model = derived(model, spec, progress)

@@ -10,6 +10,20 @@ from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import ConversionSpec
 
 
+def completed(model: Model, spec: ConversionSpec) -> ConversionSpec:
+    """Returns the spec with all that quantizing does by default written out, as outputs record it.
+
+    Args:
+        model: As its reader gives it.
+        spec: As the user asks for it.
+    """
+    if not spec.passes.quantize or not spec.target.reads_rows or spec.integers is not None:
+        return spec
+    from qdeploy.quantize.embeddings import with_embeddings
+
+    return spec.with_quantizers(with_embeddings(model, spec.passes.quantize))
+
+
 def restated(model: Model, spec: ConversionSpec) -> Model:
     """Returns the model with its tensors quantized and restated as they are read.
 
@@ -43,6 +57,10 @@ def derived(model: Model, spec: ConversionSpec, progress: Progress = SILENT) -> 
         UnsupportedError: The model has nothing that a pass could be applied to, or no integer form.
     """
     model = restated(model, spec)
+    if spec.passes.quantize:
+        from qdeploy.quantize.embeddings import note_floats
+
+        note_floats(model)
     if spec.integers is not None:
         from qdeploy.calibrate.network import integer_network
 

@@ -146,6 +146,11 @@ class TargetOptions:
         """
         return ""
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the output reads quantized embeddings row by row, so that they may be rounded without a cost."""
+        return False
+
     @classmethod
     def of(cls, options: TargetOptions) -> Self:
         """The options as those of this target; BadArgumentError where they are another target's."""

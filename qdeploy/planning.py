@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from qdeploy import registry
 from qdeploy.contracts.backends import Backend, MemoryPlan, Stack
-from qdeploy.derive import derived
+from qdeploy.derive import completed, derived
 from qdeploy.elastic.curve import Curve
 from qdeploy.errors import UnsupportedError
 from qdeploy.spec import ConversionSpec
@@ -69,10 +69,14 @@ def plan(
         return _planned(_memory(artifact, path), str(path), budget, context, threads, kv)
     values = {"quantize": quantize, "lower": lower, "format": format, "trust_links": trust_links, **more}
     spec = ConversionSpec.of("native", values)
-    memory = _memory(registry.backend(spec.to), path)
-    model = derived(registry.open_model(path, **vars(spec.source)), spec)
+    backend = registry.backend(spec.to)
+    memory = _memory(backend, path)
+    source = registry.open_model(path, **vars(spec.source))
+    spec = completed(source, spec)
+    model = derived(source, spec)
+    options = backend.file.recording(spec.target, spec.embedded_record()) if backend.file else spec.target
     with tempfile.TemporaryDirectory(prefix="qdeploy-plan-") as folder:
-        file = memory.sketch(model, Path(folder), spec.target)
+        file = memory.sketch(model, Path(folder), options)
         return {**_planned(memory, str(file), budget, context, threads, kv), "path": str(path)}
 
 

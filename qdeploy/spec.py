@@ -79,6 +79,11 @@ class PackageOptions(TargetOptions):
         """Refuses values that are not allowed."""
         refuse_unknown(self)
 
+    @property
+    def reads_rows(self) -> bool:
+        """Packages are read by rows."""
+        return True
+
 
 @dataclass(frozen=True)
 class ConversionSpec:
@@ -152,6 +157,10 @@ class ConversionSpec:
         """The same, with bits for single layers."""
         integers = dataclasses.replace(self.passes.integers, layer_bits=bits)
         return dataclasses.replace(self, passes=dataclasses.replace(self.passes, integers=integers))
+
+    def with_quantizers(self, specs: tuple[str, ...]) -> ConversionSpec:
+        """The same, with these specs of quantizers."""
+        return dataclasses.replace(self, passes=dataclasses.replace(self.passes, quantize=specs))
 
     def to_json(self) -> dict[str, object]:
         """The specification as a flat JSON object: the target, and the options that differ from their defaults."""

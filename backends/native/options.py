@@ -55,3 +55,8 @@ class Options(TargetOptions):
         refuse_unknown(self)
         if self.sensitivities and self.order != "gain":
             raise BadArgumentError("sensitivities weigh the order by gain", found=f"order {self.order}", allowed="gain")
+
+    @property
+    def reads_rows(self) -> bool:
+        """A row of an embedding is decoded when its token comes."""
+        return True

@@ -49,6 +49,11 @@ class Options(TargetOptions):
         """Integers where `integer` asks for them."""
         return "narrow" if self.integer == "fast" else "wide" if self.integer else ""
 
+    @property
+    def reads_rows(self) -> bool:
+        """Embeddings are GatherBlockQuantized, but for networks of integers."""
+        return not self.integer
+
 
 @dataclass(frozen=True)
 class Lowered(results.Lowered):

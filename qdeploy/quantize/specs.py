@@ -36,11 +36,16 @@ class Names:
 
     Attributes:
         skip: Regular expression of tensor names that stay as they are.
-        only: Regular expression of the tensor names that are quantized; empty: all weights of linear layers.
+        only: Regular expression of the tensor names that are quantized; empty: all weights of linear layers, and
+            embeddings to 8 bits.
     """
 
     skip: str = option("", "Tensors that stay as they are.", metavar="REGEX")
-    only: str = option("", "Tensors that are quantized; all weights of linear layers, if not given.", metavar="REGEX")
+    only: str = option(
+        "",
+        "Tensors that are quantized; all weights of linear layers, and embeddings to 8 bits, if not given.",
+        metavar="REGEX",
+    )
 
     def __post_init__(self) -> None:
         """Refuses what is not a regular expression."""
