@@ -84,8 +84,8 @@ def convert(
         to: "onnx", "native" (one file), "tvm" (integers only), "ir" (a package), "source" (a package's source files),
             or a plug-in's target.
         activations: For "onnx": "exact" (float32 arithmetic) or "int8" (activations rounded per block).
-        quantize: For float sources, for example "rtn:int4,group=128". Embeddings are rounded to 8 bits besides, where the
-            target reads them by rows and no method names or skips them.
+        quantize: For float sources, for example "rtn:int4,group=128". Embeddings are rounded to 8 bits besides, where
+            the target reads them by rows and no method names or skips them.
         requantize: Allow a target to quantize again what it cannot hold; the loss is reported.
         jobs: Shards that are written at the same time ("onnx", "ir").
         check: What runs against numpy: "nodes" (each form once), "full" (also the model), "auto" (by size), "none".

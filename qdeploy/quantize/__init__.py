@@ -28,8 +28,8 @@ BUILT_IN = (
 def quantize_model(model: Model, specs: Sequence[str]) -> Model:
     """Returns the model with the weights of its linear layers (a tied embedding included) quantized as they are read.
 
-    An embedding that is nothing else is quantized only where a method names it with only=REGEX; a conversion adds such a
-    method where none speaks of it (`qdeploy.quantize.embeddings`).
+    An embedding that is nothing else is quantized only where a method names it with only=REGEX; a conversion adds such
+    a method where none speaks of it (`qdeploy.quantize.embeddings`).
 
     Args:
         model: A model with float weights.

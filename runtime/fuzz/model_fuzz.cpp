@@ -111,6 +111,12 @@ void decode(qd_model* model, qd_session* session, const qd_info& info, uint32_t 
   qd_sampling_init(&sampling);
   sampling.temperature = 0.9f, sampling.top_p = 0.9f, sampling.top_k = 5, sampling.repetition_penalty = 1.1f;
   qd_sample(session, &sampling, logits.data(), tokens, kTokens, &drawn, &err);
+  qd_session_trim(session, 0, &err);
+  qd_generation how = QD_INIT(qd_generation);
+  how.sampling = &sampling;
+  qd_finish finish;
+  size_t given = 2;
+  qd_generate(session, tokens, &given, kTokens, logits.data(), &how, &finish, &err);
 }
 
 void run(const qd_model* model, qd_session* session, uint32_t context) {

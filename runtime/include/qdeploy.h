@@ -137,6 +137,21 @@ typedef struct {
   uint64_t seed;
 } qd_sampling;
 
+typedef enum { /* why a text ended */
+  QD_FINISH_NONE = 0,    /* it did not: the call failed or was cancelled */
+  QD_FINISH_STOP = 1,    /* a token that ends texts, or the caller's function */
+  QD_FINISH_LENGTH = 2,  /* as many tokens as were asked for */
+  QD_FINISH_CONTEXT = 3  /* the session is full */
+} qd_finish;
+
+typedef struct { /* of qd_generate; QD_INIT gives the defaults */
+  uint32_t size;
+  uint32_t tokens;              /* how many at most; 0: as there is room for */
+  const qd_sampling *sampling;  /* NULL: greedy */
+  int (*token)(void *ctx, int32_t token); /* told of each; ends the text where it returns another number than 0. May be NULL */
+  void *ctx;
+} qd_generation;
+
 typedef struct {
   uint32_t size;
   uint32_t rung;        /* of the last step */
@@ -169,7 +184,8 @@ qd_status qd_memory_now(const qd_model *model, qd_memory *out);                 
 qd_status qd_plan(const qd_model *model, uint64_t budget, qd_rung *out, qd_error *err); /* what it would give [any] */
 qd_status qd_rung_at(const qd_model *model, uint32_t index, qd_rung *out);        /* [any] */
 
-qd_status qd_session_open(qd_model *model, uint32_t context, qd_session **out, qd_error *err); /* charges the cache [any] */
+qd_status qd_session_open(qd_model *model, uint32_t context, qd_session **out, qd_error *err); /* charges the whole cache,
+                         which is refused beyond the budget, or the machine's memory where there is none [any] */
 void qd_session_close(qd_session *session);                    /* [one] */
 qd_status qd_session_trim(qd_session *session, uint32_t keep, qd_error *err); /* forget tokens from `keep` on [one] */
 uint32_t qd_session_length(const qd_session *session);         /* [any] */
@@ -177,6 +193,10 @@ qd_status qd_decode(qd_session *session, const int32_t *tokens, size_t n, float 
                     qd_error *err);                            /* logits of the last token, or NULL [one] */
 qd_status qd_sample(qd_session *session, const qd_sampling *sampling, const float *logits, const int32_t *tokens,
                     size_t n, int32_t *out, qd_error *err);    /* tokens: those so far, for the penalty [one] */
+size_t qd_stop_tokens(const qd_model *model, int32_t *to, size_t capacity); /* that end a text; returns the count [any] */
+qd_status qd_generate(qd_session *session, int32_t *tokens, size_t *n, size_t capacity, float *logits,
+                      const qd_generation *how, qd_finish *finish, qd_error *err); /* appends to the n tokens, of which
+                         the session holds none yet; logits: room for the vocabulary. Stop tokens are not written [one] */
 qd_status qd_step_info(const qd_session *session, qd_step *out);                  /* [one] */
 void qd_cancel(qd_session *session);                           /* the running call returns QD_CANCELLED [any] */
 

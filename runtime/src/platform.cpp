@@ -111,6 +111,14 @@ uint32_t core_count() {
   return n < 1 ? 1 : n > 256 ? 256 : static_cast<uint32_t>(n);
 }
 
+uint64_t machine_bytes() {
+#ifdef _SC_PHYS_PAGES
+  long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) return (Checked(static_cast<uint64_t>(pages)) * static_cast<uint64_t>(page)).value();
+#endif
+  return UINT64_MAX;
+}
+
 namespace {
 uint64_t ns_of(clockid_t clock) {
   timespec t;

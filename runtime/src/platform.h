@@ -45,6 +45,7 @@ struct HugePagePatience {
 
 uint64_t round_up(uint64_t n, uint64_t to);
 uint32_t core_count();
+uint64_t machine_bytes();  // memory of the machine; the greatest number where the system does not say
 uint64_t now_ns();
 uint64_t thread_ns();  // CPU time of the calling thread
 bool start_thread(pthread_t* thread, void* (*body)(void*), void* ctx);

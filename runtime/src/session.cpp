@@ -57,6 +57,11 @@ qd_status charge(qd_session& s, qd_error* err) {
   std::lock_guard<std::mutex> lock(m.state);
   Checked least = Checked(floor_locked(m)) + s.charged_kv + s.charged_scratch;
   if (!least.at_most(m.budget.bytes)) return fail_floor(err, m.budget.bytes, least.value());
+  if (!least.at_most(machine_bytes()))  // addresses are free, and the cache is only written to when it is too late
+    return fail(err, QD_NO_MEMORY, "context: found %u, whose cache takes %llu bytes; with it the model needs %llu, and "
+                "the machine has %llu: open a session of a shorter context", s.context,
+                static_cast<unsigned long long>(s.charged_kv), static_cast<unsigned long long>(least.value()),
+                static_cast<unsigned long long>(machine_bytes()));
   m.budget.caches += s.charged_kv;
   m.budget.sessions += s.charged_scratch;
   ++m.budget.open_sessions;

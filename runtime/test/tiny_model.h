@@ -160,24 +160,32 @@ struct Shape {
   uint32_t chain = 0;        // nodes that add a value to itself, one after the other
   uint64_t features = 0;
   std::string feature_names = {};
+  std::string meta = {};     // what the graph says of itself, as JSON
 };
 
-inline void put_metadata(Writer& w, const std::string& features) {  // strings from 4 on, or the entry "features"
-  w.metadata.assign(4, 0);
+// Names of values from 4 on, or behind the entries.
+inline void put_metadata(Writer& w, const std::vector<std::pair<std::string, std::string>>& entries) {
+  Bytes table(4), body;
+  table[0] = static_cast<uint8_t>(entries.size());
+  size_t head = 4 + entries.size() * sizeof(MetaEntry);
+  for (const auto& [key, value] : entries) {
+    size_t at = head + body.size();
+    MetaEntry entry{static_cast<uint32_t>(at), static_cast<uint32_t>(key.size()), at + key.size(), value.size()};
+    table.resize(table.size() + sizeof entry);
+    std::memcpy(table.data() + table.size() - sizeof entry, &entry, sizeof entry);
+    for (const std::string& s : {key, value}) body.insert(body.end(), s.begin(), s.end());
+  }
+  w.metadata = table;
+  w.metadata.insert(w.metadata.end(), body.begin(), body.end());
   for (const char* s : {"input_ids", "logits"}) w.metadata.insert(w.metadata.end(), s, s + std::strlen(s) + 1);
-  if (features.empty()) return;
-  MetaEntry entry{4 + sizeof entry, 8, 4 + sizeof entry + 8, features.size()};
-  Bytes names(w.metadata.begin() + 4, w.metadata.end());
-  w.metadata.assign(4 + sizeof entry, 0);
-  w.metadata[0] = 1;
-  std::memcpy(w.metadata.data() + 4, &entry, sizeof entry);
-  for (const std::string& s : {std::string("features"), features}) w.metadata.insert(w.metadata.end(), s.begin(), s.end());
-  w.metadata.insert(w.metadata.end(), names.begin(), names.end());
 }
 
 inline Bytes decoder(const Shape& shape = {}) {
   Writer w;
-  put_metadata(w, shape.feature_names);
+  std::vector<std::pair<std::string, std::string>> entries;
+  if (!shape.feature_names.empty()) entries.push_back({"features", shape.feature_names});
+  if (!shape.meta.empty()) entries.push_back({"meta", shape.meta});
+  put_metadata(w, entries);
   uint32_t names = static_cast<uint32_t>(w.metadata.size() - 17);
   uint32_t embed = w.matrix(kFloats, 32, 32), q = w.matrix(kNibbles, 32, 32), k = w.matrix(kNibbles, 16, 32);
   uint32_t v = w.matrix(kFloats, 16, 32), o = w.matrix(kNibbles, 32, 32), head = w.matrix(kFloats, 32, 32, shape.extra);

@@ -14,7 +14,7 @@ import qdeploy
 from qdeploy.chat import render
 from qdeploy.cli import main
 from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
-from qdeploy.native import Runtime
+from qdeploy.native import Runtime, UnderFloorError
 from qdeploy.stopping import StopTexts
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama-gptq"
@@ -62,6 +62,37 @@ def test_the_reason_of_the_end_is_known(model: Runtime):
     assert model.finish_reason == "stop" and cut == text[: text.index(word)]
     long = "".join(model.generate("ROMEO:", 500))
     assert model.finish_reason == "context" and long and model.length == 64
+
+
+def test_where_nobody_chooses_a_context_it_is_what_fits(tiny: Path):
+    with Runtime(tiny, threads=1) as free:
+        own, kv = free.context, free.stats["kv"]
+    with Runtime(tiny, threads=1, context=64) as model:
+        least = model.stats["floor"]
+    assert own > 128
+    with Runtime(tiny, threads=1, memory=least + kv // 2) as model:
+        assert 64 <= model.context < own
+        assert model.stats["total"] <= least + kv // 2
+    with pytest.raises(UnderFloorError, match="budget"):
+        Runtime(tiny, threads=1, memory=least + kv // 2, context=own)
+    with pytest.raises(UnderFloorError):
+        Runtime(tiny, threads=1, memory=least - 1)
+
+
+def test_the_stop_tokens_of_c_are_those_of_the_model(tmp_path: Path):
+    source = Path(shutil.copytree(TINY, tmp_path / "model"))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 0, 300, -1]}))
+    qdeploy.convert(source, tmp_path / "tiny.qd", to="native", check="none")
+    with Runtime(tmp_path / "tiny.qd", threads=1, context=64) as model:
+        known = model.meta["eos_token_id"]
+        assert model._ends() == set(known) and {7, 0, 300} <= model._ends()
+
+
+def test_an_encoder_says_so_where_logits_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path):
+    with Runtime(tiny, threads=1, context=64) as model:
+        monkeypatch.setattr(Runtime, "encoder", True)
+        with pytest.raises(UnsupportedError, match="an encoder gives vectors"):
+            model.decode([1])
 
 
 def test_a_prompt_that_does_not_fit_is_an_error(model: Runtime):

@@ -1,4 +1,4 @@
-"""Embeddings are rounded to 8 bits where the target reads them by rows; what stays float is said, and how to change it."""
+"""Embeddings are rounded to 8 bits where the target reads them by rows; notes say what stays float."""
 
 from __future__ import annotations
 

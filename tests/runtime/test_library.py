@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import qdeploy
+from qdeploy.native import Runtime
 from tests.runtime.conftest import RUNTIME, Build, need, run
 from tests.runtime.random_llama import write_random_llama
 
@@ -27,6 +28,11 @@ def test_damaged_files_are_refused_or_run_and_nothing_leaks(build: Build):
 
 def test_a_budget_that_moves_while_tokens_flow_is_no_race(build: Build):
     assert "ok" in run(build("test/api_test", "-O1", "-g", "-fsanitize=thread"), "97")
+
+
+def test_texts_end_for_a_reason_and_no_session_is_larger_than_the_machine(build: Build):
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    assert run(build("test/generate_test", *flags)).endswith("ok\n")
 
 
 MENDED = re.findall(r"^    TEST\((\w+)\)", (RUNTIME / "test" / "faults_test.cpp").read_text(), re.MULTILINE)
@@ -113,6 +119,8 @@ def test_a_c_program_finds_the_library_and_halves_its_budget_on_the_way(installe
     run(cmake, "--build", tmp_path / "b")
     said = run(tmp_path / "b" / "generate", tmp_path / "tiny.qd", "0", "20", "1", "2", "3")
     assert len(said.split()) == 20
+    with Runtime(tmp_path / "tiny.qd", threads=1) as model:  # the first half of it, since the budget falls then
+        assert list(model.generate_ids([1, 2, 3], 10)) == [int(token) for token in said.split()[:10]]
     low = subprocess.run(
         [tmp_path / "b" / "generate", tmp_path / "tiny.qd", "1000", "5", "1"], capture_output=True, text=True
     )

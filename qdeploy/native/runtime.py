@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.chat import Messages, rendered
-from qdeploy.errors import BadArgumentError, BadFileError, OutputError, QdeployError, UnsupportedError
+from qdeploy.errors import BadArgumentError, QdeployError, UnsupportedError
 from qdeploy.extras import require
-from qdeploy.sizes import human, parse_size
+from qdeploy.native.library import NoMemoryError, UnderFloorError, byte_count, call, choice, library, status_name
 from qdeploy.stopping import Reason, StopTexts
 from qdeploy.streaming import TextStream
 
@@ -45,37 +45,9 @@ _POOLS = [
     "ceiling",
     "peak",
 ]
-_ERRORS: dict[str, type[QdeployError]] = {
-    "QD_BAD_FILE": BadFileError,
-    "QD_CHECKSUM": BadFileError,
-    "QD_UNSUPPORTED": UnsupportedError,
-    "QD_IO": OutputError,
-}
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        from qdeploy._native import ffi, lib
-    except ImportError as error:
-        raise UnsupportedError(
-            "the native runtime is not built",
-            found=str(error),
-            todo="Install a C++ compiler (g++ or clang++), then: pip install --force-reinstall --no-deps qdeploy",
-        ) from None
-    return ffi, lib
-
-
-class UnderFloorError(BadArgumentError):
-    """A budget is below the least that works, which is `floor` bytes."""
-
-    floor = 0
-
-
-def isas() -> tuple[str, ...]:
-    """Instruction sets whose kernels run on this machine, best first."""
-    ffi, lib = _library()
-    names = ffi.new("const char *[16]")
-    return tuple(ffi.string(names[i]).decode() for i in range(lib.qd_isas(names, 16)))
+_MOST_ENDS = 64
+_MOST_CONTEXT, _LEAST_CONTEXT = 4096, 64
+"""Tokens of a cache that nobody chose: at most, and as few as are worth a session."""
 
 
 def least_memory(path: str | os.PathLike[str], **options: Any) -> int:
@@ -99,7 +71,8 @@ class Runtime:
         path: What `qdeploy convert --to native` wrote.
         memory: Everything that may be held for the model, in bytes or as "350MB"; None: all of it is loaded.
         threads: 0: one per core.
-        context: Tokens that the key/value cache holds; 0: the model's own, at most 4096.
+        context: Tokens that the key/value cache holds; 0: the model's own, at most 4096, and half of it as often as the
+            memory, or the machine, has no room for its cache.
         isa: Kernels by name (see `isas`); None: the best, or the environment variable QDEPLOY_ISA.
         activations: "int8", or "exact" for float32 arithmetic.
         kv: Type of the key/value cache.
@@ -122,7 +95,7 @@ class Runtime:
         kv: Literal["f16", "int8", "f32"] = "f16",
         huge_pages: bool | None = None,
     ) -> None:
-        self._ffi, self._lib = _library()
+        self._ffi, self._lib = library()
         self.path = os.fspath(path)
         self._model = self._session = None
         self.finish_reason: Reason = ""
@@ -130,18 +103,28 @@ class Runtime:
         options = self._ffi.new("qd_options *")
         self._lib.qd_options_init(options)
         name = self._ffi.new("char[]", isa.encode()) if isa else self._ffi.NULL
-        options.threads, options.isa, options.budget = threads, name, 0 if memory is None else _bytes(memory)
-        options.activations, options.kv_dtype = _choice(activations, "int8", "exact"), _choice(kv, "f16", "int8", "f32")
+        options.threads, options.isa, options.budget = threads, name, 0 if memory is None else byte_count(memory)
+        options.activations, options.kv_dtype = choice(activations, "int8", "exact"), choice(kv, "f16", "int8", "f32")
         options.flags = 0 if huge_pages is None else _HUGE_PAGES if huge_pages else _SMALL_PAGES
         self._model = self._make("qd_model *", self._lib.qd_open, os.fsencode(self.path), options)
         self._info = self._ffi.new("qd_info *", [self._ffi.sizeof("qd_info")])
         self._lib.qd_model_info(self._model, self._info)
         try:
-            self._context = context or min(self._info.context or 512, 4096)
-            self._session = self._make("qd_session *", self._lib.qd_session_open, self._model, self._context)
+            self._open_session(context)
         except QdeployError:
             self.close()
             raise
+
+    def _open_session(self, context: int) -> None:
+        """Opens the session, of the longest context that there is room for where nobody asks for one."""
+        self._context = context or min(self._info.context or 512, _MOST_CONTEXT)
+        while self._session is None:
+            try:
+                self._session = self._make("qd_session *", self._lib.qd_session_open, self._model, self._context)
+            except (UnderFloorError, NoMemoryError):
+                if context or self._context <= _LEAST_CONTEXT:
+                    raise
+                self._context = max(self._context // 2, _LEAST_CONTEXT)
 
     # ---- life
 
@@ -173,6 +156,11 @@ class Runtime:
         return str(self._ffi.string(self._lib.qd_isa(self._open())).decode())
 
     @property
+    def context(self) -> int:
+        """Tokens that the key/value cache holds."""
+        return self._context
+
+    @property
     def vocab(self) -> int:
         """Size of the vocabulary."""
         return int(self._info.vocab)
@@ -191,7 +179,7 @@ class Runtime:
         """An entry of the file's metadata ("tokenizer.json", "config", ...), or None."""
         needed = self._ffi.new("size_t *")
         status = self._lib.qd_metadata(self._open(), key.encode(), self._ffi.NULL, 0, needed)
-        if self._name(status) == "QD_BAD_ARGUMENT":
+        if status_name(status) == "QD_BAD_ARGUMENT":
             return None
         to = self._ffi.new("char[]", max(1, needed[0]))
         self._lib.qd_metadata(self._open(), key.encode(), to, needed[0], needed)
@@ -223,7 +211,7 @@ class Runtime:
 
     @memory.setter
     def memory(self, size: int | str) -> None:
-        self._call(self._lib.qd_set_budget, self._open(), _bytes(size))
+        self._call(self._lib.qd_set_budget, self._open(), byte_count(size))
 
     def wait(self, seconds: float = 10.0) -> None:
         """Waits until the budget has taken effect and what fits is loaded."""
@@ -284,6 +272,10 @@ class Runtime:
         Returns:
             Logits of the token after the last, float32 [vocab].
         """
+        if self.encoder:
+            raise UnsupportedError(
+                "an encoder gives vectors, and no logits", where=self.path, todo="Use Runtime.embed or hidden_states."
+            )
         tokens = np.ascontiguousarray(ids, np.int32)
         logits = np.empty(self.vocab, np.float32)
         self._call(
@@ -446,8 +438,9 @@ class Runtime:
     # ---- the C side
 
     def _ends(self) -> set[int]:
-        ids = self.meta.get("eos_token_id")
-        return set(ids) if isinstance(ids, list) else set() if ids is None else {int(ids)}
+        ids = self._ffi.new("int32_t[]", _MOST_ENDS)
+        count = self._lib.qd_stop_tokens(self._open(), ids, _MOST_ENDS)
+        return set(ids[0 : min(count, _MOST_ENDS)])
 
     def _memory(self) -> Any:
         memory = self._ffi.new("qd_memory *", [self._ffi.sizeof("qd_memory")])
@@ -462,36 +455,10 @@ class Runtime:
     def _from(self, array: npt.NDArray[Any], kind: str) -> Any:
         return self._ffi.from_buffer(kind, array) if array.size else self._ffi.NULL
 
-    def _name(self, status: int) -> str:
-        return str(self._ffi.typeof("qd_status").elements[status])
-
     def _make(self, kind: str, function: Any, *arguments: Any) -> Any:
         out = self._ffi.new(f"{kind}*")
         self._call(function, *arguments, out)
         return out[0]
 
     def _call(self, function: Any, *arguments: Any) -> None:
-        error = self._ffi.new("qd_error *", [self._ffi.sizeof("qd_error")])
-        status = self._name(function(*arguments, error))
-        if status in ("QD_OK", "QD_PENDING"):
-            return
-        text = self._ffi.string(error.text).decode(errors="replace") or status
-        if status == "QD_BUDGET_UNDER_FLOOR":
-            todo = f"Give at least {error.floor_bytes} bytes ({human(error.floor_bytes)})."
-            refused = UnderFloorError(text, where=self.path, todo=todo)
-            refused.floor = int(error.floor_bytes)
-            raise refused
-        raise _ERRORS.get(status, BadArgumentError)(text, where=self.path)
-
-
-def _bytes(size: int | str) -> int:
-    count = parse_size(size) if isinstance(size, str) else int(size)
-    if not 0 <= count < 1 << 63:
-        raise BadArgumentError("a number of bytes that cannot be", found=size, allowed="0 (no limit) to 2^63 - 1")
-    return count
-
-
-def _choice(value: str, *names: str) -> int:
-    if value not in names:
-        raise BadArgumentError("no such choice", found=value, allowed=", ".join(names))
-    return names.index(value)
+        call(function, *arguments, where=self.path)
