@@ -3,7 +3,8 @@
 A token alone has no text: characters may take several (byte-level BPE, the byte tokens of SentencePiece), and decoders
 drop the space before a text's first word. So a piece is the difference of two decodings of a short window, which begins
 some tokens before what is new. What ends inside of a character waits; so does a run of byte tokens, which SentencePiece
-decodes as a whole, to one replacement character per byte if any of it is not UTF-8.
+decodes as a whole, to one replacement character per byte if any of it is not UTF-8. Special tokens have no text and do
+not end such a run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class TextStream:
         """Takes a token; returns the text that is certain now, which may be empty."""
         self._ids.append(token)
         waiting = len(self._ids) - self._emitted
-        if waiting <= _RUN and _BYTE.fullmatch(self._tokenizer.id_to_token(token) or ""):
+        if waiting <= _RUN and (self._is_byte(token) or (waiting > 1 and self._adds_nothing())):
             return ""
         text = self._fresh()
         if text.endswith(_INCOMPLETE) and waiting <= _RUN:
@@ -48,6 +49,13 @@ class TextStream:
         text = self._fresh() if len(self._ids) > self._emitted else ""
         self._emitted = len(self._ids)
         return text
+
+    def _is_byte(self, token: int) -> bool:
+        return _BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
+    def _adds_nothing(self) -> bool:
+        window = self._ids[max(0, self._emitted - _CONTEXT) :]
+        return bool(self._tokenizer.decode(window) == self._tokenizer.decode(window[:-1]))
 
     def _fresh(self) -> str:
         start = max(0, self._emitted - _CONTEXT)

@@ -78,6 +78,12 @@ def test_the_space_before_a_word_is_kept_and_the_first_one_is_not():
     assert streamed(tokenizer, [hello], [world]) == [" world", ""]
 
 
+def test_a_special_token_does_not_end_a_run_of_bytes():
+    tokenizer = TOKENIZERS["sentencepiece"]
+    ids = [tokenizer.token_to_id(token) for token in ("<0x00>", "</s>", "<0x80>", "lo")]
+    assert "".join(streamed(tokenizer, [], ids)) == tokenizer.decode(ids)
+
+
 def test_a_token_costs_a_window_however_long_the_text_is():
     class Counting:
         longest = 0
