@@ -221,7 +221,8 @@ def _to_backend(
         progress.advance(1, spec.to)
         unrun = _not_run(level, checks)
         notes = [*lowered.notes, *([unrun] if unrun else [])]
-        report = make_report(model, spec.to, spec.record(), lowered.choices, checks, notes)
+        ran = [check for check in checks if not check.unrun]
+        report = make_report(model, spec.to, spec.record(), lowered.choices, ran, notes)
         report |= {"not_run": unrun} if unrun else {}
         if file is None:
             _write_report(stage, report)
@@ -229,11 +230,15 @@ def _to_backend(
 
 
 def _not_run(level: Level, checks: Sequence[CheckResult]) -> str:
-    """Why an output stands here that nothing has run, as a sentence; empty where it ran, or was not asked to."""
-    whole = any(check.name == "model" for check in checks)
-    if level == "none" or (checks and (whole or level != "full")):
+    """Why an output stands here that nothing has run as a whole, as a sentence; empty where it ran, or need not."""
+    if level == "none":
         return ""
-    return "nothing here can run the output, so it was written without a check; --check none accepts that"
+    reasons = list(dict.fromkeys(check.unrun for check in checks if check.unrun))
+    whole = any(check.name == "model" and not check.unrun for check in checks)
+    if not reasons and checks and (whole or level != "full"):
+        return ""
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"nothing here can run the output{why}, so it was written without this check; --check none accepts that"
 
 
 def _magic(to: str) -> bytes:

@@ -22,9 +22,17 @@ import numpy as np
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
-from qdeploy.backends.onnx.trial import can_run, is_half, is_loadable, rounds, trial_codes, trial_inputs
+from qdeploy.backends.onnx.trial import (
+    can_run,
+    is_half,
+    rounds,
+    source_file,
+    trial_codes,
+    trial_inputs,
+    unknown_domains,
+)
 from qdeploy.contracts.results import CheckResult
-from qdeploy.errors import ProofError
+from qdeploy.errors import BadFileError, ProofError
 from qdeploy.extras import missing
 from qdeploy.ir.element import as_value
 from qdeploy.ir.model import Model
@@ -56,6 +64,7 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
 
     Raises:
         ProofError: A result is further off than allowed, or ONNX Runtime does not load or run the model.
+        BadFileError: ONNX Runtime does not load or run the source either, and says that it is wrong.
         UnsupportedError: ONNX Runtime is not installed.
     """
     if level == "none":
@@ -64,9 +73,13 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
         job = Path(scratch)
         cases = list(node_cases(model, target, lowered, job))
         small = (target / DATA_FILE).stat().st_size < FULL_BELOW
-        if level == "full" or (level == "auto" and small):
-            cases += _model_cases(model, target, lowered)
-        results = _run(job, cases)
+        unknown = unknown_domains(model.graph) if level != "nodes" else []
+        if not unknown and (level == "full" or (level == "auto" and small)):
+            cases.append(_whole_case(model, target, lowered))
+        results = _run(job, cases, source_file(model)) if cases else []
+    if unknown:
+        why = f"ONNX Runtime has no operators of {', '.join(unknown)}"
+        results.append(CheckResult("model", "model", 0.0, 0.0, why))
     for result in results:
         if not result.error <= result.limit:  # NaN fails
             raise ProofError(
@@ -98,11 +111,11 @@ class _Undecoded(Mapping[str, Array]):
         return len(self._tensors)
 
 
-def _model_cases(model: Model, target: Path, lowered: Lowered) -> list[Case]:
-    """The whole model; where numpy cannot run it, that ONNX Runtime loads it, if that has its operators."""
+def _whole_case(model: Model, target: Path, lowered: Lowered) -> Case:
+    """The whole model; where numpy cannot run it, that ONNX Runtime loads it."""
     if can_run(model.graph):
-        return [_model_case(model, target, lowered)]
-    return [Case("model", "loads", 0.0, target / MODEL_FILE, ())] if is_loadable(model.graph) else []
+        return _model_case(model, target, lowered)
+    return Case("model", "loads", 0.0, target / MODEL_FILE, ())
 
 
 def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
@@ -152,7 +165,7 @@ def _encoder_inputs(model: Model) -> Arrays:
 # ---- the child -------------------------------------------------------------------------------------------------------
 
 
-def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
+def _run(job: Path, cases: list[Case], source: Path | None) -> list[CheckResult]:
     listed = []
     for place, case in enumerate(cases):
         arrays = {
@@ -162,7 +175,15 @@ def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
             for name, array in part.items()
         }
         np.savez(job / f"{place}.npz", **arrays)  # type: ignore[arg-type]
-        listed.append({"model": str(case.model), "arrays": f"{place}.npz", "runs": len(case.runs)})
+        whole = source is not None and case.name == "model"
+        listed.append(
+            {
+                "model": str(case.model),
+                "source": str(source) if whole else "",
+                "arrays": f"{place}.npz",
+                "runs": len(case.runs),
+            }
+        )
     (job / "cases.json").write_text(json.dumps(listed))
     command = [sys.executable, "-P", "-m", "qdeploy.backends.onnx.child", str(job)]  # -P: nothing of the working folder
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -173,5 +194,18 @@ def _run(job: Path, cases: list[Case]) -> list[CheckResult]:
         raise ProofError(
             "ONNX Runtime does not run what was written", where=str(cases[0].model.parent), found=last[0], todo=_REPORT
         )
-    errors = json.loads(done.stdout)
-    return [CheckResult(c.name, c.kind, e, c.limit) for c, e in zip(cases, errors, strict=True)]
+    return [_result(case, found, source) for case, found in zip(cases, json.loads(done.stdout), strict=True)]
+
+
+def _result(case: Case, found: float | Mapping[str, str], source: Path | None) -> CheckResult:
+    """Of what the child says of a case: its error, or why it could not be run."""
+    if not isinstance(found, Mapping):
+        return CheckResult(case.name, case.kind, found, case.limit)
+    if "refuses" in found:
+        raise BadFileError(
+            "ONNX Runtime refuses the network, in the source as in the output",
+            where=str(source),
+            found=found["refuses"],
+            todo="--check none carries it as it is.",
+        )
+    return CheckResult(case.name, case.kind, 0.0, case.limit, f"ONNX Runtime cannot: {found['lacks']}")

@@ -1,19 +1,26 @@
 """The process that runs ONNX Runtime for `checking.py`: `python -m qdeploy.backends.onnx.child FOLDER`.
 
-The folder holds cases.json, [{model, arrays, runs}], and one .npz per case with `<run>.in.<name>` and
-`<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints the greatest relative L2
-error of each case as a JSON list. Exit code 3: onnxruntime is not installed.
+The folder holds cases.json, [{model, source, arrays, runs}], and one .npz per case with `<run>.in.<name>` and
+`<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints a JSON list: of each case
+the greatest relative L2 error, or, where ONNX Runtime runs neither the model nor its source, {"lacks": what it said of
+an operator, type or version that it does not have} or {"refuses": what else it said}. Exit code 3: onnxruntime is not
+installed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_SHOWN = 200
+"""Characters of the library's own words that are shown, from the end."""
+_LACKING = ("NOT_IMPLEMENTED", "not a registered function/op", "under development")
+"""What the library says of what it does not have; of all else it says that the model is wrong."""
 
 
 def main(folder: Path) -> int:
@@ -26,13 +33,33 @@ def main(folder: Path) -> int:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.x64quantprecision", "1")  # without VNNI, products of codes would saturate
-    errors = []
+
+    def opened(model: str) -> Any:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    found = []
     for case in json.loads((folder / "cases.json").read_text()):
-        session = onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])
         with np.load(folder / case["arrays"]) as arrays:
-            errors.append(_worst(session, arrays, case["runs"]))
-    print(json.dumps(errors))
+            found.append(_tried(opened, case, arrays))
+    print(json.dumps(found))
     return 0
+
+
+def _tried(opened: Callable[[str], Any], case: Mapping[str, Any], arrays: Mapping[str, Any]) -> float | dict[str, str]:
+    """The error of a case, or why ONNX Runtime cannot run it where it cannot run the source either."""
+    try:
+        return _worst(opened(case["model"]), arrays, case["runs"])
+    except Exception as error:  # whatever the library raises: the source says whose fault it is
+        if not case["source"]:
+            raise
+        try:
+            _worst(opened(case["source"]), arrays, case["runs"])
+        except KeyError:  # its inputs have other names: nothing is known of it
+            raise error from None
+        except Exception:
+            kind = "lacks" if any(words in str(error) for words in _LACKING) else "refuses"
+            return {kind: str(error)[-_SHOWN:]}
+        raise
 
 
 def _worst(session: Any, arrays: Mapping[str, Any], runs: int) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from qdeploy.backends.onnx.proto import MICROSOFT
+from qdeploy.backends.onnx.proto import MICROSOFT, MODEL_FILE
 from qdeploy.ir.dtype import element_row
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph, Value
+from qdeploy.ir.model import Model
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.tensor import Array
 
@@ -47,9 +50,22 @@ def can_run(graph: Graph) -> bool:
     return all(node.op != "Opaque" for node in graph.nodes)
 
 
-def is_loadable(graph: Graph) -> bool:
-    """Whether every operator is of a domain that ONNX Runtime has."""
-    return {str(node.attrs["domain"]) for node in graph.nodes if node.op == "Opaque"} <= {"", MICROSOFT, "ai.onnx.ml"}
+def unknown_domains(graph: Graph) -> list[str]:
+    """The domains of operators that ONNX Runtime does not have."""
+    domains = {str(node.attrs["domain"]) for node in graph.nodes if node.op == "Opaque"}
+    return sorted(domains - {"", MICROSOFT, "ai.onnx.ml"})
+
+
+def source_file(model: Model) -> Path | None:
+    """The ONNX file that a network was read from; None where it came from elsewhere.
+
+    Where ONNX Runtime runs neither the source nor the output, the conversion is not to blame.
+    """
+    if model.format != "onnx":
+        return None
+    path = Path(model.path)
+    files = [path] if path.is_file() else sorted(path.glob("*.onnx"))
+    return next((f for f in files if f.name == MODEL_FILE), files[0] if files else None)
 
 
 def is_half(graph: Graph) -> bool:

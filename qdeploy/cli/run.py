@@ -81,7 +81,12 @@ def moving(model: Runtime, trace: list[tuple[float, int]]) -> Iterator[list[str]
 @click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, help="1: off.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
-@click.option("--context", type=click.IntRange(0), default=0, help="Tokens that the cache holds; 0: what fits, at most the model's own and 4096.")
+@click.option(
+    "--context",
+    type=click.IntRange(0),
+    default=0,
+    help="Tokens that the cache holds; 0: what fits, at most the model's own and 4096.",
+)
 @click.option("--isa", metavar="NAME", help="Force the kernels of an instruction set.")
 @click.option("--activations", type=click.Choice(["int8", "exact"]), default="int8", show_default=True)
 @click.option("--kv", type=click.Choice(["f16", "int8", "f32"]), default="f16", show_default=True, help="Of the cache.")
@@ -156,6 +161,7 @@ def _write(
         click.echo(line, err=True)
     click.echo(
         f"{len(pieces)} pieces in {seconds:.2f} s; {human(stats['total'])} now, {human(stats['peak'])} at most; "
-        f"rung {stats['rung']} of {stats['rungs']}; context {runtime.context}; {runtime.isa}; ended by {_ENDED[runtime.finish_reason]}",
+        f"rung {stats['rung']} of {stats['rungs']}; "
+        f"context {runtime.context}; {runtime.isa}; ended by {_ENDED[runtime.finish_reason]}",
         err=True,
     )

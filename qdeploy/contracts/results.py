@@ -39,12 +39,14 @@ class CheckResult:
         kind: The form that was run or read back ("linear: int4 block 128"), or "model".
         error: Greatest relative error.
         limit: What is allowed.
+        unrun: Why this could not be run, in a few words; empty: it was.
     """
 
     name: str
     kind: str
     error: float
     limit: float
+    unrun: str = ""
 
 
 @dataclass(frozen=True)
