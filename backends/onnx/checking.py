@@ -194,18 +194,18 @@ def _run(job: Path, cases: list[Case], source: Path | None) -> list[CheckResult]
         raise ProofError(
             "ONNX Runtime does not run what was written", where=str(cases[0].model.parent), found=last[0], todo=_REPORT
         )
-    return [_result(case, found, source) for case, found in zip(cases, json.loads(done.stdout), strict=True)]
+    return [_result(case, answer, source) for case, answer in zip(cases, json.loads(done.stdout), strict=True)]
 
 
-def _result(case: Case, found: float | Mapping[str, str], source: Path | None) -> CheckResult:
+def _result(case: Case, answer: float | Mapping[str, str], source: Path | None) -> CheckResult:
     """Of what the child says of a case: its error, or why it could not be run."""
-    if not isinstance(found, Mapping):
-        return CheckResult(case.name, case.kind, found, case.limit)
-    if "refuses" in found:
+    if not isinstance(answer, Mapping):
+        return CheckResult(case.name, case.kind, answer, case.limit)
+    if "refuses" in answer:
         raise BadFileError(
             "ONNX Runtime refuses the network, in the source as in the output",
             where=str(source),
-            found=found["refuses"],
+            found=answer["refuses"],
             todo="--check none carries it as it is.",
         )
-    return CheckResult(case.name, case.kind, 0.0, case.limit, f"ONNX Runtime cannot: {found['lacks']}")
+    return CheckResult(case.name, case.kind, 0.0, case.limit, f"ONNX Runtime cannot: {answer['lacks']}")

@@ -37,11 +37,11 @@ def main(folder: Path) -> int:
     def opened(model: str) -> Any:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    found = []
+    answers = []
     for case in json.loads((folder / "cases.json").read_text()):
         with np.load(folder / case["arrays"]) as arrays:
-            found.append(_tried(opened, case, arrays))
-    print(json.dumps(found))
+            answers.append(_tried(opened, case, arrays))
+    print(json.dumps(answers))
     return 0
 
 
