@@ -86,6 +86,11 @@ class Builder:
         self._used.add(name)
         return name
 
+    def stored(self, parameter: str) -> QTensor | None:
+        """The tensor of a canonical parameter; None where there is none."""
+        name = self._locate(parameter)
+        return None if name is None else self.model.tensors[name]
+
     def bias(self, parameter: str, size: int, declared: bool, field: str) -> str:
         """Returns the stored name of a bias, or "" where the architecture has none.
 
@@ -104,6 +109,11 @@ class Builder:
         """Adds a node with one output, which has the node's name; inputs that are empty at the end are left out."""
         self._add(op, inputs, (name,), name, attrs)
         return name
+
+    def pair(self, op: str, inputs: tuple[str, ...], first: str, second: str, **attrs: Attr) -> tuple[str, str]:
+        """Adds a node with two outputs and the name of the first."""
+        self._add(op, inputs, (first, second), first, attrs)
+        return first, second
 
     def skip_norm(self, x: str, skip: str, norm: tuple[str, ...], name: str, last: bool = False, **attrs: Attr) -> str:
         """Adds SkipNorm; its second output, unless it is the last, is `<name>.sum`."""

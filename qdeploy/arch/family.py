@@ -66,20 +66,38 @@ BUILT_IN = {
     "bert": ("bert",),
     "bitnet": ("bitnet",),
     "cohere": ("cohere", "cohere2"),
+    "deepseek": ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+    "ernie": ("ernie4_5_moe",),
     "gemma": ("gemma2", "gemma3_text"),
     "glm": ("glm4",),
-    "granite": ("granite",),
-    "hunyuan": ("hunyuan_v1_dense",),
+    "glm_moe": ("glm4_moe",),
+    "gpt_oss": ("gpt_oss",),
+    "granite": ("granite", "granitemoe"),
+    "hunyuan": ("hunyuan_v1_dense", "hunyuan_v1_moe"),
     "llama": ("llama", "mistral", "ministral", "ministral3", "smollm3", "arcee", "ernie4_5", "seed_oss"),
+    "llama4": ("llama4_text",),
+    "minimax": ("minimax_m2",),
+    "mixtral": ("mixtral", "phimoe"),
     "neox": ("gpt_neox",),
     "olmo": ("olmo2", "olmo3", "exaone4"),
+    "olmoe": ("olmoe",),
     "opt": ("opt",),
     "phi": ("phi3",),
     "qwen": ("qwen2", "qwen3"),
+    "qwen_moe": ("qwen2_moe", "qwen3_moe"),
     "stablelm": ("stablelm",),
     "starcoder": ("starcoder2",),
 }
-"""File in arch/families/ -> the model types that it builds; GGUF's names of architectures are among them."""
+"""File in arch/families/ -> the model types that it builds."""
+_IN_GGUF = {
+    "ernie4_5-moe": "ernie",
+    "glm4moe": "glm_moe",
+    "gpt-oss": "gpt_oss",
+    "llama4": "llama4",
+    "qwen2moe": "qwen_moe",
+    "qwen3moe": "qwen_moe",
+}
+"""GGUF's names of architectures that are no model types, and the files of their families."""
 
 _REGISTERED: dict[str, Family] = {}
 
@@ -109,7 +127,7 @@ def family_of(model_type: object) -> Family | None:
         if model_type in family.heads or model_type in family.gguf:
             return family
     for file, kinds in BUILT_IN.items():
-        if model_type in kinds:
+        if model_type in kinds or _IN_GGUF.get(str(model_type)) == file:
             row: Family = importlib.import_module(f"qdeploy.arch.families.{file}").FAMILY
             return row
     return None

@@ -66,3 +66,47 @@ def _scaling(metadata: Metadata) -> Mapping[str, Any]:
     if isinstance(extra, float) and isinstance(factor, float) and factor > 1:
         scaling["attention_factor"] = extra * (0.1 * math.log(factor) + 1)  # as llama.cpp multiplies it
     return scaling
+
+
+EXPERT_FIELDS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
+"""Metadata that `expert_config` reads."""
+_SCORES = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_of_chosen"}
+
+
+def expert_config(metadata: Metadata, count: str = "num_experts") -> dict[str, Any]:
+    """Fields of config.json about experts; `count` is what the family calls their number."""
+    named = {"expert_count": count, "expert_used_count": "num_experts_per_tok"}
+    config = {field: metadata[key] for key, field in named.items() if key in metadata}
+    if "expert_feed_forward_length" in metadata:
+        config["moe_intermediate_size"] = metadata["expert_feed_forward_length"]
+    return config
+
+
+def routing_config(metadata: Metadata) -> dict[str, Any]:
+    """Fields of config.json about scores, in the spelling of DeepSeek."""
+    named = {
+        "expert_weights_scale": "routed_scaling_factor",
+        "expert_weights_norm": "norm_topk_prob",
+        "expert_group_count": "n_group",
+        "expert_group_used_count": "topk_group",
+        "expert_shared_count": "n_shared_experts",
+        "leading_dense_block_count": "first_k_dense_replace",
+    }
+    config = {field: metadata[key] for key, field in named.items() if key in metadata}
+    if "expert_gating_func" in metadata:
+        config["scoring_func"] = _SCORES.get(metadata["expert_gating_func"], str(metadata["expert_gating_func"]))
+    return config
+
+
+ROUTING_FIELDS = frozenset(
+    {
+        "expert_weights_scale",
+        "expert_weights_norm",
+        "expert_group_count",
+        "expert_group_used_count",
+        "expert_shared_count",
+        "leading_dense_block_count",
+        "expert_gating_func",
+    }
+)
+"""Metadata that `routing_config` reads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qdeploy.arch.decoder import Block, Branch, Layer
@@ -38,9 +38,10 @@ class Placement:
         )
         return Layer(branches, self.parallel)
 
-    def layers(self, mixers: Iterable[Block], mlp: Block) -> tuple[Layer, ...]:
-        """Layers with the same MLP."""
-        return tuple(self.layer(mixer, mlp) for mixer in mixers)
+    def layers(self, mixers: Sequence[Block], mlps: Block | Sequence[Block]) -> tuple[Layer, ...]:
+        """Layers with the same MLP, or with one each."""
+        each = mlps if isinstance(mlps, Sequence) else [mlps] * len(mixers)
+        return tuple(self.layer(mixer, mlp) for mixer, mlp in zip(mixers, each, strict=True))
 
 
 PRE = Placement(before_mixer="input_layernorm", before_mlp="post_attention_layernorm")

@@ -34,6 +34,30 @@ DECODER_ROWS: tuple[Row, ...] = (
 )
 """The decoder that Llama, Mistral and Qwen share."""
 
+EXPERT_ROWS: tuple[Row, ...] = (
+    ("model.layers.{i}.mlp.gate", "blk.{i}.ffn_gate_inp"),
+    ("model.layers.{i}.mlp.experts.gate_proj", "blk.{i}.ffn_gate_exps"),
+    ("model.layers.{i}.mlp.experts.up_proj", "blk.{i}.ffn_up_exps"),
+    ("model.layers.{i}.mlp.experts.down_proj", "blk.{i}.ffn_down_exps"),
+    ("model.layers.{i}.mlp.shared_experts.gate_proj", "blk.{i}.ffn_gate_shexp"),
+    ("model.layers.{i}.mlp.shared_experts.up_proj", "blk.{i}.ffn_up_shexp"),
+    ("model.layers.{i}.mlp.shared_experts.down_proj", "blk.{i}.ffn_down_shexp"),
+)
+"""Experts in the spelling of most families."""
+CHOICE_BIAS: Row = ("model.layers.{i}.mlp.gate.e_score_correction_bias", "blk.{i}.exp_probs_b.bias")
+"""A bias that only the choice of experts sees."""
+
+
+def renamed(rows: tuple[Row, ...], *changes: Row) -> tuple[Row, ...]:
+    """Rows with parts of the Hugging Face names replaced."""
+    spelled = []
+    for name, other in rows:
+        for old, new in changes:
+            name = name.replace(old, new)
+        spelled.append((name, other))
+    return tuple(spelled)
+
+
 ROPE_FACTORS = "rope_freqs.weight"
 """GGUF: F32 [rotary_dim / 2], what each rotary frequency is divided by (how Llama 3's scaling is stored there)."""
 
@@ -48,11 +72,13 @@ class Names:
         rows: Each module in Hugging Face's spelling, which is the canonical one, and in GGUF's.
         prefixes: What a Hugging Face name may begin with besides; the usual one first.
         older: Endings of canonical names, and how older checkpoints spell them.
+        parameters: As `rows`, of whole parameters whose names do not end the same in both spellings.
     """
 
     rows: tuple[Row, ...]
     prefixes: tuple[str, ...] = ("",)
     older: tuple[tuple[str, str], ...] = ()
+    parameters: tuple[Row, ...] = ()
 
     def to_gguf(self, name: str) -> str:
         """Returns the GGUF name of a parameter; UnsupportedError for a name outside of the table."""
@@ -79,18 +105,23 @@ class Names:
         return next((spelled for spelled in self.spellings(name, dialect) if spelled in tensors), None)
 
     def _translate(self, name: str, column: int) -> str:
-        module, _, parameter = name.rpartition(".")
-        layer = _LAYER.search(f"{module}.")
-        template, number = module, ""
-        if layer is not None:
-            number = layer[2]
-            template = f"{module[: layer.start(2)]}{{i}}{module[layer.end(2) :]}"
+        template, number = _template(name)
+        module, _, parameter = template.rpartition(".")
+        for row in self.parameters:
+            if row[column] == template:
+                return row[1 - column].replace("{i}", number)
         for row in self.rows:
-            if row[column] == template and parameter in ("weight", "bias"):
+            if row[column] == module and parameter in ("weight", "bias"):
                 return row[1 - column].replace("{i}", number) + "." + parameter
         raise UnsupportedError(
             "a parameter has no name in this dialect", found=name, allowed=", ".join(row[column] for row in self.rows)
         )
+
+
+def _template(name: str) -> tuple[str, str]:
+    """A name with `{i}` in the place of the layer, and the layer."""
+    layer = _LAYER.search(name)
+    return (name, "") if layer is None else (f"{name[: layer.start(2)]}{{i}}{name[layer.end(2) :]}", layer[2])
 
 
 def layer_of(name: str) -> int | None:

@@ -68,14 +68,14 @@ def standard_decoder(
     config: Config,
     names: Names,
     attention: Sequence[SelfAttention],
-    mlp: Block,
+    mlp: Block | Sequence[Block],
     norm: Norm,
     *,
     placement: Placement = PRE,
     refused: Refused | None = None,
     **more: Any,
 ) -> Decoder:
-    """A decoder of attention and MLPs; `more` as for `Decoder`."""
+    """A decoder of attention and MLPs (one for all layers, or one for each); `more` as for `Decoder`."""
     layers = placement.layers(attention, mlp)
     model_type = config.text("model_type")
     return Decoder(model_type, names, layers, attention[0].capacity, norm, refused=refused or {}, **more)

@@ -50,6 +50,7 @@ class QueryKeyNorm:
         kind: "rms" or "layer".
         offset: Added to the stored weights.
         after_rotation: Whether it stands behind the rotary positions (HunYuan).
+        weight: Whether there is a weight (Llama 4 has none).
     """
 
     epsilon: float
@@ -57,6 +58,7 @@ class QueryKeyNorm:
     kind: Literal["rms", "layer"] = "rms"
     offset: float = 0.0
     after_rotation: bool = False
+    weight: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class SelfAttention:
         clip: Limit of queries, keys and values on either side; 0 for none.
         norm_epsilon: Of the norm before the output projection, where `parts` has one.
         position_scale: As for `ir/attention.py`; None for none.
+        chunk: Of how many positions a query sees only those of its own run; 0 for all.
         parts: What the parameters are called.
         module: Of the layer.
         layers: The module that holds the layers.
@@ -129,6 +132,7 @@ class SelfAttention:
     clip: float = 0.0
     norm_epsilon: float = 1e-6
     position_scale: Mapping[str, float] | None = None
+    chunk: int = 0
     parts: Parts = field(default_factory=Parts)
     module: str = "self_attn"
     layers: str = "model.layers"
@@ -170,6 +174,8 @@ class SelfAttention:
             attributes["rope"] = rotation_attribute(builder, self.rotation)
         if self.softcap:
             attributes["softcap"] = self.softcap
+        if self.chunk:
+            attributes["chunk"] = self.chunk
         if self.position_scale is not None:
             attributes["position_scale"] = dict(self.position_scale)
         return attributes
@@ -257,7 +263,9 @@ class SelfAttention:
             return x
         op = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"
         shape = {"head": (size,), "heads": (heads, size), "width": (heads * size,)}
-        if norm.over == "separate":
+        if not norm.weight:
+            stored = builder.constant(f"{name}.norm.ones", np.ones(size, np.float32))
+        elif norm.over == "separate":
             stored = _stacked(builder, module, heads, size)
         else:
             stored = builder.weight(f"{module}.weight", shape[norm.over], "head_dim")

@@ -111,6 +111,7 @@ def attention(
     rope: Mapping[str, Any] | None = None,
     softcap: float = 0.0,
     position_scale: Mapping[str, float] | None = None,
+    chunk: int = 0,
     past: tuple[Array, Array] | None = None,
 ) -> tuple[Float32, tuple[Float32, Float32]]:
     """Softmax(q k^T * scale) v over the past and the new tokens.
@@ -118,7 +119,7 @@ def attention(
     Args:
         q: [B, T, heads * D], before rotation.
         k: [B, T, kv_heads * D] of the new tokens, before rotation.
-        v: [B, T, kv_heads * D] of the new tokens.
+        v: [B, T, kv_heads * Dv] of the new tokens; mostly D = Dv.
         mask: I64 [B, S], 1 = may be attended to.
         sinks: [heads]: a score of each head that takes part in its softmax and has no value (gpt-oss).
         heads: Query heads; head h uses key head h // (heads / kv_heads).
@@ -131,10 +132,11 @@ def attention(
         softcap: c of c * tanh(scores / c), before the mask; 0 for none.
         position_scale: Queries are multiplied by 1 + beta * log(1 + floor((position + offset) / length)); None for
             none. Keys `beta`, `length` and `offset`.
+        chunk: Positions are cut into runs of so many, and a query sees the keys of its own run; 0 for all.
         past: Rotated keys and values so far, [B, kv_heads, L, D] each.
 
     Returns:
-        [B, T, heads * D], and the keys and values [B, kv_heads, L + T, D].
+        [B, T, heads * Dv], and the keys and values [B, kv_heads, L + T, D or Dv].
     """
     query, key, value = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)
     start = 0 if past is None else past[0].shape[2]
@@ -150,10 +152,10 @@ def attention(
     scores = (grouped @ key.swapaxes(2, 3) * np.float32(scale)).reshape(batch, heads, new, total)
     if softcap:
         scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
-    scores = np.where(_visible(start, new, total, mask, causal, window), scores, _MASKED)
+    scores = np.where(_visible((start, new, total), mask, causal, window, chunk), scores, _MASKED)
     scores = _softmax(scores, sinks)
-    mixed = (scores.reshape(batch, kv_heads, -1, total) @ value).reshape(batch, heads, new, size)
-    return mixed.swapaxes(1, 2).reshape(batch, new, heads * size), (key, value)  # [B, T, heads * D]
+    mixed = (scores.reshape(batch, kv_heads, -1, total) @ value).reshape(batch, heads, new, -1)
+    return mixed.swapaxes(1, 2).reshape(batch, new, -1), (key, value)  # [B, T, heads * Dv]
 
 
 def _softmax(scores: Array, sinks: Array | None) -> Array:
@@ -179,10 +181,13 @@ def _split(x: Array, heads: int) -> Array:
     return x.reshape(batch, length, heads, width // heads).swapaxes(1, 2)  # [B, heads, T, D]
 
 
-def _visible(start: int, new: int, total: int, mask: Array | None, causal: bool, window: int) -> Array:
+def _visible(extents: tuple[int, int, int], mask: Array | None, causal: bool, window: int, chunk: int) -> Array:
+    start, new, total = extents
     query = np.arange(start, start + new)[:, None]
     key = np.arange(total)[None, :]
     seen = key <= query if causal else np.ones((new, total), bool)
     if window:
         seen &= key > query - window
+    if chunk:
+        seen &= key // chunk == query // chunk
     return seen[None, None] if mask is None else seen[None, None] & (mask[:, None, None, :] != 0)  # [B, 1, T, S]

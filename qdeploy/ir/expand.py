@@ -96,5 +96,80 @@ def positions(node: Node, fresh: Fresh) -> list[Node]:
     ]
 
 
+def experts(node: Node, fresh: Fresh) -> list[Node]:
+    """Every expert for every token, times the weight that the token gives it, which is mostly zero."""
+    nodes: list[Node] = [Node("Constant", (), (fresh("nothing"),), {"value_float": 0.0})]
+    total = ""
+    for expert in range(int(node.attrs["count"])):  # type: ignore[arg-type]
+        nodes += _expert(node, expert, lambda label, e=expert: fresh(f"{e}.{label}"), fresh("nothing"))  # type: ignore[misc]
+        result, last = fresh(f"{expert}.result"), expert + 1 == node.attrs["count"]
+        if total:
+            both = node.outputs[0] if last else fresh(f"{expert}.total")
+            nodes.append(Node("Add", (total, result), (both,)))
+            total = both
+        else:
+            total = result
+    return nodes if total == node.outputs[0] else [*nodes, Node("Identity", (total,), node.outputs)]
+
+
+def _expert(node: Node, expert: int, fresh: Fresh, nothing: str) -> list[Node]:
+    """One expert's share of the sum; its output is fresh("result")."""
+    x, ids, weights, up, down, gate, up_bias, down_bias, gate_bias = _padded(node.inputs, 9)
+    number, its, kept, share = fresh("number"), fresh("its"), fresh("kept"), fresh("share")
+    nodes = [
+        Node("Constant", (), (number,), {"value_int": expert}),
+        Node("Equal", (ids, number), (its,)),
+        Node("Where", (its, weights, nothing), (kept,)),
+        Node("ReduceSum", (kept,), (share,), {"axes": [2], "keepdims": 1}),  # [B, T, 1]
+    ]
+    first = node.attrs.get("weighted") == "inputs"
+    if first:
+        nodes.append(Node("Mul", (x, share), (fresh("weighted"),)))
+        x = fresh("weighted")
+    for name, weight, bias in (("up", up, up_bias), ("gate", gate, gate_bias)):
+        nodes += _projection(x, weight, bias, number, lambda label, n=name: fresh(f"{n}.{label}"), fresh(name))  # type: ignore[misc]
+    nodes += _inner(node, fresh)
+    made = fresh("result") if first else fresh("made")
+    nodes += _projection(fresh("inner"), down, down_bias, number, lambda label: fresh(f"down.{label}"), made)
+    return nodes if first else [*nodes, Node("Mul", (made, share), (fresh("result"),))]
+
+
+def _projection(x: str, weight: str, bias: str, number: str, fresh: Fresh, out: str) -> list[Node]:
+    if not weight:
+        return []
+    nodes = [Node("Gather", (weight, number), (fresh("matrix"),), {"axis": 0})]
+    if bias:
+        nodes.append(Node("Gather", (bias, number), (fresh("bias"),), {"axis": 0}))
+    return [*nodes, Node("Linear", (x, fresh("matrix"), *((fresh("bias"),) if bias else ())), (out,))]
+
+
+def _inner(node: Node, fresh: Fresh) -> list[Node]:
+    """What stands between the projections: fresh("inner") of fresh("up") and, where there is one, fresh("gate")."""
+    attrs, up, gate = node.attrs, fresh("up"), fresh("gate")
+    name, limit = str(attrs["activation"]), float(attrs.get("limit", 0.0))  # type: ignore[arg-type]
+    if not (len(node.inputs) > 5 and node.inputs[5]):
+        return activation(name, up, fresh("inner"), fresh)
+    nodes: list[Node] = []
+    if limit:
+        nodes += [
+            Node("Clip", (gate,), (fresh("gate.limited"),), {"max": limit}),
+            Node("Clip", (up,), (fresh("up.limited"),), {"min": -limit, "max": limit}),
+            Node("Constant", (), (fresh("one"),), {"value_float": 1.0}),
+            Node("Add", (fresh("up.limited"), fresh("one")), (fresh("up.raised"),)),
+        ]
+        up, gate = fresh("up.raised"), fresh("gate.limited")
+    alpha = float(attrs.get("alpha", 1.0))  # type: ignore[arg-type]
+    if alpha == 1:
+        nodes += activation(name, gate, fresh("active"), fresh)
+    else:
+        nodes += [
+            Node("Constant", (), (fresh("alpha"),), {"value_float": alpha}),
+            Node("Mul", (gate, fresh("alpha")), (fresh("steep"),)),
+            Node("Sigmoid", (fresh("steep"),), (fresh("opened"),)),
+            Node("Mul", (gate, fresh("opened")), (fresh("active"),)),
+        ]
+    return [*nodes, Node("Mul", (fresh("active"), up), (fresh("inner"),))]
+
+
 def _padded(names: tuple[str, ...], count: int) -> tuple[str, ...]:
     return names + ("",) * (count - len(names))

@@ -31,7 +31,10 @@ class Value:
 
 @dataclass(frozen=True)
 class State:
-    """What a graph keeps between two runs: for kind "kv", keys and values [batch, heads, length, head_dim] each."""
+    """What a graph keeps between two runs: for kind "kv", keys and values [batch, heads, length, head_dim] each.
+
+    Heads of values have the extent `value_dim` where that is not 0.
+    """
 
     name: str
     heads: int
@@ -39,6 +42,7 @@ class State:
     dtype: str = "F32"
     capacity: int = 0
     kind: str = "kv"
+    value_dim: int = 0
 
 
 @dataclass(frozen=True)

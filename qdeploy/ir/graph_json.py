@@ -18,7 +18,7 @@ def graph_to_json(graph: Graph) -> Json:
     return {
         "inputs": [[v.name, v.dtype, list(v.shape)] for v in graph.inputs],
         "outputs": [[v.name, v.dtype, list(v.shape)] for v in graph.outputs],
-        "states": [asdict(s) for s in graph.states],
+        "states": [_state(s) for s in graph.states],
         "meta": dict(graph.meta),
         "nodes": [[n.op, list(n.inputs), list(n.outputs), dict(n.attrs), n.name] for n in graph.nodes],
     }
@@ -40,6 +40,14 @@ def graph_from_json(tree: Json, constants: Mapping[str, QTensor]) -> Graph:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadFileError(f"the manifest's graph is malformed: {error}", where="graph") from error
+
+
+def _state(state: State) -> Json:
+    """Its fields; one that came later is left out where it says nothing."""
+    fields = asdict(state)
+    if not state.value_dim:
+        del fields["value_dim"]
+    return fields
 
 
 def _value(row: Json) -> Value:

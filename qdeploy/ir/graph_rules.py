@@ -10,7 +10,10 @@ from qdeploy.ir.ops.table import op
 
 _CHOICES = {
     "kind": ("rms", "layer"),
-    "activation": ("silu", "gelu", "gelu_tanh"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"),
+    "scores": ("softmax", "sigmoid", "softmax_of_chosen", "mixer"),
+    "group_score": ("two", "best"),
+    "weighted": ("outputs", "inputs"),
     "approximate": ("none", "tanh"),
 }
 _LISTS = {"Reshape": ("shape",), "Unsqueeze": ("axes",), "Slice": ("starts", "ends")}

@@ -17,7 +17,7 @@ keywords; arithmetic is float32, integers are int64. It is interpreter, specific
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
 from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm
 from qdeploy.ir.ops import integer_intervals, intervals
+from qdeploy.ir.ops.activations import activation_of, erf, gelu, sigmoid
 from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
+from qdeploy.ir.ops.experts import EXPERT_ROWS
 from qdeploy.ir.ops.integer import INTEGER_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops.rounding import product, rounded_once
@@ -74,24 +76,6 @@ def _constant(*, value_int: int | None = None, value_float: float | None = None)
 def _softmax(x: Array, *, axis: int = -1) -> Any:
     exponential = np.exp(x - x.max(axis=axis, keepdims=True))
     return exponential / exponential.sum(axis=axis, keepdims=True)
-
-
-@rounded_once
-def _sigmoid(x: Array) -> Any:
-    small = np.exp(-np.abs(x))  # never overflows
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
-
-
-@rounded_once
-def _erf(x: Array) -> Array:
-    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float32, x.size).reshape(x.shape)
-
-
-@rounded_once
-def _gelu(x: Array, *, approximate: str = "none") -> Any:
-    if approximate == "tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
 
 
 @rounded_once
@@ -204,17 +188,8 @@ def _skip_norm(
     return _layer_normalization(total, weight, bias, epsilon=epsilon), total
 
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": lambda x: x * _sigmoid(x),
-    "gelu": _gelu,
-    "gelu_tanh": lambda x: _gelu(x, approximate="tanh"),
-}
-
-
 def _gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str) -> Any:
-    if activation not in _ACTIVATIONS:
-        raise UnsupportedError("unknown activation of GatedMlp", found=activation, allowed=", ".join(_ACTIVATIONS))
-    return _linear(_ACTIVATIONS[activation](_linear(x, gate)) * _linear(x, up), down)
+    return _linear(activation_of(activation)(_linear(x, gate)) * _linear(x, up), down)
 
 
 def _mean_pool(hidden: Array, mask: Array) -> Any:
@@ -250,7 +225,7 @@ OPS = {
         Op("Div", ONNX, "a / b, broadcast; integers towards zero", _divide),
         Op("MatMul", ONNX, "a @ b over the last two axes", product),
         Op("Softmax", ONNX, "exp(x) / sum(exp(x)) along an axis", _softmax),
-        Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", _sigmoid, monotone=True),
+        Op("Sigmoid", ONNX, "1 / (1 + exp(-x))", sigmoid, monotone=True),
         Op("Tanh", ONNX, "tanh(x)", lambda x: np.tanh(x), monotone=True),
         Op(
             "Relu",
@@ -261,9 +236,9 @@ OPS = {
             monotone=True,
             interval=intervals.clip,
         ),
-        Op("Erf", ONNX, "the error function", _erf, monotone=True),
+        Op("Erf", ONNX, "the error function", erf, monotone=True),
         Op("Sqrt", ONNX, "the square root", lambda x: np.sqrt(x), monotone=True),
-        Op("Gelu", ONNX, "x * Phi(x), exactly or by the tanh formula", _gelu),
+        Op("Gelu", ONNX, "x * Phi(x), exactly or by the tanh formula", gelu),
         Op("RMSNormalization", "ONNX 23", "x / sqrt(mean(x^2) + epsilon) * weight, last axis", _rms_normalization),
         Op(
             "LayerNormalization",
@@ -367,6 +342,7 @@ OPS = {
         Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
         Op("Rotary", QDEPLOY, "heads rotated by their positions behind a state; [B, T, heads * D]", rotary),
         Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
+        *EXPERT_ROWS,
         *ELEMENTWISE_ROWS,
         *SHAPE_ROWS,
         *CONV_ROWS,
