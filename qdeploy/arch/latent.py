@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from qdeploy.arch.builder import Builder
 from qdeploy.arch.self_attention import Rotation, rotation_attribute
-from qdeploy.ir.graph import State
+from qdeploy.ir.graph import Attr, State
 
 _EPSILON = 1e-6
 _FIELDS = "num_attention_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, hidden_size"
@@ -61,10 +61,15 @@ class LatentAttention:
         source, label = f"{self.layers}.{layer}.{self.module}", f"layers.{layer}.self_attn"
         query = self._query(builder, x, source, label)
         key, value = self._key_and_value(builder, x, source, label)
-        builder.states.append(
-            State(f"kv.{layer}", self.heads, self.plain + self.rotated, capacity=self.capacity, value_dim=self.value)
-        )
-        attributes = {"heads": self.heads, "kv_heads": self.heads, "causal": True, "scale": self.scale, "window": 0}
+        size, state = self.plain + self.rotated, f"kv.{layer}"
+        builder.states.append(State(state, self.heads, size, capacity=self.capacity, value_dim=self.value))
+        attributes: dict[str, Attr] = {
+            "heads": self.heads,
+            "kv_heads": self.heads,
+            "causal": True,
+            "scale": self.scale,
+            "window": 0,
+        }
         if self.rotation is not None:
             attributes["rope"] = rotation_attribute(builder, self.rotation)
         mixed = builder.node("Attention", query, key, value, name=label, state=state, **attributes)

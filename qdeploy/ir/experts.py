@@ -105,35 +105,32 @@ def experts(
     Returns:
         float32, the shape of x.
     """
-    flat, chosen, shares = x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1]), weights.reshape(ids.shape)
-    shares = shares.reshape(-1, ids.shape[-1])
-    out = np.zeros((len(flat), down.shape[1]), np.float32)
+    flat, chosen = x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1])
+    shares = weights.reshape(-1, ids.shape[-1])
+    out: Float32 = np.zeros((len(flat), down.shape[1]), np.float32)
     biases: Mapping[str, Array | None] = {"up": up_bias, "down": down_bias, "gate": gate_bias}
     for expert in np.unique(chosen).tolist():
         tokens, place = np.nonzero(chosen == expert)
         share = shares[tokens, place][:, None].astype(np.float32)
         rows = flat[tokens] * share if weighted == "inputs" else flat[tokens]
-        parts = {name: _part(rows, w, biases[name], expert) for name, w in (("up", up), ("gate", gate))}
-        inner = _inner(parts["up"], parts["gate"], activation, np.float32(limit))
-        result = _part(inner, down, down_bias, expert)
+        raised = _part(rows, up, biases["up"], expert)
+        opened = None if gate is None else _part(rows, gate, biases["gate"], expert)
+        result = _part(_inner(raised, opened, activation, np.float32(limit)), down, biases["down"], expert)
         np.add.at(out, tokens, result if weighted == "inputs" else result * share)
     return out.reshape(*x.shape[:-1], down.shape[1])
 
 
-def _part(x: Array, weight: Array | None, bias: Array | None, expert: int) -> Array | None:
-    if weight is None:
-        return None
-    product = x @ weight[expert].T
+def _part(x: Array, weight: Array, bias: Array | None, expert: int) -> Array:
+    product: Array = x @ weight[expert].T
     return product if bias is None else product + bias[expert]
 
 
-def _inner(up: Array | None, gate: Array | None, activation: Callable[[Array], Array], limit: np.float32) -> Array:
-    if up is None:
-        raise BadArgumentError("experts without a projection")
+def _inner(up: Array, gate: Array | None, activation: Callable[[Array], Array], limit: np.float32) -> Array:
     if gate is None:
         return activation(up)
     if limit:
-        return activation(np.minimum(gate, limit)) * (np.clip(up, -limit, limit) + 1)
+        raised: Array = np.clip(up, -limit, limit) + 1
+        return activation(np.minimum(gate, limit)) * raised
     return activation(gate) * up
 
 

@@ -60,7 +60,7 @@ def _attention(config: Config, layers: int) -> list[SelfAttention]:
     rotated = {"qk_norm": replace(norm, after_rotation=True) if config.flag("use_qk_norm", True) else None}
     plain = {"rotation": None, "position_scale": _position_scale(config)}
     return [
-        replace(block, chunk=chunk if kind == _KINDS[0] else 0, **(rotated if turns else plain))  # type: ignore[arg-type]
+        replace(block, chunk=chunk if kind == _KINDS[0] else 0, **(rotated if turns else plain))
         for block, turns, kind in zip(attention, turned, kinds, strict=True)
     ]
 
