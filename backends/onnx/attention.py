@@ -9,6 +9,9 @@ kernel accepts, and what we do about it:
                                                      behind those of short ones in the same caches
     head size % 8 != 0                               heads are padded with zeros, which add nothing to a dot product;
                                                      the caches are then as wide as the padded heads
+    values of another extent than keys               both are padded to the wider one
+    sinks                                            the input head_sink
+    chunks                                           the input attention_bias: minus infinity outside of them
 
 Its `local_window_size` w lets a query attend to the last w keys including itself, as our `window` does. Lengths come
 from the attention mask: one sequence of the batch has `sum(mask)` tokens, past and new together, padded on the right.
@@ -19,6 +22,7 @@ Encoders take com.microsoft.MultiHeadAttention, whose mask is per key.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +33,8 @@ from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.tensor import Array, QTensor
+
+_OUTSIDE = -1e30  # added to scores; not -inf, whose differences are no numbers
 
 
 class Lengths:
@@ -76,6 +82,25 @@ class Lengths:
             self._moved[count] = builder.node("Add", [self.positions, offset])
         return self._moved[count]
 
+    def outside_of_chunks(self, size: int) -> str:
+        """float32 [B, 1, T, S]: minus infinity where a key is in another run of `size` positions than the query."""
+        key = ("chunks", size)
+        if key not in self._builder.memo:
+            self._builder.memo[key] = self._chunks(size)
+        return self._builder.memo[key]
+
+    def _chunks(self, size: int) -> str:
+        builder = self._builder
+        zero, one = builder.tensor(0, "int64"), builder.tensor(1, "int64")
+        total = builder.node("Cast", [self.total], to=onnx.TensorProto.INT64)
+        keys = builder.node("Range", [zero, builder.node("Squeeze", [total]), one])
+        run = builder.tensor(size, "int64")
+        of_keys = builder.node("Div", [keys, run])
+        axes = builder.constant([1, 3], "int64")
+        of_queries = builder.node("Unsqueeze", [builder.node("Div", [self.positions, run]), axes])  # [B, 1, T, 1]
+        numbers = (builder.tensor(x, "float32") for x in (0.0, _OUTSIDE))
+        return builder.node("Where", [builder.node("Equal", [of_queries, of_keys]), *numbers])
+
 
 def padded_head(size: int) -> int:
     """The head size that the kernels take: the next multiple of 8."""
@@ -87,6 +112,19 @@ def rotary_caches(inv_freq: Array, factor: float, context: int) -> tuple[Array, 
     angle = np.arange(context, dtype=np.float32)[:, None] * inv_freq.astype(np.float32)[None, :]
     exact = angle.astype(np.float64)
     return tuple(turn(exact).astype(np.float32) * np.float32(factor) for turn in (np.cos, np.sin))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Elements of a head of queries and keys, and of one of values."""
+
+    size: int
+    value: int
+
+    @property
+    def wide(self) -> int:
+        """Elements of a head as the kernels take it."""
+        return padded_head(max(self.size, self.value))
 
 
 class DecoderAttention:
@@ -103,32 +141,44 @@ class DecoderAttention:
         self._builder, self._constants, self._lengths, self._context = builder, constants, lengths, context
 
     def emit(
-        self, node: Node, size: int, inputs: tuple[str, str, str], past: tuple[str, str], present: tuple[str, str]
+        self,
+        node: Node,
+        head: Heads,
+        inputs: tuple[str, str, str, str],
+        past: tuple[str, str],
+        present: tuple[str, str],
     ) -> None:
         """Appends the nodes for one Attention.
 
         Args:
             node: The node.
-            size: Elements of a head.
-            inputs: Query, key and value of the new tokens.
+            head: Its extents.
+            inputs: Query, key and value of the new tokens, and sinks or "".
             past: Names of the caches that come in.
             present: Names for the caches that go out.
         """
         attrs: Mapping[str, Any] = node.attrs
-        heads, kv_heads = attrs["heads"], attrs["kv_heads"]
+        heads, kv_heads, size = attrs["heads"], attrs["kv_heads"], head.size
         if not attrs.get("causal"):
             raise UnsupportedError("attention with a state that is not causal", where=node.name)
         rope: Mapping[str, Any] | None = attrs.get("rope")
         fused = rope is not None and size % 16 == 0 and rope["rotary_dim"] % 16 == 0 and not rope.get("long")
-        query, key, value = inputs
+        query, key, value, sinks = inputs
         if attrs.get("position_scale"):
             query = self._scaled_by_position(query, attrs["position_scale"])
         if rope is not None and not fused:
             query, key = self._rotate(query, heads, size, rope), self._rotate(key, kv_heads, size, rope)
-        query, key, value = (self._pad(x, n, size) for x, n in ((query, heads), (key, kv_heads), (value, kv_heads)))
-        mixed = node.outputs[0] if padded_head(size) == size else self._builder.fresh("mixed")
-        self._grouped(attrs, (query, key, value, *past), (mixed, *present), rope if fused else None)
-        self._crop(mixed, heads, size, node.outputs[0])
+        query, key = (self._pad(x, n, size, head.wide) for x, n in ((query, heads), (key, kv_heads)))
+        value = self._pad(value, kv_heads, head.value, head.wide)
+        mixed = node.outputs[0] if head.wide == head.value else self._builder.fresh("mixed")
+        inputs_of = (query, key, value, *past)
+        self._grouped(attrs, inputs_of, (mixed, *present), rope if fused else None, self._extra(attrs, sinks))
+        self._crop(mixed, heads, head, node.outputs[0])
+
+    def _extra(self, attrs: Mapping[str, Any], sinks: str) -> tuple[str, ...]:
+        """The inputs behind the caches of cosines and sines, as far as there are any: positions, bias, sinks."""
+        bias = self._lengths.outside_of_chunks(attrs["chunk"]) if attrs.get("chunk") else ""
+        return ("", bias, sinks) if sinks else ("", bias) if bias else ()
 
     def _grouped(
         self,
@@ -136,11 +186,12 @@ class DecoderAttention:
         inputs: tuple[str, ...],
         outputs: tuple[str, ...],
         rope: Mapping[str, Any] | None,
+        extra: tuple[str, ...],
     ) -> None:
-        caches = self._caches(rope) if rope else ()
+        caches = self._caches(rope) if rope else ("", "") if extra else ()
         self._builder.node(
             "GroupQueryAttention",
-            [*inputs, self._lengths.last, self._lengths.total, *caches],
+            [*inputs, self._lengths.last, self._lengths.total, *caches, *extra],
             outputs,
             MICROSOFT,
             num_heads=attrs["heads"],
@@ -208,8 +259,7 @@ class DecoderAttention:
             rotary_embedding_dim=rotary if rotary != size else 0,
         )
 
-    def _pad(self, x: str, heads: int, size: int) -> str:
-        wide = padded_head(size)
+    def _pad(self, x: str, heads: int, size: int, wide: int) -> str:
         if wide == size:
             return x
         split = self._builder.node("Reshape", [x, self._builder.constant([0, 0, heads, size], "int64")])
@@ -217,14 +267,14 @@ class DecoderAttention:
         padded = self._builder.node("Pad", [split, pads])
         return self._builder.node("Reshape", [padded, self._builder.constant([0, 0, heads * wide], "int64")])
 
-    def _crop(self, mixed: str, heads: int, size: int, output: str) -> None:
-        if padded_head(size) == size:
+    def _crop(self, mixed: str, heads: int, head: Heads, output: str) -> None:
+        if head.wide == head.value:
             return
-        shape = self._builder.constant([0, 0, heads, padded_head(size)], "int64")
+        shape = self._builder.constant([0, 0, heads, head.wide], "int64")
         split = self._builder.node("Reshape", [mixed, shape])
-        ends = [self._builder.constant([n], "int64") for n in (0, size, 3)]
+        ends = [self._builder.constant([n], "int64") for n in (0, head.value, 3)]
         kept = self._builder.node("Slice", [split, *ends])
-        self._builder.node("Reshape", [kept, self._builder.constant([0, 0, heads * size], "int64")], output)
+        self._builder.node("Reshape", [kept, self._builder.constant([0, 0, heads * head.value], "int64")], output)
 
 
 def emit_encoder_attention(builder: GraphBuilder, node: Node, inputs: tuple[str, str, str], mask: str) -> None:

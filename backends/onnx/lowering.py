@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from qdeploy.backends.onnx.attention import DecoderAttention, Lengths, emit_encoder_attention, padded_head
+from qdeploy.backends.onnx.attention import DecoderAttention, Heads, Lengths, emit_encoder_attention, padded_head
 from qdeploy.backends.onnx.forms import FloatForm, Form
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
@@ -21,10 +21,11 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.multiples import as_integers
 from qdeploy.passes.expand import expand_graph
+from qdeploy.passes.experts import with_matrices
 from qdeploy.passes.frequencies import within_first_frequencies
 
 MASK = "attention_mask"
-_KEPT = ("Linear", "SkipNorm")
+_KEPT = ("Linear", "SkipNorm", "Experts")
 """Composites that have a form of their own in ONNX."""
 
 _TABLES = 512 << 20
@@ -40,6 +41,7 @@ class GraphLowering:
     """
 
     def __init__(self, model: Model, options: Options) -> None:
+        model = with_matrices(model)
         self._model, self._options = model, options
         self.graph: Graph = expand_graph(within_first_frequencies(model.graph, model.notes), keep=_KEPT)
         self._network = self.graph.meta.get("kind") == "network"
@@ -49,6 +51,7 @@ class GraphLowering:
         if self._network:
             self.builder.source_opset = int(self.graph.meta.get("opset", 0))  # type: ignore[arg-type]
         self.rulings: dict[str, Ruling] = {}
+        self._stacks = {n.outputs[0]: n.inputs for n in self.graph.nodes if n.op == "Stack"}
         self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
         self._computed = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
         self.builder.reserved = self._computed | set(model.tensors)
@@ -107,6 +110,10 @@ class GraphLowering:
         """Rows of a weight."""
         self._form(weight).gather(self.builder, ids, output)
 
+    def matrices(self, name: str) -> tuple[str, ...]:
+        """The names of the matrices of a stack."""
+        return self._stacks[name]
+
     def attention(self, node: Node) -> None:
         """Lowers an Attention node."""
         self._attention(node)
@@ -141,7 +148,7 @@ class GraphLowering:
 
     def _declare_state(self, declare: Callable[..., str], name: str, length: str) -> None:
         state = self.graph.states[int(name.split(".")[1])]
-        shape = ("batch", state.heads, length, padded_head(state.head_dim))
+        shape = ("batch", state.heads, length, padded_head(max(state.head_dim, state.value_dim)))
         declare(name, onnx_type(state.dtype), shape)
 
     @cached_property
@@ -162,7 +169,9 @@ class GraphLowering:
         place, state = self._states[str(node.attrs["state"])]
         query, key, value = (self.value(name) for name in node.inputs[:3])
         past, present = ((f"{kind}.{place}.key", f"{kind}.{place}.value") for kind in ("past_key_values", "present"))
-        self._decoder.emit(node, state.head_dim, (query, key, value), past, present)
+        sinks = self.value(node.inputs[4]) if len(node.inputs) > 4 else ""
+        heads = Heads(state.head_dim, state.value_dim or state.head_dim)
+        self._decoder.emit(node, heads, (query, key, value, sinks), past, present)
 
     def rotary(self, node: Node) -> None:
         """Lowers a Rotary node."""

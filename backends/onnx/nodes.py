@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from qdeploy.backends.onnx.experts import emit_experts, emit_route
 from qdeploy.backends.onnx.passthrough import emit_opaque, emit_operator
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder, onnx_type
 from qdeploy.errors import UnsupportedError
@@ -43,6 +44,10 @@ class Scope(Protocol):
 
     def is_weight(self, name: str) -> bool:
         """Whether a name is a tensor of the model, and a matrix."""
+        ...
+
+    def matrices(self, name: str) -> tuple[str, ...]:
+        """The names of the matrices of a stack."""
         ...
 
     def attention(self, node: Node) -> None:
@@ -164,6 +169,10 @@ def _rotary(scope: Scope, node: Node) -> None:
     scope.rotary(node)
 
 
+def _stack(scope: Scope, node: Node) -> None:
+    """Nothing: what takes a stack asks for its matrices."""
+
+
 def _positions_behind(scope: Scope, node: Node) -> None:
     scope.builder.node("Identity", [scope.positions()], node.outputs)
 
@@ -181,6 +190,9 @@ _SPECIAL: Mapping[str, Emitter] = {
     "Attention": _attention,
     "Rotary": _rotary,
     "PositionsBehind": _positions_behind,
+    "Stack": _stack,
+    "Route": emit_route,
+    "Experts": emit_experts,
     "Opaque": emit_opaque,
     "Lookup": _lookup,
 }

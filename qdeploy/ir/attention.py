@@ -146,16 +146,23 @@ def attention(
         query = query * _position_factors(start, query.shape[2], position_scale)
     if past is not None:
         key, value = np.concatenate((past[0], key), axis=2), np.concatenate((past[1], value), axis=2)
-    batch, _, new, size = query.shape
+    batch, _, new, _ = query.shape
     total = key.shape[2]
-    grouped = query.reshape(batch, kv_heads, -1, size)  # [B, kv_heads, repeats * T, D]
-    scores = (grouped @ key.swapaxes(2, 3) * np.float32(scale)).reshape(batch, heads, new, total)
-    if softcap:
-        scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
+    scores = _scores(query, key, scale, softcap)
     scores = np.where(_visible((start, new, total), mask, causal, window, chunk), scores, _MASKED)
     scores = _softmax(scores, sinks)
     mixed = (scores.reshape(batch, kv_heads, -1, total) @ value).reshape(batch, heads, new, -1)
     return mixed.swapaxes(1, 2).reshape(batch, new, -1), (key, value)  # [B, T, heads * Dv]
+
+
+def _scores(query: Array, key: Array, scale: float, softcap: float) -> Float32:
+    """Of heads in groups that share keys, [B, heads, T, S]."""
+    batch, heads, new, size = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, size)  # [B, kv_heads, repeats * T, D]
+    scores: Float32 = (grouped @ key.swapaxes(2, 3) * np.float32(scale)).reshape(batch, heads, new, -1)
+    if softcap:
+        scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
+    return scores
 
 
 def _softmax(scores: Array, sinks: Array | None) -> Array:

@@ -123,15 +123,17 @@ def _expert(node: Node, expert: int, fresh: Fresh, nothing: str) -> list[Node]:
         Node("ReduceSum", (kept,), (share,), {"axes": [2], "keepdims": 1}),  # [B, T, 1]
     ]
     first = node.attrs.get("weighted") == "inputs"
+    if first and (up_bias or down_bias or gate_bias):
+        raise UnsupportedError("biases of experts whose inputs are weighted", where=node.name)
     if first:
         nodes.append(Node("Mul", (x, share), (fresh("weighted"),)))
         x = fresh("weighted")
     for name, weight, bias in (("up", up, up_bias), ("gate", gate, gate_bias)):
         nodes += _projection(x, weight, bias, number, lambda label, n=name: fresh(f"{n}.{label}"), fresh(name))  # type: ignore[misc]
     nodes += _inner(node, fresh)
-    made = fresh("result") if first else fresh("made")
-    nodes += _projection(fresh("inner"), down, down_bias, number, lambda label: fresh(f"down.{label}"), made)
-    return nodes if first else [*nodes, Node("Mul", (made, share), (fresh("result"),))]
+    result = fresh("result") if first else fresh("raw")
+    nodes += _projection(fresh("inner"), down, down_bias, number, lambda label: fresh(f"down.{label}"), result)
+    return nodes if first else [*nodes, Node("Mul", (result, share), (fresh("result"),))]
 
 
 def _projection(x: str, weight: str, bias: str, number: str, fresh: Fresh, out: str) -> list[Node]:

@@ -91,7 +91,7 @@ class _Work:
         matrices = self._matrices(name)
         self.cut |= {label: tensor for label, tensor in matrices if label not in self.model.tensors}
         stacked = f"{name}.matrices"
-        if all(n.outputs[0] != stacked for made in self.stacks.values() for n in made):
+        if all(n.outputs[0] != stacked for nodes in self.stacks.values() for n in nodes):
             before = self.stacks.setdefault(node.outputs[0], [])
             before.append(Node("Stack", tuple(label for label, _ in matrices), (stacked,), {}, stacked))
         return stacked

@@ -73,7 +73,7 @@ def test_fields_that_change_nothing_are_let_be(kind: str, fields: dict[str, Any]
 
 
 def test_an_unknown_architecture_is_refused_by_its_name(make_model: Any) -> None:
-    for name in ("mixtral", "", None, 7, ["llama"]):
+    for name in ("mamba", "", None, 7, ["llama"]):
         model = make_model("llama")
         model.config["model_type"] = name
         with pytest.raises(UnsupportedError) as caught:

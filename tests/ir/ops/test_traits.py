@@ -21,6 +21,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "Unsqueeze": ([(2, 3)], {"axes": [1]}),
     "Squeeze": ([(2, 1, 3)], {"axes": [1]}),
     "Concat": ([(2, 3), (2, 5)], {"axis": 1}),
+    "Stack": ([(2, 3), (2, 3)], {}),
     "Slice": ([(4, 5)], {"starts": [1], "ends": [5], "axes": [1], "steps": [2]}),
     "Expand": ([(1, 3), np.array([4, 3])], {}),
     "Tile": ([(2, 3), np.array([2, 1])], {}),
