@@ -111,7 +111,7 @@ def test_experts_their_expansion_and_their_matrices_give_the_same(case: str):
     whole = model(weights | biases, (), ("up", "down", "gate" if gated else "", *biases), **attrs)
     expected = run(whole.graph, INPUTS, None, Weights(whole))[0]["y"]
     apart = with_matrices(whole)
-    assert [n.inputs for n in apart.graph.nodes if n.op == "Stack"][0] == tuple(f"up[{i}]" for i in range(EXPERTS))
+    assert next(n.inputs for n in apart.graph.nodes if n.op == "Stack") == tuple(f"up[{i}]" for i in range(EXPERTS))
     np.testing.assert_array_equal(run(apart.graph, INPUTS, None, Weights(apart))[0]["y"], expected)
     expanded = run(expand_graph(whole.graph), INPUTS, None, Weights(whole))[0]["y"]
     np.testing.assert_allclose(expanded, expected, rtol=2e-5, atol=1e-5)
