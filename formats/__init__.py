@@ -61,6 +61,7 @@ BUILT_IN = (
     FormatRow("bitnet", f"{_HUGGINGFACE}.bitnet", looks=(Looks(methods=("bitnet",)),), tested=_LIBRARY),
     FormatRow("fbgemm", f"{_HUGGINGFACE}.fbgemm", looks=(Looks(methods=("fbgemm_fp8",)),), tested=_LAYOUT),
     FormatRow("aqlm", f"{_HUGGINGFACE}.aqlm", looks=(Looks(methods=("aqlm",)),), tested=_LIBRARY),
+    FormatRow("vptq", f"{_HUGGINGFACE}.vptq", looks=(Looks(methods=("vptq",)),), tested=_LIBRARY),
     FormatRow("quark", f"{_HUGGINGFACE}.quark", looks=(Looks(methods=("quark",)),), tested=_LIBRARY),
     FormatRow("torchao", f"{_HUGGINGFACE}.torchao", looks=(Looks(methods=("torchao",)),), tested=_LIBRARY),
     FormatRow(

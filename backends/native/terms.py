@@ -255,7 +255,7 @@ def vector_matrix(name: str, seen: Vector) -> LoweredMatrix | None:
     """Sums of vector codebooks whose entries lie along a row."""
     (rows, count), width, sizes = seen.shape, seen.block[1], seen.levels
     padded, scale, entries = aligned(count, 32), None, sizes[0]
-    if seen.block[0] != 1 or len(set(sizes)) != 1 or padded % width or entries > 1 << 16:
+    if not seen.is_along_rows or len(set(sizes)) != 1 or padded % width or entries > 1 << 16:
         return None
     if seen.scale is not None:
         if seen.scale.divide or seen.scale.index is not None or seen.scale.tile[1] < count:

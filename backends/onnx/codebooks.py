@@ -119,7 +119,7 @@ def vector_form(name: str, seen: Vector) -> CodebookForm | None:
     """Vector codebooks whose entries lie along the columns (AQLM: 1 x 8)."""
     (n, k), width = seen.shape, seen.block[1]
     groups = grouping([seen.scale] if seen.scale is not None else [], Grid((n, k), k))
-    if seen.block[0] != 1 or groups is None or groups.index is not None:
+    if not seen.is_along_rows or groups is None or groups.index is not None:
         return None
     if groups.group % width or (k % groups.group and seen.scale is not None):
         return None

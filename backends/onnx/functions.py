@@ -14,6 +14,9 @@ from its shape:
         table  F32 [entries, p]
         scale  F32 [N, groups, 1] or [1, 1, 1]
         W[n] = (table[codes[n] + base[n]] * scale[n]) flattened, cut to K
+    BlockCodebook (x, codes, base, table, split, flat)   the weight alone, for entries that span rows: VPTQ, 2409.17066
+        codes [R, C], base I32 that spreads over it, table F32 [entries, a * b], split [R, C, a, b], flat [R a, C b]
+        W = table[codes + base] with the entries laid out as blocks of a rows and b columns
     SignLowRankLinear (x, signs, table, u, vt)      y = x (S * (u vt))^T     BitStack, arXiv 2410.23918
         signs  U8 [N, ceil(K / 8)], table F32 [256, 8]: the signs of a byte, u [N, r], vt [r, K]
 """
@@ -50,6 +53,21 @@ CodebookLinear (x, codes, base, table, scale) => (y) {
     y = MatMul (x, turned)
 }
 """
+_BLOCK_BODY = """
+BlockCodebook (x, codes, base, table, split, flat) => (weight) {
+    zero = Constant <value_ints = [0]> ()
+    batch = Shape <start = 0, end = 1> (x)
+    nothing = Mul (batch, zero)
+    kept = CastLike (nothing, codes)
+    guarded = BitwiseOr (codes, kept)
+    place = Cast <to = 6> (guarded)
+    entry = Add (place, base)
+    values = Gather (table, entry)
+    blocks = Reshape (values, split)
+    turned = Transpose <perm = [0, 2, 1, 3]> (blocks)
+    weight = Reshape (turned, flat)
+}
+"""
 _SIGN_BODY = """
 SignLowRankLinear (x, signs, table, u, vt) => (y) {
     zero = Constant <value_ints = [0]> ()
@@ -72,7 +90,7 @@ SignLowRankLinear (x, signs, table, u, vt) => (y) {
     y = MatMul (x, turned)
 }
 """
-_BODIES = {"CodebookLinear": _CODEBOOK_BODY, "SignLowRankLinear": _SIGN_BODY}
+_BODIES = {"CodebookLinear": _CODEBOOK_BODY, "BlockCodebook": _BLOCK_BODY, "SignLowRankLinear": _SIGN_BODY}
 
 
 @cache

@@ -113,9 +113,9 @@ class GraphBuilder:
             self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
         return self._constants[key]
 
-    def extent(self, rows: int) -> int:
-        """How many rows of a weight this graph has: all of them, unless it is a sample (see checking.py)."""
-        return rows
+    def extent(self, rows: int, unit: int = 1) -> int:
+        """How many rows of a weight this graph has, or units of rows: all, unless it is a sample (see checking.py)."""
+        return -(-rows // unit)
 
     def initializer(
         self,

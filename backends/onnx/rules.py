@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from qdeploy.backends.onnx.blockbooks import BlockBooksForm, block_form
 from qdeploy.backends.onnx.blocks import BLOCKS, BLOCKS_2BIT, blocking
 from qdeploy.backends.onnx.codebooks import CodebookForm, table_form, vector_form
 from qdeploy.backends.onnx.forms import FloatForm, Form
@@ -22,9 +25,10 @@ from qdeploy.backends.onnx.lowrank import SignLowRankForm, sign_lowrank_form
 from qdeploy.backends.onnx.minifloat import MinifloatForm, minifloat_form
 from qdeploy.backends.onnx.requantize import requantized
 from qdeploy.backends.onnx.weights import AffineForm
-from qdeploy.errors import UnsupportedError
-from qdeploy.ir.tensor import Codes, QTensor
+from qdeploy.ir.decode import slabs
+from qdeploy.ir.tensor import Array, Codes, QTensor
 from qdeploy.ir.views import Coded, Floats, Grouped, Lookup, Minifloat, SignLowRank, Vector, View, view
+from qdeploy.store.storage import storage_dtype
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,7 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
         name: Its name.
         tensor: The tensor.
         activations: "exact" or "int8".
-        requantize: Whether a tensor without a lossless form may be rounded.
-
-    Raises:
-        UnsupportedError: No form holds this encoding without loss.
+        requantize: Whether a matrix without a packed form is rounded, in place of being stored as floats.
     """
     stored = float_form(name, tensor)
     if stored is not None:
@@ -63,12 +64,8 @@ def rule(name: str, tensor: QTensor, activations: str, requantize: bool = False)
         rounded, snr = requantized(tensor)
         form, reason = affine_form(name, rounded, activations)
         return Ruling(form, f"requantized, signal to noise {snr:.1f} dB; {reason}", lossless=False)
-    raise UnsupportedError(
-        "no form of ONNX Runtime holds this encoding without loss",
-        where=name,
-        found=describe(tensor),
-        todo="Pass --requantize to round it to 4 or 8 bits; the loss is reported.",
-    )
+    whole_floats = decoded_form(name, tensor)
+    return Ruling(whole_floats, f"slow: no form holds {describe(tensor)}, so it is stored as what it decodes to")
 
 
 def float_form(name: str, tensor: QTensor) -> FloatForm | None:
@@ -77,12 +74,33 @@ def float_form(name: str, tensor: QTensor) -> FloatForm | None:
     return FloatForm(name, tensor, seen.dtype.storage, seen.rows) if isinstance(seen, Floats) else None
 
 
-def _slow_form(name: str, seen: View) -> MinifloatForm | SignLowRankForm | CodebookForm | None:
+def decoded_form(name: str, tensor: QTensor) -> FloatForm:
+    """Anything, as the floats that it decodes to, in the smallest type that holds all of them."""
+    left = ["F16", "BF16", "F32"]
+    for part in slabs(tensor):
+        numbers = tensor.decode(part)
+        left = [storage for storage in left if storage == "F32" or _holds(storage, numbers)]
+    dtype = storage_dtype(left[0])
+
+    def read(start: int, stop: int) -> Array:
+        return tensor.decode(slice(start, stop)).astype(dtype)
+
+    return FloatForm(name, tensor, left[0], read)
+
+
+def _holds(storage: str, numbers: Array) -> bool:
+    """Whether every number comes back from a type as it was, by its bits."""
+    with np.errstate(all="ignore"):
+        back = numbers.astype(storage_dtype(storage)).astype(np.float32)
+    return np.array_equal(back.view(np.uint32), numbers.view(np.uint32))
+
+
+def _slow_form(name: str, seen: View) -> MinifloatForm | SignLowRankForm | CodebookForm | BlockBooksForm | None:
     """The form of a matrix that is not integers, or None."""
     if isinstance(seen, SignLowRank):
         return sign_lowrank_form(name, seen)
     if isinstance(seen, Vector):
-        return vector_form(name, seen)
+        return vector_form(name, seen) or block_form(name, seen)
     exact = minifloat_form(name, seen) if isinstance(seen, Minifloat) else None
     return exact or (table_form(name, seen) if isinstance(seen, Minifloat | Lookup) else None)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from qdeploy.backends.onnx.blockbooks import BlockBooksForm
 from qdeploy.backends.onnx.forms import Form
 from qdeploy.backends.onnx.integer.lowering import WeightForm
 from qdeploy.backends.onnx.options import Lowered
@@ -53,15 +54,16 @@ class SampleBuilder(GraphBuilder):
         lowered: Where each range lies.
         rows: Rows of the whole weight.
         windows: Those that are taken.
+        unit: Rows that are stored together; windows are whole units, but for the end of the weight.
     """
 
-    def __init__(self, data: File, lowered: Lowered, rows: int, windows: list[tuple[int, int]]) -> None:
+    def __init__(self, data: File, lowered: Lowered, rows: int, windows: list[tuple[int, int]], unit: int = 1) -> None:
         super().__init__("sample")
-        self._file, self._lowered, self._rows, self._windows = data, lowered, rows, windows
+        self._file, self._lowered, self._rows, self._windows, self._unit = data, lowered, rows, windows, unit
 
-    def extent(self, rows: int) -> int:
-        """Rows of the sample."""
-        return sum(stop - start for start, stop in self._windows)
+    def extent(self, rows: int, unit: int = 1) -> int:
+        """Rows of the sample, or units of rows."""
+        return sum(-(-(stop - start) // unit) for start, stop in self._windows)
 
     def initializer(
         self,
@@ -79,6 +81,8 @@ class SampleBuilder(GraphBuilder):
         offset = self._lowered.places[range_of or name].offset
         size = int(np.prod(shape[1:], dtype=np.int64)) * itemsize(dtype)
         windows = [(0, shape[0])] if shared else self._windows
+        if self._unit > 1 and not shared and shape[0] != self._rows:
+            windows = [(start // self._unit, -(-stop // self._unit)) for start, stop in windows]
         raw = b"".join(self._file.read(offset + start * size, (stop - start) * size) for start, stop in windows)
         count = sum(stop - start for start, stop in windows)
         self.graph.initializer.add(name=name, data_type=dtype, dims=(count, *shape[1:]), raw_data=raw)
@@ -113,8 +117,9 @@ def _uses(model: Model) -> Iterator[tuple[str, str]]:
 
 def _node_case(model: Model, data: File, lowered: Lowered, name: str, form: Form, use: str, path: Path) -> Case:
     rows, columns = form.shape
-    windows = _windows(rows)
-    builder = SampleBuilder(data, lowered, rows, windows)
+    unit = form.unit if isinstance(form, BlockBooksForm) else 1
+    windows = [(start * unit, min(stop * unit, rows)) for start, stop in _windows(-(-rows // unit))]
+    builder = SampleBuilder(data, lowered, rows, windows, unit)
     weight = np.concatenate([model.tensors[name].decode(slice(*window)) for window in windows])
     runs: tuple[tuple[Arrays, Arrays], ...]
     if use == "gather":

@@ -2,6 +2,7 @@
 
 The mask has one bit per element of the grid, or one per column ([1, columns], valid for every row). The codes are a
 single run in row-major order, so a range of rows is a range of the run: as many codes in as were selected before.
+Codes of vectors that stand in a column are selected by columns.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def under_mask(where: Codes, mask: Array, first: int, resident: int | None) -> R
     """
 
     def read(codes: Codes, start: int, stop: int) -> Array:
-        before = selected_before(where, codes.shape, first)
+        of_vectors = codes.block[0] != 1
+        chosen = mask_rows(where, codes.shape, start, stop) if of_vectors else mask
+        before = selected_before(where, codes.shape, start if of_vectors else first)
         length = selected_before(where, codes.shape, codes.shape[0])
-        run = read_grid(codes, (length,), before, before + int(np.count_nonzero(mask)), resident)
-        grid = np.zeros(mask.shape, run.dtype)
-        grid[mask] = run
+        run = read_grid(codes, (length,), before, before + int(np.count_nonzero(chosen)), resident)
+        grid = np.zeros(chosen.shape, run.dtype)
+        grid[chosen] = run
         return grid
 
     return read

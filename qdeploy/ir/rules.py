@@ -246,8 +246,11 @@ def _mask_fits(term: Term, where: str) -> None:
             found=term.where.shape,
             allowed=f"{grid}, or 1 on every axis but the last",
         )
-    if isinstance(term.values, Codes) and term.values.shape != grid:
-        raise BadFileError("vector codes under a mask", where=where, found=term.values.block)
+    per_column = term.where.shape != grid and len(grid) == 2
+    if isinstance(term.values, Codes) and term.values.shape != grid and not (per_column and term.values.block[1] == 1):
+        raise BadFileError(
+            "vector codes under a mask", where=where, found=term.values.block, allowed="columns of vectors, by column"
+        )
 
 
 def _rungs_are_a_ladder(tensor: QTensor, where: str) -> None:

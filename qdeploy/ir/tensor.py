@@ -195,7 +195,8 @@ class Term:
 
     Attributes:
         values: The numbers. With `where`, their grid is still the whole tensor's, but `data` lists only the selected
-            codes, row-major, as a single run; params address the whole grid.
+            codes, row-major, as a single run; params address the whole grid. Entries of a codebook that stand in a
+            column are selected by column.
         where: One bit per element of the grid, or per column ([1, columns]).
         mode: Added to what the terms before gave, or set in its place.
     """

@@ -46,11 +46,11 @@ class TensorEntry:
             out = np.empty((rows[1] - rows[0]) * row_bytes, np.uint8)
             self.file.read_into(self.begin + rows[0] * row_bytes, out)
             return out.view(dtype).reshape(rows[1] - rows[0], *tail)
-        rows_all, row = self.shape[0], self.shape[1] * dtype.itemsize
-        strip = np.empty((rows_all, (stop - start) * dtype.itemsize), np.uint8)
+        rows_all, unit = self.shape[0], int(np.prod(self.shape[2:], dtype=np.int64)) * dtype.itemsize
+        strip = np.empty((rows_all, (stop - start) * unit), np.uint8)
         for i in range(rows_all):  # one read per row: the strip of a wide tensor is never read with its neighbours
-            self.file.read_into(self.begin + i * row + start * dtype.itemsize, strip[i])
-        return strip.view(dtype)
+            self.file.read_into(self.begin + (i * self.shape[1] + start) * unit, strip[i])
+        return strip.view(dtype).reshape(rows_all, stop - start, *self.shape[2:])
 
 
 class SafetensorsFile:

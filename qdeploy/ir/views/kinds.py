@@ -172,21 +172,24 @@ class Lookup(Coded):
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """A sum of codebooks whose entries are vectors, then a scale (AQLM, arXiv 2401.06118).
+    """A sum of codebooks of vectors, then a scale and an offset (AQLM, arXiv 2401.06118; VPTQ, arXiv 2409.17066).
 
-    All grids have one shape, and rows of the matrix are whole rows of them.
+    All grids have one shape, and rows of the matrix are whole rows of them, or entries span several rows; then the last
+    entries may reach past the matrix.
 
     Attributes:
         shape: [N, K].
         grids: The codes, one grid per codebook.
         block: Extent of an entry, per axis.
         scale: After the sum; None means 1.
+        offset: After that; None means 0.
     """
 
     shape: tuple[int, int]
     grids: tuple[Codes, ...]
     block: Shape
     scale: Param | None
+    offset: Param | None = None
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -194,16 +197,29 @@ class Vector:
         return tuple(_table(codes).values.shape[1] for codes in self.grids)
 
     @property
+    def is_along_rows(self) -> bool:
+        """Whether entries lie along a row, each codebook is one table, and there is no offset."""
+        return self.block[0] == 1 and self.offset is None and not any(_table(g).select for g in self.grids)
+
+    @property
     def grid(self) -> Grid:
-        """The grid of the decoded numbers under the matrix."""
+        """The grid of the decoded numbers under the matrix; for entries along a row only."""
         grid = Grid.under(self.shape, self.grids[0].decoded_shape)
         assert grid is not None  # `recognise.py` has looked
         return grid
 
     def book(self, place: int) -> Float32 | None:
         """The entries of a codebook, float32 [levels, *block], read anew; None where they are too many."""
-        values = book_values(_table(self.grids[place]))
+        values = self.books(place)
         return None if values is None else values[0]
+
+    def books(self, place: int) -> Float32 | None:
+        """All tables of a codebook, float32 [tables, levels, *block], read anew; None where they are too many."""
+        return book_values(_table(self.grids[place]))
+
+    def select(self, place: int) -> Param | None:
+        """Which table each code of a grid uses; None: table 0."""
+        return _table(self.grids[place]).select
 
     def codes(self, place: int) -> RowReader:
         """Reads codes of a grid: unsigned integers [rows of the matrix, K / extent]; for entries along a row only."""
@@ -213,7 +229,8 @@ class Vector:
     @cached_property
     def grouped(self) -> Grouped | None:
         """The matrix as integers with parameters per group, where it is a single codebook of integers."""
-        return grouped(self.shape, self.grids[0]) if len(self.grids) == 1 and self.scale is None else None
+        alone = len(self.grids) == 1 and self.scale is None and self.offset is None
+        return grouped(self.shape, self.grids[0]) if alone else None
 
 
 @dataclass(frozen=True, eq=False)

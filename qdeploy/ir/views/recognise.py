@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from qdeploy.ir.dtype import dtype
-from qdeploy.ir.tensor import Codes, LowRank, QTensor, Table
+from qdeploy.ir.tensor import Codes, LowRank, QTensor, Shape, Table
 from qdeploy.ir.views.kinds import (
     Affine,
     Coded,
@@ -116,7 +116,7 @@ def _sign_lowrank(tensor: QTensor) -> SignLowRank | None:
 
 
 def _vector(tensor: QTensor) -> Vector | None:
-    """A sum of one or more vector codebooks over grids of one shape, with at most a scale after the sum."""
+    """A sum of vector codebooks over grids of one shape, with at most a scale and an offset after the sum."""
     grids: list[Codes] = []
     for term in tensor.terms:
         codes: Any = term.values
@@ -124,10 +124,18 @@ def _vector(tensor: QTensor) -> Vector | None:
             return None
         if not isinstance(codes.table, Table) or codes.zero or codes.scale or codes.offset:
             return None
-        if len(codes.table.values.shape) < 3 or codes.table.values.shape[0] != 1 or codes.table.select is not None:
+        if len(codes.table.values.shape) < 3:
             return None
         grids.append(codes)
-    if not grids or tensor.offset is not None or len({(g.shape, g.block) for g in grids}) != 1:
+    if not grids or len({(g.shape, g.block) for g in grids}) != 1:
         return None
-    grid = Grid.under(tensor.shape, grids[0].decoded_shape)
-    return Vector(grid.shape, tuple(grids), grids[0].block, tensor.scale) if grid is not None else None
+    grid, seen = Grid.under(tensor.shape, grids[0].decoded_shape), _spanned(tensor.shape, grids[0])
+    shape = grid.shape if grid is not None and grids[0].block[0] == 1 else seen
+    return Vector(shape, tuple(grids), grids[0].block, tensor.scale, tensor.offset) if shape is not None else None
+
+
+def _spanned(shape: Shape, codes: Codes) -> tuple[int, int] | None:
+    """[N, K] of a matrix whose columns are those of the grid; its last entries may reach past its last row."""
+    decoded = codes.decoded_shape
+    fits = len(shape) == len(decoded) == 2 and shape[1] == decoded[1] and 0 <= decoded[0] - shape[0] < codes.block[0]
+    return (shape[0], shape[1]) if fits else None

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_forms import affine_tensor, error_of, packed, plain_codes, scales, tensor_of, write
 
-from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Buffer, Layout, LowRank, Param, QTensor, Table, Term
 from qdeploy.ir.views import view
 from qdeploy.ir.views.integers import power_of_two_unit
@@ -192,7 +191,7 @@ def test_eight_bit_floats_are_dequantized_exactly(name, tile, tmp_path, rng):
     assert ruling.reason.startswith("slow")
 
 
-def test_what_has_no_form_is_refused_by_name_and_rounded_on_request(tmp_path, rng):
+def test_what_has_no_form_is_stored_as_what_it_decodes_to_and_rounded_on_request(tmp_path, rng):
     low = LowRank(
         *(
             plain_codes(rng.standard_normal(s).astype(np.float32), "F32", "f32", k)
@@ -200,10 +199,9 @@ def test_what_has_no_form_is_refused_by_name_and_rounded_on_request(tmp_path, rn
         )
     )
     tensor = QTensor((24, 64), "F32", tensor_of(low).terms)
-    with pytest.raises(UnsupportedError) as refused:
-        write(tmp_path, tensor)
-    assert "low rank" in str(refused.value)
-    assert "--requantize" in str(refused.value)
+    assert error_of(tmp_path, tensor) < EXACT
+    plain = write_again(tmp_path, tensor).ruling
+    assert plain.lossless and plain.form.label == "f32" and "low rank" in plain.reason
     written = write(_sub(tmp_path), tensor, requantize=True)
     assert not written.ruling.lossless
     assert "dB" in written.ruling.reason

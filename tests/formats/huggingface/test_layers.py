@@ -6,14 +6,16 @@ from pathlib import Path
 
 import layers_quark
 import layers_small
+import layers_vptq
 import pytest
 from layers import Layer, P
 from packed_layers import open_
 from published import assert_damage_is_named, assert_matches_oracle, assert_reads_as, oracles, write
 
+import qdeploy
 from qdeploy.errors import QdeployError
 
-LAYERS = [*layers_small.layers(), *layers_quark.layers()]
+LAYERS = [*layers_small.layers(), *layers_quark.layers(), *layers_vptq.layers()]
 each = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.label)
 
 
@@ -30,7 +32,7 @@ def test_damage_is_named(tmp_path: Path, layer: Layer) -> None:
     assert_damage_is_named(tmp_path, layer.tensors, name, layer.free, layer.divisors, **how)
 
 
-@pytest.mark.parametrize("prefix", ["bitnet-", "fbgemm-", "aqlm-", "quark-"])
+@pytest.mark.parametrize("prefix", ["bitnet-", "fbgemm-", "aqlm-", "quark-", "vptq-"])
 def test_library_weights_and_bytes(testdata: Path, prefix: str) -> None:
     for folder in oracles(testdata, prefix):
         assert_matches_oracle(folder)
@@ -45,3 +47,11 @@ def test_settings_that_deny_the_tensors_are_refused(tmp_path: Path, layer: Layer
     with pytest.raises(QdeployError) as caught:
         open_(write(tmp_path / "c", layer.tensors, {**layer.settings, **wrong}, layer.config))
     assert P in str(caught.value) or next(iter(wrong)) in str(caught.value)
+
+
+@each
+def test_the_file_comes_back_from_a_package(tmp_path: Path, layer: Layer) -> None:
+    folder = write(tmp_path / "c", layer.tensors, layer.settings, layer.config)
+    qdeploy.convert(folder, tmp_path / "package", to="ir")
+    qdeploy.convert(tmp_path / "package", tmp_path / "source", to="source")
+    assert (tmp_path / "source/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

@@ -32,6 +32,7 @@ FAMILIES = ("tinyllama", "tinyllama2", "tinyqwen2", "tinyqwen3", "tinybitnet")
         ("fbgemm-", 1e-5),
         ("aqlm-", 1e-5),
         ("quark-", 1e-5),
+        ("vptq-", 1e-5),
         ("ct-nvfp4a16", 1e-2),  # bfloat16 weights of the library
         ("ct-mixed", 1e-2),
         ("ct-w", 1e-1),  # 8-bit inputs, or bfloat16
