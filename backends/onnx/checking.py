@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from qdeploy.backends.onnx.trial import (
     rounds,
     source_file,
     trial_codes,
+    trial_extents,
     trial_inputs,
     unknown_domains,
 )
@@ -35,6 +37,7 @@ from qdeploy.contracts.results import CheckResult
 from qdeploy.errors import BadFileError, ProofError
 from qdeploy.extras import missing
 from qdeploy.ir.element import as_value
+from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
 
@@ -127,16 +130,30 @@ def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
         limit = FAST_FULL if lowered.int8 else 0.0
         return Case("model", "model", limit, target / MODEL_FILE, ((codes, run(graph, codes, {}, weights)[0]),))
     network = graph.meta.get("kind") == "network"
-    steps = _decoder_inputs(model) if graph.states else [trial_inputs(graph) if network else _encoder_inputs(model)]
     states: dict[str, Any] = {}
     runs = []
-    for inputs in steps:
+    if network and not graph.states:
+        runs.append(_trial_run(graph, weights))
+    for inputs in () if runs else _decoder_inputs(model) if graph.states else (_encoder_inputs(model),):
         names = {value.name for value in graph.inputs}
         outputs, states = run(graph, {k: v for k, v in inputs.items() if k in names}, states, weights)
         runs.append((inputs, outputs))
     coarse = ROUNDED_FULL if rounds(graph) else HALF_FULL if is_half(graph) else EXACT_FULL
     limit = INT8_FULL if lowered.int8 else coarse
     return Case("model", "model", limit, target / MODEL_FILE, tuple(runs))
+
+
+def _trial_run(graph: Graph, weights: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
+    """Inputs that the network runs on, and what it gives: networks that were made for one length say so nowhere."""
+    from qdeploy.ir.run import run
+
+    *first, last = trial_extents(graph)
+    for extent in first:
+        with suppress(BadFileError):
+            inputs = trial_inputs(graph, extent)
+            return inputs, run(graph, inputs, {}, weights)[0]
+    inputs = trial_inputs(graph, last)
+    return inputs, run(graph, inputs, {}, weights)[0]
 
 
 def _ids(model: Model, shape: tuple[int, int]) -> Array:

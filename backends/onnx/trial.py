@@ -16,16 +16,25 @@ from qdeploy.ir.tensor import Array
 
 ROUNDS = frozenset(row.name for row in QUANTIZED_ROWS)
 """Rows after which a difference in the last bit can become one of a whole step."""
+_TRIES, _LONGEST = 24, 4096
 
 
-def trial_inputs(graph: Graph) -> dict[str, Array]:
-    """One array per input: normal numbers, or small integers; free first axes are 1, other free axes 4."""
+def trial_inputs(graph: Graph, extent: int = 4) -> dict[str, Array]:
+    """One array per input: normal numbers, or small integers; free first axes are 1, other free axes `extent`."""
     rng = np.random.default_rng(0)
-    return {value.name: _trial(value, rng) for value in graph.inputs}
+    return {value.name: _trial(value, rng, extent) for value in graph.inputs}
 
 
-def _trial(value: Value, rng: np.random.Generator) -> Array:
-    shape = [n if isinstance(n, int) else 4 if place else 1 for place, n in enumerate(value.shape)]
+def trial_extents(graph: Graph) -> list[int]:
+    """What free axes may be: 4 or, in networks made for one length, one of the extents that they reshape to."""
+    shapes = [node.attrs["shape"] for node in graph.nodes if node.op == "Reshape" and "shape" in node.attrs]
+    extents = sorted({n for shape in shapes if isinstance(shape, list) for n in shape if 1 < n <= _LONGEST})
+    free = any(isinstance(n, str) for value in graph.inputs for n in value.shape[1:])
+    return list(dict.fromkeys([4, *extents[:_TRIES]])) if free else [4]
+
+
+def _trial(value: Value, rng: np.random.Generator, extent: int) -> Array:
+    shape = [n if isinstance(n, int) else extent if place else 1 for place, n in enumerate(value.shape)]
     row, dtype = element_row(value.dtype), element_dtype(value.dtype)
     if row.kind == "bool" or row.is_integer or row.bits < 8:
         return rng.integers(0, 2, shape).astype(dtype)  # valid as ids, codes, masks and flags
