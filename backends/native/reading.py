@@ -302,11 +302,23 @@ class _Term:
             span = int(record["super_span"])
             run = self._run(self.start + int(record["super_at"]), (-(-groups // span), 16), DTYPES[above])
             high = interleave.from_columns(run).astype(np.float32)
-            values = values * np.repeat(high, span, axis=1)[:, :groups]
+            values = values * self._spread(high, span, groups)
         return self._over_columns(values)
 
     def _over_columns(self, values: Array) -> Array:
-        return np.repeat(values, int(self.record["group"]), axis=1)[:, : self.columns]
+        return self._spread(values, int(self.record["group"]), self.columns)
+
+    def _spread(self, values: Array, span: int, count: int) -> Array:
+        """Each of the values for `span` places in a row, `count` places in all."""
+        if span == 0 or (count - 1) // span >= values.shape[1]:
+            raise BadFileError(
+                "groups that do not cover a row",
+                where=f"{self.file.path}: a term",
+                found=f"{values.shape[1]} of {span}",
+                allowed=f"{count} places",
+            )
+        spread: Array = values[:, np.arange(count) // span]
+        return spread
 
     def _vector(self) -> Array:
         width, books, levels = (int(self.record[name]) for name in ("width", "books", "levels"))

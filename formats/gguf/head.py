@@ -30,11 +30,12 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.store.folder import File
+from qdeploy.store.limits import most_tensors
 
 HEAD_LIMIT = 100 << 20
 """Largest head that is parsed, as safetensors limits its own; vocabularies of 256 thousand tokens need about 15 MB."""
 _NAME_LIMIT, _KEY_LIMIT, _RANK_LIMIT, _ALIGNMENT_LIMIT = 64, 65535, 4, 1 << 20
-_TENSOR_LIMIT, _ENTRY_LIMIT = 1 << 18, 1 << 16  # what describes one takes more memory than the file spends on it
+_ENTRY_LIMIT = 1 << 16  # what describes one takes more memory than the file spends on it
 _STRING, _ARRAY, _NESTING = 8, 9, 8
 _SCALARS = {
     0: "<u1",
@@ -105,7 +106,7 @@ def read_head(file: File) -> Head:
             raise BadFileError("a metadata key occurs twice", where=file.name, found=key)
         metadata[key] = _value(cursor, key)
     infos: dict[str, Info] = {}
-    for _ in range(cursor.count(tensors, _LEAST_INFO, "tensors", _TENSOR_LIMIT)):
+    for _ in range(cursor.count(tensors, _LEAST_INFO, "tensors", most_tensors(file.size))):
         info = _info(cursor)
         if info.name in infos:
             raise BadFileError("a tensor name occurs twice", where=file.name, found=info.name)

@@ -291,7 +291,10 @@ class Network:
             return outputs
         import onnx
 
-        return onnx.shape_inference.infer_shapes(self.proto).graph.output
+        try:
+            return onnx.shape_inference.infer_shapes(self.proto).graph.output
+        except (ValueError, RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise BadFileError(f"shapes of outputs cannot be inferred: {error}", where=self.file) from error
 
     def _value(self, info: Any) -> Value:
         kind = info.type.tensor_type

@@ -2,6 +2,7 @@
 
     scan.py          the protobuf message without its weights, and where these lie
     initializers.py  initializers: inline, in external data, or typed; stored.py, how they become codes
+    functions.py     functions in the place of their calls
     quantized.py     which initializers are one quantized weight
     graph.py         nodes as rows of the table of ops; nodes.py, operator by operator
     attributes.py    attributes as JSON values
@@ -45,6 +46,7 @@ def read(folder: Folder) -> Model:
         UnsupportedError: The onnx package is not installed, or an element type is not read.
         AmbiguousError: A folder holds several networks.
     """
+    from qdeploy.formats.onnx.functions import inlined
     from qdeploy.formats.onnx.graph import Network
     from qdeploy.formats.onnx.initializers import open_initializers
     from qdeploy.formats.onnx.scan import scan
@@ -57,7 +59,7 @@ def read(folder: Folder) -> Model:
         file.close()
     proto = _parse(skeleton, name)
     stored = open_initializers(folder, name, proto.graph.initializer, spans)
-    network = Network(_inlined(proto, name), stored, name, folder)
+    network = Network(inlined(proto, len(skeleton), name), stored, name, folder)
     own = {name, *(s.origin.file for s in network.stored.values())}
     side = [] if folder.only else [n for n in folder.names() if n not in own]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
@@ -99,16 +101,3 @@ def _parse(skeleton: bytes, where: str) -> Any:
             where=where,
             todo="The file is damaged or truncated; fetch it again.",
         ) from error
-
-
-def _inlined(proto: Any, where: str) -> Any:
-    """Functions of the model are put in the place of their calls."""
-    if not proto.functions:
-        return proto
-    import onnx
-    import onnx.inliner
-
-    try:
-        return onnx.inliner.inline_local_functions(proto)
-    except (ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise BadFileError(f"functions of the model cannot be inlined: {error}", where=where) from error

@@ -46,6 +46,8 @@ from qdeploy.store.origin import Origin
 from qdeploy.store.safetensors import SafetensorsFile, TensorEntry
 
 FORMAT = 1
+_BUFFERS = 8
+"""That a tensor may have, on the average of a shard."""
 MANIFEST, RESIDUE = "qdeploy.json", "residue.safetensors"
 FEATURES = frozenset(
     {"lowrank", "where", "index", "divide", "rungs", "table", "residue", "graph"}
@@ -135,7 +137,7 @@ class Package:
         if file not in self.shards:
             if not self.folder.has(file):
                 raise BadFileError("a shard is missing", where=str(self.folder.path), found=file)
-            self.shards[file] = SafetensorsFile(self.folder, file)
+            self.shards[file] = SafetensorsFile(self.folder, file, _BUFFERS)
 
     def files(self) -> tuple[SourceFile, ...]:
         """The carried files, each read by range."""
@@ -193,7 +195,7 @@ class Package:
 
     def _residue(self) -> SafetensorsFile:
         if RESIDUE not in self.shards:
-            self.shards[RESIDUE] = SafetensorsFile(self.folder, RESIDUE)
+            self.shards[RESIDUE] = SafetensorsFile(self.folder, RESIDUE, _BUFFERS)
         return self.shards[RESIDUE]
 
     def _stored(self, row: Any) -> SourceTensor:

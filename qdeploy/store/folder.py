@@ -15,7 +15,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,9 +53,9 @@ class File:
                 found=f"bytes {start}..{start + size}",
                 allowed=f"0..{self.size}",
             )
-        data = os.pread(self._descriptor, size, start)
+        data = self._at(start, os.pread, size)
         while len(data) < size:  # a single call returns at most 2 GiB
-            more = os.pread(self._descriptor, size - len(data), start + len(data))
+            more = self._at(start + len(data), os.pread, size - len(data))
             if not more:
                 raise BadFileError("the file became shorter while it was read", where=self.name)
             data += more
@@ -72,10 +72,17 @@ class File:
                 allowed=f"0..{self.size}",
             )
         while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], start + done)
+            count = self._at(start + done, os.preadv, [view[done:]])
             if not count:
                 raise BadFileError("the file became shorter while it was read", where=self.name)
             done += count
+
+    def _at(self, start: int, read: Callable[[int, Any, int], Any], what: Any) -> Any:
+        """One call of the system; BadFileError where the disk, or whatever the file lies on, fails."""
+        try:
+            return read(self._descriptor, what, start)
+        except OSError as error:
+            raise BadFileError(f"a file cannot be read: {error.strerror}", where=str(self.path)) from error
 
     def close(self) -> None:
         """Closes the file; further reads are an error."""
