@@ -53,7 +53,7 @@ class File:
                 found=f"bytes {start}..{start + size}",
                 allowed=f"0..{self.size}",
             )
-        data = self._at(start, os.pread, size)
+        data: bytes = self._at(start, os.pread, size)
         while len(data) < size:  # a single call returns at most 2 GiB
             more = self._at(start + len(data), os.pread, size - len(data))
             if not more:
