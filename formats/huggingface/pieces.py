@@ -13,17 +13,18 @@ unigram models are not converted.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from qdeploy.errors import BadFileError, QdeployError
+from qdeploy.formats.protobuf import fields, signed
 from qdeploy.store.folder import Folder
 
 FILE = "tokenizer.model"
 _LIMIT = 64 << 20
 _BPE = 2
+_WHAT = "not a SentencePiece model"
 _IDS = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}
 
 
@@ -51,15 +52,15 @@ def _metadata(data: bytes, where: str) -> tuple[dict[str, Any], int]:
     pieces: list[tuple[str, float, int]] = []
     metadata: dict[str, Any] = {"tokenizer.ggml.model": "llama"}
     ids, kind = {"unknown": 0, "bos": 1, "eos": 2, "padding": -1}, 1
-    for number, value in _fields(data, where):
+    for number, value in fields(data, where, _WHAT):
         if number == 1 and isinstance(value, bytes):
             pieces.append(_piece(value, where))
         elif number == 2 and isinstance(value, bytes):
-            trainer = {n: v for n, v in _fields(value, where) if isinstance(v, int)}
+            trainer = {n: v for n, v in fields(value, where, _WHAT) if isinstance(v, int)}
             kind = trainer.get(3, kind)
-            ids |= {name: _signed(trainer[n]) for n, name in _IDS.items() if n in trainer}
+            ids |= {name: signed(trainer[n]) for n, name in _IDS.items() if n in trainer}
         elif number == 3 and isinstance(value, bytes):
-            normalizer = dict(_fields(value, where))
+            normalizer = dict(fields(value, where, _WHAT))
             metadata["tokenizer.ggml.add_space_prefix"] = bool(normalizer.get(3, 1))
     if not pieces:
         raise BadFileError("no pieces in a SentencePiece model", where=where)
@@ -71,42 +72,8 @@ def _metadata(data: bytes, where: str) -> tuple[dict[str, Any], int]:
 
 
 def _piece(data: bytes, where: str) -> tuple[str, float, int]:
-    row = dict(_fields(data, where))
+    row = dict(fields(data, where, _WHAT))
     text, score, kind = row.get(1, b""), row.get(2, 0), row.get(3, 1)
     if not isinstance(text, bytes) or not isinstance(score, int) or not isinstance(kind, int):
         raise BadFileError("a piece of another form", where=where)
     return text.decode("utf-8", "replace"), float(struct.unpack("<f", struct.pack("<I", score & 0xFFFFFFFF))[0]), kind
-
-
-def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: numbers and bytes; floats as their bits."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at, where)
-        number, form = key >> 3, key & 7
-        if form == 0:
-            value, at = _varint(data, at, where)
-            yield number, value
-            continue
-        size, at = _varint(data, at, where) if form == 2 else ({1: 8, 5: 4}.get(form, -1), at)
-        if size < 0 or at + size > len(data):
-            raise BadFileError("not a SentencePiece model", where=where, found=f"field {number} at byte {at}")
-        part = data[at : at + size]
-        yield number, part if form == 2 else int.from_bytes(part, "little")
-        at += size
-
-
-def _varint(data: bytes, at: int, where: str) -> tuple[int, int]:
-    value = 0
-    for place in range(10):
-        if at >= len(data):
-            break
-        value |= (data[at] & 0x7F) << (7 * place)
-        at += 1
-        if data[at - 1] < 0x80:
-            return value, at
-    raise BadFileError("not a SentencePiece model", where=where, found=f"a number at byte {at}")
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
