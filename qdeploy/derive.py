@@ -1,4 +1,4 @@
-"""The passes of a conversion, as its spec says: quantize a source, restate it in another form, make it integers.
+"""The passes of a conversion, as its spec says: recover a source's grid, quantize or restate it, make it integers.
 
 All are pure functions of the source and the spec, so an output can be held against its source by doing the same again.
 """
@@ -24,16 +24,21 @@ def completed(model: Model, spec: ConversionSpec) -> ConversionSpec:
     return spec.with_quantizers(with_embeddings(model, spec.passes.quantize))
 
 
-def restated(model: Model, spec: ConversionSpec) -> Model:
-    """Returns the model with its tensors quantized and restated as they are read.
+def restated(model: Model, spec: ConversionSpec, progress: Progress = SILENT) -> Model:
+    """Returns the model with its tensors recovered, quantized and restated as they are read.
 
     Args:
         model: As its reader gives it.
         spec: The conversion.
+        progress: Told of the search for grids.
 
     Raises:
         UnsupportedError: The model has nothing that a pass could be applied to.
     """
+    if spec.passes.recover:
+        from qdeploy.recover import recover_model
+
+        model = recover_model(model, spec.passes.recover, progress)
     if spec.passes.quantize:
         from qdeploy.quantize import quantize_model
 
@@ -56,7 +61,7 @@ def derived(model: Model, spec: ConversionSpec, progress: Progress = SILENT) -> 
     Raises:
         UnsupportedError: The model has nothing that a pass could be applied to, or no integer form.
     """
-    model = restated(model, spec)
+    model = restated(model, spec, progress)
     if spec.passes.quantize:
         from qdeploy.quantize.embeddings import note_floats
 

@@ -37,12 +37,19 @@ class Passes:
     """What is done to the source before the target takes it.
 
     Attributes:
+        recover: The grid that float weights lie on, which become its codes (`qdeploy.recover.spec.parse`).
         quantize: Specs of quantizers for float weights; the first that takes a tensor has it (`qdeploy.quantize`).
         lower: Another form for sums of signs times low-rank products ("sign-planes:group=128").
         allocate: A limit within which the bits of layers are chosen (`qdeploy.allocation.AllocationSpec.parse`).
         integers: How a network becomes one of integers, where the target takes one.
     """
 
+    recover: str = option(
+        "",
+        "For fake-quantized floats: the codes and scales that they were made from, proven bit for bit. auto, or "
+        "FAMILY[,group=N|row|tensor][,skip=REGEX][,only=REGEX].",
+        metavar="auto|SPEC",
+    )
     quantize: tuple[str, ...] = option((), "For float sources: METHOD[:TYPE][,option=value...].", metavar="SPEC")
     lower: str = option(
         "",
@@ -60,6 +67,10 @@ class Passes:
     def __post_init__(self) -> None:
         """Refuses specs that do not parse."""
         refuse_unknown(self)
+        if self.recover:
+            from qdeploy.recover.spec import parse as parse_recovery
+
+            parse_recovery(self.recover)
         if self.quantize or self.lower:
             from qdeploy.quantize.specs import parse, parse_lowering
 
@@ -195,7 +206,8 @@ class ConversionSpec:
 
     def embedded_record(self) -> dict[str, object]:
         """What a file says of the conversion besides the options of its own target."""
-        return {**self._source(), "quantize": list(self.passes.quantize), "lower": self.passes.lower}
+        recover = {"recover": self.passes.recover} if self.passes.recover else {}
+        return {**self._source(), **recover, "quantize": list(self.passes.quantize), "lower": self.passes.lower}
 
 
 def options_class(to: str) -> type[TargetOptions]:

@@ -189,7 +189,7 @@ class Package:
         if self.folder.has(RESIDUE) and f"{name}#residue" in self._residue().entries:
             entry = self.entry(RESIDUE, f"{name}#residue")
             residue = Buffer("residue", entry.dtype, entry.shape, self._rows(RESIDUE, entry))
-        if exact not in ("bytes", "values"):
+        if exact not in ("bytes", "values", "recovered"):
             raise BadFileError("no such exactness", where=f"{MANIFEST}: sources: {name}", found=exact)
         return Source(format_, writer, args, parts, residue, exact)
 

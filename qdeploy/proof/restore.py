@@ -94,7 +94,7 @@ def _gaps(package: Package, head: SourceFile) -> list[tuple[int, int]]:
 
 def _restore_tensor(name: str, tensor: QTensor, package: Package, opened: dict[str, int]) -> None:
     source = tensor.source
-    if source is None or source.exact == "values":
+    if source is None or source.exact != "bytes":
         raise UnsupportedError(
             "a tensor cannot be written back byte for byte",
             where=name,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qdeploy.contracts.backends import Backend, SingleFile
 
 _SLAB_CODES = 4 << 20
+_FLOAT_BITS = 16  # a matrix of fewer bits per weight is quantized
 
 
 def survey(
@@ -71,7 +72,7 @@ def survey(
         "bits": 8 * size / max(1, count),
         "graph": _graph(model),
         "files": [f.path for f in model.files if f.role == "side"],
-        "notes": list(model.notes),
+        "notes": [*model.notes, *_grids(model)],
         "tensors": tensors,
     }
     if histogram:
@@ -136,6 +137,21 @@ def _row(tensor: QTensor) -> dict[str, Any]:
         "bytes": tensor.nbytes,
         "parameters": math.prod(tensor.shape),
     }
+
+
+def _grids(model: Model) -> list[str]:
+    """What there is to say of float weights that lie on a grid; they are looked at where most weights are floats."""
+    sizes = {name: math.prod(t.shape) for name, t in model.tensors.items() if len(t.shape) == 2}
+    floats = sum(size for name, size in sizes.items() if model.tensors[name].dtype.startswith(("F", "BF")))
+    quantized = sum(size for name, size in sizes.items() if bits_per_weight(model.tensors[name]) < _FLOAT_BITS)
+    if not floats or 2 * quantized > sum(sizes.values()):
+        return []
+    from qdeploy.recover import detected
+
+    try:
+        return detected(model)
+    except (QdeployError, OSError):  # describing does not fail for what converting will name
+        return []
 
 
 def _graph(model: Model) -> str:
