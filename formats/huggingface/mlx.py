@@ -1,4 +1,4 @@
-"""MLX: affine integers of 2 to 8 bits, MXFP4, MXFP8 and NVFP4, with other settings for some layers.
+"""MLX: affine integers of 1 to 8 bits, MXFP4, MXFP8 and NVFP4, with other settings for some layers.
 
 `quantization` in config.json: group_size, bits and mode for all layers, and the same under the name of a layer that
 differs (false: not quantized). A layer is quantized where it has scales. Weight [..., N, K], G = K / group_size:
@@ -7,6 +7,8 @@ differs (false: not quantized). A layer is quantized where it has scales. Weight
     scales, biases   F32, F16 or BF16 [..., N, G]   mode affine: W = code * scale + bias
     scales           U8 [..., N, G]                 mxfp4, mxfp8: e2m1 or e4m3 times a power of two (e8m0)
                                                     nvfp4: e2m1 times an e4m3
+    global_scale     F32 [E] or one number          nvfp4: the greatest weight of each expert; scales are multiplied by
+                                                    global_scale / (448 * 6)
 
 Stacked experts have a leading axis. Matrices whose rows are no whole groups stay as they are. (Layout: MLX 0.32,
 mlx/backend/cpu/quantized.cpp.)
@@ -14,10 +16,12 @@ mlx/backend/cpu/quantized.cpp.)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
-from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
+from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, constant
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.dtype import plain_name
@@ -28,10 +32,11 @@ from qdeploy.store.folder import Folder
 __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 
 NAME = "mlx"
-TITLE = "MLX: affine 2 to 8 bits, MXFP4, MXFP8, NVFP4, mixed (safetensors)"
+TITLE = "MLX: affine 1 to 8 bits, MXFP4, MXFP8, NVFP4, mixed (safetensors)"
 WRITES = True
 
-_AFFINE = (2, 3, 4, 5, 6, 8)
+_AFFINE = (1, 2, 3, 4, 5, 6, 8)
+_MOST = 448.0 * 6.0
 _FLOATS = {"mxfp4": (4, 32, "e2m1", "e8m0"), "mxfp8": (8, 32, "e4m3", "e8m0"), "nvfp4": (4, 16, "e2m1", "e4m3")}
 
 
@@ -75,6 +80,7 @@ class _Layer(Parts):
         """Checks the shapes, and says how the weight is made."""
         shape, bits, group = self._measure()
         parts = ("weight", "scales", "biases") if self.mode == "affine" else ("weight", "scales")
+        parts = (*parts, "global_scale") if self.has(f"{self.module}.global_scale") else parts
 
         def build() -> QTensor:
             sources = Parts(self.checkpoint, NAME, self.parameter)
@@ -115,13 +121,33 @@ class _Layer(Parts):
         self.shaped(f"{self.module}.scales", [grid], *kinds, because=because)
         if self.mode == "affine":
             self.shaped(f"{self.module}.biases", [grid], *kinds, because=because)
+        if self.has(f"{self.module}.global_scale"):
+            self._check_global(shape)
         return shape, bits, group
+
+    def _check_global(self, shape: Shape) -> None:
+        name = f"{self.module}.global_scale"
+        if self.mode != "nvfp4":
+            raise BadFileError("a scale of whole matrices is not of this mode", where=name, found=self.mode)
+        self.shaped(name, [(shape[0],)] if len(shape) == 3 else [(), (1,)], "F32", because="one per matrix")
 
     def _floats(self, parts: Parts, shape: Shape) -> QTensor:
         bits, group, table, scales = _FLOATS[self.mode]
         tile = (*(1,) * (len(shape) - 1), group)
-        scale = _param(parts, f"{self.module}.scales", "scale", tile, scales)
+        whole = self._global(parts, shape) if self.has(f"{self.module}.global_scale") else None
+        scale = _param(parts, f"{self.module}.scales", "scale", tile, scales, whole)
         return parts.tensor(shape, "BF16", bit_stream(shape, _codes(parts, shape, bits), bits, table, scale=scale))
+
+    def _global(self, parts: Parts, shape: Shape) -> Param:
+        """What the scales of a matrix are multiplied by."""
+        name, stacked = f"{self.module}.global_scale", len(shape) == 3
+        grid = (shape[0], 1, 1) if stacked else (1, 1)
+        how = "shaped scale.scale 1 1" if stacked else "rows scale.scale 1"
+        buffer = parts.take(name, how, "F32", grid)
+        most = constant("scale.scale.scale", _MOST, grid, integer=False)
+        values = Codes(grid, (buffer,), PLAIN, "f32", scale=replace(most, divide=True))
+        groups = shape[-1] // _FLOATS["nvfp4"][1]
+        return Param(values, (1, shape[1], groups) if stacked else (shape[0], groups))
 
 
 def _affine(parts: Parts, module: str, shape: Shape, bits: int, group: int) -> QTensor:
@@ -138,7 +164,7 @@ def _codes(parts: Parts, shape: Shape, bits: int) -> Buffer:
     return parts.take(parts.parameter, f"stream codes {size}", "U8", (*shape[:-1], size))
 
 
-def _param(parts: Parts, name: str, key: str, tile: Shape, table: str = "") -> Param:
+def _param(parts: Parts, name: str, key: str, tile: Shape, table: str = "", scale: Param | None = None) -> Param:
     entry = parts.checkpoint.entries[name]
     buffer = parts.take(name, f"same {key}", entry.dtype, entry.shape)
-    return Param(Codes(entry.shape, (buffer,), PLAIN, table or plain_name(entry.dtype)), tile)
+    return Param(Codes(entry.shape, (buffer,), PLAIN, table or plain_name(entry.dtype), scale=scale), tile)

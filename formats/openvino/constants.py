@@ -23,6 +23,7 @@ import numpy as np
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.openvino.document import Layer, Port
 from qdeploy.formats.stored import ByteRange, Stored, source_of
+from qdeploy.ir.describe import NF4
 from qdeploy.ir.dtype import DType, dtype
 from qdeploy.ir.tensor import Buffer, Codes, Param, QTensor, Shape, Table, Term
 from qdeploy.pack import bits as streams
@@ -53,24 +54,6 @@ _ELEMENTS = {
     "f8e5m2": "e5m2",
     "f8e8m0": "e8m0",
 }
-_NF4 = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
 
 
 @dataclass(frozen=True)
@@ -233,7 +216,7 @@ def _codes(constant: Constant, key: str, grid: Shape, zero: Param | None, scale:
     if constant.kind != "nf4":
         return constant.stored.codes(key, grid, zero=zero, scale=scale)
     codes = constant.stored.codes(key, grid, scale=scale)
-    table = Table(Buffer.of("table", np.array([_NF4], np.float32), "F32"))
+    table = Table(Buffer.of("table", np.array([NF4], np.float32), "F32"))
     return Codes(grid, codes.data, codes.layout, table, zero, scale)
 
 

@@ -4,7 +4,35 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from qdeploy.ir.tensor import Codes, LowRank, Param, QTensor, Term
+
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""The levels of NF4 (arXiv 2305.14314, appendix E)."""
+_FP4 = (0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25)
+_NAMED = {
+    np.array(NF4, "<f4").tobytes(): "nf4",
+    np.array([*_FP4, *(-n for n in _FP4)], "<f4").tobytes(): "fp4",
+}
+"""Tables that go by a name: NF4, and the FP4 of bitsandbytes."""
 
 
 def encoding(tensor: QTensor) -> str:
@@ -41,6 +69,10 @@ def _table(codes: Codes) -> str:
     if isinstance(codes.table, str):
         return codes.table
     tables, levels, *block = codes.table.values.shape
+    if (tables, levels, *block) == (1, 16) and codes.table.values.dtype == "F32":
+        named = _NAMED.get(codes.table.values.read().astype("<f4").tobytes())
+        if named:
+            return named
     kind = f"{tables}x{levels}" if tables > 1 else f"{levels}"
     return f"table{kind}" + (f"v{math.prod(block)}" if block else "")
 

@@ -78,7 +78,7 @@ def affine(bits: int, stacked: bool = False) -> tuple[Stored, np.ndarray]:
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
 def test_affine_codes_of_mlx(tmp_path: Path, bits: int, stacked: bool) -> None:
     tensors, expected = affine(bits, stacked)
     default = {"group_size": 64, "bits": 4, "mode": "mxfp4"}
@@ -105,6 +105,28 @@ def test_floats_of_mlx(tmp_path: Path, mode: str) -> None:
     config = {"quantization": {"group_size": size, "bits": bits, "mode": mode}}
     assert_reads_as(write(tmp_path / "c", tensors, config=config), f"{P}.weight", expected)
     assert_damage_is_named(tmp_path, tensors, P, config=config)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_nvfp4_of_mlx_with_a_scale_of_whole_matrices(tmp_path: Path, stacked: bool) -> None:
+    rng, shape = np.random.default_rng(0), (3, 4, 64) if stacked else (4, 64)
+    codes, small = rng.integers(0, 16, shape), fp8(rng.random((*shape[:-1], 4)) * 100 + 1)
+    whole = np.array(rng.random((3,) if stacked else ()) + 0.1, np.float32)
+    factors = small.astype(np.float32) * (whole / np.float32(2688)).reshape((3, 1, 1) if stacked else ())
+    packed = np.array([words(row, 4) for row in codes.reshape(-1, 64)], np.uint32).reshape(*shape[:-1], -1)
+    tensors: Stored = {
+        f"{P}.weight": ("U32", packed),
+        f"{P}.scales": ("U8", small.view(np.uint8)),
+        f"{P}.global_scale": ("F32", whole),
+    }
+    config = {"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}}
+    expected = e2m1(codes) * np.repeat(factors, 16, -1)
+    assert_reads_as(write(tmp_path / "c", tensors, config=config), f"{P}.weight", expected)
+    free = (f"{P}.global_scale is missing",)
+    assert_damage_is_named(tmp_path, tensors, P, free, config=config)
+    wrong = {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}
+    with pytest.raises(QdeployError, match="scale"):
+        open_(write(tmp_path / "w", tensors, config=wrong))
 
 
 @pytest.mark.parametrize(
