@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
+from qdeploy.formats.gguf import bitnet
 from qdeploy.formats.gguf.blocks import BLOCKS
 from qdeploy.formats.gguf.head import Info, read_head
 from qdeploy.ir.model import SourceFile
@@ -104,7 +105,7 @@ class Part:
                 found=f"offset {info.offset}",
                 allowed=f"multiples of {self.head.alignment}",
             )
-        dtype, shape, kind = _raw_layout(info, where)
+        dtype, shape, kind = self._bitnet(info, where) or _raw_layout(info, where)
         size = prod(shape) * storage_dtype(dtype).itemsize if dtype else 0
         if begin + size > self.file.size:
             raise BadFileError(
@@ -117,6 +118,15 @@ class Part:
         entry = TensorEntry(self.file, info.name, dtype or kind, shape, begin, begin + size)
         origin = Origin(self.file.name, info.name, dtype, shape, kind=kind, begin=begin) if dtype else None
         return Stored(info.shape, entry, origin)
+
+    def _bitnet(self, info: Info, where: str) -> tuple[str, tuple[int, ...], str] | None:
+        """The layout of a tensor of bitnet.cpp, whose numbers ggml uses otherwise; None for every other tensor."""
+        if info.type in bitnet.TILED and bitnet.is_bitnet(self.head.metadata):
+            return "", (0,), f"{bitnet.TILED[info.type]} of bitnet.cpp, whose tiles are not in the file"
+        if info.type != bitnet.NUMBER or not bitnet.is_stored(info, self.head, self.file.size):
+            return None
+        bitnet.check(info, where)
+        return "U8", (bitnet.size_of(info.shape),), bitnet.NAME
 
     def _check_spans(self) -> tuple[tuple[int, int], ...]:
         """Checks that tensors neither overlap nor leave holes; returns the paddings."""

@@ -81,10 +81,13 @@ def read(folder: Folder) -> Model:
 
 def codecs(source: Source) -> tuple[Codec, ...]:
     """How each stored tensor of a source is written back."""
+    from qdeploy.formats.gguf import bitnet
     from qdeploy.formats.gguf.blocks import BLOCKS
 
     if source.writer == "verbatim":
         return tuple(verbatim("data") for _ in source.tensors)
+    if source.writer == bitnet.WRITER:
+        return (bitnet.codec((int(source.args["rows"]), int(source.args["columns"]))),)
     blocks = [BLOCKS[part.dtype] for part in source.tensors]
     return tuple(Codec(block.keys, block.unpack, block.pack) for block in blocks)
 
@@ -130,9 +133,12 @@ def _gathered(parts: list[Part]) -> dict[str, Stored]:
 
 
 def _tensor(stored: Stored) -> QTensor:
+    from qdeploy.formats.gguf import bitnet
     from qdeploy.formats.gguf.blocks import BLOCKS
 
     origin, entry = stored.readable(), stored.entry
+    if origin.kind == bitnet.NAME:
+        return bitnet.tensor(stored.shape, entry, origin)
     if origin.kind in BLOCKS:
         block = BLOCKS[origin.kind]
         grid = (prod(stored.shape[:-1]), stored.shape[-1])  # a vector is one row

@@ -130,12 +130,12 @@ def restore(how: Codec, buffers: Sequence[Readable], shape: tuple[int, ...]) -> 
     if not how.keys:
         yield 0, how.pack()
         return
-    extent, rows = (shape[how.axis] if shape else 1), buffers[0].shape[0]
+    extent = shape[how.axis] if shape else 1
     step_bytes = how.group * max(sum(b.row_bytes for b in buffers), 1)
     steps = max(1, SLAB_BYTES // step_bytes)
     for start in range(0, extent, steps * how.units):
         low = start // how.units * how.group
-        yield start, how.pack(*(b.read(low, min(low + steps * how.group, rows)) for b in buffers))
+        yield start, how.pack(*(b.read(low, min(low + steps * how.group, b.shape[0])) for b in buffers))
 
 
 def keep_slabs() -> None:
