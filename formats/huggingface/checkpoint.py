@@ -51,6 +51,8 @@ _QUANTIZED_SUFFIXES = (
     ".codebooks",
     ".weight_shape",
     ".SCB",
+    ".bitmask",
+    ".compressed",
     "._shift",
     ".scales",
     ".biases",

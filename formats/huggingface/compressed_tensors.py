@@ -16,8 +16,8 @@ weight [N, K], b bits, groups of g columns (G = K / g), the formats store
     nvfp4-pack-quantized  weight_packed as mxfp4's; weight_scale F8_E4M3 [N, K / 16]; weight_global_scale F32 [1], which
                           divides weight_scale
 
-W = (code - zero) * scale. weight_g_idx I32 [K] of older files gives the group of each column. What is said of
-activations is not part of the weights: it is carried, and named in a note.
+Layers with a mask are sparse (`sparse.py`). W = (code - zero) * scale. weight_g_idx I32 [K] of older files gives the
+group of each column. What is said of activations is not part of the weights: it is carried, and named in a note.
 (Layouts: compressed-tensors 0.9 to 0.20, compressors/.)
 """
 
@@ -34,6 +34,9 @@ from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, constant, tiles
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.schemes import Scheme, Schemes
+from qdeploy.formats.huggingface.sparse import FORMATS as SPARSE_FORMATS
+from qdeploy.formats.huggingface.sparse import SparseLayer, sparse_layers
+from qdeploy.formats.huggingface.sparse import declared as sparse_format
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
@@ -70,10 +73,19 @@ def read(folder: Folder) -> Model:
     checkpoint, notes = Checkpoint(folder), list[str]()
     settings = Settings(checkpoint.quantization)
     _refuse_what_changes_layers(settings)
-    schemes, unapplied = Schemes(settings), Unapplied()
-    claims = []
-    for module in quantized_modules(checkpoint):
-        scheme = schemes.of(module)
+    sparse, unapplied = list(sparse_layers(checkpoint)), Unapplied()
+    if sparse_format(settings) and not sparse:
+        raise BadFileError(
+            "the configuration contradicts the tensors",
+            where=f"{settings.where}.sparsity_config.format",
+            found=sparse_format(settings),
+            allowed="layers with a bitmask",
+        )
+    modules = [m for m in quantized_modules(checkpoint) if not {m, f"{m}.weight"} & set(sparse)]
+    schemes = Schemes(settings) if modules or settings.values.get("config_groups") else None
+    claims = [_sparse_claim(checkpoint, stem, schemes, unapplied) for stem in sparse]
+    for module in modules:
+        scheme = (schemes or Schemes(settings)).of(module)
         unapplied.add(scheme.activations, module)
         claims.append(Layer(checkpoint, module, scheme).claim())
     if settings.values.get("kv_cache_scheme"):
@@ -84,15 +96,25 @@ def read(folder: Folder) -> Model:
 
 def _refuse_what_changes_layers(settings: Settings) -> None:
     settings.refuse("transform_config")
-    sparsity = settings.values.get("sparsity_config")
-    if isinstance(sparsity, dict) and sparsity.get("format") not in (None, "dense"):
+    form = sparse_format(settings)
+    if form and form not in SPARSE_FORMATS:
         raise UnsupportedError(
-            "sparse checkpoints are not read",
+            "sparse checkpoints of this format are not read",
             where=f"{settings.where}.sparsity_config.format",
-            found=sparsity.get("format"),
-            allowed="dense",
+            found=form,
+            allowed=", ".join(("dense", *SPARSE_FORMATS)),
             todo="Decompress the checkpoint with its library first.",
         )
+
+
+def _sparse_claim(checkpoint: Checkpoint, stem: str, schemes: Schemes | None, unapplied: Unapplied) -> Claim:
+    """A layer with a mask; with the scales of its scheme, where it has some."""
+    layer = SparseLayer(checkpoint, stem, NAME)
+    if schemes is None or not layer.has(f"{layer.module}.weight_scale"):
+        return layer.claim(None)
+    scheme = schemes.of(layer.module)
+    unapplied.add(scheme.activations, layer.module)
+    return layer.claim(Layer(checkpoint, layer.module, scheme).tile(layer.shape))
 
 
 def quantized_modules(checkpoint: Checkpoint) -> Iterator[str]:
@@ -179,7 +201,7 @@ class Layer(Parts):
         shape = self._stored_shape(packed.shape[0])
         words = (-(-shape[1] * bits // 32), -(-shape[1] // (32 // bits)))
         self.shaped(self._name("weight_packed"), [(shape[0], w) for w in words], "I32", because=f"{bits} bits")
-        grid = tiles(shape, self._tile(shape))
+        grid = tiles(shape, self.tile(shape))
         self.shaped(self._name("weight_scale"), self._scale_shapes(grid), *FLOATS, because=self._strategy())
         if self._is_asymmetric():
             rows = (-(-shape[0] * bits // 32), -(-shape[0] // (32 // bits)))
@@ -199,7 +221,7 @@ class Layer(Parts):
     def _plain_codes(self) -> Shape:
         bits = self.scheme.weights.width("num_bits", allowed=(8,))
         weight = self.entry(self._name("weight"), _E4M3 if self.scheme.is_float else "I8", rank=2)
-        grid = tiles(weight.shape, self._tile(weight.shape))
+        grid = tiles(weight.shape, self.tile(weight.shape))
         self.shaped(self._name("weight_scale"), self._scale_shapes(grid), *FLOATS, because=self._strategy())
         if self._is_asymmetric():
             self.shaped(self._name("weight_zero_point"), self._scale_shapes(grid), "I8", because=f"{bits} bits")
@@ -215,7 +237,7 @@ class Layer(Parts):
         else:
             rows, size = self.entry(self._name("weight_packed"), "U8", rank=2).shape
             shape = (rows, size * 8 // bits)
-        tile = self._tile(shape)
+        tile = self.tile(shape)
         if shape[1] % tile[1]:
             where = self._name("weight" if bits == 8 else "weight_packed")
             raise BadFileError("rows are no whole groups", where=where, found=shape[1], allowed=f"groups of {tile[1]}")
@@ -237,7 +259,7 @@ class Layer(Parts):
         named = self.scheme.weights.text("strategy")
         return named or ("channel" if group in (None, -1) else "group")
 
-    def _tile(self, shape: Shape) -> Shape:
+    def tile(self, shape: Shape) -> Shape:
         """Rows and columns that share a scale."""
         strategy, weights = self._strategy(), self.scheme.weights
         if strategy == "tensor":
@@ -264,7 +286,7 @@ class Layer(Parts):
     # What it means.
 
     def _scale(self, shape: Shape, table: str = "") -> Param:
-        tile = self._tile(shape)
+        tile = self.tile(shape)
         return self.scale(self._name("weight_scale"), "scale", tiles(shape, tile), tile, table)
 
     def _build_packed(self, shape: Shape) -> Codes:
@@ -283,7 +305,7 @@ class Layer(Parts):
         return bit_stream(shape, codes, bits, f"uint{bits}", zero=zero, scale=scale)
 
     def _packed_zero(self, shape: Shape) -> Param:
-        bits, rows, tile = self.scheme.bits, shape[0], self._tile(shape)
+        bits, rows, tile = self.scheme.bits, shape[0], self.tile(shape)
         if not self._is_asymmetric():
             return constant("zero", 1 << (bits - 1), shape)
         name, grid = self._name("weight_zero_point"), tiles(shape, tile)
@@ -313,7 +335,7 @@ class Layer(Parts):
         data = self.take(name, "same codes", self.checkpoint.entries[name].dtype, shape)
         scale, zero = self._scale(shape), None
         if self._is_asymmetric():
-            tile = self._tile(shape)
+            tile = self.tile(shape)
             zero = self.scale(self._name("weight_zero_point"), "zero", tiles(shape, tile), tile)
         return Codes(shape, (data,), PLAIN, table, zero, scale)
 
@@ -329,7 +351,7 @@ class Layer(Parts):
 
     def _two_scales(self, shape: Shape) -> Param:
         """A scale per group that is divided by one for all."""
-        tile = self._tile(shape)
+        tile = self.tile(shape)
         grid = tiles(shape, tile)
         whole = self.scale(self._name("weight_global_scale"), "scale.scale", (1, 1), grid, divide=True)
         return Param(self.numbers(self._name("weight_scale"), "scale", grid, scale=whole), tile)

@@ -20,6 +20,7 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     apart, books              several codebooks in one tensor (`vectors.py`)
     across, along, column     codes in any order of fields of a word (`fields.py`)
     turned KEY                the transpose
+    flat KEY COLUMNS          the numbers of rows of COLUMNS as one run
     kept HEX                  a few bytes that say what the others are: they are in the text itself
 """
 
@@ -262,6 +263,12 @@ def _shaped(part: SourceTensor, key: str, *extents: str) -> Codec:
     return Codec((key,), unpack, lambda rows: rows.reshape(-1, *tail))
 
 
+def _flat(part: SourceTensor, key: str, columns: str) -> Codec:
+    """[n, COLUMNS] <-> [n * COLUMNS]."""
+    wide = int(columns)
+    return Codec((key,), lambda raw: (raw.reshape(-1),), lambda run: run.reshape(-1, wide), group=wide)
+
+
 def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Codec:
     """[32 * a, 16 * b] <-> [rows, groups], rows = at most 128 a, groups = at most 4 b; what fills tiles up is zero."""
     across, count = part.shape[1] // 16, int(groups)
@@ -303,6 +310,7 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "strips": _strips,
     "merged": _merged,
     "shaped": _shaped,
+    "flat": _flat,
     "apart": vectors.apart,
     "books": vectors.books,
     "across": fields.across,

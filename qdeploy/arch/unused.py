@@ -18,6 +18,7 @@ BUFFERS = {
         r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",  # computed from the configuration
         r"(^|\.)embeddings\.(position_ids|token_type_ids)$",  # 0, 1, 2, ... and zeros
         r"\.attention\.masked_bias$",  # GPT-NeoX: the number that masks
+        r"\.row_offsets$",  # sparse weights of compressed-tensors: counted from the mask
     ),
     "gguf": (r"^rope_freqs", r"\.rope_freqs", r"attn_rot_embd"),  # read for the frequencies, or computed
 }

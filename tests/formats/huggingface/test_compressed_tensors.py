@@ -207,7 +207,8 @@ def test_two_groups_that_mean_one_layer_are_ambiguous(tmp_path: Path) -> None:
         ({"config_groups": {"a": group("pack-quantized", 8)}}, BadFileError, P),
         ({"config_groups": {"a": group("pack-quantized", 4, size=48)}}, BadFileError, P),
         ({"config_groups": {"a": group("pack-quantized", 4, strategy="token")}}, UnsupportedError, "token"),
-        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, UnsupportedError, "sparse-24-bitmask"),
+        ({"sparsity_config": {"format": "sparse-48"}}, UnsupportedError, "sparse-48"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, BadFileError, "sparse-24-bitmask"),
         ({"transform_config": {"config_groups": {"u": {}}}}, UnsupportedError, "transform_config"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import layers_quark
 import layers_small
+import layers_sparse
 import layers_vptq
 import pytest
 from layers import Layer, P
@@ -15,7 +16,12 @@ from published import assert_damage_is_named, assert_matches_oracle, assert_read
 import qdeploy
 from qdeploy.errors import QdeployError
 
-LAYERS = [*layers_small.layers(), *layers_quark.layers(), *layers_vptq.layers()]
+LAYERS = [
+    *layers_small.layers(),
+    *layers_quark.layers(),
+    *layers_vptq.layers(),
+    *layers_sparse.layers(),
+]
 each = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.label)
 
 
