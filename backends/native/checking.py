@@ -1,4 +1,4 @@
-"""The proof by reading back: checksums, and sampled row blocks of every matrix against the meaning of its source."""
+"""The proof by reading back: checksums, sampled row blocks of every matrix, and for "full" a run of the whole model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from qdeploy.backends.native.naming import FILE
 from qdeploy.backends.native.parts import Array
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.contracts.results import CheckResult, Lowered
-from qdeploy.errors import ProofError
+from qdeploy.errors import ProofError, UnsupportedError
 from qdeploy.ir.model import Model
 
 ROUNDED = 2.0**-21
 """Allowed difference relative to the greatest number of a row: a few roundings, where a step is reassociated."""
+
+_TOKENS = 9  # of the sequence that a whole model runs on
+EXACT = 1e-4
+"""Allowed relative L2 distance of the outputs of a whole model in exact arithmetic."""
 
 
 def check(model: Model, target: Path, lowered: Lowered, level: str) -> list[CheckResult]:
@@ -39,7 +43,44 @@ def check(model: Model, target: Path, lowered: Lowered, level: str) -> list[Chec
             )
         if choice.form not in results or results[choice.form].error < worst:
             results[choice.form] = result
-    return list(results.values())
+    return [*results.values(), *([_whole(model, target / FILE)] if level == "full" else [])]
+
+
+def _whole(model: Model, path: Path) -> CheckResult:
+    """The model in the runtime, in exact arithmetic with a cache in float32, against the interpreter's outputs."""
+    from qdeploy.ir.run import Weights, run
+    from qdeploy.native import Runtime
+    from qdeploy.native.library import library
+
+    graph = model.graph
+    vocab, context = int(graph.meta["vocab"]), int(graph.meta["context"])  # type: ignore[arg-type]
+    ids = (7 * np.arange(min(_TOKENS, context)) + 1) % vocab
+    try:
+        library()
+    except UnsupportedError as error:
+        return CheckResult("model", "model", 0.0, EXACT, unrun=error.what)
+    with Runtime(path, activations="exact", kv="f32", context=len(ids)) as runtime:
+        outputs = runtime.run(ids) if runtime.encoder else {"logits": runtime.logits(ids)}
+    inputs = {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int64)}
+    inputs["token_type_ids"] = np.zeros((1, len(ids)), np.int64)
+    names = {value.name for value in graph.inputs}
+    expected, _ = run(graph, {name: array for name, array in inputs.items() if name in names}, None, Weights(model))
+    error = max(_distance(outputs[name], expected[name]) for name in outputs)
+    if not error <= EXACT:
+        raise ProofError(
+            "the runtime does not compute what the source does",
+            where="model",
+            found=f"{error:.1e}",
+            allowed=f"at most {EXACT:.0e}",
+            todo="This is a defect of the conversion; please report it with the checkpoint.",
+        )
+    return CheckResult("model", "model", error, EXACT)
+
+
+def _distance(actual: Array, expected: Array) -> float:
+    """The relative L2 distance of one output."""
+    want = expected.astype(np.float64).reshape(actual.shape)
+    return float(np.linalg.norm(actual - want) / max(float(np.linalg.norm(want)), np.finfo(np.float64).tiny))
 
 
 def differences(file: ModelFile, model: Model, name: str, matrix: int, every: bool = False) -> Iterator[float]:

@@ -103,7 +103,7 @@ class _Planning:
         missing = self._outputs - set(self._values)
         if missing:
             raise UnsupportedError("an output that no node makes", found=", ".join(sorted(missing)))
-        _place(self.plan)
+        _place(self.plan, self.graph.meta.get("kind") != "encoder")
         return self.plan
 
     def _node(self, node: Node, following: tuple[Node, ...], place: int) -> None:
@@ -364,13 +364,17 @@ def _aliases(graph: Graph) -> dict[str, str]:
     return aliases
 
 
-def _place(plan: Plan) -> None:
-    """Gives every value a slot, first fit; outputs keep theirs to the end. Logits that are not read need no slot."""
+def _place(plan: Plan, decoder: bool) -> None:
+    """Gives every value a slot, first fit; outputs keep theirs to the end.
+
+    A decoder's logits that nothing reads need no slot: the caller's array takes them.
+    """
     last = {v: place for place, node in enumerate(plan.nodes) for v in (*node.outputs, *node.inputs)}
     live: list[tuple[int, int, int]] = []  # (slot, end, value)
     for place, node in enumerate(plan.nodes):
         for value in node.outputs:
-            if plan.values[value].name == "logits" and node.op == Op.LINEAR and last[value] == place:
+            unread = decoder and plan.values[value].name == "logits" and last[value] == place
+            if unread and node.op == Op.LINEAR:
                 plan.values[value].slot = NONE
                 continue
             width, at = aligned(plan.values[value].width, 16), 0

@@ -19,6 +19,7 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
+from qdeploy.ir.views import Integers, view
 from qdeploy.ir.views.multiples import as_integers
 from qdeploy.passes.expand import expand_graph
 from qdeploy.passes.experts import with_matrices
@@ -129,7 +130,8 @@ class GraphLowering:
     def _whole(self, name: str) -> FloatForm | StoredForm | Literal:
         """A tensor that a node takes as a whole (a norm, a bias, a constant): floats as they are, others decoded."""
         tensor = self.graph.constants[name] if name in self.graph.constants else self._model.tensors[name]
-        small = literal(name, tensor) if self._network else None
+        own_integers = name in self.graph.constants and isinstance(view(tensor), Integers)
+        small = literal(name, tensor) if self._network or own_integers else None
         if small is not None:
             return small
         if name not in self.rulings:

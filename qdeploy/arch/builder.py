@@ -131,6 +131,16 @@ class Builder:
         self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(values, np.float32), "F32"), "f32")
         return name
 
+    def integer(self, name: str, value: int) -> str:
+        """Adds one whole number as a tensor of the graph's own, int64 [1]."""
+        self.constants[name] = plain(Buffer.of("data", np.array([value], np.int64), "I64"), "int64")
+        return name
+
+    def same(self, one: str, other: str) -> None:
+        """Raises BadFileError where two stored tensors that are one parameter differ."""
+        if one != other and not np.array_equal(self.model.tensors[one].decode(), self.model.tensors[other].decode()):
+            raise BadFileError("a parameter is stored twice, and the two differ", where=one, found=f"another {other}")
+
     def shifted(self, weight: str, offset: float) -> str:
         """The name of a stored weight, or of the constant weight + offset in float32."""
         if not offset:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from qdeploy.errors import UnsupportedError
+import numpy as np
+
+from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.graph import Graph
-from qdeploy.ir.tensor import Buffer, QTensor
+from qdeploy.ir.tensor import Array, Buffer, QTensor
 from qdeploy.store.origin import Origin
 
 
@@ -69,3 +71,33 @@ class Model:
         if self.build_graph is None:
             raise UnsupportedError("this source describes no network", where=self.path, todo="Convert it with --to ir.")
         return self.build_graph(self)
+
+    def run(self, **inputs: Any) -> dict[str, Array]:
+        """Every output of the network by its name, from the numpy interpreter; caches are empty.
+
+        Args:
+            inputs: An array, or nested lists, for each input of the graph by its name. `attention_mask` is all ones,
+                `token_type_ids` all zeros, where they are not passed.
+
+        Raises:
+            BadArgumentError: An input is missing, has another rank, or is none of the graph's.
+            UnsupportedError: The source describes no network, or the architecture is not known.
+
+        Example:
+            >>> import qdeploy
+            >>> qdeploy.load("examples/models/tiny-llama-gptq").run(input_ids=[[1, 2, 3]])["logits"].shape
+            (1, 3, 512)
+        """
+        from qdeploy.ir.run import Weights, run
+
+        names = [value.name for value in self.graph.inputs]
+        unknown = [name for name in inputs if name not in names]
+        if unknown:
+            raise BadArgumentError("the model has no such input", found=", ".join(unknown), allowed=", ".join(names))
+        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        if "input_ids" in arrays:
+            shape = arrays["input_ids"].shape
+            usual = {"attention_mask": np.ones(shape, np.int64), "token_type_ids": np.zeros(shape, np.int64)}
+            arrays = {**{name: array for name, array in usual.items() if name in names}, **arrays}
+        outputs, _ = run(self.graph, arrays, None, Weights(self))
+        return outputs

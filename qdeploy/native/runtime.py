@@ -30,6 +30,7 @@ from qdeploy.streaming import TextStream
 
 Float32 = npt.NDArray[np.float32]
 
+_PER_TOKEN = 3  # axes of an output per token: one sequence, tokens, width
 _HUGE_PAGES, _SMALL_PAGES = 1, 8
 _POOLS = [
     "rungs",
@@ -287,6 +288,35 @@ class Runtime:
         )
         return logits
 
+    def logits(self, ids: Sequence[int] | npt.NDArray[Any]) -> Float32:
+        """Logits after every token of a sequence, from an empty cache on: float32 [tokens, vocab].
+
+        Tokens go in one by one, as in decoding. The cache holds them afterwards.
+        """
+        self.reset()
+        return np.stack([self.decode([int(token)]) for token in ids])
+
+    def run(self, ids: Sequence[int] | npt.NDArray[Any]) -> dict[str, Float32]:
+        """Every output of an encoder by its name, for one sequence of tokens without padding.
+
+        Returns:
+            Float32 [tokens, width] of an output per token, [1, width] of one per sequence.
+        """
+        if not self.encoder:
+            raise UnsupportedError("a decoder gives logits", where=self.path, todo="Use Runtime.logits or decode.")
+        tokens = [int(token) for token in ids]
+        return {name: self._run_encoder(tokens, name, self._room(name, len(tokens))) for name in self.outputs}
+
+    def _room(self, name: str, tokens: int) -> Float32:
+        """An array that takes an output of an encoder."""
+        tensor = self._ffi.new("qd_tensor *")
+        for index in range(self._info.outputs):
+            self._lib.qd_io(self._open(), 1, index, tensor)
+            if self._ffi.string(tensor.name).decode() == name:
+                per_token = tensor.rank == _PER_TOKEN
+                return np.empty((tokens if per_token else 1, int(tensor.shape[tensor.rank - 1])), np.float32)
+        raise UnsupportedError("the model has no such output", where=self.path, found=name)
+
     def sample(self, logits: Float32, ids: Sequence[int] = (), **sampling: float) -> int:
         """Chooses a token.
 
@@ -398,8 +428,7 @@ class Runtime:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self._context)
         ids = self.tokenizer.encode(text).ids
-        rows = 1 if output == "sentence_embedding" else len(ids)
-        return self._run_encoder(ids, output, np.empty((rows, self._io_width(output)), np.float32))
+        return self._run_encoder(ids, output, self._room(output, len(ids)))
 
     def _run_encoder(self, ids: list[int], output: str, out: Float32) -> Float32:
         arrays = {
@@ -426,14 +455,6 @@ class Runtime:
             self._lib.qd_io(self._open(), 1, index, tensor)
             names.append(self._ffi.string(tensor.name).decode())
         return tuple(names)
-
-    def _io_width(self, name: str) -> int:
-        tensor = self._ffi.new("qd_tensor *")
-        for index in range(self._info.outputs):
-            self._lib.qd_io(self._open(), 1, index, tensor)
-            if self._ffi.string(tensor.name).decode() == name:
-                return int(tensor.shape[tensor.rank - 1])
-        raise UnsupportedError("the model has no such output", where=self.path, found=name)
 
     # ---- the C side
 

@@ -37,7 +37,6 @@ from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
         ("bert", "is_decoder", True),
         ("bert", "embedding_size", 16),
         ("bert", "hidden_act", "mish"),
-        ("bert", "architectures", ["BertForSequenceClassification"]),
     ],
 )
 def test_a_field_that_changes_the_arithmetic_is_refused_by_its_name(

@@ -23,11 +23,7 @@ ACTIVATIONS, CACHES = ("int8", "exact"), ("f16", "int8", "f32")
 def played(model: Runtime) -> np.ndarray:
     """A prompt and one more token, or a sequence and a longer one: float32 [2, vocabulary or width]."""
     if model.encoder:
-        width = model._io_width("sentence_embedding")
-        sequences = (PROMPT[:3], [*PROMPT, NEXT])
-        return np.concatenate(
-            [model._run_encoder(ids, "sentence_embedding", np.empty((1, width), np.float32)) for ids in sequences]
-        )
+        return np.concatenate([model.run(ids)["sentence_embedding"] for ids in (PROMPT[:3], [*PROMPT, NEXT])])
     model.reset()
     return np.stack([model.decode(PROMPT), model.decode([NEXT])])
 

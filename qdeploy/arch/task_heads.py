@@ -1,0 +1,112 @@
+"""Heads of encoders as data: what stands between the last hidden states and the scores of a task.
+
+    logits = final(norm(act(dense(x))))          of every token, or of the first one
+
+Heads decide what a graph gives: `logits` per token (masked language models, tagging), per sequence (classifiers and
+cross-encoders), or `start_logits` and `end_logits` (answers as spans).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qdeploy.arch.builder import ACTIVATIONS, Builder
+from qdeploy.arch.config import Config
+from qdeploy.ir.graph import Value
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head.
+
+    Attributes:
+        final: The module of the last projection.
+        first: Whether it looks at the first token only.
+        dense: A projection before the last; "" for none.
+        act: The activation behind it: a name of `ACTIVATIONS`, "hidden" for that of the layers, "" for none.
+        norm: A norm behind that; "" for none.
+        tied: Whether the last projection is the table of embeddings, unless it is stored.
+        bias: The parameter of the last projection's bias, where it is not the module's.
+        width: The rows of `dense`: "hidden", or "embedding" for those of the table.
+        answers: Whether two scores per token are the outputs `start_logits` and `end_logits`.
+        single: Whether there is one score per token and no axis for it.
+    """
+
+    final: str
+    first: bool = False
+    dense: str = ""
+    act: str = ""
+    norm: str = ""
+    tied: bool = False
+    bias: str = ""
+    width: str = "hidden"
+    answers: bool = False
+    single: bool = False
+
+
+def add_head(add: Builder, config: Config, head: Head, x: str, table: tuple[str, int]) -> list[Value]:
+    """Adds a head behind the hidden states x [B, T, hidden].
+
+    Args:
+        add: The graph.
+        config: Of the model; `id2label` or `num_labels` says how many classes there are.
+        head: Which head.
+        x: The hidden states.
+        table: The word embeddings [vocabulary, width] and their width.
+
+    Returns:
+        The outputs of the graph.
+    """
+    hidden = config.size("hidden_size")
+    width = hidden
+    if head.dense:
+        width = table[1] if head.width == "embedding" else hidden
+        x = _linear(add, x, head.dense, "head.dense", (width, hidden), "hidden_size")
+        act = str(config.fields.get("hidden_act", "gelu")) if head.act == "hidden" else head.act
+        x = add.activation(ACTIVATIONS[act], x, "head.act") if head.act else x
+    if head.norm:
+        epsilon = config.positive("layer_norm_eps", 1e-12)
+        norm = [add.weight(f"{head.norm}.{part}", (width,), "hidden_size") for part in ("weight", "bias")]
+        x = add.node("LayerNormalization", x, *norm, name="head.norm", epsilon=epsilon)
+    return _scores(add, config, head, x, table, width)
+
+
+def _scores(add: Builder, config: Config, head: Head, x: str, table: tuple[str, int], width: int) -> list[Value]:
+    labels = config.size("vocab_size") if head.tied else 1 if head.single else _labels(config)
+    name = "head.scores" if head.first or head.answers or head.single else "logits"
+    stored = add.has(f"{head.final}.weight")
+    weight = table[0] if head.tied and not stored else add.weight(f"{head.final}.weight", (labels, width), "id2label")
+    if head.tied and stored:  # some files store the table under both names
+        add.same(weight, table[0])
+    bias = add.weight(head.bias or f"{head.final}.bias", (labels,), "vocab_size" if head.tied else "id2label")
+    if head.bias and add.has(f"{head.final}.bias"):
+        add.same(add.weight(f"{head.final}.bias", (labels,), "vocab_size"), bias)
+    add.node("Linear", x, weight, bias, name=name)
+    if head.single:
+        add.node("Squeeze", name, name="logits", axes=[2])
+        return [Value("logits", "F32", ("batch", "sequence"))]
+    if head.answers:
+        return [_answer(add, name, place, output) for place, output in enumerate(("start_logits", "end_logits"))]
+    if head.first:  # taken last: all before is the same for every token, and engines have it for tokens
+        first = add.node("Slice", name, name="head.first", starts=[0], ends=[1], axes=[1])
+        add.node("Squeeze", first, name="logits", axes=[1])
+        return [Value("logits", "F32", ("batch", labels))]
+    return [Value("logits", "F32", ("batch", "sequence", labels))]
+
+
+def _answer(add: Builder, scores: str, place: int, output: str) -> Value:
+    column = add.node("Slice", scores, name=f"{output}.column", starts=[place], ends=[place + 1], axes=[2])
+    add.node("Squeeze", column, name=output, axes=[2])
+    return Value(output, "F32", ("batch", "sequence"))
+
+
+def _labels(config: Config) -> int:
+    """How many classes there are: `num_labels`, or the entries of `id2label`; two where neither is there."""
+    named = config.fields.get("id2label")
+    return config.size("num_labels", len(named) if isinstance(named, Mapping) and named else 2)
+
+
+def _linear(add: Builder, x: str, module: str, name: str, shape: tuple[int, int], fields: str) -> str:
+    weight = add.weight(f"{module}.weight", shape, fields)
+    return add.node("Linear", x, weight, add.weight(f"{module}.bias", shape[:1], fields), name=name)
