@@ -53,12 +53,14 @@ def _whole(model: Model, path: Path) -> CheckResult:
     from qdeploy.native.library import library
 
     graph = model.graph
+    if "vocab" not in graph.meta:
+        return CheckResult("model", "model", 0.0, EXACT, unrun="the graph takes no tokens")
     vocab, context = int(graph.meta["vocab"]), int(graph.meta["context"])  # type: ignore[arg-type]
     ids = (7 * np.arange(min(_TOKENS, context)) + 1) % vocab
     try:
         library()
-    except UnsupportedError as error:
-        return CheckResult("model", "model", 0.0, EXACT, unrun=error.what)
+    except UnsupportedError as unbuilt:
+        return CheckResult("model", "model", 0.0, EXACT, unrun=unbuilt.what)
     with Runtime(path, activations="exact", kv="f32", context=len(ids)) as runtime:
         outputs = runtime.run(ids) if runtime.encoder else {"logits": runtime.logits(ids)}
     inputs = {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int64)}

@@ -145,20 +145,24 @@ class _Encoding:
 
     def _embeddings(self) -> str:
         add, module = self.builder, "embeddings"
-        word = self._table("word", self.config.size("vocab_size"), "vocab_size")
-        total = add.node("Gather", word, "input_ids", name=f"{module}.word", axis=0)
+        total = self._gathered("word", self.config.size("vocab_size"), "vocab_size", "input_ids")
+        kind = ""
         if self.family.types:
-            kind = self._table("token_type", self.config.size("type_vocab_size", 2), "type_vocab_size")
-            kind = add.node("Gather", kind, "token_type_ids", name=f"{module}.token_type", axis=0)
-            total = add.node("Add", total, kind, name=f"{module}.typed")
-        place = self._table("position", self.places, "max_position_embeddings")
-        place = add.node("Gather", place, self._places(), name=f"{module}.position", axis=0)
+            kind = self._gathered(
+                "token_type", self.config.size("type_vocab_size", 2), "type_vocab_size", "token_type_ids"
+            )
+        place = self._gathered("position", self.places, "max_position_embeddings", self._places())
+        total = add.node("Add", total, kind, name=f"{module}.typed") if kind else total
         total = add.node("Add", total, place, name=f"{module}.sum")
         norm = self._norm(f"{module}.LayerNorm", self.width)
         x = add.node("LayerNormalization", total, *norm, name=f"{module}.norm", epsilon=self.epsilon)
         if self.width == self.hidden:
             return x
         return self._linear(x, "embeddings_project", f"{module}.project", self.hidden, self.width)
+
+    def _gathered(self, which: str, rows: int, field: str, ids: str) -> str:
+        """Rows of a table of embeddings."""
+        return self.builder.node("Gather", self._table(which, rows, field), ids, name=f"embeddings.{which}", axis=0)
 
     def _places(self) -> str:
         """Positions [T], or [B, T] where only tokens that are no padding have one of their own."""
