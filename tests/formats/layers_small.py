@@ -1,4 +1,4 @@
-"""Layers of BitNet, FBGEMM and AQLM, from the text of their layouts."""
+"""Layers of BitNet, FBGEMM, EETQ and AQLM, from the text of their layouts."""
 
 from __future__ import annotations
 
@@ -53,6 +53,33 @@ def fbgemm_experts(part: str) -> Layer:
     return Layer(f"fbgemm {part}", settings, tensors, codes.astype(np.float32) * scale, name)
 
 
+EETQ_ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
+"""Inputs as the library permutes them, before it swaps the middle bytes of every word."""
+
+
+def eetq(rows: int, columns: int, own: bool = False) -> Layer:
+    random = rng(f"eetq {rows} {columns}")
+    codes = random.integers(-128, 128, (rows, columns))
+    scale = (random.random(rows) + 0.01).astype(np.float16)
+    stored = np.zeros(rows * columns, np.uint8)
+    for n in range(rows):
+        for k in range(columns):
+            place = EETQ_ORDER.index(k % 16)
+            place += {1: 1, 2: -1}.get(place % 4, 0)
+            block = (n // 2 * (columns // 64) + k // 64) * 128 + n % 2 * 64 + k % 64 // 16 * 16
+            stored[block + place] = codes[n, k] + 128
+    name = f"{P}.qweight" if own else f"{P}.weight"
+    tensors: Stored = {
+        name: ("I8", stored.view(np.int8).reshape(columns, rows)),
+        f"{P}.weight_scales": ("F16", scale),
+    }
+    settings = {"quant_method": "eetq", "weights": "int8"}
+    expected = codes.astype(np.float32) * scale.astype(np.float32)[:, None]
+    wrong = ({"weights": "int4"}, {"bits": 4})
+    free = (f"{P}.weight is short",) if columns > 64 else ()
+    return Layer(f"eetq {rows}x{columns}{' own' * own}", settings, tensors, expected, contradictions=wrong, free=free)
+
+
 def aqlm(bits: int, books: int, rows: int, columns: int, transposed: bool = False, grouped: bool = False) -> Layer:
     label = f"aqlm {books}x{bits} groups {rows}x{columns}{' transposed' * transposed}{' scales' * grouped}"
     random, high, wide = rng(label), 6, 5
@@ -97,6 +124,8 @@ def layers() -> list[Layer]:
         *(bitnet(kind) for kind in ("bitlinear", "autobitlinear", "floats")),
         fbgemm(),
         *(fbgemm_experts(part) for part in ("gate_up_proj", "down_proj")),
+        eetq(64, 128),
+        eetq(192, 64, own=True),
         aqlm(8, 2, 1, 8),
         aqlm(8, 1, 1, 8, transposed=True),
         aqlm(5, 3, 1, 16),
