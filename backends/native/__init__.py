@@ -66,8 +66,9 @@ class Native(Backend):
             ProofError: A matrix is not what its source means.
         """
         from qdeploy.backends.native import checking
+        from qdeploy.passes.experts import with_matrices
 
-        return checking.check(model, folder, lowered, level)
+        return checking.check(with_matrices(model), folder, lowered, level)
 
     def ops(self) -> frozenset[str]:
         """The ops that it lowers itself."""
@@ -78,8 +79,9 @@ class Native(Backend):
     def compare(self, model: Model, path: str, options: TargetOptions, progress: Progress = SILENT) -> Iterator[Row]:
         """Holds a model file against its source: every row of it, its graph, and its small tensors."""
         from qdeploy.backends.native import verify
+        from qdeploy.passes.experts import with_matrices
 
-        return verify.compare(model, path, self.options.of(options), progress)
+        return verify.compare(with_matrices(model), path, self.options.of(options), progress)
 
     @property
     def file(self) -> SingleFile:

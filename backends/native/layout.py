@@ -34,6 +34,10 @@ NONE = 0xFFFFFFFF
 class Feature(IntFlag):
     """What later versions have added to the format, by bits of the header; a reader must know all that a file needs."""
 
+    EXPERTS = 1 << 0
+    HEADS = 1 << 1
+    ATTENTION = 1 << 2
+
 
 class SectionId(IntEnum):
     """Places in the header's table of sections."""
@@ -129,6 +133,36 @@ class Op(IntEnum):
     MEAN_POOL = 13
     FIRST = 14
     L2_NORM = 15
+    SELECT = 16
+    JOIN = 17
+    ROTATE = 18
+    HEAD_NORM = 19
+    CLIP = 20
+    SCALE = 21
+    ROUTE = 22
+    EXPERTS = 23
+
+
+FEATURES = {
+    Op.SELECT: Feature.HEADS,
+    Op.JOIN: Feature.HEADS,
+    Op.ROTATE: Feature.HEADS,
+    Op.HEAD_NORM: Feature.HEADS,
+    Op.CLIP: Feature.HEADS,
+    Op.SCALE: Feature.HEADS,
+    Op.ROUTE: Feature.EXPERTS,
+    Op.EXPERTS: Feature.EXPERTS,
+}
+"""What an op needs of a reader, for those that came later."""
+
+
+class Scores(IntEnum):
+    """Of ROUTE."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    SOFTMAX_OF_CHOSEN = 2
+    MIXER = 3
 
 
 class Activation(IntEnum):
@@ -245,7 +279,7 @@ NODE = np.dtype(
         ("reserved2", "<u4", 3),
     ]
 )
-STATE = np.dtype([("heads", "<u4"), ("head_dim", "<u4"), ("reserved", "<u4", 2)])
+STATE = np.dtype([("heads", "<u4"), ("head_dim", "<u4"), ("value_dim", "<u4"), ("reserved", "<u4")])
 META_ENTRY = np.dtype([("key_at", "<u4"), ("key_bytes", "<u4"), ("value_at", "<u8"), ("value_bytes", "<u8")])
 
 RECORDS = {

@@ -3,6 +3,7 @@
     meta             what the graph says of itself: kind, context, token ids
     config           the architecture's configuration, as in config.json
     source           format of the checkpoint, and how each matrix was encoded there
+    features         what a reader must know, a line "<bit> <name>" for each; absent where there is nothing
     conversion       the options of the conversion, so that the source can be derived again
     tokenizer.json   and other files of the source, under their names
 
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from qdeploy.backends.native.layout import META_ENTRY
+from qdeploy.backends.native.layout import META_ENTRY, Feature
 from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
 from qdeploy.store.output import finite
@@ -33,7 +34,7 @@ FILES = (
 """Files of the source that are carried under their names."""
 
 
-def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
+def entries(model: Model, conversion: Mapping[str, object], features: Feature) -> dict[str, bytes]:
     """The metadata of a model by key."""
     metadata = {
         "meta": _json(dict(model.graph.meta)),
@@ -41,6 +42,9 @@ def entries(model: Model, conversion: Mapping[str, object]) -> dict[str, bytes]:
         "source": _json({"format": model.format}),
         "conversion": _json(dict(conversion)),
     }
+    if features:
+        lines = [f"{f.value.bit_length() - 1} {(f.name or '').lower()}\n" for f in Feature if f & features]
+        metadata["features"] = "".join(lines).encode()
     for file in model.files:
         if file.path in FILES and file.role in ("side", "derived"):
             metadata[file.path] = file.data.read().tobytes()

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native.layout import LINE, PAGE, SectionId, aligned
+from qdeploy.backends.native.layout import LINE, NONE, PAGE, Op, SectionId, aligned
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.elastic.pieces import Piece
 
 _SYSTEM_PAGE, _HUGE_PAGE = mmap.PAGESIZE, 2 << 20
 _HUGE_FROM = 64 << 20  # stacks of at least so many bytes lie in huge pages (runtime/src/model.cpp)
+
+_SINKS = 14  # of the words of an attention node: the tensor of sinks
 
 _CACHE_BYTES = {"int8": 1, "f16": 2, "f32": 4}
 
@@ -98,6 +100,13 @@ def _chained(names: Sequence[str], sizes: Sequence[int], gains: Sequence[float])
     return tuple(reversed(pieces))
 
 
+def _has_sinks(file: ModelFile) -> bool:
+    """Whether a score stands behind those of the keys."""
+    nodes, words = file.section(SectionId.NODES), file.section(SectionId.ATTRIBUTES)
+    attention = nodes[(nodes["op"] == Op.ATTENTION) & (nodes["attrs"] > _SINKS)]
+    return any(int(words[node["attr"] + _SINKS]) != NONE for node in attention)
+
+
 def session_bytes(file: ModelFile, context: int, threads: int, kv: str) -> int:
     """What a session of a decoder holds: the key/value cache and its scratch, as runtime/src/session.cpp lays them out.
 
@@ -108,9 +117,9 @@ def session_bytes(file: ModelFile, context: int, threads: int, kv: str) -> int:
         kv: Type of the cache: f16, f32, or int8, which has a scale per token.
     """
     states, cache = file.section(SectionId.STATES), 0
-    for heads, width in zip(states["heads"].tolist(), states["head_dim"].tolist(), strict=True):
-        scales = aligned(context * 4, LINE) if kv == "int8" else 0
-        half = aligned(context * width * _CACHE_BYTES[kv], LINE) + scales
-        cache += 2 * heads * half
-    parts = (8 * len(states), 4 * threads * context, 0, 8 * int(file.header["vocab"]))
+    for heads, size, value, _ in states.tolist():
+        for width in (size, value or size):
+            scales = aligned(context * 4, LINE) if kv == "int8" else 0
+            cache += heads * (aligned(context * width * _CACHE_BYTES[kv], LINE) + scales)
+    parts = (8 * len(states), 4 * threads * (context + _has_sinks(file)), 0, 8 * int(file.header["vocab"]))
     return aligned(aligned(cache, _SYSTEM_PAGE) + sum(aligned(part + LINE, LINE) for part in parts), _SYSTEM_PAGE)

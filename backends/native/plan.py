@@ -9,10 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native.layout import NONE, Activation, Op, Role, ValueKind, aligned
+from qdeploy.backends.native import heads, mixtures
+from qdeploy.backends.native.heads import HeadView
+from qdeploy.backends.native.layout import FEATURES, NONE, Activation, Feature, Op, Role, ValueKind, aligned
 from qdeploy.backends.native.parts import Array
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
@@ -61,6 +64,7 @@ class Plan:
         values: Values.
         nodes: In an order in which they can run.
         slot_width: Floats per token of the arena.
+        value_dims: Whether heads of values have extents of their own.
     """
 
     matrices: list[str] = field(default_factory=list)
@@ -68,22 +72,45 @@ class Plan:
     values: list[PlannedValue] = field(default_factory=list)
     nodes: list[PlannedNode] = field(default_factory=list)
     slot_width: int = 0
+    value_dims: bool = False
+
+    @property
+    def features(self) -> Feature:
+        """What a reader must know of."""
+        needed = Feature.ATTENTION if self.value_dims else Feature(0)
+        for node in self.nodes:
+            needed |= FEATURES.get(node.op, Feature(0))
+            needed |= Feature.HEADS if node.op == Op.POSITIONS and node.attrs else Feature(0)
+            needed |= Feature.ATTENTION if node.op == Op.ATTENTION and len(node.attrs) > 9 else Feature(0)
+        return needed
 
 
 def plan_graph(model: Model) -> Plan:
     """Plans the graph of a model; UnsupportedError names an op that the runtime does not have."""
-    return _Planning(model).run()
+    return Planning(model).run()
 
 
-class _Planning:
+class Planning:
+    """A plan under construction.
+
+    Attributes:
+        model: Whose graph it is.
+        graph: That graph.
+        plan: What there is so far.
+        heads: Values that are seen as heads (see heads.py).
+    """
+
     def __init__(self, model: Model) -> None:
         self.model, self.graph, self.plan = model, model.graph, Plan()
+        self.plan.value_dims = any(state.value_dim for state in self.graph.states)
         self._values: dict[str, int] = {}
         self._small: dict[str, int] = {}
         self._states = {state.name: place for place, state in enumerate(self.graph.states)}
         self._outputs = {value.name for value in self.graph.outputs}
         self._skip: set[int] = set()
         self._alias = _aliases(self.graph)
+        self.heads: dict[str, HeadView] = {}
+        self.makers = {name: node for node in self.graph.nodes for name in node.outputs}
 
     def run(self) -> Plan:
         """Plans every node; raises as `plan_graph`."""
@@ -107,65 +134,71 @@ class _Planning:
         return self.plan
 
     def _node(self, node: Node, following: tuple[Node, ...], place: int) -> None:
-        kinds = [n.op for n in following]
-        if node.op in ("Identity", "Positions"):
-            return  # an alias; the Gather of positions takes its place
-        if node.op == "Reshape" and kinds == ["RMSNormalization", "Reshape"]:
-            self._inner_norm(node, following)
-        elif node.op == "Slice" and kinds[:1] == ["Squeeze"] and _is_first(node):
-            source = self._in(node.inputs[0])
-            self._emit(Op.FIRST, (source,), following[0].outputs[0], self._width(source), ValueKind.PER_SEQUENCE)
-            self._skip.add(place + 1)
+        if node.op in _SILENT:
             return
+        if node.op == "Slice" and [n.op for n in following[:1]] == ["Squeeze"] and _is_first(node):
+            source = self.source(node.inputs[0])
+            self.emit(Op.FIRST, (source,), following[0].outputs[0], self.width(source), ValueKind.PER_SEQUENCE)
+            self._skip.add(place + 1)
         elif node.op in _OPS:
             _OPS[node.op](self, node)
-            return
         else:
             raise UnsupportedError("an op that the native runtime does not have", where=node.name, found=node.op)
-        self._skip |= {place + 1, place + 2}
 
     # ---- names
 
-    def _in(self, name: str) -> int:
+    def source(self, name: str) -> int:
+        """The value that a name stands for; UnsupportedError where none does."""
         name = self._alias.get(name, name)
         if name not in self._values:
             raise UnsupportedError("a value that no node has made", found=name)
         return self._values[name]
 
-    def _is_computed(self, name: str) -> bool:
+    def rename(self, name: str, value: int) -> None:
+        """A further name of a value."""
+        self._values[name] = value
+
+    def is_computed(self, name: str) -> bool:
+        """Whether a name stands for a value."""
         return self._alias.get(name, name) in self._values
 
-    def _width(self, value: int) -> int:
+    def width(self, value: int) -> int:
+        """Floats of a value per token."""
         return self.plan.values[value].width
 
-    def _value(self, name: str, width: int, kind: ValueKind = ValueKind.PER_TOKEN) -> int:
+    def new_value(self, name: str, width: int, kind: ValueKind = ValueKind.PER_TOKEN) -> int:
+        """A value under a name."""
         name = self._alias.get(name, name)
         role = Role.OUTPUT if name in self._outputs else Role.INNER
         self._values[name] = len(self.plan.values)
         self.plan.values.append(PlannedValue(name, kind, width, role))
         return self._values[name]
 
-    def _tensor_of(self, name: str) -> QTensor:
+    def tensor_of(self, name: str) -> QTensor:
+        """A constant, or a tensor of the model."""
         return self.graph.constants[name] if name in self.graph.constants else self.model.tensors[name]
 
-    def _matrix(self, name: str) -> int:
+    def matrix(self, name: str) -> int:
+        """The number of a matrix."""
         if len(self.model.tensors[name].shape) != 2:
             raise UnsupportedError("a weight that is not a matrix", where=name, found=self.model.tensors[name].shape)
         if name not in self.plan.matrices:
             self.plan.matrices.append(name)
         return self.plan.matrices.index(name)
 
-    def _rows(self, name: str) -> int:
+    def rows(self, name: str) -> int:
+        """Rows of a matrix."""
         return self.model.tensors[name].shape[0]
 
-    def _tensor(self, name: str) -> int:
+    def tensor(self, name: str) -> int:
+        """The number of a small tensor."""
         if name not in self._small:
             self._small[name] = len(self.plan.tensors)
-            values = self._tensor_of(name).decode().reshape(-1)
+            values = self.tensor_of(name).decode().reshape(-1)
             self.plan.tensors.append(np.ascontiguousarray(values, np.float32))
         return self._small[name]
 
-    def _emit(
+    def emit(
         self,
         op: Op,
         inputs: tuple[int, ...],
@@ -176,7 +209,8 @@ class _Planning:
         tensors: tuple[int, ...] = (),
         attrs: tuple[int | float, ...] = (),
     ) -> int:
-        value = self._value(output, width, kind)
+        """Adds a node with one output, and returns that."""
+        value = self.new_value(output, width, kind)
         self.plan.nodes.append(PlannedNode(op, inputs, (value,), matrix, tensors, NONE, attrs))
         return value
 
@@ -184,59 +218,50 @@ class _Planning:
 
     def _gather(self, node: Node) -> None:
         weight, ids = node.inputs
-        maker = next((n for n in self.graph.nodes if ids in n.outputs), None)
-        matrix, width = self._matrix(weight), self.model.tensors[weight].shape[1]
-        if maker is not None and maker.op == "Positions":
-            self._emit(Op.POSITIONS, (), node.outputs[0], width, matrix=matrix)
-        else:
-            self._emit(Op.EMBED, (self._in(ids),), node.outputs[0], width, matrix=matrix)
+        matrix, width = self.matrix(weight), self.model.tensors[weight].shape[1]
+        if self.is_computed(ids):
+            self.emit(Op.EMBED, (self.source(ids),), node.outputs[0], width, matrix=matrix)
+            return
+        first = heads.first_position(self, ids, node)
+        self.emit(Op.POSITIONS, (), node.outputs[0], width, matrix=matrix, attrs=(first,) if first else ())
 
     def _linear(self, node: Node) -> None:
         x, weight, *bias = node.inputs
-        tensors = tuple(self._tensor(b) for b in bias if b)
-        self._emit(
-            Op.LINEAR, (self._in(x),), node.outputs[0], self._rows(weight), matrix=self._matrix(weight), tensors=tensors
+        tensors = tuple(self.tensor(b) for b in bias if b)
+        self.emit(
+            Op.LINEAR,
+            (self.source(x),),
+            node.outputs[0],
+            self.rows(weight),
+            matrix=self.matrix(weight),
+            tensors=tensors,
         )
 
     def _norm(self, node: Node) -> None:
+        if node.inputs[0] in self.heads:
+            heads.norm(self, node)
+            return
         x, *parameters = node.inputs
-        source, epsilon = self._in(x), float(node.attrs["epsilon"])  # type: ignore[arg-type]
+        source, epsilon = self.source(x), float(node.attrs["epsilon"])  # type: ignore[arg-type]
         rms = node.op == "RMSNormalization"
-        self._emit(
+        self.emit(
             Op.RMS_NORM if rms else Op.LAYER_NORM,
             (source,),
             node.outputs[0],
-            self._width(source),
+            self.width(source),
             self.plan.values[source].kind,
-            tensors=tuple(self._tensor(p) for p in parameters if p),
+            tensors=tuple(self.tensor(p) for p in parameters if p),
             attrs=(epsilon, 0) if rms else (epsilon,),
-        )
-
-    def _inner_norm(self, node: Node, following: tuple[Node, ...]) -> None:
-        """A norm of every head: Reshape [0, 0, heads, inner], RMSNormalization, Reshape [0, 0, heads * inner]."""
-        norm, joined = following
-        source, shape = self._in(node.inputs[0]), list(node.attrs["shape"])  # type: ignore[arg-type]
-        back = list(joined.attrs["shape"])  # type: ignore[arg-type]
-        width, chained = self._width(source), norm.inputs[0] == node.outputs[0] and joined.inputs[0] == norm.outputs[0]
-        if not chained or len(shape) != 4 or shape[2] * shape[3] != width or back != [0, 0, width]:
-            raise UnsupportedError("a Reshape that is not around a norm of heads", where=node.name, found=shape)
-        self._emit(
-            Op.RMS_NORM,
-            (source,),
-            joined.outputs[0],
-            width,
-            tensors=(self._tensor(norm.inputs[1]),),
-            attrs=(float(norm.attrs["epsilon"]), int(shape[3])),  # type: ignore[arg-type]
         )
 
     def _skip_norm(self, node: Node) -> None:
         x, skip, *parameters = node.inputs
-        inputs, rms = (self._in(x), self._in(skip)), node.attrs["kind"] == "rms"
-        width, epsilon = self._width(inputs[0]), float(node.attrs["epsilon"])  # type: ignore[arg-type]
-        outputs = [self._value(node.outputs[0], width)]
+        inputs, rms = (self.source(x), self.source(skip)), node.attrs["kind"] == "rms"
+        width, epsilon = self.width(inputs[0]), float(node.attrs["epsilon"])  # type: ignore[arg-type]
+        outputs = [self.new_value(node.outputs[0], width)]
         if len(node.outputs) > 1 and node.outputs[1]:
-            outputs.append(self._value(node.outputs[1], width))
-        tensors = tuple(self._tensor(p) for p in parameters if p)
+            outputs.append(self.new_value(node.outputs[1], width))
+        tensors = tuple(self.tensor(p) for p in parameters if p)
         self.plan.nodes.append(
             PlannedNode(
                 Op.SKIP_RMS_NORM if rms else Op.SKIP_LAYER_NORM,
@@ -250,43 +275,51 @@ class _Planning:
         )
 
     def _attention(self, node: Node) -> None:
-        a, inputs = node.attrs, tuple(self._in(name) for name in node.inputs if name)
-        beyond = [name for name in ("softcap", "position_scale") if a.get(name)] + ["sinks"] * any(node.inputs[4:])
-        if beyond:
-            raise UnsupportedError(
-                "attention of a kind that the native runtime does not have", where=node.name, found=", ".join(beyond)
-            )
-        heads, kv_heads, width = int(a["heads"]), int(a["kv_heads"]), self._width(inputs[0])  # type: ignore[arg-type]
+        a: Mapping[str, Any] = node.attrs
+        inputs = tuple(self.source(name) for name in node.inputs[:4] if name)
+        heads, kv_heads, width = int(a["heads"]), int(a["kv_heads"]), self.width(inputs[0])
         rope = a.get("rope")
         tensors, rotation = (), (0, 0, 1.0)
         if isinstance(rope, dict):
-            tensors = (self._tensor(str(rope["inv_freq"])),)  # type: ignore[assignment]
+            tensors = (self.tensor(str(rope["inv_freq"])),)  # type: ignore[assignment]
             rotation = (int(rope["rotary_dim"]), int(bool(rope["interleaved"])), float(rope["factor"]))
         state = self._states[str(a["state"])] if a.get("state") else NONE
-        attrs = (
-            heads,
-            kv_heads,
-            width // heads,
-            float(a["scale"]),  # type: ignore[arg-type]
-            int(bool(a.get("causal"))),
-            int(a.get("window") or 0),  # type: ignore[arg-type]
-            *rotation,
-        )
-        value = self._value(node.outputs[0], width)
+        causal, window = int(bool(a.get("causal"))), int(a.get("window") or 0)
+        attrs = (heads, kv_heads, width // heads, float(a["scale"]), causal, window, *rotation, *self._kind(node))
+        value = self.new_value(node.outputs[0], heads * self.width(inputs[2]) // kv_heads)
         self.plan.nodes.append(PlannedNode(Op.ATTENTION, inputs, (value,), NONE, tensors, state, attrs))
+
+    def _kind(self, node: Node) -> tuple[int | float, ...]:
+        """What stands behind the attributes of plain attention, where there is anything."""
+        a: Mapping[str, Any] = node.attrs
+        sinks = node.inputs[4] if len(node.inputs) > 4 else ""
+        scale, rope = a.get("position_scale"), a.get("rope") or {}
+        long = rope.get("long") or {}
+        if not (sinks or scale or long or a.get("softcap") or a.get("chunk")):
+            return ()
+        place = [float(scale.get(key, 0.0)) for key in ("beta", "length", "offset")] if scale else [0.0, 1.0, 0.0]
+        return (
+            float(a.get("softcap", 0.0)),
+            int(a.get("chunk", 0)),
+            *place,
+            self.tensor(sinks) if sinks else NONE,
+            int(long.get("beyond", 0)),
+            self.tensor(str(long["inv_freq"])) if "inv_freq" in long else NONE,
+            *(float(long.get(key, 0.0)) for key in ("theta", "factor")),
+        )
 
     def _gated_mlp(self, node: Node) -> None:
         x, gate, up, down = node.inputs
-        source, name, inner = self._in(x), node.name or node.outputs[0], self._rows(gate)
+        source, name, inner = self.source(x), node.name or node.outputs[0], self.rows(gate)
         kind = _ACTIVATIONS[str(node.attrs["activation"])]
-        gated = self._emit(Op.LINEAR, (source,), f"{name}/gate", inner, matrix=self._matrix(gate))
-        raised = self._emit(Op.LINEAR, (source,), f"{name}/up", inner, matrix=self._matrix(up))
-        product = self._emit(Op.GATE, (gated, raised), f"{name}/product", inner, attrs=(int(kind),))
-        self._emit(Op.LINEAR, (product,), node.outputs[0], self._rows(down), matrix=self._matrix(down))
+        gated = self.emit(Op.LINEAR, (source,), f"{name}/gate", inner, matrix=self.matrix(gate))
+        raised = self.emit(Op.LINEAR, (source,), f"{name}/up", inner, matrix=self.matrix(up))
+        product = self.emit(Op.GATE, (gated, raised), f"{name}/product", inner, attrs=(int(kind),))
+        self.emit(Op.LINEAR, (product,), node.outputs[0], self.rows(down), matrix=self.matrix(down))
 
     def _activate(self, node: Node, kind: Activation) -> None:
-        source = self._in(node.inputs[0])
-        self._emit(Op.ACTIVATE, (source,), node.outputs[0], self._width(source), attrs=(int(kind),))
+        source = self.source(node.inputs[0])
+        self.emit(Op.ACTIVATE, (source,), node.outputs[0], self.width(source), attrs=(int(kind),))
 
     def _gelu(self, node: Node) -> None:
         self._activate(node, Activation.GELU_TANH if node.attrs.get("approximate") == "tanh" else Activation.GELU)
@@ -295,56 +328,73 @@ class _Planning:
         self._activate(node, _UNARY[node.op])
 
     def _binary(self, node: Node) -> None:
+        if heads.are_positions(self, node):
+            return  # what takes them is a table of positions
         op = Op.ADD if node.op == "Add" else Op.MUL
-        a, b = node.inputs if self._is_computed(node.inputs[0]) else node.inputs[::-1]  # both commute
-        first = self._in(a)
-        width, kind = self._width(first), self.plan.values[first].kind
-        if self._is_computed(b):
-            second = self._in(b)
-            if self._width(second) != width or self.plan.values[second].kind != kind:
-                raise UnsupportedError("a sum or product of two widths", where=node.name)
-            self._emit(op, (first, second), node.outputs[0], width, kind)
+        if any(name in self.heads for name in node.inputs):
+            heads.binary(self, node)
             return
-        tensor = self._tensor(b)
+        a, b = node.inputs if self.is_computed(node.inputs[0]) else node.inputs[::-1]  # both commute
+        first = self.source(a)
+        width, kind = self.width(first), self.plan.values[first].kind
+        if self.is_computed(b):
+            second = self.source(b)
+            if op == Op.MUL and 1 in (self.width(second), width) and self.width(second) != width:
+                pair = (first, second) if self.width(second) == 1 else (second, first)
+                self.emit(Op.SCALE, pair, node.outputs[0], max(width, self.width(second)), kind)
+                return
+            if self.width(second) != width or self.plan.values[second].kind != kind:
+                raise UnsupportedError("a sum or product of two widths", where=node.name)
+            self.emit(op, (first, second), node.outputs[0], width, kind)
+            return
+        tensor = self.tensor(b)
         if len(self.plan.tensors[tensor]) not in (1, width):
-            raise UnsupportedError("a constant of another width", where=node.name, found=self._tensor_of(b).shape)
-        self._emit(op, (first,), node.outputs[0], width, kind, tensors=(tensor,))
+            raise UnsupportedError("a constant of another width", where=node.name, found=self.tensor_of(b).shape)
+        self.emit(op, (first,), node.outputs[0], width, kind, tensors=(tensor,))
 
     def _mean_pool(self, node: Node) -> None:
-        hidden, mask = (self._in(name) for name in node.inputs)
-        self._emit(Op.MEAN_POOL, (hidden, mask), node.outputs[0], self._width(hidden), ValueKind.PER_SEQUENCE)
+        hidden, mask = (self.source(name) for name in node.inputs)
+        self.emit(Op.MEAN_POOL, (hidden, mask), node.outputs[0], self.width(hidden), ValueKind.PER_SEQUENCE)
 
     def _normalize(self, node: Node) -> None:
-        source = self._in(node.inputs[0])
+        source = self.source(node.inputs[0])
         if node.attrs.get("p", 2) != 2 or self.plan.values[source].kind != ValueKind.PER_SEQUENCE:
             raise UnsupportedError("a normalization that is not of a sequence's vector", where=node.name)
-        self._emit(Op.L2_NORM, (source,), node.outputs[0], self._width(source), ValueKind.PER_SEQUENCE)
+        self.emit(Op.L2_NORM, (source,), node.outputs[0], self.width(source), ValueKind.PER_SEQUENCE)
 
 
-_OPS: Mapping[str, Callable[[_Planning, Node], None]] = {
-    "Linear": _Planning._linear,
-    "RMSNormalization": _Planning._norm,
-    "LayerNormalization": _Planning._norm,
-    "SkipNorm": _Planning._skip_norm,
-    "Attention": _Planning._attention,
-    "GatedMlp": _Planning._gated_mlp,
-    "Gelu": _Planning._gelu,
-    "Relu": _Planning._unary,
-    "Tanh": _Planning._unary,
-    "Sigmoid": _Planning._unary,
-    "Add": _Planning._binary,
-    "Mul": _Planning._binary,
-    "MeanPool": _Planning._mean_pool,
-    "LpNormalization": _Planning._normalize,
-    "Gather": _Planning._gather,
+_OPS: Mapping[str, Callable[[Planning, Node], None]] = {
+    "Linear": Planning._linear,
+    "RMSNormalization": Planning._norm,
+    "LayerNormalization": Planning._norm,
+    "SkipNorm": Planning._skip_norm,
+    "Attention": Planning._attention,
+    "GatedMlp": Planning._gated_mlp,
+    "Gelu": Planning._gelu,
+    "Relu": Planning._unary,
+    "Tanh": Planning._unary,
+    "Sigmoid": Planning._unary,
+    "Add": Planning._binary,
+    "Mul": Planning._binary,
+    "MeanPool": Planning._mean_pool,
+    "LpNormalization": Planning._normalize,
+    "Gather": Planning._gather,
+    "Reshape": heads.reshape,
+    "Slice": heads.cut,
+    "Concat": heads.join,
+    "Rotary": heads.rotary,
+    "Clip": heads.clip,
+    "Route": mixtures.route,
+    "Experts": mixtures.experts,
 }
 """How each op is planned, for those that stand alone."""
-_WITHIN_PATTERNS = frozenset({"Identity", "Positions", "Reshape", "Slice", "Squeeze"})
+_SILENT = frozenset({"Identity", "Positions", "PositionsBehind", "Constant", "Stack"})
+"""What is no node: an alias, positions, which the Gather of a table takes the place of, a list of matrices."""
 
 
 def lowered_ops() -> frozenset[str]:
     """Every op that the runtime has, some of them only around others: norms of heads, the first token."""
-    return frozenset(_OPS) | _WITHIN_PATTERNS
+    return frozenset(_OPS) | _SILENT | {"Squeeze"}
 
 
 def _is_first(node: Node) -> bool:

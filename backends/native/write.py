@@ -34,7 +34,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views.levels import Levels
 from qdeploy.passes.expand import expand_graph
-from qdeploy.passes.frequencies import within_first_frequencies
+from qdeploy.passes.experts import with_matrices
 from qdeploy.progress import Progress
 from qdeploy.store.output import write_all
 
@@ -112,8 +112,12 @@ def _begun(file: File, target: Path) -> Iterator[int]:
 
 
 def _fitted(model: Model) -> Model:
-    """The model with a graph of what the runtime has: other composites expanded, one vector of rotary frequencies."""
-    graph = within_first_frequencies(model.graph, model.notes, keep=lambda long: False)
+    """The model with a graph of what the runtime has.
+
+    Experts are matrices, and other composites are expanded.
+    """
+    model = with_matrices(model)
+    graph = model.graph
     if any(node.op not in lowered_ops() for node in graph.nodes):
         graph = expand_graph(graph, keep=lowered_ops())
     return model if graph is model.graph else replace(model, build_graph=lambda _: graph)
@@ -137,7 +141,7 @@ def plan_file(model: Model, options: Options) -> File:
         "order": options.order,
         "sensitivities": dict(stack.sensitivities),
     }
-    meta = metadata.entries(model, conversion)
+    meta = metadata.entries(model, conversion, plan.features)
     names = [*plan.matrices, *(v.name for v in plan.values if v.role)]
     packed, places = metadata.pack(meta, names)
     file.records[SectionId.METADATA] = np.frombuffer(packed, np.uint8)
@@ -241,7 +245,7 @@ def _graph_records(file: File, model: Model, names: Mapping[str, int]) -> None:
         words += node.words()
     states = np.zeros(len(model.graph.states), f.STATE)
     for row, state in zip(states, model.graph.states, strict=True):
-        row["heads"], row["head_dim"] = state.heads, state.head_dim
+        row["heads"], row["head_dim"], row["value_dim"] = state.heads, state.head_dim, state.value_dim
     tensors, end = np.zeros(len(plan.tensors), f.TENSOR), 0
     for row, tensor in zip(tensors, plan.tensors, strict=True):
         row["at"], row["bytes"], row["count"] = end, tensor.nbytes, tensor.size
@@ -274,7 +278,7 @@ def _header(file: File, model: Model) -> None:
     header["file_bytes"] = aligned(at, PAGE) + following
     header["floor_rung"], header["kind"] = file.stack.floor, int(meta["kind"] == "encoder")
     header["vocab"], header["context"] = int(meta.get("vocab", 0)), int(meta.get("context", 0))  # type: ignore[arg-type]
-    header["slot_width"] = file.plan.slot_width
+    header["slot_width"], header["features"] = file.plan.slot_width, file.plan.features
     logits = [i for i, value in enumerate(file.plan.values) if value.name == "logits" and value.role]
     header["logits_value"] = logits[0] if logits else NONE
     small = sum(t.size for t in tensors)

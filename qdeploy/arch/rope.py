@@ -186,7 +186,7 @@ def _dynamic(source: _Source) -> Rope:
         return source.rope(replace(source, theta=theta).plain())
     factor = source.config.positive("factor")
     long = {"beyond": source.context, "theta": source.theta, "factor": factor, "dim": source.dim}
-    return replace(source.rope(source.plain()), long=long)
+    return replace(source.rope(source.plain()), long=long, context=int(source.context * factor))
 
 
 def _llama3(source: _Source) -> Rope:

@@ -1,6 +1,8 @@
 // The front of a model file as typed tables. validate() has seen every number in it, so whoever reads it afterwards
 // trusts.
 #pragma once
+#include <cstring>
+
 #include "error.h"
 #include "format.h"
 
@@ -39,6 +41,26 @@ struct Attention {  // the attributes of kAttention
   float factor;
 };
 static_assert(sizeof(Attention) == 36, "nine words");
+
+struct AttentionKind {  // what may stand behind them: the feature "attention"
+  float softcap;                // 0: none
+  uint32_t chunk;               // a query sees the keys of its own run of so many positions; 0: all
+  float beta, length, offset;   // queries times 1 + beta log(1 + floor((position + offset) / length)); beta 0: none
+  uint32_t sinks;               // tensor [heads], or kNone
+  uint32_t beyond;              // sequences of more tokens than that have frequencies of their own; 0: none have
+  uint32_t long_frequencies;    // tensor [rotary_dim / 2]; kNone: made of theta and factor for each length (dynamic NTK)
+  float theta, factor;
+};
+static_assert(sizeof(AttentionKind) == 40, "ten words");
+
+inline AttentionKind attention_kind(const File& f, const format::Node& n) {
+  AttentionKind kind{0, 0, 0, 1, 0, format::kNone, 0, format::kNone, 0, 0};
+  if (n.attrs >= (sizeof(Attention) + sizeof kind) / 4)
+    std::memcpy(&kind, f.attributes + n.attr + sizeof(Attention) / 4, sizeof kind);
+  return kind;
+}
+
+inline uint32_t value_dim(const format::State& s) { return s.value_dim ? s.value_dim : s.head_dim; }
 
 // The header alone: magic, version, CRC, and that all ranges lie within `size` bytes. Before anything is allocated.
 qd_status validate_header(const format::Header& header, uint64_t size, qd_error* err);

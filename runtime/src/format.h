@@ -186,7 +186,8 @@ static_assert(sizeof(Node) == 64, "a node is 64 bytes");
 
 struct State {  // 16 bytes: a key/value cache
   uint32_t heads, head_dim;
-  uint32_t reserved[2];
+  uint32_t value_dim;  // of heads of values; 0: head_dim
+  uint32_t reserved;
 };
 static_assert(sizeof(State) == 16, "a state is 16 bytes");
 

@@ -14,14 +14,24 @@ using namespace format;
 namespace {
 
 // Keys or values of one head, with their scales.
-Checked half_bytes(const qd_model& m, uint32_t state, uint64_t context) {
-  Checked numbers = Checked(context) * m.file.states[state].head_dim;
+Checked half_bytes(const qd_model& m, uint32_t width, uint64_t context) {
+  Checked numbers = Checked(context) * width;
   if (m.settings.cache == QD_KV_INT8) return numbers.rounded_up(64) + (Checked(context) * 4).rounded_up(64);
   return (numbers * (m.settings.cache == QD_KV_F32 ? 4 : 2)).rounded_up(64);
 }
 
 Checked state_bytes(const qd_model& m, uint32_t state, uint64_t context) {
-  return Checked(2) * m.file.states[state].heads * half_bytes(m, state, context);
+  const State& s = m.file.states[state];
+  return (half_bytes(m, s.head_dim, context) + half_bytes(m, value_dim(s), context)) * s.heads;
+}
+
+// Scores of a query, and one more where there are sinks.
+uint32_t score_stride(const qd_model& m, uint32_t context) {
+  for (uint32_t i = 0; i < m.file.count(kNodes); ++i) {
+    const Node& n = m.file.nodes[i];
+    if (n.op == kAttention && attention_kind(m.file, n).sinks != kNone) return context + 1;
+  }
+  return context;
 }
 
 uint32_t inputs_of(const File& f) {
@@ -45,7 +55,8 @@ Needs lay_out(qd_session& s, uint8_t* base) {
   s.cache = base;
   room.skip(cache);
   room.take(&s.state_at, states);
-  room.take(&s.scores, Checked(m.pool.threads()) * s.context);
+  s.score_stride = score_stride(m, s.context);
+  room.take(&s.scores, Checked(m.pool.threads()) * s.score_stride);
   bool encoder = m.file.header.kind == kEncoder;
   room.take(&s.ids, encoder ? Checked(inputs_of(m.file)) * s.context : 0);
   room.take(&s.candidates, Checked(8) * m.file.header.vocab);
@@ -100,13 +111,13 @@ bool tokens_fit(const File& f, const int32_t* tokens, size_t n, size_t* where) {
   return true;
 }
 
-void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, float* logits) {
+void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, uint32_t total, float* logits) {
   qd_model& m = *s.model;
   Turn turn = begin_step(m, nullptr);
   uint64_t start = now_ns();
   for (uint32_t i = 0; i < m.file.count(kValues); ++i)
     if (m.file.values[i].kind == kIds) turn.workspace->ids[i] = tokens;
-  walk(s, turn, n, logits);
+  walk(s, turn, n, total, logits);
   s.last = {sizeof s.last, turn.rung, n, now_ns() - start};
   end_step(m, turn, nullptr);
 }
@@ -115,11 +126,16 @@ void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, float* logits) 
 
 CacheView cache_of(const qd_session& s, uint32_t state, uint32_t head) {
   const qd_model& m = *s.model;
-  uint64_t half = half_bytes(m, state, s.context).value();
-  uint8_t* keys = s.cache + s.state_at[state] + 2 * uint64_t{head} * half;
-  uint64_t scales = round_up(uint64_t{s.context} * m.file.states[state].head_dim, 64);
-  if (m.settings.cache != QD_KV_INT8) scales = 0;
-  return {keys, keys + half, reinterpret_cast<float*>(keys + scales), reinterpret_cast<float*>(keys + half + scales)};
+  const State& shape = m.file.states[state];
+  uint64_t of_keys = half_bytes(m, shape.head_dim, s.context).value();
+  uint64_t of_values = half_bytes(m, value_dim(shape), s.context).value();
+  uint8_t* keys = s.cache + s.state_at[state] + uint64_t{head} * (of_keys + of_values);
+  uint8_t* values = keys + of_keys;
+  auto scales = [&](uint8_t* half, uint32_t width) {
+    uint64_t at = m.settings.cache == QD_KV_INT8 ? round_up(uint64_t{s.context} * width, 64) : 0;
+    return reinterpret_cast<float*>(half + at);
+  };
+  return {keys, values, scales(keys, shape.head_dim), scales(values, value_dim(shape))};
 }
 
 }  // namespace qd
@@ -183,10 +199,11 @@ extern "C" qd_status qd_decode(qd_session* s, const int32_t* tokens, size_t n, f
   size_t where;
   if (!tokens_fit(m.file, tokens, n, &where))
     return fail(err, QD_BAD_ARGUMENT, "token %zu: found %d, which is not in the vocabulary", where, tokens[where]);
+  uint32_t total = s->length + static_cast<uint32_t>(n);
   for (size_t at = 0; at < n;) {
     if (s->cancel.exchange(false)) return fail(err, QD_CANCELLED, "cancelled after %zu tokens", at);
     uint32_t chunk = static_cast<uint32_t>(std::min<size_t>(m.settings.max_chunk, n - at));
-    run_chunk(*s, tokens + at, chunk, at + chunk == n ? logits : nullptr);
+    run_chunk(*s, tokens + at, chunk, total, at + chunk == n ? logits : nullptr);
     s->length += chunk;
     at += chunk;
   }

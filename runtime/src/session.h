@@ -14,7 +14,8 @@ struct qd_session {
   uint64_t charged_kv = 0, charged_scratch = 0;
   uint8_t* cache = nullptr; // state after state: keys, values [heads][context][head_dim], int8 ones with their scales
   uint64_t* state_at = nullptr;  // per state, in the cache
-  float* scores = nullptr;  // [threads][context]
+  float* scores = nullptr;  // [threads][score_stride]
+  uint32_t score_stride = 0;
   int32_t* ids = nullptr;   // encoders: [inputs][context]; decoders: none, the caller's are used
   uint8_t* candidates = nullptr;  // of qd_sample: 8 bytes per token of the vocabulary
   qd::Workspace own;        // encoders

@@ -1,4 +1,5 @@
 // Checks of values, nodes and states, and of the bytes of weights that index something.
+#include <algorithm>
 #include <cstring>
 
 #include "ops.h"
@@ -98,9 +99,10 @@ qd_status check_states(const File& f, qd_error* err) {
   Checked width;
   for (uint32_t i = 0; i < f.count(kStates); ++i) {
     const State& s = f.states[i];
-    if (s.heads == 0 || s.heads > kMaxHeads || s.head_dim == 0 || s.head_dim > kMaxHeadWidth)
+    if (s.heads == 0 || s.heads > kMaxHeads || s.head_dim == 0 || s.head_dim > kMaxHeadWidth ||
+        s.value_dim > kMaxHeadWidth)
       return fail(err, QD_BAD_FILE, "state %u: heads or head_dim out of range", i);
-    width += Checked(s.heads) * s.head_dim;
+    width += Checked(s.heads) * std::max(s.head_dim, value_dim(s));
   }
   if (!width.at_most(kMaxCacheWidth)) return fail(err, QD_BAD_FILE, "states: their caches together are too wide");
   return QD_OK;

@@ -32,11 +32,11 @@ void set_views(const File& f, Workspace& w, uint32_t rung) {
 
 }  // namespace
 
-void walk(qd_session& session, const Turn& turn, uint32_t tokens, float* logits) {
+void walk(qd_session& session, const Turn& turn, uint32_t tokens, uint32_t total, float* logits) {
   qd_model& m = *session.model;
   const File& f = m.file;
   set_views(f, *turn.workspace, turn.rung);
-  Step s{session, m, *turn.workspace, tokens, session.length.load(std::memory_order_relaxed), logits};
+  Step s{session, m, *turn.workspace, tokens, session.length.load(std::memory_order_relaxed), total, logits};
   for (uint32_t i = 0; i < f.count(kNodes); ++i) {
     const Node& n = f.nodes[i];
     kRun[n.op](s, n);

@@ -11,18 +11,19 @@ struct Step {
   qd_session& session;
   qd_model& model;
   Workspace& w;
-  uint32_t tokens, past;
+  uint32_t tokens, past, total;  // total: of the sequence when the call that the step belongs to has ended
   float* logits;
   uint64_t prepared = 0;       // of which value and tokens `mapped` is; 0: of none
   uint32_t prepared_columns = 0, prepared_map = format::kNone;
   uint32_t made = 0;           // bits: 2 g int8 of grouping g, 2 g + 1 tables
   uint32_t angles = format::kNone;  // which inv_freq cos and sin are of
   float angles_factor = 0;
+  uint64_t serial = 0;              // of keys of products of no value's rows
 };
 
-// Runs the nodes for `tokens` tokens that follow the session's. The workspace's ids are set and in range. `logits`:
+// Runs the nodes for `tokens` tokens that follow the session's; `total`: see Step. The workspace's ids are set and in range. `logits`:
 // [vocab] of the last token, or null. Called between begin_step and end_step.
-void walk(qd_session& session, const Turn& turn, uint32_t tokens, float* logits);
+void walk(qd_session& session, const Turn& turn, uint32_t tokens, uint32_t total, float* logits);
 
 uint32_t grouping_of(const format::Term& term);  // 0 .. 3: activations in groups of 16 << that
 Checked term_scratch_bytes(const Kernels& kernels, const format::Term& term, uint32_t columns);

@@ -14,6 +14,7 @@ using namespace format;
 struct Widest {
   uint64_t columns = 32, half = 1, head = 1, value = 1, stride = 128;
   Checked rows, scratch;
+  uint64_t experts = 0, chosen = 0, inner = 0, hidden = 0;
   bool grouping[kGroupings] = {};
 };
 
@@ -22,6 +23,16 @@ Checked scratch_of(const qd_model& m, const Matrix& matrix) {
   for (uint32_t i = 0; i < matrix.terms; ++i)
     bytes += term_scratch_bytes(*m.settings.kernels, m.file.terms[matrix.first_term + i], matrix.padded_columns);
   return bytes;
+}
+
+void measure_experts(const File& f, const Node& n, Widest* w) {
+  const uint32_t* words = f.attributes + n.attr;
+  if (n.op == kRoute) w->experts = std::max<uint64_t>(w->experts, f.values[n.inputs[0]].width);
+  if (n.op != kExperts) return;
+  w->experts = std::max<uint64_t>(w->experts, words[0]);
+  w->chosen = std::max<uint64_t>(w->chosen, words[1]);
+  w->inner = std::max<uint64_t>(w->inner, round_up(f.matrices[words[10]].rows, 16));
+  w->hidden = std::max<uint64_t>(w->hidden, round_up(f.values[n.inputs[0]].width, 16));
 }
 
 Widest measure(const qd_model& m) {
@@ -39,6 +50,8 @@ Widest measure(const qd_model& m) {
     const Node& n = f.nodes[i];
     if (n.op == kLinear && f.matrices[n.matrix].rows % 16 && !node_reads_logits_row(f, n))
       ragged = std::max<uint64_t>(ragged, round_up(f.matrices[n.matrix].rows, 16));
+    if (n.op == kRotate) w.half = std::max<uint64_t>(w.half, f.attributes[n.attr + 1] / 2);
+    measure_experts(f, n, &w);
     if (n.op != kAttention) continue;
     Attention a;
     std::memcpy(&a, f.attributes + n.attr, sizeof a);
@@ -75,6 +88,14 @@ Checked lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w)
   b.take(&w->sin, all * s.half);
   b.take(&w->head, threads * 2 * round_up(s.head, 16));
   b.take(&w->norm, threads * round_up(s.value, 16));
+  if (s.experts > 0) {
+    b.take(&w->experts.starts, Checked(s.experts) + 1);
+    b.take(&w->experts.order, all * s.chosen);
+    b.take(&w->experts.up, chunk * s.inner);
+    b.take(&w->experts.gate, chunk * s.inner);
+    b.take(&w->experts.out, chunk * s.hidden);
+    b.take(&w->experts.scores, threads * 2 * s.experts);
+  }
   b.take(&w->ids, m.file.count(kValues));
   b.take(&w->views, m.file.count(kTerms));
   w->tokens = tokens;
@@ -82,6 +103,9 @@ Checked lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w)
   w->head_stride = round_up(s.head, 16);
   w->norm_stride = round_up(s.value, 16);
   w->half = s.half;
+  w->experts.inner = s.inner;
+  w->experts.hidden = s.hidden;
+  w->experts.most = s.experts;
   return b.used();
 }
 

@@ -15,6 +15,15 @@ namespace qd {
 constexpr uint32_t kGroupings = 4;         // of activations: 16, 32, 64, 128
 constexpr uint32_t kLinearTokens = 64;     // a matrix takes at most so many at once
 
+constexpr uint32_t kMostExperts = 4096;
+
+struct ExpertScratch {  // of models that have experts
+  uint32_t *starts, *order;  // [experts + 1], [tokens * top_k]
+  float *up, *gate, *out;    // [kLinearTokens][inner, inner, hidden]
+  float* scores;             // [threads][2][most]
+  uint64_t inner = 0, hidden = 0, most = 0;
+};
+
 struct Workspace {
   Range memory;
   uint32_t tokens = 0;
@@ -34,6 +43,7 @@ struct Workspace {
   float* sin;
   float* head;            // [threads][2][widest head]
   float* norm;            // [threads][widest value]
+  ExpertScratch experts;
   const int32_t** ids;    // per value
   TermView* views;        // per term, with what the step's rung has of it
   uint32_t views_rung = format::kNone;

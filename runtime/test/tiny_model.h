@@ -202,8 +202,8 @@ inline Bytes decoder(const Shape& shape = {}) {
   w.values.push_back({kPerToken, 32, kNone, names + 10, kOutput, {}});
   for (uint32_t i = 0; i < shape.chain; ++i) w.values.push_back({kPerToken, 32, 0, kNone, kInner, {}});
   uint32_t state = shape.wide_states / 2;
-  w.states.assign(shape.wide_states + 1, {4096, 4096, {}});
-  w.states[state] = {1, 16, {}};
+  w.states.assign(shape.wide_states + 1, {4096, 4096, 0, 0});
+  w.states[state] = {1, 16, 0, 0};
   w.node(kEmbed, {0}, 1, embed, kNone, kNone, {});
   w.node(kRmsNorm, {1}, 2, kNone, norm, kNone, {word(1e-5f), 0});
   w.node(kLinear, {2}, 3, q, kNone, kNone, {});

@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from qdeploy.arch import build_graph
-from qdeploy.backends.native import Options, lower
+from qdeploy.backends.native import BACKEND
+from qdeploy.backends.native.options import Options
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
 
@@ -221,6 +222,56 @@ def _decoder_shapes(bias: bool, norms: bool) -> Mapping[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (64,)}
 
 
+def _expert_shapes(config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Tensors of the two layers of a decoder with experts, by what the family calls them."""
+    kind, inner = config["model_type"], 48
+    shapes = {name: shape for name, shape in _decoder_shapes(kind == "qwen2_moe", False).items() if ".mlp." not in name}
+    for i in range(2):
+        layer = f"model.layers.{i}"
+        mlp = f"{layer}.{'feed_forward' if kind == 'llama4_text' else 'mlp'}"
+        shapes[f"{mlp}.{'router' if kind in ('gpt_oss', 'llama4_text') else 'gate'}.weight"] = (4, 64)
+        for e in range(4):
+            for part, rows, columns in (("gate", inner, 64), ("up", inner, 64), ("down", 64, inner)):
+                shapes[f"{mlp}.experts.{e}.{part}_proj.weight"] = (rows, columns)
+                if kind == "gpt_oss":
+                    shapes[f"{mlp}.experts.{e}.{part}_proj.bias"] = (rows,)
+        shared = {"qwen2_moe": "shared_expert", "deepseek_v3": "shared_experts", "llama4_text": "shared_expert"}
+        for part, rows, columns in (("gate", inner, 64), ("up", inner, 64), ("down", 64, inner)):
+            if kind in shared:
+                shapes[f"{mlp}.{shared[kind]}.{part}_proj.weight"] = (rows, columns)
+        shapes |= _own_shapes(kind, layer)
+    if kind == "deepseek_v3":
+        shapes = {name: shape for name, shape in shapes.items() if ".k_proj" not in name and ".v_proj" not in name}
+    return shapes
+
+
+def _own_shapes(kind: str, layer: str) -> Mapping[str, tuple[int, ...]]:
+    """Tensors that one family has."""
+    attention = f"{layer}.self_attn"
+    if kind == "qwen2_moe":
+        return {f"{layer}.mlp.shared_expert_gate.weight": (1, 64)}
+    if kind == "gpt_oss":
+        return {f"{attention}.sinks": (4,), f"{layer}.mlp.router.bias": (4,)}
+    if kind == "deepseek_v3":
+        return {
+            f"{layer}.mlp.gate.e_score_correction_bias": (4,),
+            f"{attention}.q_proj.weight": (4 * 24, 64),
+            f"{attention}.kv_a_proj_with_mqa.weight": (32 + 8, 64),
+            f"{attention}.kv_a_layernorm.weight": (32,),
+            f"{attention}.kv_b_proj.weight": (4 * 32, 32),
+            f"{attention}.o_proj.weight": (64, 64),
+        }
+    return {}
+
+
+def _cohere_shapes() -> Mapping[str, tuple[int, ...]]:
+    shapes = {name: shape for name, shape in _decoder_shapes(False, False).items() if "post_attention" not in name}
+    for i in range(2):
+        attention = f"model.layers.{i}.self_attn"
+        shapes |= {f"{attention}.q_norm.weight": (4, 16), f"{attention}.k_norm.weight": (2, 16)}
+    return shapes
+
+
 def _encoder_shapes() -> Mapping[str, tuple[int, ...]]:
     tables = {"word": (90, 64), "position": (64, 64), "token_type": (2, 64)}
     shapes: dict[str, tuple[int, ...]] = {f"embeddings.{k}_embeddings.weight": v for k, v in tables.items()}
@@ -291,13 +342,45 @@ def networks() -> dict[str, tuple[Model, Options]]:
             _model("encoder", ENCODER | {"model_type": "bert"}, _encoder_shapes(), pooled),
             Options(layout="elastic"),
         ),
+        **_later(),
     }
+
+
+EXPERTS = DECODER | {"moe_intermediate_size": 48, "num_experts_per_tok": 2, "num_local_experts": 4}
+LATER: dict[str, Mapping[str, Any]] = {
+    "experts": EXPERTS | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 48},
+    "latent": EXPERTS
+    | {"model_type": "deepseek_v3", "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 0}
+    | {"num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 32, "qk_rope_head_dim": 8}
+    | {"qk_nope_head_dim": 16, "v_head_dim": 16, "n_group": 2, "topk_group": 1},
+    "sinks": EXPERTS
+    | {"model_type": "gpt_oss", "attention_bias": False, "intermediate_size": 48, "head_dim": 16}
+    | {"sliding_window": 4, "swiglu_limit": 0.05, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "chunks": EXPERTS
+    | {"model_type": "llama4_text", "intermediate_size": 48, "head_dim": 16, "attention_chunk_size": 4}
+    | {"no_rope_layers": [1, 0], "floor_scale": 2, "num_experts_per_tok": 1},
+    "long": DECODER
+    | {"model_type": "llama", "max_position_embeddings": 4}
+    | {"rope_parameters": {"rope_type": "dynamic", "factor": 16.0, "rope_theta": 1e4}},
+    "head-norms": DECODER | {"model_type": "cohere", "use_qk_norm": True},
+}
+"""Networks of features that came later, a file each."""
+
+
+def _later() -> dict[str, tuple[Model, Options]]:
+    forms = [floats("F16"), integers(4, 32, "F16", "uint8"), integers(8, 64, "F32"), integers(3, 16)]
+    networks = {}
+    for name, config in LATER.items():
+        shapes = _expert_shapes(config) if "moe_intermediate_size" in config else _decoder_shapes(False, False)
+        shapes = _cohere_shapes() if name == "head-norms" else shapes
+        networks[name] = (_model(name, config, shapes, forms), Options(layout="elastic"))
+    return networks
 
 
 def main(folder: Path) -> None:
     """Writes the files."""
     for name, (model, options) in networks().items():
-        lowered = lower(model, folder, options)
+        lowered = BACKEND.lower(model, folder, options)
         (folder / "model.qd").rename(folder / f"{name}.qd")
         print(name, [choice.form for choice in lowered.choices])
 

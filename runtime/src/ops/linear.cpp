@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../ops.h"
+#include "../product.h"
 #include "../session.h"
 
 namespace qd {
@@ -25,18 +26,13 @@ Checked term_scratch_bytes(const Kernels& kernels, const Term& t, uint32_t colum
 
 namespace {
 
-struct Input {  // some tokens of a value, all for one matrix
-  const Matrix& matrix;
-  uint32_t value, first, tokens;
-};
-
 // x[t][j] in the padded columns' order, zero behind them.
-void map_activations(Step& s, const Input& in, uint32_t stride) {
+void map_activations(Step& s, const Product& in, uint32_t stride) {
   uint32_t columns = in.matrix.padded_columns;
   const int32_t* map = in.matrix.map_tensor == kNone ? nullptr : s.model.ints(in.matrix.map_tensor);
   auto body = [&](uint32_t, uint64_t begin, uint64_t end) {
     for (uint32_t t = static_cast<uint32_t>(begin); t < end; ++t) {
-      const float* x = value_at(s, in.value, in.first + t);
+      const float* x = in.x + (in.picks ? in.picks[t] : t) * in.stride;
       float* to = s.w.mapped + uint64_t{t} * stride;
       uint32_t n = map ? columns : in.matrix.columns;
       if (map) s.model.settings.kernels->gather(x, map, columns, to);
@@ -47,7 +43,7 @@ void map_activations(Step& s, const Input& in, uint32_t stride) {
   s.model.pool.parallel_for(in.tokens, body);
 }
 
-Activations activations(const Step& s, const Input& in, uint32_t grouping) {
+Activations activations(const Step& s, const Product& in, uint32_t grouping) {
   uint32_t columns = in.matrix.padded_columns, group = 16u << grouping;
   const Workspace& w = s.w;
   return {in.tokens, columns, group, (columns + group - 1) / group, static_cast<uint32_t>(round_up(columns, 128)),
@@ -73,13 +69,12 @@ void make_activations(Step& s, const Activations& a, uint32_t grouping, Need nee
 }
 
 // Everything that the resident terms of the matrix read, before rows are shared out.
-void prepare(Step& s, const Input& in) {
+void prepare(Step& s, const Product& in) {
   const Matrix& m = in.matrix;
-  uint64_t key = (uint64_t{in.value} + 1) << 8 | in.tokens;  // tokens: at most 64
-  bool same =
-      s.prepared == key && in.first == 0 && s.prepared_columns == m.padded_columns && s.prepared_map == m.map_tensor;
+  bool same = in.key != 0 && s.prepared == in.key && s.prepared_columns == m.padded_columns &&
+              s.prepared_map == m.map_tensor;
   if (!same) {
-    s.prepared = key;
+    s.prepared = in.key;
     s.prepared_columns = m.padded_columns;
     s.prepared_map = m.map_tensor;
     s.made = 0;
@@ -101,7 +96,7 @@ void prepare(Step& s, const Input& in) {
   }
 }
 
-void run_range(const Step& s, const Input& in, const float* bias, float* y, size_t stride, uint32_t rb0, uint32_t rb1) {
+void run_range(const Step& s, const Product& in, const float* bias, float* y, size_t stride, uint32_t rb0, uint32_t rb1) {
   const Matrix& m = in.matrix;
   for (uint32_t t = 0; t < in.tokens; ++t) std::memset(y + t * stride + 16 * rb0, 0, 64 * (rb1 - rb0));
   const uint8_t* scratch = s.w.term_scratch;
@@ -118,14 +113,6 @@ void run_range(const Step& s, const Input& in, const float* bias, float* y, size
     for (uint32_t t = 0; t < in.tokens; ++t)
       s.model.settings.kernels->scale_rows(y + t * stride + from, scale ? scale + from : nullptr, bias ? bias + from : nullptr,
                                   n);
-}
-
-void multiply(Step& s, const Input& in, const float* bias, float* y, size_t stride) {
-  prepare(s, in);
-  auto body = [&](uint32_t, uint64_t begin, uint64_t end) {
-    run_range(s, in, bias, y, stride, static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
-  };
-  s.model.pool.parallel_for(row_blocks(in.matrix), body);
 }
 
 // A row of a matrix in the order of its columns. `row`: scratch of the padded columns.
@@ -157,6 +144,20 @@ void read_rows(Step& s, const Node& n, RowOf row_of) {
 
 }  // namespace
 
+void multiply(Step& s, const Product& in, const float* bias, float* y, size_t stride) {
+  prepare(s, in);
+  auto body = [&](uint32_t, uint64_t begin, uint64_t end) {
+    run_range(s, in, bias, y, stride, static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
+  };
+  s.model.pool.parallel_for(row_blocks(in.matrix), body);
+}
+
+Product product_of(const Step& s, const Matrix& matrix, uint32_t value, uint32_t first, uint32_t tokens) {
+  // Rows that are not the first ones of a value are prepared for one product alone.
+  uint64_t key = first == 0 ? (uint64_t{value} + 1) << 8 | tokens : 0;  // tokens: at most 64
+  return {matrix, value_at(s, value, first), s.model.file.header.slot_width, nullptr, tokens, key};
+}
+
 // W in 0 + tensor 0, where there is one -> out 0
 bool linear_fits(const NodeCheck& g) {
   const Matrix& m = g.matrix();
@@ -171,7 +172,7 @@ void run_linear(Step& s, const Node& n) {
       node_reads_logits_row(s.model.file, n)) {
     if (s.logits == nullptr) return;
     s.prepared = 0;
-    multiply(s, {m, n.inputs[0], s.tokens - 1, 1}, bias, s.w.y, 0);
+    multiply(s, product_of(s, m, n.inputs[0], s.tokens - 1, 1), bias, s.w.y, 0);
     s.prepared = 0;
     std::memcpy(s.logits, s.w.y, m.rows * sizeof(float));
     return;
@@ -180,7 +181,7 @@ void run_linear(Step& s, const Node& n) {
   bool ragged = m.rows % 16 != 0;
   uint32_t rows = static_cast<uint32_t>(round_up(m.rows, 16));
   for (uint32_t first = 0; first < tokens; first += kLinearTokens) {
-    Input in{m, n.inputs[0], first, std::min(kLinearTokens, tokens - first)};
+    Product in = product_of(s, m, n.inputs[0], first, std::min(kLinearTokens, tokens - first));
     float* to = value_at(s, n.outputs[0], first);
     multiply(s, in, bias, ragged ? s.w.y : to, ragged ? rows : width);
     for (uint32_t t = 0; ragged && t < in.tokens; ++t)
@@ -196,11 +197,15 @@ void run_embed(Step& s, const Node& n) {
   read_rows(s, n, [&](uint32_t t) { return static_cast<uint32_t>(ids[t]); });
 }
 
-// Row t of a table for token t.
-bool positions_fit(const NodeCheck& g) { return embed_fits(g) && g.matrix().rows >= g.f.header.context; }
+// Row first + t of a table for token t. Attributes, where there are any: u first.
+bool positions_fit(const NodeCheck& g) {
+  uint64_t first = g.n.attrs ? g.attributes()[0] : 0;
+  return embed_fits(g) && g.matrix().rows >= first + g.f.header.context;
+}
 
 void run_positions(Step& s, const Node& n) {
-  read_rows(s, n, [&](uint32_t t) { return s.past + t; });
+  uint32_t first = n.attrs ? s.model.file.attributes[n.attr] : 0;
+  read_rows(s, n, [&](uint32_t t) { return first + s.past + t; });
 }
 
 }  // namespace qd

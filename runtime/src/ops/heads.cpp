@@ -1,0 +1,184 @@
+// Heads outside of attention: parts of them, their rotation and their norms; and what limits or scales a token's values.
+#include <cmath>
+#include <cstring>
+
+#include "../ops.h"
+#include "../rotation.h"
+#include "../session.h"
+
+namespace qd {
+using namespace format;
+
+namespace {
+
+// cos and sin of position * frequency in double.
+void make_angles(Step& s, const float* frequency, uint32_t half, float factor) {
+  for (uint32_t t = 0; t < s.tokens; ++t)
+    for (uint32_t i = 0; i < half; ++i) {
+      double angle = static_cast<double>(s.past + t) * frequency[i];
+      s.w.cos[t * s.w.half + i] = static_cast<float>(std::cos(angle)) * factor;
+      s.w.sin[t * s.w.half + i] = static_cast<float>(std::sin(angle)) * factor;
+    }
+}
+
+// The frequencies of dynamic NTK scaling for the length of the sequence.
+void make_dynamic_angles(Step& s, const AttentionKind& kind, uint32_t dim, float factor) {
+  float frequency[kMostRotated / 2];
+  double grown = static_cast<double>(kind.factor) * s.total / kind.beyond - (kind.factor - 1.0);
+  double theta = kind.theta * std::pow(grown, dim / (dim - 2.0));
+  for (uint32_t i = 0; i < dim / 2; ++i) {
+    float exponent = static_cast<float>(2 * i) / static_cast<float>(dim);
+    frequency[i] = 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+  }
+  make_angles(s, frequency, dim / 2, factor);
+}
+
+}  // namespace
+
+Rotation rotation_of(Step& s, uint32_t frequencies, uint32_t rotary_dim, uint32_t interleaved, float factor) {
+  Rotation rotation{rotary_dim, interleaved};
+  if (rotary_dim == 0 || (s.angles == frequencies && s.angles_factor == factor)) return rotation;
+  s.angles = frequencies;
+  s.angles_factor = factor;
+  make_angles(s, s.model.floats(frequencies), rotary_dim / 2, factor);
+  return rotation;
+}
+
+Rotation rotation_of(Step& s, const Node& n, const Attention& a) {
+  AttentionKind kind = attention_kind(s.model.file, n);
+  if (a.rotary_dim == 0 || kind.beyond == 0 || s.total <= kind.beyond)
+    return rotation_of(s, n.tensors[0], a.rotary_dim, a.interleaved, a.factor);
+  if (kind.long_frequencies != kNone)
+    return rotation_of(s, kind.long_frequencies, a.rotary_dim, a.interleaved, a.factor);
+  uint32_t key = n.tensors[0] | uint32_t{1} << 31;
+  if (s.angles != key || s.angles_factor != a.factor) {
+    s.angles = key;
+    s.angles_factor = a.factor;
+    make_dynamic_angles(s, kind, a.rotary_dim, a.factor);
+  }
+  return {a.rotary_dim, a.interleaved};
+}
+
+namespace {
+
+bool tokens_fit(const NodeCheck& g) { return g.in(0)->kind == kPerToken && g.out(0)->kind == kPerToken; }
+
+}  // namespace
+
+// Of each head of in 0 some elements. Attributes: u heads, u stride, u start. A head of out 0 is what is taken.
+bool select_fits(const NodeCheck& g) {
+  const uint32_t* a = g.attributes();
+  if (!tokens_fit(g) || a[0] == 0 || a[1] == 0 || g.in(0)->width != uint64_t{a[0]} * a[1]) return false;
+  uint32_t width = g.out(0)->width;
+  return width % a[0] == 0 && a[2] <= a[1] && width / a[0] <= a[1] - a[2];
+}
+
+void run_select(Step& s, const Node& n) {
+  const uint32_t* a = s.model.file.attributes + n.attr;
+  uint32_t width = s.model.file.values[n.outputs[0]].width / a[0];
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float* x = value_at(s, n.inputs[0], t) + a[2];
+    float* out = value_at(s, n.outputs[0], t);
+    for (uint32_t h = 0; h < a[0]; ++h) std::memcpy(out + h * width, x + uint64_t{h} * a[1], width * sizeof(float));
+  });
+}
+
+// Each head of in 0 and behind it that of in 1. Attributes: u heads, u in 0 is one head for all, u in 1 is.
+bool join_fits(const NodeCheck& g) {
+  const uint32_t* a = g.attributes();
+  if (!tokens_fit(g) || g.in(1)->kind != kPerToken || a[0] == 0 || a[1] > 1 || a[2] > 1) return false;
+  uint64_t width = 0;
+  for (uint32_t i = 0; i < 2; ++i) {
+    if (!a[1 + i] && g.in(i)->width % a[0]) return false;
+    width += a[1 + i] ? g.in(i)->width : g.in(i)->width / a[0];
+  }
+  return g.out(0)->width == width * a[0];
+}
+
+void run_join(Step& s, const Node& n) {
+  const uint32_t* a = s.model.file.attributes + n.attr;
+  const Value* values = s.model.file.values;
+  uint32_t first = values[n.inputs[0]].width / (a[1] ? 1 : a[0]), second = values[n.inputs[1]].width / (a[2] ? 1 : a[0]);
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float *x = value_at(s, n.inputs[0], t), *y = value_at(s, n.inputs[1], t);
+    float* out = value_at(s, n.outputs[0], t);
+    for (uint32_t h = 0; h < a[0]; ++h, out += first + second) {
+      std::memcpy(out, x + (a[1] ? 0 : h * first), first * sizeof(float));
+      std::memcpy(out + first, y + (a[2] ? 0 : h * second), second * sizeof(float));
+    }
+  });
+}
+
+// Heads turned by their positions. Attributes: u heads, u rotary_dim, u interleaved, f factor; tensor 0: inv_freq.
+bool rotate_fits(const NodeCheck& g) {
+  const uint32_t* a = g.attributes();
+  if (!tokens_fit(g) || !same_shape(g.in(0), g.out(0)) || a[0] == 0 || g.in(0)->width % a[0]) return false;
+  return a[1] > 0 && a[1] % 2 == 0 && a[1] <= g.in(0)->width / a[0] && g.tensor(0, a[1] / 2);
+}
+
+void run_rotate(Step& s, const Node& n) {
+  const uint32_t* a = s.model.file.attributes + n.attr;
+  uint32_t width = s.model.file.values[n.outputs[0]].width, size = width / a[0];
+  Rotation rotation = rotation_of(s, n.tensors[0], a[1], a[2], as_float(a[3]));
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    float* out = value_at(s, n.outputs[0], t);
+    std::memcpy(out, value_at(s, n.inputs[0], t), width * sizeof(float));
+    for (uint32_t h = 0; h < a[0]; ++h) turn(s, rotation, t, out + h * size);
+  });
+}
+
+// A norm of each head. Attributes: f epsilon, u elements of a head, u layer norm (else RMS). Tensor 0: a weight per
+// element of a head, or one per element of all heads.
+bool head_norm_fits(const NodeCheck& g) {
+  const uint32_t* a = g.attributes();
+  uint32_t width = g.in(0)->width;
+  return tokens_fit(g) && same_shape(g.in(0), g.out(0)) && a[1] > 0 && width % a[1] == 0 &&
+         (g.tensor(0, width) || g.tensor(0, a[1]));
+}
+
+void run_head_norm(Step& s, const Node& n) {
+  const uint32_t* a = s.model.file.attributes + n.attr;
+  const Kernels& k = *s.model.settings.kernels;
+  uint32_t width = s.model.file.values[n.outputs[0]].width, size = a[1];
+  const float* weight = s.model.floats(n.tensors[0]);
+  bool each = s.model.file.tensors[n.tensors[0]].count == width;
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float* x = value_at(s, n.inputs[0], t);
+    float* out = value_at(s, n.outputs[0], t);
+    for (uint32_t h = 0; h < width; h += size) {
+      const float* w = weight + (each ? h : 0);
+      if (a[2]) k.layer_norm(x + h, w, nullptr, as_float(a[0]), size, out + h);
+      else k.rms_norm(x + h, w, as_float(a[0]), size, out + h);
+    }
+  });
+}
+
+// Attributes: f least, f most.
+bool clip_fits(const NodeCheck& g) { return same_shape(g.in(0), g.out(0)); }
+
+void run_clip(Step& s, const Node& n) {
+  const uint32_t* a = s.model.file.attributes + n.attr;
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  float least = as_float(a[0]), most = as_float(a[1]);
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float* x = value_at(s, n.inputs[0], t);
+    float* out = value_at(s, n.outputs[0], t);
+    for (uint32_t i = 0; i < width; ++i) out[i] = x[i] < least ? least : x[i] > most ? most : x[i];
+  });
+}
+
+// in 0 times the one number that in 1 has per token.
+bool scale_fits(const NodeCheck& g) {
+  return same_shape(g.in(0), g.out(0)) && g.in(1)->kind == g.in(0)->kind && g.in(1)->width == 1;
+}
+
+void run_scale(Step& s, const Node& n) {
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float* x = value_at(s, n.inputs[0], t);
+    float *out = value_at(s, n.outputs[0], t), factor = *value_at(s, n.inputs[1], t);
+    for (uint32_t i = 0; i < width; ++i) out[i] = x[i] * factor;
+  });
+}
+
+}  // namespace qd
