@@ -37,6 +37,7 @@ class Feature(IntFlag):
     EXPERTS = 1 << 0
     HEADS = 1 << 1
     ATTENTION = 1 << 2
+    RECURRENCE = 1 << 3
 
 
 class SectionId(IntEnum):
@@ -141,6 +142,9 @@ class Op(IntEnum):
     SCALE = 21
     ROUTE = 22
     EXPERTS = 23
+    CONV = 24
+    DELTA = 25
+    SCAN = 26
 
 
 FEATURES = {
@@ -152,8 +156,19 @@ FEATURES = {
     Op.SCALE: Feature.HEADS,
     Op.ROUTE: Feature.EXPERTS,
     Op.EXPERTS: Feature.EXPERTS,
+    Op.CONV: Feature.RECURRENCE,
+    Op.DELTA: Feature.RECURRENCE,
+    Op.SCAN: Feature.RECURRENCE,
 }
 """What an op needs of a reader, for those that came later."""
+
+
+class StateKind(IntEnum):
+    """What a state holds."""
+
+    KV = 0
+    CONV = 1
+    RECURRENT = 2
 
 
 class Scores(IntEnum):
@@ -279,7 +294,7 @@ NODE = np.dtype(
         ("reserved2", "<u4", 3),
     ]
 )
-STATE = np.dtype([("heads", "<u4"), ("head_dim", "<u4"), ("value_dim", "<u4"), ("reserved", "<u4")])
+STATE = np.dtype([("heads", "<u4"), ("head_dim", "<u4"), ("value_dim", "<u4"), ("kind", "<u4")])
 META_ENTRY = np.dtype([("key_at", "<u4"), ("key_bytes", "<u4"), ("value_at", "<u8"), ("value_bytes", "<u8")])
 
 RECORDS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native.layout import LINE, NONE, PAGE, Op, SectionId, aligned
+from qdeploy.backends.native.layout import LINE, NONE, PAGE, Op, SectionId, StateKind, aligned
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.elastic.pieces import Piece
 
@@ -117,7 +117,10 @@ def session_bytes(file: ModelFile, context: int, threads: int, kv: str) -> int:
         kv: Type of the cache: f16, f32, or int8, which has a scale per token.
     """
     states, cache = file.section(SectionId.STATES), 0
-    for heads, size, value, _ in states.tolist():
+    for heads, size, value, kind in states.tolist():
+        if kind != StateKind.KV:
+            cache += aligned(4 * heads * size * (value if kind == StateKind.RECURRENT else 1), LINE)
+            continue
         for width in (size, value or size):
             scales = aligned(context * 4, LINE) if kv == "int8" else 0
             cache += heads * (aligned(context * width * _CACHE_BYTES[kv], LINE) + scales)

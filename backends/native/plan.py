@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native import heads, mixtures
+from qdeploy.backends.native import heads, mixtures, recurrence
 from qdeploy.backends.native.heads import HeadView
 from qdeploy.backends.native.layout import FEATURES, NONE, Activation, Feature, Op, Role, ValueKind, aligned
 from qdeploy.backends.native.parts import Array
@@ -102,7 +102,7 @@ class Planning:
 
     def __init__(self, model: Model) -> None:
         self.model, self.graph, self.plan = model, model.graph, Plan()
-        self.plan.value_dims = any(state.value_dim for state in self.graph.states)
+        self.plan.value_dims = any(state.value_dim for state in self.graph.states if state.kind == "kv")
         self._values: dict[str, int] = {}
         self._small: dict[str, int] = {}
         self._states = {state.name: place for place, state in enumerate(self.graph.states)}
@@ -197,6 +197,26 @@ class Planning:
             values = self.tensor_of(name).decode().reshape(-1)
             self.plan.tensors.append(np.ascontiguousarray(values, np.float32))
         return self._small[name]
+
+    def new_tensor(self, name: str, values: Array) -> int:
+        """The number of a small tensor that is made here."""
+        if name not in self._small:
+            self._small[name] = len(self.plan.tensors)
+            self.plan.tensors.append(np.ascontiguousarray(values, np.float32).reshape(-1))
+        return self._small[name]
+
+    def keeping(
+        self,
+        op: Op,
+        inputs: tuple[int, ...],
+        node: Node,
+        width: int,
+        tensors: tuple[int, ...],
+        attrs: tuple[int | float, ...],
+    ) -> None:
+        """Adds a node that keeps the state of a graph's node."""
+        value, state = self.new_value(node.outputs[0], width), self._states[str(node.attrs["state"])]
+        self.plan.nodes.append(PlannedNode(op, inputs, (value,), NONE, tensors, state, attrs))
 
     def emit(
         self,
@@ -386,6 +406,9 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Clip": heads.clip,
     "Route": mixtures.route,
     "Experts": mixtures.experts,
+    "ShortConv": recurrence.conv,
+    "GatedDeltaNet": recurrence.delta,
+    "Mamba2": recurrence.scan,
 }
 """How each op is planned, for those that stand alone."""
 _SILENT = frozenset({"Identity", "Positions", "PositionsBehind", "Constant", "Stack"})

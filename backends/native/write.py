@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from qdeploy.backends.native import layout as f
-from qdeploy.backends.native import metadata
+from qdeploy.backends.native import metadata, recurrence
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
 from qdeploy.backends.native.naming import FILE, MAGIC
@@ -244,8 +244,9 @@ def _graph_records(file: File, model: Model, names: Mapping[str, int]) -> None:
         row["attr"], row["attrs"] = len(words), len(node.attrs)
         words += node.words()
     states = np.zeros(len(model.graph.states), f.STATE)
-    for row, state in zip(states, model.graph.states, strict=True):
-        row["heads"], row["head_dim"], row["value_dim"] = state.heads, state.head_dim, state.value_dim
+    keepers = {str(node.attrs["state"]): node.op for node in model.graph.nodes if node.attrs.get("state")}
+    for place, state in enumerate(model.graph.states):
+        states[place] = recurrence.record(state, keepers)
     tensors, end = np.zeros(len(plan.tensors), f.TENSOR), 0
     for row, tensor in zip(tensors, plan.tensors, strict=True):
         row["at"], row["bytes"], row["count"] = end, tensor.nbytes, tensor.size

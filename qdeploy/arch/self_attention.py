@@ -110,6 +110,9 @@ class SelfAttention:
         clip: Limit of queries, keys and values on either side; 0 for none.
         norm_epsilon: Of the norm before the output projection, where `parts` has one.
         position_scale: As for `ir/attention.py`; None for none.
+        key_multiplier: Multiplied into keys.
+        gated: The query projection gives a gate besides, [q | gate] per head, and the result is multiplied with its
+            sigmoid.
         chunk: Of how many positions a query sees only those of its own run; 0 for all.
         parts: What the parameters are called.
         module: Of the layer.
@@ -133,6 +136,8 @@ class SelfAttention:
     norm_epsilon: float = 1e-6
     position_scale: Mapping[str, float] | None = None
     chunk: int = 0
+    gated: bool = False
+    key_multiplier: float = 1.0
     parts: Parts = field(default_factory=Parts)
     module: str = "self_attn"
     layers: str = "model.layers"
@@ -141,7 +146,12 @@ class SelfAttention:
     def add(self, builder: Builder, layer: int, x: str) -> str:
         """Adds projections, attention over the layer's cache, and the output projection."""
         source, label = f"{self.layers}.{layer}.{self.module}", f"layers.{layer}.self_attn"
-        q, k, v = self._projected(builder, x, source, label)
+        gate = ""
+        if self.gated:
+            q, gate = self._gated_query(builder, x, source, label)
+            k, v = self._key_and_value(builder, x, source, label)
+        else:
+            q, k, v = self._projected(builder, x, source, label)
         builder.states.append(State(f"kv.{layer}", self.kv_heads, self.head_dim, capacity=self.capacity))
         attributes = self._attributes(builder, layer)
         if self.qk_norm is not None and self.qk_norm.after_rotation:
@@ -152,6 +162,9 @@ class SelfAttention:
         if self.parts.sinks:
             inputs += ["", builder.weight(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
         mixed = builder.node("Attention", *inputs, name=label, **attributes)
+        if gate:
+            opened = builder.node("Sigmoid", gate, name=f"{label}.opened")
+            mixed = builder.node("Mul", mixed, opened, name=f"{label}.gated")
         if self.parts.norm:
             width = self.heads * self.head_dim
             weight = builder.weight(f"{source}.{self.parts.norm}.weight", (width,), "num_attention_heads, head_dim")
@@ -190,15 +203,37 @@ class SelfAttention:
             q = self._linear(builder, x, f"{source}.{parts.q}", f"{label}.q", self.heads, "num_attention_heads")
             if self._norm_follows():
                 q = self._normed(builder, q, f"{source}.{parts.q_norm}", f"{label}.q", self.heads)
-            k = self._linear(builder, x, f"{source}.{parts.k}", f"{label}.k", self.kv_heads, "num_key_value_heads")
-            if self._norm_follows():
-                k = self._normed(builder, k, f"{source}.{parts.k_norm}", f"{label}.k", self.kv_heads)
-            v = self._linear(builder, x, f"{source}.{parts.v}", f"{label}.v", self.kv_heads, "num_key_value_heads")
+            k, v = self._key_and_value(builder, x, source, label)
         if parts.fused and self._norm_follows() and self.qk_norm is not None:
             q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
         if self.clip:
             q, k, v = (builder.node("Clip", y, name=f"{y}.clipped", min=-self.clip, max=self.clip) for y in (q, k, v))
         return q, k, v
+
+    def _key_and_value(self, builder: Builder, x: str, source: str, label: str) -> tuple[str, str]:
+        parts, field = self.parts, "num_key_value_heads"
+        k = self._linear(builder, x, f"{source}.{parts.k}", f"{label}.k", self.kv_heads, field)
+        if self.key_multiplier != 1:
+            k = builder.scaled(k, self.key_multiplier, f"{label}.k.scaled")
+        if self._norm_follows():
+            k = self._normed(builder, k, f"{source}.{parts.k_norm}", f"{label}.k", self.kv_heads)
+        return k, self._linear(builder, x, f"{source}.{parts.v}", f"{label}.v", self.kv_heads, field)
+
+    def _gated_query(self, builder: Builder, x: str, source: str, label: str) -> tuple[str, str]:
+        both = self._linear(
+            builder, x, f"{source}.{self.parts.q}", f"{label}.qg", 2 * self.heads, "num_attention_heads"
+        )
+        size, width = self.head_dim, self.heads * self.head_dim
+        split = builder.node("Reshape", both, name=f"{label}.qg.heads", shape=[0, 0, self.heads, 2 * size])
+        joined = []
+        for part, start in (("q", 0), ("gate", size)):
+            name = f"{label}.{part}"
+            cut = builder.node("Slice", split, name=f"{name}.heads", starts=[start], ends=[start + size], axes=[3])
+            joined.append(builder.node("Reshape", cut, name=name, shape=[0, 0, width]))
+        q, gate = joined
+        if self._norm_follows():
+            q = self._normed(builder, q, f"{source}.{self.parts.q_norm}", f"{label}.q", self.heads)
+        return q, gate
 
     def _norm_follows(self) -> bool:
         """Whether queries and keys are normed right behind their projections."""

@@ -31,9 +31,12 @@ class Value:
 
 @dataclass(frozen=True)
 class State:
-    """What a graph keeps between two runs: for kind "kv", keys and values [batch, heads, length, head_dim] each.
+    """What a graph keeps between two runs.
 
-    Heads of values have the extent `value_dim` where that is not 0.
+    kv         keys and values, [batch, heads, length, head_dim] each; heads of values have the extent `value_dim`
+               where that is not 0
+    conv       the last tokens of each channel, [batch, heads, head_dim]
+    recurrent  a matrix per head, [batch, heads, head_dim, value_dim]
     """
 
     name: str

@@ -10,12 +10,14 @@ from qdeploy.ir.ops.table import op
 
 _CHOICES = {
     "kind": ("rms", "layer"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"),
+    "activation": ("", "silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"),
     "scores": ("softmax", "sigmoid", "softmax_of_chosen", "mixer"),
     "group_score": ("two", "best"),
     "weighted": ("outputs", "inputs"),
     "approximate": ("none", "tanh"),
 }
+_KINDS = {"ShortConv": "conv", "GatedDeltaNet": "recurrent", "Mamba2": "recurrent"}
+"""What kind of state an op keeps; "kv" otherwise."""
 _LISTS = {"Reshape": ("shape",), "Unsqueeze": ("axes",), "Slice": ("starts", "ends")}
 """Lists of integers that are attributes, or inputs behind the first one in this order."""
 
@@ -104,7 +106,9 @@ def check_states(graph: Graph) -> None:
     if len(keepers) != sum(bool(node.attrs.get("state")) for node in graph.nodes):
         raise BadFileError("two nodes keep one state", where="states")
     for name, node in keepers.items():
-        if node.attrs.get("kv_heads") != declared[name].heads:
+        if declared[name].kind != _KINDS.get(node.op, "kv"):
+            raise BadFileError("a state of another kind than its node's", where=_where(node), found=declared[name].kind)
+        if node.op == "Attention" and node.attrs.get("kv_heads") != declared[name].heads:
             raise BadFileError(
                 "a state has another number of heads than its node",
                 where=_where(node),

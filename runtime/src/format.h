@@ -184,11 +184,14 @@ struct Node {           // 64 bytes, in an order in which they can run
 };
 static_assert(sizeof(Node) == 64, "a node is 64 bytes");
 
-struct State {  // 16 bytes: a key/value cache
+struct State {  // 16 bytes
   uint32_t heads, head_dim;
   uint32_t value_dim;  // of heads of values; 0: head_dim
-  uint32_t reserved;
+  uint32_t kind;       // StateKind
 };
+// kCache: keys and values of every token. kConvState: the last head_dim tokens of `heads` channels. kRecurrent: a matrix
+// [head_dim][value_dim] per head.
+enum StateKind : uint32_t { kCache = 0, kConvState = 1, kRecurrent = 2, kStateKinds = 3 };
 static_assert(sizeof(State) == 16, "a state is 16 bytes");
 
 // Metadata: a run of bytes that records and strings point into. It starts with uint32 n and n entries

@@ -22,6 +22,7 @@ Checked half_bytes(const qd_model& m, uint32_t width, uint64_t context) {
 
 Checked state_bytes(const qd_model& m, uint32_t state, uint64_t context) {
   const State& s = m.file.states[state];
+  if (s.kind != kCache) return (Checked(s.heads) * s.head_dim * (s.kind == kRecurrent ? value_dim(s) : 1) * 4).rounded_up(64);
   return (half_bytes(m, s.head_dim, context) + half_bytes(m, value_dim(s), context)) * s.heads;
 }
 
@@ -90,6 +91,19 @@ void discharge(qd_session& s) {
   replan_locked(m);
 }
 
+bool is_recurrent(const File& f) {
+  for (uint32_t i = 0; i < f.count(kStates); ++i)
+    if (f.states[i].kind != kCache) return true;
+  return false;
+}
+
+// States of fixed size are those of a sequence without tokens.
+void forget(qd_session& s) {
+  for (uint32_t i = 0; i < s.model->file.count(kStates); ++i)
+    if (s.model->file.states[i].kind != kCache)
+      std::memset(s.cache + s.state_at[i], 0, state_bytes(*s.model, i, s.context).value());
+}
+
 bool make_memory(qd_session& s, uint64_t bytes) {
   if (!s.memory.make(bytes)) return false;
   lay_out(s, s.memory.data);
@@ -98,6 +112,7 @@ bool make_memory(qd_session& s, uint64_t bytes) {
     s.state_at[i] = at;
     at += state_bytes(*s.model, i, s.context).value();
   }
+  forget(s);
   return s.model->file.header.kind == kDecoder || make_workspace(*s.model, s.context, &s.own);
 }
 
@@ -137,6 +152,8 @@ CacheView cache_of(const qd_session& s, uint32_t state, uint32_t head) {
   };
   return {keys, values, scales(keys, shape.head_dim), scales(values, value_dim(shape))};
 }
+
+float* state_of(const qd_session& s, uint32_t state) { return reinterpret_cast<float*>(s.cache + s.state_at[state]); }
 
 }  // namespace qd
 
@@ -183,6 +200,12 @@ extern "C" void qd_session_close(qd_session* s) {
 extern "C" qd_status qd_session_trim(qd_session* s, uint32_t keep, qd_error* err) {
   if (!s) return fail(err, QD_BAD_ARGUMENT, "qd_session_trim: no session");
   if (keep > s->length) return fail(err, QD_BAD_ARGUMENT, "keep: found %u, allowed at most %u", keep, s->length.load());
+  if (keep < s->length && is_recurrent(s->model->file)) {
+    if (keep > 0)
+      return fail(err, QD_UNSUPPORTED, "keep: found %u, allowed 0 or all %u; states of fixed size do not go back", keep,
+                  s->length.load());
+    forget(*s);
+  }
   s->length = keep;
   return QD_OK;
 }

@@ -28,5 +28,6 @@ struct CacheView {
   float *key_scales, *value_scales;
 };
 CacheView cache_of(const qd_session& session, uint32_t state, uint32_t head);
+float* state_of(const qd_session& session, uint32_t state);  // of fixed size
 
 }  // namespace qd

@@ -99,6 +99,12 @@ qd_status check_states(const File& f, qd_error* err) {
   Checked width;
   for (uint32_t i = 0; i < f.count(kStates); ++i) {
     const State& s = f.states[i];
+    if (s.kind >= kStateKinds) return fail(err, QD_UNSUPPORTED, "state %u: kind %u is not known", i, s.kind);
+    if (s.kind == kConvState) {
+      if (s.heads == 0 || s.heads > kMaxWidth || s.head_dim == 0 || s.head_dim > 64)
+        return fail(err, QD_BAD_FILE, "state %u: channels or tokens out of range", i);
+      continue;
+    }
     if (s.heads == 0 || s.heads > kMaxHeads || s.head_dim == 0 || s.head_dim > kMaxHeadWidth ||
         s.value_dim > kMaxHeadWidth)
       return fail(err, QD_BAD_FILE, "state %u: heads or head_dim out of range", i);

@@ -264,6 +264,27 @@ def _own_shapes(kind: str, layer: str) -> Mapping[str, tuple[int, ...]]:
     return {}
 
 
+def _delta_shapes() -> Mapping[str, tuple[int, ...]]:
+    """A gated delta rule in the first layer, attention with a gate in the second."""
+    shapes = {name: shape for name, shape in _decoder_shapes(False, True).items() if "layers.0.self_attn" not in name}
+    mixer, rows = "model.layers.0.linear_attn", {"qkv": 128, "z": 64, "a": 4, "b": 4}
+    shapes |= {f"{mixer}.in_proj_{part}.weight": (count, 64) for part, count in rows.items()}
+    shapes |= {f"{mixer}.A_log": (4,), f"{mixer}.dt_bias": (4,), f"{mixer}.norm.weight": (16,)}
+    shapes["model.layers.1.self_attn.q_proj.weight"] = (128, 64)
+    return shapes | {f"{mixer}.conv1d.weight": (128, 1, 4), f"{mixer}.out_proj.weight": (64, 64)}
+
+
+def _scan_shapes() -> Mapping[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"backbone.embeddings.weight": (90, 64), "lm_head.weight": (90, 64)}
+    for i in range(2):
+        mixer = f"backbone.layers.{i}.mixer"
+        shapes |= {f"{mixer}.in_proj.weight": (328, 64), f"{mixer}.out_proj.weight": (64, 128)}
+        shapes |= {f"{mixer}.conv1d.weight": (192, 1, 4), f"{mixer}.conv1d.bias": (192,)}
+        shapes |= {f"{mixer}.{name}": (8,) for name in ("A_log", "D", "dt_bias")}
+        shapes |= {f"{mixer}.norm.weight": (128,), f"backbone.layers.{i}.norm.weight": (64,)}
+    return shapes | {"backbone.norm_f.weight": (64,)}
+
+
 def _cohere_shapes() -> Mapping[str, tuple[int, ...]]:
     shapes = {name: shape for name, shape in _decoder_shapes(False, False).items() if "post_attention" not in name}
     for i in range(2):
@@ -292,7 +313,7 @@ def _model(name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int,
     """The forms go to the matrices in order, from the first one again where there are more matrices."""
     tensors, turn = {}, 0
     for tensor, shape in shapes.items():
-        if len(shape) == 1:
+        if len(shape) != 2:
             tensors[tensor] = floats("F32")(tensor, shape)  # type: ignore[arg-type]
             continue
         tensors[tensor] = forms[turn % len(forms)](tensor, shape)  # type: ignore[arg-type]
@@ -363,6 +384,12 @@ LATER: dict[str, Mapping[str, Any]] = {
     | {"model_type": "llama", "max_position_embeddings": 4}
     | {"rope_parameters": {"rope_type": "dynamic", "factor": 16.0, "rope_theta": 1e4}},
     "head-norms": DECODER | {"model_type": "cohere", "use_qk_norm": True},
+    "delta": DECODER
+    | {"model_type": "qwen3_5_text", "head_dim": 16, "num_hidden_layers": 2, "full_attention_interval": 2}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+    | {"linear_value_head_dim": 16, "linear_conv_kernel_dim": 4},
+    "scan": {"model_type": "mamba2", "vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2}
+    | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16, "tie_word_embeddings": False},
 }
 """Networks of features that came later, a file each."""
 
@@ -372,7 +399,8 @@ def _later() -> dict[str, tuple[Model, Options]]:
     networks = {}
     for name, config in LATER.items():
         shapes = _expert_shapes(config) if "moe_intermediate_size" in config else _decoder_shapes(False, False)
-        shapes = _cohere_shapes() if name == "head-norms" else shapes
+        own = {"head-norms": _cohere_shapes, "delta": _delta_shapes, "scan": _scan_shapes}
+        shapes = own[name]() if name in own else shapes
         networks[name] = (_model(name, config, shapes, forms), Options(layout="elastic"))
     return networks
 

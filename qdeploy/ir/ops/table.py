@@ -33,6 +33,7 @@ from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops.experts import EXPERT_ROWS
 from qdeploy.ir.ops.integer import INTEGER_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.recurrent import RECURRENT_ROWS
 from qdeploy.ir.ops.rounding import product, rounded_once
 from qdeploy.ir.ops.row import ONNX, QDEPLOY, Op
 from qdeploy.ir.ops.shape import SHAPE_ROWS, bounded, reducer
@@ -343,6 +344,7 @@ OPS = {
         Op("Rotary", QDEPLOY, "heads rotated by their positions behind a state; [B, T, heads * D]", rotary),
         Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
         *EXPERT_ROWS,
+        *RECURRENT_ROWS,
         *ELEMENTWISE_ROWS,
         *SHAPE_ROWS,
         *CONV_ROWS,

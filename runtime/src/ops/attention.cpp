@@ -141,7 +141,7 @@ bool attention_fits(const NodeCheck& g) {
   if (g.f.header.kind == kEncoder) return g.n.state == kNone;
   if (g.n.state >= g.f.count(kStates) || g.in(3)) return false;
   const State& s = g.f.states[g.n.state];
-  return a.causal && s.heads == a.kv_heads && s.head_dim == a.head_dim;
+  return s.kind == kCache && a.causal && s.heads == a.kv_heads && s.head_dim == a.head_dim;
 }
 
 void run_attention(Step& s, const Node& n) {
