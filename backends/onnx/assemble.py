@@ -19,6 +19,9 @@ SATURATION = (
     "the network quantizes its activations: on x86 processors without VNNI, ONNX Runtime's products of 8-bit codes "
     "saturate unless the session option session.x64quantprecision is 1"
 )
+RECURRENT = (
+    "no genai_config.json: onnxruntime-genai carries key/value caches only, and this network has states of fixed size"
+)
 
 
 def lowered_graph(model: Model, options: Options) -> GraphLowering | IntegerLowering:
@@ -34,7 +37,9 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
     lowering = lowered_graph(model, options)
     builder = lowering.builder
     digests = builder.data.write(target / DATA_FILE, progress, options.jobs)
-    config = genai_config(model, lowering.graph) if lowering.graph.states else None
+    states = lowering.graph.states
+    cached = bool(states) and all(state.kind == "kv" for state in states)
+    config = genai_config(model, lowering.graph) if cached else None
     try:
         (target / MODEL_FILE).write_bytes(builder.model().SerializeToString(deterministic=True))
         side = write_side_files(model, target, config)
@@ -49,6 +54,8 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
     fast = isinstance(lowering, IntegerLowering) and lowering.fast
     if rounds(lowering.graph) or fast:
         notes += (SATURATION,)
+    if states and not cached:
+        notes += (RECURRENT,)
     forms = {name: ruling.form for name, ruling in lowering.rulings.items()}
     return Lowered(
         (MODEL_FILE, DATA_FILE, *side),

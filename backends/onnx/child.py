@@ -79,7 +79,9 @@ def _input(declared: Any, key: str, arrays: Mapping[str, Any], carried: Mapping[
     if key in arrays:
         return arrays[key]
     if carried:
-        return carried[declared.name.replace("past_key_values", "present")]
+        return carried[declared.name.replace("past_key_values", "present").replace("past_state", "present_state")]
+    if declared.name.startswith("past_state"):
+        return np.zeros((1, *declared.shape[1:]), np.float32)
     _, heads, _, size = declared.shape
     return np.zeros((1, heads, 0, size), np.float32)
 

@@ -143,15 +143,22 @@ class GraphLowering:
 
     def _open_states(self) -> None:
         mask = self.builder.input(MASK, onnx_type("I64"), ("batch", "total_sequence_length"))
-        for name in state_names(self.graph, "past_key_values"):
+        for name in state_names(self.graph, "past"):
             self._declare_state(self.builder.input, name, "past_sequence_length")
         self._attention = self._decoder_attention
         self._lengths = Lengths(self.builder, self.graph.inputs[0].name, mask)
 
     def _declare_state(self, declare: Callable[..., str], name: str, length: str) -> None:
         state = self.graph.states[int(name.split(".")[1])]
-        shape = ("batch", state.heads, length, padded_head(max(state.head_dim, state.value_dim)))
+        shape: tuple[int | str, ...] = ("batch", state.heads, length, padded_head(max(state.head_dim, state.value_dim)))
+        if state.kind != "kv":
+            shape = ("batch", state.heads, state.head_dim, *((state.value_dim,) if state.kind == "recurrent" else ()))
         declare(name, onnx_type(state.dtype), shape)
+
+    def fixed_state(self, node: Node) -> tuple[str, str]:
+        """The input that a node's state comes in by, and the output that it goes out by."""
+        place, _ = self._states[str(node.attrs["state"])]
+        return f"past_state.{place}", f"present_state.{place}"
 
     @cached_property
     def _decoder(self) -> DecoderAttention:
@@ -189,9 +196,14 @@ class GraphLowering:
         emit_encoder_attention(self.builder, node, (query, key, value), mask[0] if mask else "")
 
 
-def state_names(graph: Graph, kind: str) -> list[str]:
-    """Names of the cache inputs ("past_key_values") or outputs ("present"), in the order of the states."""
-    return [f"{kind}.{place}.{part}" for place in range(len(graph.states)) for part in ("key", "value")]
+def state_names(graph: Graph, side: str) -> list[str]:
+    """Names of the inputs ("past") or outputs ("present") that states go by, in their order."""
+    keys = "past_key_values" if side == "past" else side
+    names: list[str] = []
+    for place, state in enumerate(graph.states):
+        kv = state.kind == "kv"
+        names += [f"{keys}.{place}.key", f"{keys}.{place}.value"] if kv else [f"{side}_state.{place}"]
+    return names
 
 
 def as_stored(name: str, tensor: QTensor) -> Ruling | None:

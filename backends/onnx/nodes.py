@@ -16,6 +16,7 @@ import onnx
 from qdeploy.backends.onnx.experts import emit_experts, emit_route
 from qdeploy.backends.onnx.passthrough import emit_opaque, emit_operator
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder, onnx_type
+from qdeploy.backends.onnx.recurrent import emit_gated_delta, emit_mamba2, emit_short_conv
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.ops.table import OPS, op
@@ -48,6 +49,10 @@ class Scope(Protocol):
 
     def matrices(self, name: str) -> tuple[str, ...]:
         """The names of the matrices of a stack."""
+        ...
+
+    def fixed_state(self, node: Node) -> tuple[str, str]:
+        """The input that a node's state comes in by, and the output that it goes out by."""
         ...
 
     def attention(self, node: Node) -> None:
@@ -191,6 +196,9 @@ _SPECIAL: Mapping[str, Emitter] = {
     "Rotary": _rotary,
     "PositionsBehind": _positions_behind,
     "Stack": _stack,
+    "ShortConv": emit_short_conv,
+    "GatedDeltaNet": emit_gated_delta,
+    "Mamba2": emit_mamba2,
     "Route": emit_route,
     "Experts": emit_experts,
     "Opaque": emit_opaque,

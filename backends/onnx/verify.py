@@ -69,6 +69,8 @@ def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
 
 def _feed(value: Any, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    if value.name.startswith("past_state"):
+        return np.zeros((1, *value.shape[1:]), np.float32)
     if value.name.startswith("past_key_values"):
         _, heads, _, width = value.shape
         return np.zeros((1, heads, 0, width), np.float32)

@@ -1,4 +1,4 @@
-"""Mixtures of experts in ONNX Runtime give what transformers gives, prompt and steps alike."""
+"""Experts and states of fixed size in ONNX Runtime give what transformers gives, prompt and steps alike."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ FAMILIES = (
     "llama4_text",
     "olmoe",
     "minimax_m2",
+    "lfm2_moe",
+    "qwen3_next",
+    "granitemoehybrid",
+    "mamba2",
+    "falcon_h1",
+    "kimi_linear",
 )
 
 
