@@ -141,8 +141,8 @@ def _scan(scope: Scope, node: Node, parts: Mapping[str, str], step: Any, passing
     builder, body, (past, present) = scope.builder, _Step(scope.builder), scope.fixed_state(node)
     state = body.input(body.fresh("state"), FLOAT, _free(4))
     names = {part: body.input(body.fresh(part), FLOAT, _free(4)) for part in parts}
-    after, given = step(body, state, names)
-    for output in (after, given):
+    after, result = step(body, state, names)
+    for output in (after, result):
         body.output(output, FLOAT, _free(4))
     count = len(parts)
     _, outputs = builder.node(

@@ -52,8 +52,6 @@ _FIELDS = frozenset(
         "alpha",
         "max_position_embeddings",
         "llama_4_scaling_beta",
-        "mrope_section",  # of images and videos; for text all sections are one
-        "mrope_interleaved",
     )
 )
 

@@ -30,7 +30,7 @@ _REFUSED: dict[str, tuple[object, ...]] = {"attn_output_gate": (True,), "mlp_bia
 
 def build(model: Model) -> Graph:
     """Builds the graph of a Qwen3NextForCausalLM, a Qwen3_5ForCausalLM or a Qwen3_5MoeForCausalLM."""
-    config = Config(model.config)
+    config = _for_text(Config(model.config))
     kind, layers = config.text("model_type"), layer_count(model, config)
     heads = config.size("num_attention_heads")
     default_heads = 4 if kind == "qwen3_5_text" else 2
@@ -55,6 +55,15 @@ def build(model: Model) -> Graph:
     mlps = [gated_mlp(config)] * layers if kind == "qwen3_5_text" else _experts(config, layers, kind)
     placed = PRE.layers(mixers, mlps)
     return build_decoder(model, config, Decoder(kind, NAMES, placed, attention[0].capacity, norm, refused=_REFUSED))
+
+
+def _for_text(config: Config) -> Config:
+    """The configuration without the sections of rotary positions that images have: for text, all sections are one."""
+    fields = dict(config.fields)
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(fields.get(name), dict):
+            fields[name] = {key: value for key, value in fields[name].items() if not key.startswith("mrope_")}
+    return Config(fields, config.where)
 
 
 def _layer_kinds(config: Config, layers: int) -> list[str]:
