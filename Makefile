@@ -1,10 +1,11 @@
 # make demo   environment, install, a real 4-bit GPTQ checkpoint to ONNX and to the native runtime, verified, and texts
 # make test   environment and the whole test-suite
 # make lint   ruff and mypy
-# make fuzz   the reader of the native runtime, by libFuzzer, for SECONDS=60
+# make fuzz   the readers in Python by mutation, then the native runtime by libFuzzer (clang), each for SECONDS=60
 
 PYTHON ?= python3
 SECONDS ?= 60
+FUZZ_SEED ?= 0
 VENV ?= .venv
 BIN = $(VENV)/bin
 TINY = examples/models/tiny-llama-gptq
@@ -48,7 +49,8 @@ lint: $(VENV)/tested
 	ln -s $(CURDIR)/qdeploy/* $(CURDIR)/formats $(CURDIR)/backends build/typed/qdeploy/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/setup.cfg -p qdeploy
 
-fuzz:
+fuzz: $(VENV)/tested
+	$(BIN)/python -m tests.hostile.fuzz $(SECONDS) $(FUZZ_SEED)
 	runtime/fuzz/run.sh $(SECONDS)
 
 clean:

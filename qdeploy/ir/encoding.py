@@ -194,7 +194,12 @@ class _Builder:
     def layout(self, tree: Json) -> Layout:
         kind, *numbers = self._list(tree) or [""]
         wanted = {"plain": 0, "bits": 1, "planes": 1, "radix": 2}
-        if kind not in wanted or len(numbers) != wanted[kind] or not all(isinstance(n, int) for n in numbers):
+        if (
+            not isinstance(kind, str)
+            or kind not in wanted
+            or len(numbers) != wanted[kind]
+            or not all(isinstance(n, int) for n in numbers)
+        ):
             self._fail("an unknown layout", tree, "plain, bits, planes or radix with their numbers")
         return Layout(kind, base=numbers[0], digits=numbers[1]) if kind == "radix" else Layout(kind, *numbers)
 

@@ -46,17 +46,21 @@ def _packages() -> Path:
     return folder
 
 
-def _summed(package: Path) -> Path:
-    """With checksums that are those of its content, as an attacker would write them."""
+def resummed(package: Path) -> Path:
+    """With checksums that are those of its content, as an attacker would write them; damaged shards are left alone."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    sums = json.loads((package / "checksums.json").read_text())
-    for name, group in sums.items():
-        if name.endswith(".safetensors"):
-            arrays = load_file(package / name)
-            sums[name] = {key: hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in group if key in arrays}
-    sums["manifest"] = hashlib.sha256((package / "qdeploy.json").read_bytes()).hexdigest()
-    (package / "checksums.json").write_text(json.dumps(sums))
+    try:
+        sums = json.loads((package / "checksums.json").read_text())
+        for name, group in sums.items():
+            if name.endswith(".safetensors"):
+                arrays = load_file(package / name)
+                sums[name] = {key: hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in group if key in arrays}
+        sums["manifest"] = hashlib.sha256((package / "qdeploy.json").read_bytes()).hexdigest()
+        (package / "checksums.json").write_text(json.dumps(sums))
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError):
+        pass  # the reader says what is wrong
     return package
 
 
@@ -66,7 +70,7 @@ def _manifest(name: str, change: Callable[[dict[str, Any]], object]) -> None:
         content = json.loads((package / "qdeploy.json").read_text())
         change(content)
         (package / "qdeploy.json").write_text(json.dumps(content))
-        return _summed(package)
+        return resummed(package)
 
     PACKAGE[name] = build
 
@@ -82,6 +86,8 @@ _manifest("plane count 0", lambda m: _codes(m).update(layout=["planes", 0]))
 _manifest("plane count 2^31", lambda m: _codes(m).update(layout=["planes", 1 << 31]))
 _manifest("radix of base 0", lambda m: _codes(m).update(layout=["radix", 0, 5]))
 _manifest("layout that nobody knows", lambda m: _codes(m).update(layout=["spiral", 4]))
+_manifest("layout of a kind that is a list", lambda m: _codes(m).update(layout=[["bits"], 4]))
+_manifest("table that is a list", lambda m: _codes(m).update(table=["uint4"]))
 _manifest("group size 0", lambda m: _codes(m)["scale"].update(tile=[1, 0]))
 _manifest("group size that does not divide", lambda m: _codes(m)["scale"].update(tile=[1, 127]))
 _manifest("LUT too short", lambda m: _codes(m).update(table={"values": ["scale", "F16", [1, 1]]}))
@@ -118,7 +124,7 @@ def _shard(name: str, kind: str, change: Callable[[dict[str, np.ndarray]], objec
             arrays = {key: array.copy() for key, array in load_file(shard).items()}
             change(arrays)
             save_file(arrays, shard)
-        return _summed(package)
+        return resummed(package)
 
     table[name] = build
 
