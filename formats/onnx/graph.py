@@ -63,10 +63,9 @@ class Network:
         self._constants_of_nodes()
         self.claimed: dict[str, QTensor] = {}
         self._claim()
+        absorbed = self._absorbed()
         self.tensors = {
-            name: self.claimed.get(name) or s.tensor("onnx")
-            for name, s in self.stored.items()
-            if name not in self._absorbed()
+            name: self.claimed.get(name) or s.tensor("onnx") for name, s in self.stored.items() if name not in absorbed
         }
         self._reset()
 

@@ -2,6 +2,7 @@
 
     scan.py          the protobuf message without its weights, and where these lie
     initializers.py  initializers: inline, in external data, or typed; stored.py, how they become codes
+    constant_outputs.py   outputs that no node makes
     functions.py     functions in the place of their calls
     quantized.py     which initializers are one quantized weight
     graph.py         nodes as rows of the table of ops; nodes.py, operator by operator
@@ -46,6 +47,7 @@ def read(folder: Folder) -> Model:
         UnsupportedError: The onnx package is not installed, or an element type is not read.
         AmbiguousError: A folder holds several networks.
     """
+    from qdeploy.formats.onnx.constant_outputs import with_identities
     from qdeploy.formats.onnx.functions import inlined
     from qdeploy.formats.onnx.graph import Network
     from qdeploy.formats.onnx.initializers import open_initializers
@@ -57,9 +59,9 @@ def read(folder: Folder) -> Model:
         skeleton, spans = scan(file)
     finally:
         file.close()
-    proto = _parse(skeleton, name)
+    proto = with_identities(inlined(_parse(skeleton, name), len(skeleton), name))
     stored = open_initializers(folder, name, proto.graph.initializer, spans)
-    network = Network(inlined(proto, len(skeleton), name), stored, name, folder)
+    network = Network(proto, stored, name, folder)
     own = {name, *(s.origin.file for s in network.stored.values())}
     side = [] if folder.only else [n for n in folder.names() if n not in own]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)

@@ -101,6 +101,24 @@ def reducer(function: Any) -> Any:
     return reduce
 
 
+def extreme(function: Any, greatest: bool) -> Any:
+    """np.max or np.min; of no elements the number that changes nothing, as ONNX has it since version 20."""
+
+    def reduce(x: Array, *, axis: Any, keepdims: bool) -> Any:
+        return function(x, axis=axis, keepdims=keepdims, **({} if x.size else {"initial": _last(x.dtype, greatest)}))
+
+    return reduce
+
+
+def _last(dtype: np.dtype[Any], least: bool) -> Any:
+    """The least number of a type, or the greatest: an infinity where it has one."""
+    if dtype.kind == "b":
+        return not least
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min if least else np.iinfo(dtype).max
+    return dtype.type(-np.inf if least else np.inf)
+
+
 SHAPE_ROWS: tuple[Op, ...] = (
     Op("Expand", ONNX, "x broadcast with a shape", expand, moves=True),
     Op("ConstantOfShape", ONNX, "one number everywhere", constant_of_shape),
@@ -127,7 +145,7 @@ SHAPE_ROWS: tuple[Op, ...] = (
     Op("And", ONNX, "a and b", lambda a, b: a & b),
     Op("Or", ONNX, "a or b", lambda a, b: a | b),
     Op("ArgMax", ONNX, "I64: where the greatest element of an axis is", arg_max),
-    Op("ReduceMax", ONNX, "the greatest over axes", reducer(np.max), constants=("axes",)),
-    Op("ReduceMin", ONNX, "the smallest over axes", reducer(np.min), constants=("axes",)),
+    Op("ReduceMax", ONNX, "the greatest over axes", reducer(extreme(np.max, True)), constants=("axes",)),
+    Op("ReduceMin", ONNX, "the smallest over axes", reducer(extreme(np.min, False)), constants=("axes",)),
     Op("ReduceProd", ONNX, "the product over axes", reducer(np.prod), constants=("axes",)),
 )

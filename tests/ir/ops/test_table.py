@@ -299,3 +299,13 @@ def test_rope_makes_scores_depend_on_distance_alone(i: int, j: int, shift: int, 
         return float((rotate(q, a, **turn) * rotate(k, b, **turn)).sum())
 
     assert score(i, j) == pytest.approx(score(i + shift, j + shift), abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8, np.uint8, np.int64, np.bool_])
+def test_the_extremes_of_nothing_change_nothing(kind: type):
+    empty = np.ones((2, 0, 3), kind)
+    for name, extreme in (("ReduceMax", max), ("ReduceMin", min)):
+        result = OPS[name].numpy(empty, axes=(1,))
+        assert result.shape == (2, 1, 3) and result.dtype == kind
+        for value in (kind(0), kind(1), kind(100)):
+            assert extreme(result[0, 0, 0], value) == value
