@@ -99,10 +99,15 @@ def _rest(file: ModelFile, planned: File) -> Iterator[Row]:
 
 
 def logits(path: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """The logits of a model file for ids [1, tokens], by the native runtime: [tokens, vocabulary]."""
+    """The logits of a model file for ids [1, tokens], by the native runtime: [tokens, vocabulary].
+
+    Of an encoder its first output, the vectors of the tokens.
+    """
     from qdeploy.native import Runtime
 
     with Runtime(str(located(path)), activations="exact") as runtime:
+        if runtime.encoder:
+            return runtime.run(ids[0])[runtime.outputs[0]]
         return np.stack([runtime.decode([int(token)]) for token in ids[0]])  # a step gives the last token's
 
 
