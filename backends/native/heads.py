@@ -145,6 +145,13 @@ def clip(planning: Planning, node: Node) -> None:
     planning.emit(Op.CLIP, (source,), node.outputs[0], planning.width(source), attrs=(least, most))
 
 
+def xielu(planning: Planning, node: Node) -> None:
+    """An activation with parameters."""
+    source = planning.source(node.inputs[0])
+    words = tuple(float(node.attrs[name]) for name in ("positive", "negative", "linear", "least"))  # type: ignore[arg-type]
+    planning.emit(Op.XIELU, (source,), node.outputs[0], planning.width(source), attrs=words)
+
+
 def are_positions(planning: Planning, node: Node) -> bool:
     """Whether a node moves positions by a number."""
     makers = [planning.makers.get(name) for name in node.inputs]

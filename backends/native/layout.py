@@ -38,6 +38,7 @@ class Feature(IntFlag):
     HEADS = 1 << 1
     ATTENTION = 1 << 2
     RECURRENCE = 1 << 3
+    XIELU = 1 << 4
 
 
 class SectionId(IntEnum):
@@ -145,6 +146,7 @@ class Op(IntEnum):
     CONV = 24
     DELTA = 25
     SCAN = 26
+    XIELU = 27
 
 
 FEATURES = {
@@ -159,6 +161,7 @@ FEATURES = {
     Op.CONV: Feature.RECURRENCE,
     Op.DELTA: Feature.RECURRENCE,
     Op.SCAN: Feature.RECURRENCE,
+    Op.XIELU: Feature.XIELU,
 }
 """What an op needs of a reader, for those that came later."""
 

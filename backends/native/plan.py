@@ -404,6 +404,7 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Concat": heads.join,
     "Rotary": heads.rotary,
     "Clip": heads.clip,
+    "XIELU": heads.xielu,
     "Route": mixtures.route,
     "Experts": mixtures.experts,
     "ShortConv": recurrence.conv,

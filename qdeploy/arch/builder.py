@@ -14,6 +14,7 @@ from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Attr, Graph, Node, State, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Buffer, Float32, QTensor, plain
+from qdeploy.ir.views import Floats, view
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -49,6 +50,7 @@ class Builder:
         self.states: list[State] = []
         self._nodes: list[Node] = []
         self._used: set[str] = set()
+        self._turned: set[str] = set()
 
     def has(self, parameter: str) -> bool:
         """Whether a canonical parameter is among the tensors."""
@@ -85,6 +87,17 @@ class Builder:
             )
         self._used.add(name)
         return name
+
+    def matrix(self, parameter: str, shape: tuple[int, int], fields: str) -> str:
+        """As `weight`, for what a Linear node multiplies with: turned where the family stores it [in, out]."""
+        stored = self.stored(parameter) if self.names.turned and self.model.dialect == "hf" else None
+        if stored is None or not isinstance(view(stored), Floats):
+            return self.weight(parameter, shape, fields)
+        name, turned = self.weight(parameter, shape[::-1], fields), f"{parameter}.turned"
+        if turned not in self._turned:
+            self._turned.add(turned)
+            self.node("Transpose", name, name=turned, perm=[1, 0])
+        return turned
 
     def stored(self, parameter: str) -> QTensor | None:
         """The tensor of a canonical parameter; None where there is none."""

@@ -63,6 +63,7 @@ class Family:
 
 
 BUILT_IN = {
+    "apertus": ("apertus",),
     "bert": ("bert",),
     "bitnet": ("bitnet",),
     "cohere": ("cohere", "cohere2"),
@@ -74,6 +75,7 @@ BUILT_IN = {
     "gemma": ("gemma2", "gemma3_text"),
     "glm": ("glm4",),
     "glm_moe": ("glm4_moe",),
+    "gpt2": ("gpt2",),
     "gpt_oss": ("gpt_oss",),
     "granite": ("granite", "granitemoe"),
     "granite_hybrid": ("granitemoehybrid",),

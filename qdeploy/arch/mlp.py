@@ -103,4 +103,4 @@ class Mlp:
 
     def _weight(self, builder: Builder, module: str, part: str) -> str:
         shape = (self.hidden, self.inner) if part == "down" else (self.inner, self.hidden)
-        return builder.weight(f"{module}.weight", shape, "intermediate_size, hidden_size")
+        return builder.matrix(f"{module}.weight", shape, "intermediate_size, hidden_size")

@@ -170,7 +170,7 @@ class SelfAttention:
             weight = builder.weight(f"{source}.{self.parts.norm}.weight", (width,), "num_attention_heads, head_dim")
             mixed = builder.node("RMSNormalization", mixed, weight, name=f"{label}.norm", epsilon=self.norm_epsilon)
         fields = "hidden_size, num_attention_heads, head_dim"
-        weight = builder.weight(f"{source}.{self.parts.o}.weight", (self.hidden, self.heads * self.head_dim), fields)
+        weight = builder.matrix(f"{source}.{self.parts.o}.weight", (self.hidden, self.heads * self.head_dim), fields)
         bias = builder.bias(f"{source}.{self.parts.o}.bias", self.hidden, self.o_bias, "attention_bias")
         return builder.node("Linear", mixed, weight, bias, name=f"{label}.o")
 
@@ -250,7 +250,7 @@ class SelfAttention:
         counts = (self.heads, self.kv_heads, self.kv_heads)
         rows = sum(counts) * self.head_dim
         fields = "num_attention_heads, num_key_value_heads, head_dim, hidden_size"
-        weight = builder.weight(f"{module}.weight", (rows, self.hidden), fields)
+        weight = builder.matrix(f"{module}.weight", (rows, self.hidden), fields)
         bias = builder.bias(f"{module}.bias", rows, self.qkv_bias, "attention_bias")
         out = builder.node("Linear", x, weight, bias, name=f"{label}.qkv")
         names = tuple(f"{label}.{part}" for part in "qkv")

@@ -17,14 +17,14 @@ BUFFERS = {
     "hf": (
         r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",  # computed from the configuration
         r"(^|\.)embeddings\.(position_ids|token_type_ids)$",  # 0, 1, 2, ... and zeros
-        r"\.attention\.masked_bias$",  # GPT-NeoX: the number that masks
+        r"\.(attention|attn)\.masked_bias$",  # GPT-NeoX, GPT-2: the number that masks
         r"\.row_offsets$",  # sparse weights of compressed-tensors: counted from the mask
     ),
     "gguf": (r"^rope_freqs", r"\.rope_freqs", r"attn_rot_embd"),  # read for the frequencies, or computed
 }
 """Tensors that hold no parameter, by dialect."""
-_MASK = re.compile(r"\.attention\.bias$")
-"""GPT-NeoX: the causal mask [1, 1, positions, positions]."""
+_MASK = re.compile(r"\.(attention|attn)\.bias$")
+"""GPT-NeoX, GPT-2: the causal mask [1, 1, positions, positions]."""
 _HEADS = re.compile(r"^(bert\.)?pooler\.|^cls\.")
 """BERT: the pooler and the heads of pre-training, which a graph of hidden states has no use for; left out with a note.
 """

@@ -69,6 +69,27 @@ def gated_mlp(node: Node, fresh: Fresh) -> list[Node]:
     ]
 
 
+def xielu_nodes(node: Node, fresh: Fresh) -> list[Node]:
+    """Both halves everywhere, and the one that counts."""
+    (x,), attrs = node.inputs, node.attrs
+    numbers = {name: float(attrs[name]) for name in ("positive", "negative", "linear")} | {"one": 1.0, "zero": 0.0}  # type: ignore[arg-type]
+    nodes = [Node("Constant", (), (fresh(name),), {"value_float": value}) for name, value in numbers.items()]
+    return [
+        *nodes,
+        Node("Mul", (x, x), (fresh("square"),)),
+        Node("Mul", (fresh("square"), fresh("positive")), (fresh("above"),)),
+        Node("Clip", (x,), (fresh("limited"),), {"max": attrs["least"]}),
+        Node("Exp", (fresh("limited"),), (fresh("power"),)),
+        Node("Sub", (fresh("power"), fresh("one")), (fresh("grown"),)),
+        Node("Sub", (fresh("grown"), x), (fresh("rest"),)),
+        Node("Mul", (fresh("rest"), fresh("negative")), (fresh("below"),)),
+        Node("Greater", (x, fresh("zero")), (fresh("which"),)),
+        Node("Where", (fresh("which"), fresh("above"), fresh("below")), (fresh("curved"),)),
+        Node("Mul", (x, fresh("linear")), (fresh("line"),)),
+        Node("Add", (fresh("curved"), fresh("line")), node.outputs),
+    ]
+
+
 def mean_pool(node: Node, fresh: Fresh) -> list[Node]:
     """Sum of what the mask keeps, divided by how many that are (at least 1e-9, as sentence-transformers has it)."""
     hidden, mask = node.inputs

@@ -1,7 +1,8 @@
-"""Experts as engines take them: a matrix per expert and projection.
+"""Weights as engines take them: matrices [out, in], one per expert and projection.
 
 requires   any graph
-ensures    what an Experts node takes as weights is a Stack of matrices; its biases are tensors or constants
+ensures    what an Experts node takes as weights is a Stack of matrices; its biases are tensors or constants; what a
+           Linear node takes is no transpose of a tensor
 
 A stack that is stored as one tensor [experts, out, in] is cut by its first axis into tensors of their own, named
 `<tensor>[3]`; slices and transposes of it are cut the same way (`<tensor>[3][0::2]`, `<tensor>[3].T`). Nothing is read.
@@ -53,10 +54,11 @@ def with_matrices(model: Model) -> Model:
         UnsupportedError: An expert is no part of its own, or its weights are computed.
     """
     graph = model.graph
-    if not any(node.op == "Experts" for node in graph.nodes):
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    work = _Work(model, makers)
+    if not any(node.op == "Experts" or work.is_turned(node) for node in graph.nodes):
         return model
-    work = _Work(model, {name: node for node in graph.nodes for name in node.outputs})
-    nodes = tuple(work.experts(node) if node.op == "Experts" else node for node in graph.nodes)
+    nodes = tuple(work.experts(node) if node.op == "Experts" else work.linear(node) for node in graph.nodes)
     graph = _without_unused(replace(graph, nodes=_ordered(nodes, work.stacks), constants=work.constants))
     return replace(model, tensors=Parts(model.tensors, work.cut), build_graph=lambda _: graph)
 
@@ -70,6 +72,21 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.constants = dict(self.model.graph.constants)
+
+    def is_turned(self, node: Node) -> bool:
+        """Whether a node multiplies with the transpose of a tensor."""
+        maker = self.makers.get(node.inputs[1]) if node.op == "Linear" else None
+        return maker is not None and maker.op == "Transpose" and maker.inputs[0] in self.model.tensors
+
+    def linear(self, node: Node) -> Node:
+        """The node with a matrix that lies as it is multiplied."""
+        if not self.is_turned(node):
+            return node
+        stored = self.makers[node.inputs[1]].inputs[0]
+        name = f"{stored}.T"
+        if name not in self.cut:
+            self.cut[name] = slices.transposed(self.model.tensors[stored])
+        return replace(node, inputs=(node.inputs[0], name, *node.inputs[2:]))
 
     def experts(self, node: Node) -> Node:
         """The node with stacks of matrices, which are noted, and biases that are there."""

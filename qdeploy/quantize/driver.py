@@ -18,7 +18,7 @@ from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statisti
 from qdeploy.quantize.contract import Statistics, Weight
 from qdeploy.quantize.specs import Spec
 
-_LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4)}
+_LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4), "Stack": slice(0, None)}
 
 
 def quantized(model: Model, specs: Sequence[Spec]) -> Model:
@@ -68,7 +68,8 @@ def linear_weights(model: Model) -> tuple[str, ...]:
     for node in nodes:
         if node.op in _LINEAR_WEIGHTS:
             names.update((name, None) for name in node.inputs[_LINEAR_WEIGHTS[node.op]])
-    return tuple(name for name in names if math.prod(model.tensors[name].shape) > 0)
+    stored = {name: model.tensors[name].shape for name in names if name in model.tensors}
+    return tuple(name for name, shape in stored.items() if len(shape) == 2 and math.prod(shape) > 0)
 
 
 def embedding_tables(model: Model) -> tuple[str, ...]:

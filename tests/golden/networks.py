@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,18 @@ def _scan_shapes() -> Mapping[str, tuple[int, ...]]:
     return shapes | {"backbone.norm_f.weight": (64,)}
 
 
+def _apertus_shapes() -> Mapping[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in _decoder_shapes(False, True).items():
+        name = name.replace("input_layernorm", "attention_layernorm")
+        name = name.replace("post_attention_layernorm", "feedforward_layernorm")
+        shapes |= {} if "gate_proj" in name else {name: shape}
+    for i in range(2):
+        act = f"model.layers.{i}.mlp.act_fn"
+        shapes |= {f"{act}.alpha_p": (1,), f"{act}.alpha_n": (1,), f"{act}.beta": (), f"{act}.eps": ()}
+    return shapes
+
+
 def _cohere_shapes() -> Mapping[str, tuple[int, ...]]:
     shapes = {name: shape for name, shape in _decoder_shapes(False, False).items() if "post_attention" not in name}
     for i in range(2):
@@ -314,7 +327,8 @@ def _model(name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int,
     tensors, turn = {}, 0
     for tensor, shape in shapes.items():
         if len(shape) != 2:
-            tensors[tensor] = floats("F32")(tensor, shape)  # type: ignore[arg-type]
+            whole = floats("F32")(tensor, shape or (1,))  # type: ignore[arg-type]
+            tensors[tensor] = replace(whole, shape=shape)
             continue
         tensors[tensor] = forms[turn % len(forms)](tensor, shape)  # type: ignore[arg-type]
         turn += 1
@@ -390,6 +404,7 @@ LATER: dict[str, Mapping[str, Any]] = {
     | {"linear_value_head_dim": 16, "linear_conv_kernel_dim": 4},
     "scan": {"model_type": "mamba2", "vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2}
     | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16, "tie_word_embeddings": False},
+    "xielu": DECODER | {"model_type": "apertus", "hidden_act": "xielu"},
 }
 """Networks of features that came later, a file each."""
 
@@ -399,7 +414,7 @@ def _later() -> dict[str, tuple[Model, Options]]:
     networks = {}
     for name, config in LATER.items():
         shapes = _expert_shapes(config) if "moe_intermediate_size" in config else _decoder_shapes(False, False)
-        own = {"head-norms": _cohere_shapes, "delta": _delta_shapes, "scan": _scan_shapes}
+        own = {"head-norms": _cohere_shapes, "delta": _delta_shapes, "scan": _scan_shapes, "xielu": _apertus_shapes}
         shapes = own[name]() if name in own else shapes
         networks[name] = (_model(name, config, shapes, forms), Options(layout="elastic"))
     return networks

@@ -34,6 +34,13 @@ def gelu(x: Array, *, approximate: str = "none") -> Any:
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
+def xielu(x: Array, *, positive: float, negative: float, linear: float, least: float) -> Any:
+    """An activation with parameters (arXiv 2411.13010): quadratic above zero, exponential below."""
+    below = np.expm1(np.minimum(x, np.float32(least))) - x
+    curved = np.where(x > 0, np.float32(positive) * x * x, np.float32(negative) * below)
+    return curved + np.float32(linear) * x
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": lambda x: x * sigmoid(x),
     "gelu": gelu,

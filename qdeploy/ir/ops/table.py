@@ -24,9 +24,9 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
-from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm
+from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm, xielu_nodes
 from qdeploy.ir.ops import integer_intervals, intervals
-from qdeploy.ir.ops.activations import activation_of, erf, gelu, sigmoid
+from qdeploy.ir.ops.activations import activation_of, erf, gelu, sigmoid, xielu
 from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
@@ -316,6 +316,13 @@ OPS = {
         Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear, interval=intervals.layer),
         Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
         Op("GatedMlp", QDEPLOY, "Linear(act(Linear(x, gate)) * Linear(x, up), down)", _gated_mlp, gated_mlp),
+        Op(
+            "XIELU",
+            QDEPLOY,
+            "positive x^2 above 0, negative (exp(min(x, least)) - 1 - x) below; plus linear x",
+            xielu,
+            xielu_nodes,
+        ),
         Op(
             "MeanPool",
             QDEPLOY,

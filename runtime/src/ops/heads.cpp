@@ -181,4 +181,22 @@ void run_scale(Step& s, const Node& n) {
   });
 }
 
+// Attributes: f positive, f negative, f linear, f least. positive x^2 above 0, negative (exp(min(x, least)) - 1 - x) below;
+// plus linear x.
+bool xielu_fits(const NodeCheck& g) { return same_shape(g.in(0), g.out(0)); }
+
+void run_xielu(Step& s, const Node& n) {
+  const uint32_t* a = s.model.file.attributes + n.attr;
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  float positive = as_float(a[0]), negative = as_float(a[1]), linear = as_float(a[2]), least = as_float(a[3]);
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float* x = value_at(s, n.inputs[0], t);
+    float* out = value_at(s, n.outputs[0], t);
+    for (uint32_t i = 0; i < width; ++i) {
+      float low = static_cast<float>(std::expm1(double{x[i] < least ? x[i] : least})) - x[i];
+      out[i] = (x[i] > 0 ? positive * x[i] * x[i] : negative * low) + linear * x[i];
+    }
+  });
+}
+
 }  // namespace qd
