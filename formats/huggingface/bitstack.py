@@ -33,6 +33,7 @@ from qdeploy.contracts.clues import Clues
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.tiles import REVERSED
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Layout, LowRank, Param, QTensor, Rung, Shape, Source, SourceTensor, Term
@@ -48,7 +49,6 @@ FACTORS = ("F16", "BF16", "F32")
 _PARTS = ("qweight", "u", "vt")
 _STORED = re.compile(r"(.+)\.(qweight|u|vt)_([0-9]+)", re.DOTALL)
 _MARK = b'.qweight_0"'
-_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1)[:, 0]
 
 
 def sniff(folder: Folder) -> Sniff:
@@ -189,8 +189,8 @@ def _signs(key: str, rows: int, columns: int) -> Codec:
         size = columns // 8
         return Codec(
             (key,),
-            lambda raw: (_REVERSED[raw].reshape(-1, size),),
-            lambda signs: _REVERSED[signs].reshape(-1),
+            lambda raw: (REVERSED[raw].reshape(-1, size),),
+            lambda signs: REVERSED[signs].reshape(-1),
             units=size,
         )
     group = 8 // math.gcd(columns, 8)

@@ -1,6 +1,7 @@
-"""Codes of 8 bits in the tiles of a GPU kernel: an arrangement of `rearranged.py`.
+"""Codes in the order of a GPU kernel: arrangements of `rearranged.py`.
 
 tiled KEY COLUMNS: I8 [K, N] <-> I8 [N, COLUMNS = K], two rows and 64 columns to a tile; `eetq.py` says how.
+warped KEY COUNT: I32 [COUNT, N, W] <-> bit planes KEY.0 and so on, U8 [N, 4 W] each; `anyprec.py` says how.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from qdeploy.store.codec import Codec
 Words = npt.NDArray[Any]
 
 _FLIP = np.int8(-128)
+REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1)[:, 0]
+"""Every byte with its bits in the other order."""
 
 
 def tiled(part: SourceTensor, key: str, columns: str) -> Codec:
@@ -33,3 +36,33 @@ def tiled(part: SourceTensor, key: str, columns: str) -> Codec:
         return tiles.reshape(-1, rows) ^ _FLIP
 
     return Codec((key,), unpack, pack, group=rows // common, units=part.shape[0] // common)
+
+
+def warped(part: SourceTensor, key: str, count: str) -> Codec:
+    """The codec of bit planes in the order of a warp."""
+    keys, words = tuple(f"{key}.{i}" for i in range(int(count))), part.shape[2]
+    cut = words // 32 * 32
+
+    def unpack(raw: Words) -> tuple[Words, ...]:
+        octets = np.ascontiguousarray(raw).view(np.uint8).reshape(*raw.shape, 4)[..., ::-1]
+        chunks = [_turned(c.reshape(*raw.shape[:2], -1, n, 4)) for c, n in _chunks(octets, cut, words)]
+        return tuple(REVERSED[np.concatenate(chunks, axis=2)])
+
+    def pack(*planes: Words) -> Words:
+        octets = REVERSED[np.stack(planes)].reshape(len(planes), -1, words, 4)
+        chunks = [_turned(c.reshape(*c.shape[:2], -1, 4, n)) for c, n in _chunks(octets, cut, words)]
+        whole = np.concatenate(chunks, axis=2).reshape(octets.shape)[..., ::-1]
+        return np.ascontiguousarray(whole).view("<i4")[..., 0]
+
+    return Codec(keys, unpack, pack, axis=1)
+
+
+def _chunks(octets: Words, cut: int, words: int) -> list[tuple[Words, int]]:
+    """The warps of 32 words, and what is left, with the words of each."""
+    parts = [(octets[:, :, :cut], 32), (octets[:, :, cut:], words - cut)]
+    return [(part, n) for part, n in parts if part.shape[2]]
+
+
+def _turned(chunks: Words) -> Words:
+    """[p, n, chunks, a, b] -> [p, n, chunks * b * a]."""
+    return chunks.swapaxes(3, 4).reshape(*chunks.shape[:2], -1)

@@ -1,4 +1,4 @@
-"""Layers of BitNet, FBGEMM, EETQ and AQLM, from the text of their layouts."""
+"""Layers of BitNet, FBGEMM, EETQ, Any-Precision and AQLM, from the text of their layouts."""
 
 from __future__ import annotations
 
@@ -80,6 +80,29 @@ def eetq(rows: int, columns: int, own: bool = False) -> Layer:
     return Layer(f"eetq {rows}x{columns}{' own' * own}", settings, tensors, expected, contradictions=wrong, free=free)
 
 
+def anyprec(seed: int, parent: int, rows: int, columns: int) -> Layer:
+    label = f"anyprec {seed} to {parent} {rows}x{columns}"
+    random = rng(label)
+    codes = random.integers(0, 1 << parent, (rows, columns))
+    tables = {bits: random.standard_normal((rows, 1 << bits)).astype(np.float16) for bits in range(seed, parent + 1)}
+    stored = np.zeros((parent, rows, columns // 32), np.uint32)
+    for plane in range(parent):
+        octets = np.packbits(codes >> (parent - 1 - plane) & 1, axis=1).astype(np.uint32)
+        for first in range(0, columns // 8, 128):
+            chunk = octets[:, first : first + 128]
+            apart = chunk.shape[1] // 4
+            for t in range(apart):
+                word = chunk[:, t] << 24 | chunk[:, t + apart] << 16
+                word |= chunk[:, t + 2 * apart] << 8 | chunk[:, t + 3 * apart]
+                stored[plane, :, first // 4 + t] = word
+    tensors: Stored = {f"{P}.qweight": ("I32", stored.view(np.int32))}
+    tensors |= {f"{P}.lut{bits}": ("F16", table) for bits, table in tables.items()}
+    own = {"seed_precision": seed, "parent_precision": parent, "group_count": 1, "arch_config": {}}
+    expected = np.take_along_axis(tables[parent], codes, 1).astype(np.float32)
+    free = (f"{P}.qweight is narrow",)
+    return Layer(label, {}, tensors, expected, config={"anyprec": own}, free=free)
+
+
 def aqlm(bits: int, books: int, rows: int, columns: int, transposed: bool = False, grouped: bool = False) -> Layer:
     label = f"aqlm {books}x{bits} groups {rows}x{columns}{' transposed' * transposed}{' scales' * grouped}"
     random, high, wide = rng(label), 6, 5
@@ -126,6 +149,8 @@ def layers() -> list[Layer]:
         *(fbgemm_experts(part) for part in ("gate_up_proj", "down_proj")),
         eetq(64, 128),
         eetq(192, 64, own=True),
+        anyprec(3, 4, 5, 64),
+        anyprec(2, 2, 3, 2240),
         aqlm(8, 2, 1, 8),
         aqlm(8, 1, 1, 8, transposed=True),
         aqlm(5, 3, 1, 16),
