@@ -62,6 +62,7 @@ BUILT_IN = (
     FormatRow("fbgemm", f"{_HUGGINGFACE}.fbgemm", looks=(Looks(methods=("fbgemm_fp8",)),), tested=_LAYOUT),
     FormatRow("eetq", f"{_HUGGINGFACE}.eetq", looks=(Looks(methods=("eetq",)),), tested=_LAYOUT),
     FormatRow("anyprec", f"{_HUGGINGFACE}.anyprec", looks=(Looks(methods=("",), keys=("anyprec",)),), tested=_LAYOUT),
+    FormatRow("anybcq", f"{_HUGGINGFACE}.anybcq", looks=(Looks(methods=("",), keys=("anybcq",)),), tested=_LAYOUT),
     FormatRow("aqlm", f"{_HUGGINGFACE}.aqlm", looks=(Looks(methods=("aqlm",)),), tested=_LIBRARY),
     FormatRow("vptq", f"{_HUGGINGFACE}.vptq", looks=(Looks(methods=("vptq",)),), tested=_LIBRARY),
     FormatRow("quark", f"{_HUGGINGFACE}.quark", looks=(Looks(methods=("quark",)),), tested=_LIBRARY),

@@ -50,24 +50,29 @@ def read(folder: Folder) -> Model:
         UnsupportedError: Several groups of columns, which the library does not write either.
     """
     checkpoint = Checkpoint(folder)
-    values = checkpoint.config[NAME]
-    if not isinstance(values, dict):
-        raise BadFileError("settings are not an object", where=f"config.json: {NAME}", found=repr(values)[:100])
-    widths = _widths(Settings(values, NAME))
+    settings, widths = nested_widths(checkpoint.config[NAME], NAME)
+    if settings.values.get("group_count", 1) != 1:
+        where, value = f"{NAME}.group_count", settings.values["group_count"]
+        raise UnsupportedError("several groups of columns are not read", where=where, found=value, allowed="1")
     named = (n.rpartition(".") for n in checkpoint.entries if not n.endswith((".weight", ".bias")))
     modules = dict.fromkeys(m for m, _, part in named if part == "qweight" or part.startswith("lut"))
     return assemble(checkpoint, NAME, [_Layer(checkpoint, m, widths).claim() for m in modules])
 
 
-def _widths(settings: Settings) -> tuple[int, ...]:
+def nested_widths(values: object, name: str) -> tuple[Settings, tuple[int, ...]]:
+    """The settings under this name in config.json, and the widths from seed_precision to parent_precision.
+
+    Raises:
+        BadFileError: There are no such widths.
+    """
+    if not isinstance(values, dict):
+        raise BadFileError("settings are not an object", where=f"config.json: {name}", found=repr(values)[:100])
+    settings = Settings(values, name)
     seed, parent = settings.integer("seed_precision"), settings.integer("parent_precision")
     if not 1 <= seed <= parent <= _MOST:
-        where = f"{NAME}.seed_precision"
+        where = f"{name}.seed_precision"
         raise BadFileError("widths are impossible", where=where, found=[seed, parent], allowed=f"1 to {_MOST} bits")
-    if settings.values.get("group_count", 1) != 1:
-        where, value = f"{NAME}.group_count", settings.values["group_count"]
-        raise UnsupportedError("several groups of columns are not read", where=where, found=value, allowed="1")
-    return tuple(range(seed, parent + 1))
+    return settings, tuple(range(seed, parent + 1))
 
 
 class _Layer(Parts):

@@ -19,7 +19,7 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     swizzled KEY ROWS GROUPS  tiles of 128 rows by 4 groups, row 32 j + i at [i, 4 j + group] <-> [ROWS, GROUPS]
     apart, books              several codebooks in one tensor (`vectors.py`)
     across, along, column     codes in any order of fields of a word (`fields.py`)
-    tiled, warped             codes in the order of a kernel (`tiles.py`)
+    tiled, warped, stacked    codes in the order of a kernel (`tiles.py`)
     turned KEY                the transpose
     flat KEY COLUMNS          the numbers of rows of COLUMNS as one run
     kept HEX                  a few bytes that say what the others are: they are in the text itself
@@ -37,7 +37,7 @@ import numpy.typing as npt
 from qdeploy.errors import BadFileError
 from qdeploy.formats.huggingface import fields, vectors
 from qdeploy.formats.huggingface.strips import strips
-from qdeploy.formats.huggingface.tiles import tiled, warped
+from qdeploy.formats.huggingface.tiles import stacked, tiled, warped
 from qdeploy.formats.huggingface.words import transposed
 from qdeploy.ir.tensor import Source, SourceTensor
 from qdeploy.pack import bits as streams
@@ -320,6 +320,7 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "column": fields.column,
     "tiled": tiled,
     "warped": warped,
+    "stacked": stacked,
     "turned": lambda part, key: transposed(key),
     "swizzled": _swizzled,
     "kept": _kept,

@@ -1,6 +1,7 @@
 """Codes in the order of a GPU kernel: arrangements of `rearranged.py`.
 
 tiled KEY COLUMNS: I8 [K, N] <-> I8 [N, COLUMNS = K], two rows and 64 columns to a tile; `eetq.py` says how.
+stacked KEY COUNT: [W, COUNT, N] <-> the transposes KEY.0 and so on, [N, W] each, of words as U8 [N, 4 W].
 warped KEY COUNT: I32 [COUNT, N, W] <-> bit planes KEY.0 and so on, U8 [N, 4 W] each; `anyprec.py` says how.
 """
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from qdeploy.ir.tensor import SourceTensor
 from qdeploy.store.codec import Codec
+from qdeploy.store.storage import storage_dtype
 
 Words = npt.NDArray[Any]
 
@@ -36,6 +38,21 @@ def tiled(part: SourceTensor, key: str, columns: str) -> Codec:
         return tiles.reshape(-1, rows) ^ _FLIP
 
     return Codec((key,), unpack, pack, group=rows // common, units=part.shape[0] // common)
+
+
+def stacked(part: SourceTensor, key: str, count: str) -> Codec:
+    """The codec of transposed matrices whose rows take turns."""
+    keys, dtype = tuple(f"{key}.{i}" for i in range(int(count))), storage_dtype(part.dtype)
+    octets = part.dtype == "I32"
+
+    def unpack(raw: Words) -> tuple[Words, ...]:
+        matrices = np.ascontiguousarray(raw.transpose(1, 2, 0))
+        return tuple(matrices.view(np.uint8) if octets else matrices)
+
+    def pack(*matrices: Words) -> Words:
+        return np.stack([np.ascontiguousarray(m).view(dtype) for m in matrices]).transpose(2, 0, 1)
+
+    return Codec(keys, unpack, pack, axis=2)
 
 
 def warped(part: SourceTensor, key: str, count: str) -> Codec:

@@ -132,10 +132,10 @@ class _Place:
             row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.itemsize
             write_all(self.descriptor, data.view(np.uint8).reshape(-1).data, self.begin + start * row)
             return
-        unit = int(np.prod(self.shape[2:], dtype=np.int64)) * self.itemsize
-        for i in range(data.shape[0]):
-            part = data[i].view(np.uint8).reshape(-1)
-            write_all(self.descriptor, part.data, self.begin + (i * self.shape[1] + start) * unit)
+        unit = int(np.prod(self.shape[self.axis + 1 :], dtype=np.int64)) * self.itemsize
+        parts = data.view(np.uint8).reshape(int(np.prod(self.shape[: self.axis], dtype=np.int64)), -1)
+        for i, part in enumerate(parts):
+            write_all(self.descriptor, part.data, self.begin + (i * self.shape[self.axis] + start) * unit)
 
 
 def _apply_residue(residue: Buffer, numbers: list[int], package: Package, opened: dict[str, int]) -> None:

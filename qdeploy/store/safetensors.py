@@ -38,7 +38,7 @@ class TensorEntry:
     end: int
 
     def slab(self, axis: int, start: int, stop: int) -> Array:
-        """Returns units [start, stop) along axis 0 or 1, as an array of the storage type."""
+        """Returns units [start, stop) along an axis, as an array of the storage type."""
         dtype = storage_dtype(self.dtype)
         if axis == 0 or (start == 0 and stop == self.shape[axis]):
             rows = (start, stop) if axis == 0 else (0, self.shape[0] if self.shape else 1)
@@ -47,11 +47,12 @@ class TensorEntry:
             out = np.empty((rows[1] - rows[0]) * row_bytes, np.uint8)
             self.file.read_into(self.begin + rows[0] * row_bytes, out)
             return out.view(dtype).reshape(rows[1] - rows[0], *tail)
-        rows_all, unit = self.shape[0], int(np.prod(self.shape[2:], dtype=np.int64)) * dtype.itemsize
-        strip = np.empty((rows_all, (stop - start) * unit), np.uint8)
-        for i in range(rows_all):  # one read per row: the strip of a wide tensor is never read with its neighbours
-            self.file.read_into(self.begin + (i * self.shape[1] + start) * unit, strip[i])
-        return strip.view(dtype).reshape(rows_all, stop - start, *self.shape[2:])
+        outer, inner, extent = self.shape[:axis], self.shape[axis + 1 :], self.shape[axis]
+        count, unit = int(np.prod(outer, dtype=np.int64)), int(np.prod(inner, dtype=np.int64)) * dtype.itemsize
+        strip = np.empty((count, (stop - start) * unit), np.uint8)
+        for i in range(count):  # one read per row: the strip of a wide tensor is never read with its neighbours
+            self.file.read_into(self.begin + (i * extent + start) * unit, strip[i])
+        return strip.view(dtype).reshape(*outer, stop - start, *inner)
 
 
 class SafetensorsFile:

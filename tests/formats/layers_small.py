@@ -1,4 +1,4 @@
-"""Layers of BitNet, FBGEMM, EETQ, Any-Precision and AQLM, from the text of their layouts."""
+"""Layers of BitNet, FBGEMM, EETQ, Any-Precision, AnyBCQ and AQLM, from the text of their layouts."""
 
 from __future__ import annotations
 
@@ -103,6 +103,34 @@ def anyprec(seed: int, parent: int, rows: int, columns: int) -> Layer:
     return Layer(label, {}, tensors, expected, config={"anyprec": own}, free=free)
 
 
+def anybcq(seed: int, parent: int, rows: int, columns: int, group: int = -1) -> Layer:
+    label = f"anybcq {seed} to {parent} {rows}x{columns} group {group}"
+    random, groups = rng(label), 1 if group == -1 else columns // group
+    signs = random.integers(0, 2, (parent, rows, columns))
+    stored = np.zeros((columns // 32, parent, rows), np.uint32)
+    for k in range(columns):
+        stored[k // 32] |= signs[:, :, k].astype(np.uint32) << np.uint32(k % 32)
+    tensors: Stored = {f"{P}.qweight": ("I32", stored.view(np.int32))}
+    for bits in range(seed, parent + 1):
+        tensors[f"{P}.alpha_{bits}"] = "F16", random.standard_normal((groups, bits, rows)).astype(np.float16)
+        tensors[f"{P}.beta_{bits}"] = "F16", random.standard_normal((groups, rows)).astype(np.float16)
+    own = {"seed_precision": seed, "parent_precision": parent, "group_size": group, "arch_config": {}}
+    expected = anybcq_numbers(tensors, signs, parent)
+    free = (f"{P}.qweight is short",) if group == -1 else ()
+    return Layer(label, {}, tensors, expected, config={"anybcq": own}, free=free)
+
+
+def anybcq_numbers(tensors: Stored, signs: np.ndarray, bits: int) -> np.ndarray:
+    alpha, beta = (tensors[f"{P}.{part}_{bits}"][1].astype(np.float32) for part in ("alpha", "beta"))
+    repeat = signs.shape[2] // len(beta)
+    total = np.zeros(signs.shape[1:], np.float32)
+    for i in range(bits):
+        total += (2 * signs[i] - 1).astype(np.float32) * alpha[:, i].T.repeat(repeat, 1)
+        if i == 0:
+            total += beta.T.repeat(repeat, 1)
+    return total
+
+
 def aqlm(bits: int, books: int, rows: int, columns: int, transposed: bool = False, grouped: bool = False) -> Layer:
     label = f"aqlm {books}x{bits} groups {rows}x{columns}{' transposed' * transposed}{' scales' * grouped}"
     random, high, wide = rng(label), 6, 5
@@ -149,6 +177,8 @@ def layers() -> list[Layer]:
         *(fbgemm_experts(part) for part in ("gate_up_proj", "down_proj")),
         eetq(64, 128),
         eetq(192, 64, own=True),
+        anybcq(2, 4, 6, 64),
+        anybcq(3, 3, 5, 96, group=48),
         anyprec(3, 4, 5, 64),
         anyprec(2, 2, 3, 2240),
         aqlm(8, 2, 1, 8),
