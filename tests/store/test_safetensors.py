@@ -59,6 +59,15 @@ def test_slabs_along_both_axes(tmp_path_factory: pytest.TempPathFactory, axis: i
     assert np.array_equal(entry.slab(axis, low, high), cut)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slabs_of_three_axes(tmp_path: Path, axis: int) -> None:
+    array = RNG.random((3, 4, 5)).astype(np.float16)
+    save_file({"t": array}, tmp_path / "x.safetensors")
+    entry = SafetensorsFile(Folder(tmp_path), "x.safetensors").entries["t"]
+    for low, high in ((0, array.shape[axis]), (1, 3), (2, 2)):
+        assert np.array_equal(entry.slab(axis, low, high), array.take(range(low, high), axis))
+
+
 @pytest.mark.parametrize(
     ("header", "data"),
     [
