@@ -12,8 +12,6 @@ import re
 import time
 from collections.abc import Callable
 
-import regex
-
 from qdeploy.errors import BadFileError
 
 LENGTH, REPEATS = 1000, 1000
@@ -34,6 +32,8 @@ class Pattern:
     """
 
     def __init__(self, text: str, where: str) -> None:
+        import regex  # a tenth of the start of a program, and few files bring an expression
+
         self.text, self.where = text, where
         counts = [int((high or low or "1")[:9]) for low, high in _COUNTED.findall(text)]
         if len(text) > LENGTH or math.prod(max(1, count) for count in counts) > REPEATS:
