@@ -52,7 +52,7 @@ using namespace qd;
 using namespace qd::format;
 
 int main() {
-  static_assert(kToy == 11 && kTermKinds == 12 && kToyOp == 16 && kOps == 17, "the rows are in the file format");
+  static_assert(kToy == 11 && kTermKinds == 12 && kToyOp == FREE && kOps == FREE + 1, "the rows are in the format");
   Term term = {};
   term.kind = kToy, term.planes = 1, term.group = 32, term.groups = 1;
   uint8_t codes[256];
@@ -129,14 +129,15 @@ def test_a_kind_and_an_op_are_added_by_a_file_and_a_row_each(tmp_path: Path):
     shutil.copytree(RUNTIME, copy)
     (copy / "src" / "terms" / "toy.inl").write_text(TOY_TERM)
     (copy / "src" / "ops" / "toy.cpp").write_text(TOY_OP)
+    free = len(rows("ops.def", "QD_OP")) + 1  # they count from 1
     for name, row in (
         ("terms.def", '#include "terms/toy.inl"\n#undef QD_TERM\n'),
-        ("ops.def", "QD_OP(16, kToyOp, 1, 1, 1, 0, false, false, toy_fits, run_toy)\n#undef QD_OP\n"),
+        ("ops.def", f"QD_OP({free}, kToyOp, 1, 1, 1, 0, false, false, toy_fits, run_toy)\n#undef QD_OP\n"),
     ):
         path = copy / "src" / name
         before = path.read_text()
         path.write_text(before.replace(row.splitlines()[-1] + "\n", row))
-    (copy / "user.cpp").write_text(USER)
+    (copy / "user.cpp").write_text(USER.replace("FREE", str(free)))
     sources = [copy / line for line in (copy / "sources.txt").read_text().split()] + [copy / "src" / "ops" / "toy.cpp"]
     flags = [flag for flag in FLAGS if not flag.startswith("-I")]
     command = [need("g++"), *flags, "-O0", f"-I{copy}", f"-I{copy / 'include'}", copy / "user.cpp", *sources]
