@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,22 @@ class SourceFile:
     data: Buffer
     role: str = "side"
     total: int = 0
+
+
+class ReplacedTensors(Mapping[str, QTensor]):
+    """The tensors of a model with some of them replaced, in the order of the original."""
+
+    def __init__(self, tensors: Mapping[str, QTensor], replaced: Mapping[str, QTensor]) -> None:
+        self._tensors, self._replaced = tensors, replaced
+
+    def __getitem__(self, name: str) -> QTensor:
+        return self._replaced[name] if name in self._replaced else self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass

@@ -21,7 +21,7 @@ Numbers are kept as the source has them: nothing is inverted, merged or rounded 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -52,6 +52,21 @@ class ArrayRows:
     def read(self, start: int, stop: int) -> Array:
         """Returns a view of the rows."""
         return self.array[start:stop]
+
+
+@dataclass(frozen=True)
+class ComputedRows:
+    """Rows that a function makes of their range.
+
+    Attributes:
+        compute: Takes [start, stop); returns the rows in the buffer's dtype.
+    """
+
+    compute: Callable[[int, int], Array]
+
+    def read(self, start: int, stop: int) -> Array:
+        """Returns the rows, made anew."""
+        return self.compute(start, stop)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def survey(
         "bits": 8 * size / max(1, count),
         "graph": _graph(model),
         "files": [f.path for f in model.files if f.role == "side"],
-        "notes": [*model.notes, *_grids(model)],
+        "notes": [*model.notes, *_grids(model, tensors)],
         "tensors": tensors,
     }
     if histogram:
@@ -139,11 +140,12 @@ def _row(tensor: QTensor) -> dict[str, Any]:
     }
 
 
-def _grids(model: Model) -> list[str]:
+def _grids(model: Model, rows: Mapping[str, dict[str, Any]]) -> list[str]:
     """What there is to say of float weights that lie on a grid; they are looked at where most weights are floats."""
-    sizes = {name: math.prod(t.shape) for name, t in model.tensors.items() if len(t.shape) == 2}
+    matrices = {name: row for name, row in rows.items() if len(row["shape"]) == 2}
+    sizes = {name: row["parameters"] for name, row in matrices.items()}
     floats = sum(size for name, size in sizes.items() if model.tensors[name].dtype.startswith(("F", "BF")))
-    quantized = sum(size for name, size in sizes.items() if bits_per_weight(model.tensors[name]) < _FLOAT_BITS)
+    quantized = sum(size for name, size in sizes.items() if matrices[name]["bits"] < _FLOAT_BITS)
     if not floats or 2 * quantized > sum(sizes.values()):
         return []
     from qdeploy.recover import detected

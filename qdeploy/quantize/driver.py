@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.model import Model
+from qdeploy.ir.model import Model, ReplacedTensors
 from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
@@ -35,7 +35,7 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
         for weight in own:
             known = statistics.get(weight.name)
             tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
-    return dataclasses.replace(model, tensors=Replaced(model.tensors, tensors), losses=losses)
+    return dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
 
 
 def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
@@ -116,22 +116,6 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
                 known[name] = (*known[name], sums.statistics())
                 quantized_tensors[name] = spec.quantizer.quantize(waiting[name], known[name], spec.grid)
 
-        observe(model.graph, {"input_ids": ids}, Replaced(model.tensors, quantized_tensors), watch)
+        observe(model.graph, {"input_ids": ids}, ReplacedTensors(model.tensors, quantized_tensors), watch)
     unseen = {name: weight for name, weight in waiting.items() if name not in quantized_tensors}
     return quantized_tensors | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
-
-
-class Replaced(Mapping[str, QTensor]):
-    """A mapping with some values replaced, in the order of the original."""
-
-    def __init__(self, tensors: Mapping[str, QTensor], replaced: Mapping[str, QTensor]) -> None:
-        self._tensors, self._replaced = tensors, replaced
-
-    def __getitem__(self, name: str) -> QTensor:
-        return self._replaced[name] if name in self._replaced else self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadFileError, UnsupportedError
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Rows, Term
+from qdeploy.ir.tensor import PLAIN, Buffer, Codes, ComputedRows, Layout, Param, QTensor, Rows, Term
 from qdeploy.ir.views import Floats, view
 from qdeploy.options import option
 from qdeploy.pack import bits as bitstream
@@ -79,7 +79,7 @@ class Rtn:
             grid: 2 to 8 bits, and the group.
         """
         work = _Work(self.clip, weight, grid)
-        return grouped_tensor(weight.tensor, grid, _Part(work.codes), _Part(work.scales))
+        return grouped_tensor(weight.tensor, grid, ComputedRows(work.codes), ComputedRows(work.scales))
 
 
 def grouped_tensor(tensor: QTensor, grid: Grid, codes: Rows, scales: Rows) -> QTensor:
@@ -117,18 +117,6 @@ def grouped_tensor(tensor: QTensor, grid: Grid, codes: Rows, scales: Rows) -> QT
 def columns_of(grid: Grid, width: int) -> int:
     """Columns that share a scale in a row of `width`."""
     return width if grid.group == -1 else min(grid.group, width)
-
-
-class _Part:
-    """Rows of a buffer that are computed."""
-
-    def __init__(self, compute: Any) -> None:
-        self._compute = compute
-
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Returns rows [start, stop)."""
-        rows: npt.NDArray[Any] = self._compute(start, stop)
-        return rows
 
 
 class _Work:

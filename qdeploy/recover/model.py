@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.model import Model
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Source, Table, Term
+from qdeploy.ir.model import Model, ReplacedTensors
+from qdeploy.ir.tensor import PLAIN, Buffer, Codes, ComputedRows, Layout, Param, QTensor, Source, Table, Term
 from qdeploy.ir.views import Floats, view
 from qdeploy.pack import bits as bitstream
 from qdeploy.progress import SILENT, Progress
@@ -58,7 +58,7 @@ def recover_model(model: Model, text: str, progress: Progress = SILENT) -> Model
         )
     model.notes.extend(f"recovered {grid}: {_list(names)}" for grid, names in grids.items())
     model.notes.extend(f"kept as floats: {name}: {reason}" for name, reason in reasons.items())
-    return dataclasses.replace(model, tensors=_Recovered(model.tensors, tensors))
+    return dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors))
 
 
 def detected(model: Model) -> list[str]:
@@ -118,14 +118,14 @@ def _described(tensor: QTensor, floats: Floats, grid: Grid) -> QTensor:
     zero: Param | None = None
     table: str | Table = family.dtype or f"uint{family.bits}"
     if family.whole and family.zero:
-        points = Buffer("zero", "U8", (rows, groups), _Computed(work.zeros))
+        points = Buffer("zero", "U8", (rows, groups), ComputedRows(work.zeros))
         zero = Param(Codes((rows, groups), (points,), PLAIN, "uint8"), tile)
     elif family.whole and not family.dtype:
         middle = Buffer.of("zero", np.full((1, 1), -family.range[0], np.uint8), "U8")
         zero = Param(Codes((1, 1), (middle,), PLAIN, "uint8"), tensor.shape)
     elif not family.dtype:
         table = _tables(work, family, rows, groups, tile)
-    packed = Buffer("codes", "U8", (rows, -(-width * family.bits // 8)), _Computed(work.codes))
+    packed = Buffer("codes", "U8", (rows, -(-width * family.bits // 8)), ComputedRows(work.codes))
     codes = Codes(tensor.shape, (packed,), Layout("bits", family.bits), table, zero=zero, scale=scale)
     source = tensor.source
     kept = Source(
@@ -141,7 +141,7 @@ def _scale(work: _Rows, grid: Grid, rows: int, groups: int) -> Param:
         value = np.full((1, 1), grid.factor, np.float32)
         return Param(Codes((1, 1), (Buffer.of("scale", value, "F32"),), PLAIN, "f32"), (rows, work.width))
     storage = {"f16": "F16", "bf16": "BF16", "f32": "F32", "e8m0": "F8_E8M0", "e4m3": "F8_E4M3"}[grid.scale]
-    buffer = Buffer("scale", storage, (rows, groups), _Computed(work.scales))
+    buffer = Buffer("scale", storage, (rows, groups), ComputedRows(work.scales))
     inner = None
     if grid.scale == "e4m3":
         factor = Buffer.of("scale.scale", np.full((1, 1), grid.factor, np.float32), "F32")
@@ -154,7 +154,7 @@ def _tables(work: _Rows, family: Family, rows: int, groups: int, tile: tuple[int
     stored = Buffer.of("table", values, "F32")
     if len(family.tables) == 1:
         return Table(stored)
-    choice = Buffer("select", "U8", (rows, groups), _Computed(work.choices))
+    choice = Buffer("select", "U8", (rows, groups), ComputedRows(work.choices))
     return Table(stored, Param(Codes((rows, groups), (choice,), PLAIN, "uint8"), tile))
 
 
@@ -237,31 +237,3 @@ def _code_tables(family: Family) -> list[tuple[npt.NDArray[np.float64], npt.NDAr
         levels, first = np.unique(values[finite], return_index=True)
         pairs.append((levels, finite[first].astype(np.uint8)))
     return pairs
-
-
-class _Computed:
-    """Rows of a buffer that are computed."""
-
-    def __init__(self, compute: Any) -> None:
-        self._compute = compute
-
-    def read(self, start: int, stop: int) -> Array:
-        """Returns rows [start, stop)."""
-        rows: Array = self._compute(start, stop)
-        return rows
-
-
-class _Recovered(Mapping[str, QTensor]):
-    """The tensors of a model with some replaced, in the order of the original."""
-
-    def __init__(self, tensors: Mapping[str, QTensor], replaced: Mapping[str, QTensor]) -> None:
-        self._tensors, self._replaced = tensors, replaced
-
-    def __getitem__(self, name: str) -> QTensor:
-        return self._replaced[name] if name in self._replaced else self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
