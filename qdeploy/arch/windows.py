@@ -6,6 +6,20 @@ from qdeploy.arch.config import Config
 from qdeploy.arch.decoder import check_layer_types
 
 
+def window_of(config: Config, default: int = 0) -> int:
+    """`sliding_window`: `default` where the field is absent, and 0, all keys, where it is null."""
+    if "sliding_window" not in config.fields:
+        return default
+    return config.size("sliding_window") if config.has("sliding_window") else 0
+
+
+def one_window(config: Config, layers: int, default: int = 0) -> tuple[int, ...]:
+    """The window that all layers have, as `window_of` reads it; `layer_types`, where it is there, must agree."""
+    window = window_of(config, default)
+    check_layer_types(config, layers, ("sliding_attention" if window else "full_attention",))
+    return (window,) * layers
+
+
 def layer_windows(
     config: Config, layers: int, *, default_window: int | None, default_pattern: int = 1
 ) -> tuple[int, ...]:
@@ -22,8 +36,7 @@ def layer_windows(
     if default_window is None:
         check_layer_types(config, layers, ("full_attention",))
         return (0,) * layers
-    absent = "sliding_window" not in config.fields
-    window = default_window if absent else config.size("sliding_window") if config.has("sliding_window") else 0
+    window = window_of(config, default_window)
     kinds = check_layer_types(config, layers, ("full_attention", "sliding_attention"))
     if kinds:
         if "sliding_attention" in kinds and not window:

@@ -20,7 +20,7 @@ from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import decoder_config
 from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder, without_rotation
-from qdeploy.arch.windows import layer_windows
+from qdeploy.arch.windows import layer_windows, one_window, window_of
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -56,11 +56,9 @@ def _arcee(model: Model, config: Config) -> Decoder:
 def _mistral(model: Model, config: Config) -> Decoder:
     head_dim, kv_heads = heads_of(config, kv_heads=min(8, config.size("num_attention_heads")))
     layers = layer_count(model, config)
-    absent = "sliding_window" not in config.fields  # null means none, absent means the default
-    window = 4096 if absent else config.size("sliding_window") if config.has("sliding_window") else 0
-    check_layer_types(config, layers, ("sliding_attention" if window else "full_attention",))
+    windows = one_window(config, layers, default=4096)
     context = config.size("max_position_embeddings", 4096 * 32)
-    attention = attention_layers(config, (window,) * layers, head_dim, kv_heads, context)
+    attention = attention_layers(config, windows, head_dim, kv_heads, context)
     refused: dict[str, tuple[object, ...]] = {"attention_bias": (False,), "mlp_bias": (False,)}
     return standard_decoder(config, NAMES, attention, gated_mlp(config), rms_norm(config), refused=refused)
 
@@ -77,7 +75,7 @@ def _ministral(model: Model, config: Config) -> Decoder:
 def _ministral3(model: Model, config: Config) -> Decoder:
     head_dim, kv_heads = heads_of(config, head_dim=128, kv_heads=min(8, config.size("num_attention_heads")))
     layers = layer_count(model, config)
-    window = config.size("sliding_window") if config.has("sliding_window") else 0
+    window = window_of(config)
     context = config.size("max_position_embeddings", 262144)
     name = "rope_scaling" if config.fields.get("rope_scaling") else "rope_parameters"
     rope = config.fields.get(name)

@@ -17,6 +17,7 @@ from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import EXPERT_FIELDS, decoder_config, expert_config
 from qdeploy.arch.names import DECODER_ROWS, EXPERT_ROWS, Names, renamed
 from qdeploy.arch.prenorm import attention_layers, rms_norm, standard_decoder
+from qdeploy.arch.windows import window_of
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 
@@ -29,7 +30,7 @@ def build(model: Model) -> Graph:
     phi = config.text("model_type") == "phimoe"
     head_dim, kv_heads = heads_of(config, kv_heads=min(8, config.size("num_attention_heads")))
     layers, context = layer_count(model, config), config.size("max_position_embeddings", 4096 * 32)
-    window = config.size("sliding_window") if config.has("sliding_window") else 0
+    window = window_of(config)
     bias = phi and config.flag("attention_bias", False)
     attention = attention_layers(config, (window,) * layers, head_dim, kv_heads, context, qkv_bias=bias, o_bias=bias)
     count = config.size("num_local_experts", 16 if phi else 8)

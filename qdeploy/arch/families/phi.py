@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.mlp import MlpParts
 from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
 from qdeploy.arch.self_attention import Parts
+from qdeploy.arch.windows import one_window
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 
@@ -22,11 +23,9 @@ def build(model: Model) -> Graph:
     config = Config(model.config)
     head_dim, kv_heads = heads_of(config)
     layers = layer_count(model, config)
-    window = config.size("sliding_window") if config.has("sliding_window") else 0
-    check_layer_types(config, layers, ("sliding_attention" if window else "full_attention",))
     attention = attention_layers(
         config,
-        (window,) * layers,
+        one_window(config, layers),
         head_dim,
         kv_heads,
         config.size("max_position_embeddings", 4096),
