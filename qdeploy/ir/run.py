@@ -6,16 +6,18 @@ It is pure: states go in and new states come out. Slow and plain on purpose, sin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph, Node, Value
-from qdeploy.ir.model import Model
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, Float32
+
+if TYPE_CHECKING:
+    from qdeploy.ir.model import Model
 
 Cache = tuple[Float32, Float32]
 """Keys and values, [B, kv_heads, length, D] each."""
@@ -108,7 +110,7 @@ def generate_greedy(
     if isinstance(model, Graph) and weights is None:
         raise BadArgumentError("a graph alone has no weights", todo="Pass weights, or the model.")
     graph = model if isinstance(model, Graph) else model.graph
-    parameters = Weights(model) if weights is None and isinstance(model, Model) else weights
+    parameters = Weights(model) if weights is None and not isinstance(model, Graph) else weights
     states: dict[str, Cache] = {}
     generated: list[int] = []
     step = list(ids)
