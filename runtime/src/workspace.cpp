@@ -106,6 +106,7 @@ Checked lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w)
   w->experts.inner = s.inner;
   w->experts.hidden = s.hidden;
   w->experts.most = s.experts;
+  w->experts.tokens = std::min(tokens, kLinearTokens);
   return b.used();
 }
 

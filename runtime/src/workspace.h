@@ -19,9 +19,10 @@ constexpr uint32_t kMostExperts = 4096;
 
 struct ExpertScratch {  // of models that have experts
   uint32_t *starts, *order;  // [experts + 1], [tokens * top_k]
-  float *up, *gate, *out;    // [kLinearTokens][inner, inner, hidden]
+  float *up, *gate, *out;    // [tokens][inner, inner, hidden]
   float* scores;             // [threads][2][most]
   uint64_t inner = 0, hidden = 0, most = 0;
+  uint32_t tokens = 0;       // an expert takes at most so many at once
 };
 
 struct Workspace {

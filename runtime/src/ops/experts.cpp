@@ -28,12 +28,20 @@ Route route_of(const File& f, const Node& n) {
   return r;
 }
 
-// The greatest of n numbers; the first of equal ones.
+constexpr float kTaken = NAN;  // in the place of a number that was chosen
+
+// The greatest of n numbers; the first of equal ones. NaN stands for what was taken; one number at least is none.
 uint32_t greatest(const float* x, uint32_t n) {
   uint32_t best = 0;
   for (uint32_t i = 1; i < n; ++i)
-    if (x[i] > x[best]) best = i;
+    if (x[i] > x[best] || std::isnan(x[best])) best = i;
   return best;
+}
+
+// A damaged weight makes NaN. Such an expert comes last: no expert is chosen twice, whatever the numbers are.
+void without_nan(float* x, uint32_t n) {
+  for (uint32_t i = 0; i < n; ++i)
+    if (std::isnan(x[i])) x[i] = -INFINITY;
 }
 
 // All but the best groups lose their chance. A group counts by the sum of its best scores.
@@ -50,11 +58,12 @@ void keep_groups(const Route& r, uint32_t count, float* choice) {
       if (i != first && x[i] > x[second]) second = i;
     totals[g] += x[second];
   }
+  without_nan(totals, r.groups);
   bool kept[kMost] = {};
   for (uint32_t i = 0; i < r.kept; ++i) {
     uint32_t g = greatest(totals, r.groups);
     kept[g] = true;
-    totals[g] = -INFINITY;
+    totals[g] = kTaken;
   }
   for (uint32_t i = 0; i < count; ++i)
     if (!kept[i / size]) choice[i] = -INFINITY;
@@ -63,18 +72,19 @@ void keep_groups(const Route& r, uint32_t count, float* choice) {
 // Two experts, one after the other, each with its softmax among the logits close to it.
 void mix(const Kernels& k, const Route& r, const float* logits, uint32_t count, float* left, float* shares, float* out) {
   std::memcpy(left, logits, count * sizeof(float));
+  without_nan(left, count);
   for (uint32_t place = 0; place < 2; ++place) {
     uint32_t best = greatest(left, count);
     float most = left[best];
     for (uint32_t i = 0; i < count; ++i) {
       float magnitude = logits[i] < 0 ? -logits[i] : logits[i];
       bool far = (most - logits[i]) / std::max(magnitude, most) > 2 * r.jitter;
-      shares[i] = far ? -INFINITY : left[i];
+      shares[i] = far || std::isnan(left[i]) ? -INFINITY : left[i];
     }
     k.softmax(shares, count);
     out[place] = static_cast<float>(best);
     out[2 + place] = shares[best];
-    left[best] = -INFINITY;
+    left[best] = kTaken;
   }
 }
 
@@ -86,13 +96,14 @@ void choose(const Kernels& k, const Route& r, const float* logits, const float* 
   if (r.scores == kSoftmax) k.softmax(values, count);
   if (r.scores == kSigmoids) k.activate(kSigmoid, values, count, values);
   for (uint32_t i = 0; i < count; ++i) choice[i] = bias ? values[i] + bias[i] : values[i];
+  without_nan(choice, count);
   if (r.kept < r.groups) keep_groups(r, count, choice);
   float* weights = out + r.top_k;
   for (uint32_t place = 0; place < r.top_k; ++place) {
     uint32_t best = greatest(choice, count);
     out[place] = static_cast<float>(best);
     weights[place] = values[best];
-    choice[best] = -INFINITY;
+    choice[best] = kTaken;
   }
   if (r.scores == kSoftmaxOfChosen) k.softmax(weights, r.top_k);
   float sum = 0;
@@ -185,7 +196,7 @@ struct Group {  // some tokens of one expert
 Group group_at(const Step& s, const Node& n, const Experts& e, uint32_t expert, uint32_t first) {
   Group g;
   g.expert = expert;
-  g.count = std::min(kLinearTokens, s.w.experts.starts[expert + 1] - first);
+  g.count = std::min(s.w.experts.tokens, s.w.experts.starts[expert + 1] - first);
   for (uint32_t i = 0; i < g.count; ++i) {
     uint32_t choice = s.w.experts.order[first + i];
     g.tokens[i] = choice / e.top_k;
@@ -284,7 +295,7 @@ void run_experts(Step& s, const Node& n) {
   for (uint32_t t = 0; t < s.tokens; ++t) std::memset(value_at(s, n.outputs[0], t), 0, width * sizeof(float));
   sort_choices(s, n, e);
   for (uint32_t expert = 0; expert < e.count; ++expert)
-    for (uint32_t at = s.w.experts.starts[expert]; at < s.w.experts.starts[expert + 1]; at += kLinearTokens)
+    for (uint32_t at = s.w.experts.starts[expert]; at < s.w.experts.starts[expert + 1]; at += s.w.experts.tokens)
       run_group(s, n, e, group_at(s, n, e, expert, at));
 }
 
