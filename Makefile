@@ -51,7 +51,7 @@ lint: $(VENV)/tested
 
 fuzz: $(VENV)/tested
 	$(BIN)/python -m tests.hostile.fuzz $(SECONDS) $(FUZZ_SEED)
-	runtime/fuzz/run.sh $(SECONDS)
+	FUZZ_SEED=$(FUZZ_SEED) runtime/fuzz/run.sh $(SECONDS)
 
 clean:
 	rm -rf $(VENV) demo-out demo-out.qd build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

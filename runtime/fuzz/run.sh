@@ -3,7 +3,8 @@
 #
 #   runtime/fuzz/run.sh [SECONDS [FOLDER]]
 #
-# FOLDER keeps the program, its corpus and what it finds (build/fuzz). CLANGXX names the compiler.
+# FOLDER keeps the program, its corpus and what it finds (build/fuzz). CLANGXX names the compiler. FUZZ_SEED draws the same
+# mutations again.
 set -eu
 seconds=${1:-60}
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -21,5 +22,5 @@ sources=$(sed "s|^|$root/runtime/|" "$root/runtime/sources.txt")
   "$root/runtime/fuzz/model_fuzz.cpp" $sources -o "$work/model_fuzz"
 # A child of this small shell, not exec: a process inherits the peak of memory of the one that calls exec, and libFuzzer
 # holds that against its limit.
-"$work/model_fuzz" -max_total_time="$seconds" -max_len=400000 -timeout=25 -rss_limit_mb=3000 \
+"$work/model_fuzz" -seed="${FUZZ_SEED:-0}" -max_total_time="$seconds" -max_len=400000 -timeout=25 -rss_limit_mb=3000 \
   -artifact_prefix="$work/found/" -print_final_stats=1 "$work/corpus" "$root/tests/golden"

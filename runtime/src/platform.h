@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "guard.h"
+
 namespace qd {
 
 constexpr size_t kStackBytes = 256 * 1024;  // of each thread of ours; counted
@@ -66,6 +68,7 @@ struct Range {
   }
   // Bytes that the system did not take back.
   uint64_t reset() {
+    allow(data, bytes);
     uint64_t kept = data == nullptr || release(data, bytes) ? 0 : bytes;
     data = nullptr;
     bytes = 0;

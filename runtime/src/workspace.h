@@ -5,6 +5,7 @@
 
 #include "checked.h"
 #include "file.h"
+#include "guard.h"
 #include "kernels/kernels.h"
 #include "platform.h"
 
@@ -64,6 +65,8 @@ class Layout {
   void take(T** to, Checked count) {  // 64 more: a kernel may read a whole vector at the end
     if (base_) *to = reinterpret_cast<T*>(base_ + used_.value());
     used_ = (used_ + count * sizeof(T) + 64).rounded_up(64);
+    if (base_ && kGuard) forbid(base_ + used_.value(), kGuard);
+    used_ += kGuard;
   }
   void skip(Checked bytes) { used_ += bytes; }
   Checked used() const { return used_.rounded_up(page_sizes().small); }
