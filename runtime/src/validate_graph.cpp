@@ -54,6 +54,22 @@ bool ids_fit(const File& f, const Node& n, const OpRules& rules) {
   return n.attrs >= rules.attributes && n.attr <= f.count(kAttributes) && n.attrs <= f.count(kAttributes) - n.attr;
 }
 
+bool share_floats(const Value& a, const Value& b) {
+  if (a.kind == kIds || b.kind == kIds || a.slot == kNone || b.slot == kNone) return false;
+  return a.slot < uint64_t{b.slot} + b.width && b.slot < uint64_t{a.slot} + a.width;
+}
+
+// A node never writes where it reads, nor twice to one place.
+bool writes_apart(const File& f, const Node& n) {
+  for (uint32_t i = 0; i < 2 && n.outputs[i] != kNone; ++i) {
+    const Value& out = f.values[n.outputs[i]];
+    for (uint32_t in : n.inputs)
+      if (in != kNone && share_floats(out, f.values[in])) return false;
+    if (i == 1 && share_floats(out, f.values[n.outputs[0]])) return false;
+  }
+  return true;
+}
+
 bool value_fits(const File& f, uint32_t id) {
   const Value& v = f.values[id];
   const Header& h = f.header;
@@ -133,6 +149,7 @@ qd_status check_nodes(const File& f, qd_error* err) {
     const OpRules& rules = kRules[n.op];
     if (!ids_fit(f, n, rules) || !rules.fits({f, n}))
       return fail(err, QD_BAD_FILE, "node %u (op %u): its operands", i, n.op);
+    if (!writes_apart(f, n)) return fail(err, QD_BAD_FILE, "node %u (op %u): it writes where it reads", i, n.op);
     for (uint32_t v : n.outputs)
       if (v != kNone) f.maker[v] = i;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import Op, SectionId
 from qdeploy.backends.native.reading import ModelFile
+from qdeploy.errors import BadFileError
 
 pytest.importorskip("qdeploy._native", reason="the native runtime is not built", exc_type=ImportError)
 
@@ -18,15 +20,11 @@ from qdeploy.native import Runtime
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def with_biases(source: Path, target: Path, biases: list[float]) -> None:
-    """Writes the file again with other biases of the experts' scores, and the checksums that fit."""
+def rewritten(source: Path, target: Path, edit: Callable[[ModelFile, bytearray], None]) -> None:
+    """Writes a file again, changed, with the checksums that fit."""
     file, data = ModelFile(source), bytearray(source.read_bytes())
+    edit(file, data)
     resident = int(file.header["resident_at"])
-    routes = [node for node in file.section(SectionId.NODES) if node["op"] == Op.ROUTE]
-    for node in routes:
-        record = file.section(SectionId.TENSORS)[node["tensors"][0]]
-        at = resident + int(record["at"])
-        data[at : at + int(record["bytes"])] = np.array(biases, "<f4").tobytes()
     pages = file.header["sections"][SectionId.PAGES]
     sums = page_checksums(np.frombuffer(bytes(data[resident:]), np.uint8))
     data[int(pages["at"]) : int(pages["at"]) + 4 * len(sums)] = np.asarray(sums, "<u4").tobytes()
@@ -34,6 +32,19 @@ def with_biases(source: Path, target: Path, biases: list[float]) -> None:
     data[12:16] = crc32c(bytes(data[512:end])).to_bytes(4, "little")
     data[508:512] = crc32c(bytes(data[:508])).to_bytes(4, "little")
     target.write_bytes(data)
+
+
+def with_biases(source: Path, target: Path, biases: list[float]) -> None:
+    """Writes the file again with other biases of the experts' scores."""
+
+    def edit(file: ModelFile, data: bytearray) -> None:
+        for node in file.section(SectionId.NODES):
+            if node["op"] == Op.ROUTE:
+                record = file.section(SectionId.TENSORS)[node["tensors"][0]]
+                at = int(file.header["resident_at"]) + int(record["at"])
+                data[at : at + int(record["bytes"])] = np.array(biases, "<f4").tobytes()
+
+    rewritten(source, target, edit)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 32])
@@ -47,3 +58,16 @@ def test_an_expert_is_chosen_once_although_all_scores_are_no_numbers(tmp_path: P
         with Runtime(tmp_path / name, threads=1, context=64) as model:
             logits.append(model.decode(list(range(tokens))))
     np.testing.assert_array_equal(*logits)
+
+
+def test_a_node_that_writes_where_it_reads_is_refused(tmp_path: Path):
+    def edit(file: ModelFile, data: bytearray) -> None:
+        values = file.section(SectionId.VALUES).copy()
+        node = next(node for node in file.section(SectionId.NODES) if node["op"] == Op.LINEAR)
+        values["slot"][node["outputs"][0]] = values["slot"][node["inputs"][0]] + 1
+        at = int(file.header["sections"][SectionId.VALUES]["at"])
+        data[at : at + values.nbytes] = values.tobytes()
+
+    rewritten(GOLDEN / "latent.qd", tmp_path / "overlap.qd", edit)
+    with pytest.raises(BadFileError, match="it writes where it reads"):
+        Runtime(tmp_path / "overlap.qd")
