@@ -23,10 +23,11 @@ from qdeploy import registry
 from qdeploy.arch import family as families
 from qdeploy.arch.builder import Builder, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
+from qdeploy.arch.stack import Block
 from qdeploy.cli import cli
 from qdeploy.contracts.backends import Backend, BackendRow
 from qdeploy.contracts.clues import Clues

@@ -134,7 +134,7 @@ class Planning:
         return self.plan
 
     def _node(self, node: Node, following: tuple[Node, ...], place: int) -> None:
-        if node.op in _SILENT:
+        if node.op in _SILENT or _is_alias(node):
             return
         if node.op == "Slice" and [n.op for n in following[:1]] == ["Squeeze"] and _is_first(node):
             source = self.source(node.inputs[0])
@@ -247,6 +247,8 @@ class Planning:
 
     def _linear(self, node: Node) -> None:
         x, weight, *bias = node.inputs
+        if self.plan.values[self.source(x)].kind == ValueKind.PER_SEQUENCE:
+            raise UnsupportedError("a product with one vector per sequence", where=node.name)
         tensors = tuple(self.tensor(b) for b in bias if b)
         self.emit(
             Op.LINEAR,
@@ -412,7 +414,7 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Mamba2": recurrence.scan,
 }
 """How each op is planned, for those that stand alone."""
-_SILENT = frozenset({"Identity", "Positions", "PositionsBehind", "Constant", "Stack"})
+_SILENT = frozenset({"Identity", "Positions", "PositionsBehind", "TokenPositions", "Constant", "Stack"})
 """What is no node: an alias, positions, which the Gather of a table takes the place of, a list of matrices."""
 
 
@@ -425,11 +427,16 @@ def _is_first(node: Node) -> bool:
     return all(node.attrs.get(key) == want for key, want in (("starts", [0]), ("ends", [1]), ("axes", [1])))
 
 
+def _is_alias(node: Node) -> bool:
+    """Whether a node gives the value that it takes: an axis of one behind the tokens is none of the runtime's."""
+    return node.op == "Identity" or (node.op == "Squeeze" and node.attrs.get("axes") == [2])
+
+
 def _aliases(graph: Graph) -> dict[str, str]:
-    """Names that are one value: an Identity's, under the output's name where it is one."""
+    """Names that are one value, under the output's name where it is one."""
     outputs, aliases = {value.name for value in graph.outputs}, dict[str, str]()
     for node in graph.nodes:
-        if node.op == "Identity":
+        if _is_alias(node):
             source, output = aliases.get(node.inputs[0], node.inputs[0]), node.outputs[0]
             if output in outputs and source not in outputs:
                 aliases[source] = output

@@ -16,7 +16,7 @@ kernel accepts, and what we do about it:
 Its `local_window_size` w lets a query attend to the last w keys including itself, as our `window` does. Lengths come
 from the attention mask: one sequence of the batch has `sum(mask)` tokens, past and new together, padded on the right.
 
-Encoders take com.microsoft.MultiHeadAttention, whose mask is per key.
+Encoders have other operators: encoder_attention.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.tensor import Array, QTensor
 
-_OUTSIDE = -1e30  # added to scores; not -inf, whose differences are no numbers
+OUTSIDE = -1e30  # added to scores; not -inf, whose differences are no numbers
 
 
 class Lengths:
@@ -98,7 +98,7 @@ class Lengths:
         of_keys = builder.node("Div", [keys, run])
         axes = builder.constant([1, 3], "int64")
         of_queries = builder.node("Unsqueeze", [builder.node("Div", [self.positions, run]), axes])  # [B, 1, T, 1]
-        numbers = (builder.tensor(x, "float32") for x in (0.0, _OUTSIDE))
+        numbers = (builder.tensor(x, "float32") for x in (0.0, OUTSIDE))
         return builder.node("Where", [builder.node("Equal", [of_queries, of_keys]), *numbers])
 
 
@@ -275,21 +275,3 @@ class DecoderAttention:
         ends = [self._builder.constant([n], "int64") for n in (0, head.value, 3)]
         kept = self._builder.node("Slice", [split, *ends])
         self._builder.node("Reshape", [kept, self._builder.constant([0, 0, heads * head.value], "int64")], output)
-
-
-def emit_encoder_attention(builder: GraphBuilder, node: Node, inputs: tuple[str, str, str], mask: str) -> None:
-    """Appends MultiHeadAttention for an Attention node without a state; `mask` is I64 [B, S] or empty."""
-    attrs: Mapping[str, Any] = node.attrs
-    if attrs.get("rope") or attrs.get("causal") or attrs["heads"] != attrs["kv_heads"] or attrs.get("softcap"):
-        raise UnsupportedError(
-            "attention without a state takes no rope, no causal mask and no grouped heads", where=node.name
-        )
-    extra = ["", builder.once("Cast", [mask], to=onnx.TensorProto.INT32)] if mask else []
-    builder.node(
-        "MultiHeadAttention",
-        [*inputs, *extra],
-        node.outputs,
-        MICROSOFT,
-        num_heads=attrs["heads"],
-        scale=float(attrs["scale"]),
-    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from qdeploy.backends.onnx.attention import DecoderAttention, Heads, Lengths, emit_encoder_attention, padded_head
+from qdeploy.backends.onnx.attention import DecoderAttention, Heads, Lengths, padded_head
+from qdeploy.backends.onnx.encoder_attention import EncoderAttention
 from qdeploy.backends.onnx.forms import FloatForm, Form
 from qdeploy.backends.onnx.nodes import emit
 from qdeploy.backends.onnx.options import Options
@@ -191,9 +192,13 @@ class GraphLowering:
         """I64 [B, T]: the place of each new token behind the states."""
         return self._lengths.positions
 
+    @cached_property
+    def _encoder(self) -> EncoderAttention:
+        return EncoderAttention(self.builder, self.graph.constants, int(self.graph.meta.get("context", 0)))  # type: ignore[arg-type]
+
     def _encoder_attention(self, node: Node) -> None:
         query, key, value, *mask = (self.value(name) for name in node.inputs)
-        emit_encoder_attention(self.builder, node, (query, key, value), mask[0] if mask else "")
+        self._encoder.emit(node, (query, key, value), mask[0] if mask else "", int(node.attrs.get("head_dim", 0)))  # type: ignore[arg-type]
 
 
 def state_names(graph: Graph, side: str) -> list[str]:

@@ -125,8 +125,8 @@ class _Encoding:
         if head is None:
             add.node("Identity", x, name="last_hidden_state")
             outputs = [Value("last_hidden_state", "F32", ("batch", "sequence", self.hidden))]
-            if add_sentence_embedding(add, self.hidden):
-                outputs.append(Value("sentence_embedding", "F32", ("batch", self.hidden)))
+            if width := add_sentence_embedding(add, self.hidden):
+                outputs.append(Value("sentence_embedding", "F32", ("batch", width)))
         else:
             outputs = add_head(add, self.config, head, x, self._embedding_table())
         names = ("input_ids", "attention_mask", *(("token_type_ids",) if self.family.types else ()))
@@ -169,11 +169,7 @@ class _Encoding:
         add, name = self.builder, "embeddings.positions"
         if not self.family.padded_places:
             return add.node("Positions", "input_ids", name=name)
-        pad = add.integer(f"{name}.pad", self.pad)
-        padding = add.node("Equal", "input_ids", pad, name=f"{name}.padding")
-        kept = add.node("Cast", add.node("Not", padding, name=f"{name}.kept"), name=f"{name}.ones", to="I64")
-        counted = add.node("CumSum", kept, add.integer(f"{name}.axis", 1), name=f"{name}.counted")
-        return add.node("Add", add.node("Mul", counted, kept, name=f"{name}.own"), pad, name=name)
+        return add.node("TokenPositions", "input_ids", name=name, pad=self.pad)
 
     def _table(self, which: str, rows: int, field: str) -> str:
         shape = (rows, self.width)

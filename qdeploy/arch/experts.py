@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qdeploy.arch.builder import Builder
-from qdeploy.arch.decoder import Block
+from qdeploy.arch.stack import Block
 from qdeploy.ir.graph import Attr
 from qdeploy.ir.views import Floats, view
 
@@ -100,7 +100,7 @@ MIXTRAL = ExpertParts(gate="w1", up="w3", down="w2")
 
 @dataclass(frozen=True)
 class Experts:
-    """A block of a decoder's branch; see `decoder.Block`.
+    """A block of a decoder's branch; see `stack.Block`.
 
     Attributes:
         hidden: Extent of the hidden axis.

@@ -13,10 +13,10 @@ from typing import Literal
 
 from qdeploy.arch.builder import ACTIVATIONS
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block
 from qdeploy.arch.experts import Experts, Routing
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.prenorm import gated_mlp
+from qdeploy.arch.stack import Block
 from qdeploy.errors import UnsupportedError
 
 REFUSED: dict[str, tuple[object, ...]] = {"pretraining_tp": (1,), "mlp_bias": (False,)}

@@ -71,6 +71,7 @@ BUILT_IN = {
     "distilbert": ("distilbert",),
     "electra": ("electra",),
     "ernie": ("ernie4_5_moe",),
+    "eurobert": ("eurobert",),
     "falcon": ("falcon_h1",),
     "gemma": ("gemma2", "gemma3_text"),
     "glm": ("glm4",),
@@ -87,8 +88,10 @@ BUILT_IN = {
     "mamba": ("mamba2",),
     "minimax": ("minimax_m2",),
     "mixtral": ("mixtral", "phimoe"),
+    "modernbert": ("modernbert",),
     "nemotron": ("nemotron_h",),
     "neox": ("gpt_neox",),
+    "nomic": ("nomic_bert",),
     "olmo": ("olmo2", "olmo3", "exaone4"),
     "olmoe": ("olmoe",),
     "opt": ("opt",),
@@ -151,10 +154,20 @@ def gguf_architectures() -> tuple[str, ...]:
     return tuple(name for family in families.values() for name in family.gguf)
 
 
+_CAUSAL = "ForCausalLM"
+
+
+def _with_headless(heads: tuple[str, ...]) -> tuple[str, ...]:
+    """Of causal language models, those without a head and those that score sequences or tokens, too."""
+    others = ("Model", "ForSequenceClassification", "ForTokenClassification")
+    stems = [name.removesuffix(_CAUSAL) for name in heads if name.endswith(_CAUSAL)]
+    return tuple(dict.fromkeys((*heads, *(stem + other for stem in stems for other in others))))
+
+
 def check_head(model_type: str, config: Mapping[str, Any], family: Family) -> None:
-    """Refuses a model with another head: every entry of `architectures`, if there is one, must be the family's."""
+    """Refuses a model with another head: every entry of `architectures` must be the family's."""
     named = config.get("architectures") or []
-    allowed = family.heads[model_type]
+    allowed = _with_headless(family.heads[model_type])
     for name in named if isinstance(named, list) else [named]:
         if name not in allowed:
             raise UnsupportedError(

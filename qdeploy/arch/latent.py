@@ -22,7 +22,7 @@ _FIELDS = "num_attention_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """A block of a decoder's branch; see `decoder.Block`.
+    """A block of a decoder's branch; see `stack.Block`.
 
     Attributes:
         hidden: Extent of the hidden axis.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qdeploy.arch.decoder import Block, Branch, Layer
+from qdeploy.arch.stack import Block, Branch, Layer
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class MlpParts:
 
 @dataclass(frozen=True)
 class Mlp:
-    """A block of a decoder's branch; see `decoder.Block`.
+    """A block of a decoder's branch; see `stack.Block`.
 
     Attributes:
         hidden: Extent of the hidden axis.

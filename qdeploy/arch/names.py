@@ -61,6 +61,11 @@ def renamed(rows: tuple[Row, ...], *changes: Row) -> tuple[Row, ...]:
 ROPE_FACTORS = "rope_freqs.weight"
 """GGUF: F32 [rotary_dim / 2], what each rotary frequency is divided by (how Llama 3's scaling is stored there)."""
 
+_INNER = "model."
+TOWER = "tower"
+"""The dialect of the text model within a model of several towers."""
+TOWER_PREFIXES = ("language_model.", "model.language_model.")
+"""What its names begin with; its output projection may stand beside the towers."""
 _LAYER = re.compile(r"(?:^|\.)(layers|layer|h|blk)\.(\d{1,9})\.")
 
 
@@ -93,10 +98,15 @@ class Names:
         return self._translate(name, 1)
 
     def spellings(self, name: str, dialect: str) -> list[str]:
-        """Every name that a canonical parameter may have in a dialect ("hf" or "gguf"), the usual one first."""
+        """Every name that a canonical parameter may have in a dialect ("hf", "gguf", `TOWER`), the usual one first."""
         if dialect == "gguf":
             return [self.to_gguf(name)]
         spelled = [prefix + name for prefix in self.prefixes]
+        if name.startswith(_INNER):  # a model without its head is stored without the module that holds it
+            spelled.append(name.removeprefix(_INNER))
+        if dialect == TOWER:
+            inner = [prefix + other for prefix in TOWER_PREFIXES for other in spelled]
+            spelled = [*inner, *(other for other in spelled if not other.startswith(_INNER))]
         for new, old in self.older:
             if name.endswith(new):
                 spelled += [other.removesuffix(new) + old for other in spelled]

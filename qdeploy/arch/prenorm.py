@@ -11,12 +11,12 @@ from typing import Any
 
 from qdeploy.arch.builder import ACTIVATIONS
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Decoder, Norm
 from qdeploy.arch.layers import PRE, Placement
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import Names
 from qdeploy.arch.rope import read_rope
 from qdeploy.arch.self_attention import Rotation, SelfAttention, read_interleaved
+from qdeploy.arch.stack import Block, Decoder, Norm
 
 Refused = Mapping[str, tuple[object, ...]]
 

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped heads, rotary positions and a key/value cache.
+"""Self-attention with grouped heads and rotary positions: causal with a key/value cache, or of encoders.
 
     q, k, v = linear(x);  q, k = norm(q), norm(k)  where the family has such norms
     o(norm(softmax(scores(rope(q), rope(k))) v)),   scores = q k^T * scale, softcapped where the family says so
@@ -18,7 +18,7 @@ from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
 from qdeploy.arch.names import ROPE_FACTORS
 from qdeploy.arch.rope import Rope
-from qdeploy.errors import BadFileError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.graph import Attr, State
 from qdeploy.ir.tensor import Float32
 
@@ -92,7 +92,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """A block of a decoder's branch; see `decoder.Block`.
+    """A block of a decoder's branch; see `stack.Block`.
 
     Attributes:
         hidden: Extent of the hidden axis.
@@ -114,6 +114,8 @@ class SelfAttention:
         gated: The query projection gives a gate besides, [q | gate] per head, and the result is multiplied with its
             sigmoid.
         chunk: Of how many positions a query sees only those of its own run; 0 for all.
+        bidirectional: Whether every token sees the whole sequence; only without a cache.
+        cached: Whether there is a cache. Without one, the graph's `attention_mask` says which tokens may be seen.
         parts: What the parameters are called.
         module: Of the layer.
         layers: The module that holds the layers.
@@ -136,6 +138,8 @@ class SelfAttention:
     norm_epsilon: float = 1e-6
     position_scale: Mapping[str, float] | None = None
     chunk: int = 0
+    bidirectional: bool = False
+    cached: bool = True
     gated: bool = False
     key_multiplier: float = 1.0
     parts: Parts = field(default_factory=Parts)
@@ -152,15 +156,18 @@ class SelfAttention:
             k, v = self._key_and_value(builder, x, source, label)
         else:
             q, k, v = self._projected(builder, x, source, label)
-        builder.states.append(State(f"kv.{layer}", self.kv_heads, self.head_dim, capacity=self.capacity))
+        if self.cached:
+            builder.states.append(State(f"kv.{layer}", self.kv_heads, self.head_dim, capacity=self.capacity))
         attributes = self._attributes(builder, layer)
         if self.qk_norm is not None and self.qk_norm.after_rotation:
+            if not self.cached:
+                raise UnsupportedError("norms behind rotary positions need a cache", where=source)
             rope = attributes.pop("rope")
             q, k = (self._rotated(builder, y, name, layer, rope) for y, name in ((q, f"{label}.q"), (k, f"{label}.k")))
             q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
-        inputs = [q, k, v]
+        inputs = [q, k, v, ""] if self.cached else [q, k, v, "attention_mask"]
         if self.parts.sinks:
-            inputs += ["", builder.weight(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
+            inputs += [builder.weight(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
         mixed = builder.node("Attention", *inputs, name=label, **attributes)
         if gate:
             opened = builder.node("Sigmoid", gate, name=f"{label}.opened")
@@ -178,11 +185,11 @@ class SelfAttention:
         attributes: dict[str, Attr] = {
             "heads": self.heads,
             "kv_heads": self.kv_heads,
-            "causal": True,
+            "causal": not self.bidirectional,
             "scale": self.scale,
             "window": self.window,
-            "state": f"kv.{layer}",
         }
+        attributes |= {"state": f"kv.{layer}"} if self.cached else {"head_dim": self.head_dim}
         if self.rotation is not None:
             attributes["rope"] = rotation_attribute(builder, self.rotation)
         if self.softcap:

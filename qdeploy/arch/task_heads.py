@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from qdeploy.arch.builder import ACTIVATIONS, Builder
 from qdeploy.arch.config import Config
+from qdeploy.arch.pooling import first_token, last_token
 from qdeploy.ir.graph import Value
 
 
@@ -23,6 +24,9 @@ class Head:
     Attributes:
         final: The module of the last projection.
         first: Whether it looks at the first token only.
+        last: Whether it looks at the last token that the mask lets pass.
+        mean_before: Whether it looks at the mean of all tokens that the mask lets pass.
+        mean_behind: Whether the scores of all tokens are averaged.
         dense: A projection before the last; "" for none.
         act: The activation behind it: a name of `ACTIVATIONS`, "hidden" for that of the layers, "" for none.
         norm: A norm behind that; "" for none.
@@ -31,10 +35,17 @@ class Head:
         width: The rows of `dense`: "hidden", or "embedding" for those of the table.
         answers: Whether two scores per token are the outputs `start_logits` and `end_logits`.
         single: Whether there is one score per token and no axis for it.
+        dense_biased: Whether `dense` has a bias.
+        norm_biased: Whether `norm` has one.
+        biased: Whether the last projection has one.
+        epsilon: Of the norm; 0 for `layer_norm_eps`.
     """
 
     final: str
     first: bool = False
+    last: bool = False
+    mean_before: bool = False
+    mean_behind: bool = False
     dense: str = ""
     act: str = ""
     norm: str = ""
@@ -43,6 +54,10 @@ class Head:
     width: str = "hidden"
     answers: bool = False
     single: bool = False
+    dense_biased: bool = True
+    norm_biased: bool = True
+    biased: bool = True
+    epsilon: float = 0.0
 
 
 def add_head(add: Builder, config: Config, head: Head, x: str, table: tuple[str, int]) -> list[Value]:
@@ -60,26 +75,34 @@ def add_head(add: Builder, config: Config, head: Head, x: str, table: tuple[str,
     """
     hidden = config.size("hidden_size")
     width = hidden
+    if head.mean_before:
+        x = add.node("MeanPool", x, "attention_mask", name="head.mean")
     if head.dense:
         width = table[1] if head.width == "embedding" else hidden
-        x = _linear(add, x, head.dense, "head.dense", (width, hidden), "hidden_size")
+        weight = add.weight(f"{head.dense}.weight", (width, hidden), "hidden_size")
+        bias = add.bias(f"{head.dense}.bias", width, head.dense_biased, "classifier_bias")
+        x = add.node("Linear", x, weight, bias, name="head.dense")
         act = str(config.fields.get("hidden_act", "gelu")) if head.act == "hidden" else head.act
-        x = add.activation(ACTIVATIONS[act], x, "head.act") if head.act else x
+        x = add.activation(ACTIVATIONS.get(act, act), x, "head.act") if head.act else x
     if head.norm:
-        epsilon = config.positive("layer_norm_eps", 1e-12)
-        norm = [add.weight(f"{head.norm}.{part}", (width,), "hidden_size") for part in ("weight", "bias")]
+        epsilon = head.epsilon or config.positive("layer_norm_eps", 1e-12)
+        parts = ("weight", "bias") if head.norm_biased else ("weight",)
+        norm = [add.weight(f"{head.norm}.{part}", (width,), "hidden_size") for part in parts]
         x = add.node("LayerNormalization", x, *norm, name="head.norm", epsilon=epsilon)
     return _scores(add, config, head, x, table, width)
 
 
 def _scores(add: Builder, config: Config, head: Head, x: str, table: tuple[str, int], width: int) -> list[Value]:
     labels = config.size("vocab_size") if head.tied else 1 if head.single else _labels(config)
-    name = "head.scores" if head.first or head.answers or head.single else "logits"
+    name = "head.scores" if head.first or head.last or head.answers or head.single or head.mean_behind else "logits"
     stored = add.has(f"{head.final}.weight")
     weight = table[0] if head.tied and not stored else add.weight(f"{head.final}.weight", (labels, width), "id2label")
-    if head.tied and stored:  # some files store the table under both names
+    if (
+        head.tied and stored and config.fields.get("tie_word_embeddings") is not False
+    ):  # some files store the table under both names
         add.same(weight, table[0])
-    bias = add.weight(head.bias or f"{head.final}.bias", (labels,), "vocab_size" if head.tied else "id2label")
+    field = "vocab_size" if head.tied else "id2label"
+    bias = add.bias(head.bias or f"{head.final}.bias", labels, head.biased, field)
     if head.bias and add.has(f"{head.final}.bias"):
         add.same(add.weight(f"{head.final}.bias", (labels,), "vocab_size"), bias)
     add.node("Linear", x, weight, bias, name=name)
@@ -89,8 +112,14 @@ def _scores(add: Builder, config: Config, head: Head, x: str, table: tuple[str, 
     if head.answers:
         return [_answer(add, name, place, output) for place, output in enumerate(("start_logits", "end_logits"))]
     if head.first:  # taken last: all before is the same for every token, and engines have it for tokens
-        first = add.node("Slice", name, name="head.first", starts=[0], ends=[1], axes=[1])
-        add.node("Squeeze", first, name="logits", axes=[1])
+        first_token(add, name, "logits")
+        return [Value("logits", "F32", ("batch", labels))]
+    if head.last:
+        last_token(add, name, "logits")
+        return [Value("logits", "F32", ("batch", labels))]
+    if head.mean_behind:
+        add.node("MeanPool", name, "attention_mask", name="logits")
+    if head.mean_behind or head.mean_before:
         return [Value("logits", "F32", ("batch", labels))]
     return [Value("logits", "F32", ("batch", "sequence", labels))]
 
@@ -105,8 +134,3 @@ def _labels(config: Config) -> int:
     """How many classes there are: `num_labels`, or the entries of `id2label`; two where neither is there."""
     named = config.fields.get("id2label")
     return config.size("num_labels", len(named) if isinstance(named, Mapping) and named else 2)
-
-
-def _linear(add: Builder, x: str, module: str, name: str, shape: tuple[int, int], fields: str) -> str:
-    weight = add.weight(f"{module}.weight", shape, fields)
-    return add.node("Linear", x, weight, add.weight(f"{module}.bias", shape[:1], fields), name=name)

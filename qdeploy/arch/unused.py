@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from qdeploy.arch.names import TOWER, TOWER_PREFIXES
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.model import Model
 
@@ -24,6 +25,7 @@ BUFFERS = {
     "gguf": (r"^rope_freqs", r"\.rope_freqs", r"attn_rot_embd"),  # read for the frequencies, or computed
 }
 """Tensors that hold no parameter, by dialect."""
+BUFFERS[TOWER] = BUFFERS["hf"]
 _MASK = re.compile(r"\.(attention|attn)\.bias$")
 """GPT-NeoX, GPT-2: the causal mask [1, 1, positions, positions]."""
 _HEADS = re.compile(r"^(bert\.)?pooler\.|^cls\.")
@@ -39,8 +41,12 @@ _ACTIVATIONS = re.compile(
 
 def refuse_unused(model: Model, used: Collection[str]) -> None:
     """Raises UnsupportedError for a tensor that is not used and not in the lists; notes heads that are left out."""
-    heads, activations = [], []
+    heads, activations, towers = [], [], dict[str, int]()
     for name in model.tensors:
+        if model.dialect == TOWER and not name.startswith((*TOWER_PREFIXES, "lm_head.")):
+            tower = ".".join(name.split(".")[: 2 if name.startswith("model.") else 1])
+            towers[tower] = towers.get(tower, 0) + 1
+            continue
         if name in used or any(re.search(pattern, name) for pattern in BUFFERS.get(model.dialect, ())):
             continue
         if _HEADS.search(name):
@@ -54,7 +60,9 @@ def refuse_unused(model: Model, used: Collection[str]) -> None:
                 found=str(model.config.get("model_type")),
                 todo="Merge adapters into the weights first; tensors alone are converted with --to ir.",
             )
+    others = ", ".join(f"{tower} ({count} tensors)" for tower, count in towers.items())
     notes = {
+        f"left out, since the graph is the text model's: {others}": [others] if towers else [],
         f"left out, since the graph gives hidden states: {', '.join(heads)}": heads,
         f"not applied: activation scales ({len(activations)} tensors: {', '.join(activations[:1])}, ...)": activations,
     }

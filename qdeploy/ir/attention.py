@@ -112,6 +112,7 @@ def attention(
     softcap: float = 0.0,
     position_scale: Mapping[str, float] | None = None,
     chunk: int = 0,
+    head_dim: int = 0,
     past: tuple[Array, Array] | None = None,
 ) -> tuple[Float32, tuple[Float32, Float32]]:
     """Softmax(q k^T * scale) v over the past and the new tokens.
@@ -126,13 +127,14 @@ def attention(
         kv_heads: Key and value heads.
         scale: Multiplied into the scores.
         causal: Whether a query sees only itself and what came before.
-        window: Of that, only the last `window` keys, itself included; 0 for all. Only with causal.
+        window: Of that, only keys less than `window` positions away, the query's own included; 0 for all.
         state: Name of the state; of no effect here.
         rope: `inv_freq` (the array itself), `rotary_dim`, `interleaved`, `factor`; None for no rotation.
         softcap: c of c * tanh(scores / c), before the mask; 0 for none.
         position_scale: Queries are multiplied by 1 + beta * log(1 + floor((position + offset) / length)); None for
             none. Keys `beta`, `length` and `offset`.
         chunk: Positions are cut into runs of so many, and a query sees the keys of its own run; 0 for all.
+        head_dim: D, for those who cannot see the shapes: encoders with rotary positions or grouped heads say it.
         past: Rotated keys and values so far, [B, kv_heads, L, D] each.
 
     Returns:
@@ -194,7 +196,7 @@ def _visible(extents: tuple[int, int, int], mask: Array | None, causal: bool, wi
     key = np.arange(total)[None, :]
     seen = key <= query if causal else np.ones((new, total), bool)
     if window:
-        seen &= key > query - window
+        seen &= np.abs(query - key) < window
     if chunk:
         seen &= key // chunk == query // chunk
     return seen[None, None] if mask is None else seen[None, None] & (mask[:, None, None, :] != 0)  # [B, 1, T, S]

@@ -105,6 +105,42 @@ def mean_pool(node: Node, fresh: Fresh) -> list[Node]:
     ]
 
 
+def last_token(node: Node, fresh: Fresh) -> list[Node]:
+    """A sum over the tokens with the weight 1 where the mask's last one stands."""
+    hidden, mask = node.inputs
+    names = ("axis", "counted", "total", "behind", "full", "own", "share", "row", "picked")
+    axis, counted, total, behind, full, own, share, row, picked = map(fresh, names)
+    return [
+        Node("Constant", (), (axis,), {"value_int": 1}),
+        Node("CumSum", (mask, axis), (counted,)),
+        Node("ReduceMax", (counted,), (total,), {"axes": [1], "keepdims": 1}),  # [B, 1]
+        Node("Equal", (counted, total), (behind,)),
+        Node("Cast", (behind,), (full,), {"to": "I64"}),
+        Node("Mul", (full, mask), (own,)),
+        Node("Cast", (own,), (share,), {"to": "F32"}),
+        Node("Unsqueeze", (share,), (row,), {"axes": [1]}),  # [B, 1, T]
+        Node("MatMul", (row, hidden), (picked,)),  # [B, 1, H]
+        Node("Squeeze", (picked,), node.outputs, {"axes": [1]}),
+    ]
+
+
+def token_positions(node: Node, fresh: Fresh) -> list[Node]:
+    """A running sum over the tokens that are no padding."""
+    ids = node.inputs[0]
+    names = ("pad", "padding", "kept", "ones", "axis", "counted", "own")
+    pad, padding, kept, ones, axis, counted, own = map(fresh, names)
+    return [
+        Node("Constant", (), (pad,), {"value_int": node.attrs["pad"]}),
+        Node("Equal", (ids, pad), (padding,)),
+        Node("Not", (padding,), (kept,)),
+        Node("Cast", (kept,), (ones,), {"to": "I64"}),
+        Node("Constant", (), (axis,), {"value_int": 1}),
+        Node("CumSum", (ones, axis), (counted,)),
+        Node("Mul", (counted, ones), (own,)),
+        Node("Add", (own, pad), node.outputs),
+    ]
+
+
 def positions(node: Node, fresh: Fresh) -> list[Node]:
     """Range over the second extent of the ids."""
     length, limit, zero, one = fresh("length"), fresh("limit"), fresh("zero"), fresh("one")

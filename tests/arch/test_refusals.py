@@ -26,13 +26,13 @@ from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
         ("llama", "layer_types", ["full_attention", "sliding_attention"]),
         ("llama", "kv_lora_rank", 64),
         ("llama", "use_bidirectional_attention", True),
-        ("llama", "architectures", ["LlamaForSequenceClassification"]),
+        ("llama", "architectures", ["LlamaForQuestionAnswering"]),
         ("mistral", "attention_bias", True),
         ("mistral", "layer_types", ["full_attention", "full_attention"]),
         ("qwen2", "dual_chunk_attention_config", {"chunk_size": 4}),
         ("qwen2", "num_experts", 60),
         ("qwen2", "layer_types", ["linear_attention", "full_attention"]),
-        ("qwen2", "architectures", ["Qwen2Model"]),
+        ("qwen2", "architectures", ["Qwen2ForQuestionAnswering"]),
         ("bert", "position_embedding_type", "relative_key"),
         ("bert", "is_decoder", True),
         ("bert", "embedding_size", 16),
@@ -178,11 +178,10 @@ MODULES = [
 @pytest.mark.parametrize(
     "pooling",
     [
-        {"pooling_mode_max_tokens": True},
-        {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+        {"pooling_mode_weightedmean_tokens": True},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_weightedmean_tokens": True},
         {},
-        {"pooling_mode": "lasttoken"},
-        {"pooling_mode_mean_sqrt_len_tokens": True},
+        {"pooling_mode": "median"},
     ],
 )
 def test_other_poolings_are_refused_by_name(pooling: dict[str, Any], make_model: Any) -> None:
@@ -193,8 +192,8 @@ def test_other_poolings_are_refused_by_name(pooling: dict[str, Any], make_model:
 
 
 def test_other_modules_of_a_sentence_model_are_refused_by_name(make_model: Any) -> None:
-    modules = [*MODULES, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
-    with pytest.raises(UnsupportedError, match="Dense"):
+    modules = [*MODULES, {"path": "2_LSTM", "type": "sentence_transformers.models.LSTM"}]
+    with pytest.raises(UnsupportedError, match="LSTM"):
         _ = make_model("bert", files={"modules.json": json.dumps(modules)}).graph
 
 

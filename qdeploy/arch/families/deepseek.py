@@ -13,7 +13,7 @@ import math
 
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Decoder, build_decoder
+from qdeploy.arch.decoder import build_decoder
 from qdeploy.arch.experts_config import REFUSED, deepseek_layers
 from qdeploy.arch.family import Family
 from qdeploy.arch.latent import LatentAttention
@@ -22,6 +22,7 @@ from qdeploy.arch.names import CHOICE_BIAS, DECODER_ROWS, EXPERT_ROWS, Names
 from qdeploy.arch.prenorm import rms_norm
 from qdeploy.arch.rope import read_rope
 from qdeploy.arch.self_attention import Rotation
+from qdeploy.arch.stack import Decoder
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

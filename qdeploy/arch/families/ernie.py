@@ -9,13 +9,14 @@ from typing import Any
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.experts import Experts, Routing
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import EXPERT_FIELDS, decoder_config, expert_config
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import CHOICE_BIAS, DECODER_ROWS, EXPERT_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
+from qdeploy.arch.stack import Block
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from qdeploy.arch.builder import ACTIVATIONS, Builder, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Decoder, Modules, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
 from qdeploy.arch.names import DECODER_ROWS, Names, renamed
 from qdeploy.arch.prenorm import attention_layers, rms_norm
 from qdeploy.arch.recurrent import Mamba2, linear
 from qdeploy.arch.recurrent_config import limits
+from qdeploy.arch.stack import Block, Decoder, Modules
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Modules, Norm, build_decoder
+from qdeploy.arch.decoder import build_decoder
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
 from qdeploy.arch.mlp import Mlp, MlpParts
 from qdeploy.arch.names import Names
 from qdeploy.arch.prenorm import standard_decoder
 from qdeploy.arch.self_attention import Parts, SelfAttention
+from qdeploy.arch.stack import Modules, Norm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

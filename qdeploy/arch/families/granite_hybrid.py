@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Decoder, build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
 from qdeploy.arch.experts import ExpertParts, Experts, Routing
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import PRE
@@ -18,6 +18,7 @@ from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, rms_norm
 from qdeploy.arch.recurrent import Mamba2
 from qdeploy.arch.recurrent_config import limits
+from qdeploy.arch.stack import Block, Decoder
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.experts import ExpertParts, Experts, Routing
 from qdeploy.arch.family import Family
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import DECODER_ROWS, EXPERT_ROWS, Names, renamed
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder
 from qdeploy.arch.self_attention import Parts, QueryKeyNorm
+from qdeploy.arch.stack import Block
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

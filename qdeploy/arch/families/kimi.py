@@ -10,7 +10,7 @@ from typing import Any
 
 from qdeploy.arch.builder import Builder, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Decoder, build_decoder, check_layer_types
+from qdeploy.arch.decoder import build_decoder, check_layer_types
 from qdeploy.arch.experts import MIXTRAL, Experts
 from qdeploy.arch.experts_config import REFUSED, deepseek_layers
 from qdeploy.arch.family import Family
@@ -20,6 +20,7 @@ from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import rms_norm
 from qdeploy.arch.recurrent import conv, gated, linear
+from qdeploy.arch.stack import Block, Decoder
 from qdeploy.ir.graph import Graph, State
 from qdeploy.ir.model import Model
 

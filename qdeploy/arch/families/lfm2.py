@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Decoder, Modules, Norm, build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
 from qdeploy.arch.experts import MIXTRAL, Experts, Routing
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
@@ -17,6 +17,7 @@ from qdeploy.arch.names import Names
 from qdeploy.arch.prenorm import attention_layers
 from qdeploy.arch.recurrent import ShortConv
 from qdeploy.arch.self_attention import Parts, QueryKeyNorm
+from qdeploy.arch.stack import Block, Decoder, Modules, Norm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Decoder, build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import decoder_config
 from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm, standard_decoder, without_rotation
+from qdeploy.arch.stack import Decoder
 from qdeploy.arch.windows import layer_windows, one_window, window_of
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph

@@ -13,7 +13,7 @@ from typing import Any
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
 from qdeploy.arch.experts import ExpertParts, Experts, Routing
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import EXPERT_FIELDS, decoder_config, expert_config
@@ -21,6 +21,7 @@ from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import DECODER_ROWS, EXPERT_ROWS, Names, renamed
 from qdeploy.arch.prenorm import attention_layers, rms_norm, standard_decoder
 from qdeploy.arch.self_attention import QueryKeyNorm, SelfAttention
+from qdeploy.arch.stack import Block
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

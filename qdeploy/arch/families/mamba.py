@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Branch, Decoder, Layer, Modules, Norm, build_decoder
+from qdeploy.arch.decoder import build_decoder
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
 from qdeploy.arch.recurrent import Mamba2
 from qdeploy.arch.recurrent_config import limits
+from qdeploy.arch.stack import Branch, Decoder, Layer, Modules, Norm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

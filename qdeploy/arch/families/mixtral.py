@@ -11,12 +11,13 @@ from typing import Any
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Norm, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.experts import MIXTRAL, Experts, Routing
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.gguf import EXPERT_FIELDS, decoder_config, expert_config
 from qdeploy.arch.names import DECODER_ROWS, EXPERT_ROWS, Names, renamed
 from qdeploy.arch.prenorm import attention_layers, rms_norm, standard_decoder
+from qdeploy.arch.stack import Norm
 from qdeploy.arch.windows import window_of
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Branch, Decoder, Layer, Modules, Norm, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.experts import Experts, Routing
 from qdeploy.arch.family import Family
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import Names
 from qdeploy.arch.prenorm import attention_layers
 from qdeploy.arch.recurrent import Mamba2
+from qdeploy.arch.stack import Block, Branch, Decoder, Layer, Modules, Norm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import ACTIVATIONS, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Block, Decoder, build_decoder, check_layer_types, heads_of
+from qdeploy.arch.decoder import build_decoder, check_layer_types, heads_of
 from qdeploy.arch.experts import Experts, Routing
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import PRE
@@ -21,6 +21,7 @@ from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm
 from qdeploy.arch.recurrent import DeltaNet
 from qdeploy.arch.rope import with_default_part
 from qdeploy.arch.self_attention import QueryKeyNorm
+from qdeploy.arch.stack import Block, Decoder
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

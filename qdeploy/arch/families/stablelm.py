@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from qdeploy.arch.builder import layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.decoder import Norm, build_decoder, heads_of
+from qdeploy.arch.decoder import build_decoder, heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import PARALLEL_ONE_NORM, PRE
 from qdeploy.arch.names import DECODER_ROWS, Names
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, standard_decoder
 from qdeploy.arch.rope import with_default_part
 from qdeploy.arch.self_attention import QueryKeyNorm
+from qdeploy.arch.stack import Norm
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 

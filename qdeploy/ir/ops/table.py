@@ -24,7 +24,16 @@ import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
-from qdeploy.ir.expand import gated_mlp, linear, mean_pool, positions, skip_norm, xielu_nodes
+from qdeploy.ir.expand import (
+    gated_mlp,
+    last_token,
+    linear,
+    mean_pool,
+    positions,
+    skip_norm,
+    token_positions,
+    xielu_nodes,
+)
 from qdeploy.ir.ops import integer_intervals, intervals
 from qdeploy.ir.ops.activations import activation_of, erf, gelu, sigmoid, xielu
 from qdeploy.ir.ops.cast import cast
@@ -198,6 +207,16 @@ def _mean_pool(hidden: Array, mask: Array) -> Any:
     return (hidden * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), np.float32(1e-9))
 
 
+def _last_token(hidden: Array, mask: Array) -> Array:
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] != 0, axis=1)
+    return np.asarray(np.where(mask.any(axis=1)[:, None], hidden[np.arange(len(hidden)), last], np.float32(0)))
+
+
+def _token_positions(ids: Array, *, pad: int) -> Array:
+    kept = (ids != pad).astype(np.int64)
+    return np.asarray(np.cumsum(kept, axis=1) * kept + pad)
+
+
 def _positions(ids: Array) -> Array:
     return np.arange(ids.shape[1], dtype=np.int64)
 
@@ -337,6 +356,21 @@ OPS = {
             _positions,
             positions,
             interval=integer_intervals.positions,
+            result="I64",
+        ),
+        Op(
+            "LastToken",
+            QDEPLOY,
+            "[B, H]: the vector of hidden [B, T, H] where the last 1 of mask [B, T] stands",
+            _last_token,
+            last_token,
+        ),
+        Op(
+            "TokenPositions",
+            QDEPLOY,
+            "I64 [B, T]: pad, plus which of the tokens it is that are not pad; pad for those that are",
+            _token_positions,
+            token_positions,
             result="I64",
         ),
         Op(
