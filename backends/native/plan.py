@@ -299,6 +299,8 @@ class Planning:
     def _attention(self, node: Node) -> None:
         a: Mapping[str, Any] = node.attrs
         inputs = tuple(self.source(name) for name in node.inputs[:4] if name)
+        if len(node.inputs) > 5:
+            raise UnsupportedError("attention with biases of distances", where=node.name)
         heads, kv_heads, width = int(a["heads"]), int(a["kv_heads"]), self.width(inputs[0])
         rope = a.get("rope")
         tensors, rotation = (), (0, 0, 1.0)

@@ -36,7 +36,7 @@ from qdeploy.backends.onnx.trial import (
 from qdeploy.contracts.results import CheckResult
 from qdeploy.errors import BadFileError, ProofError
 from qdeploy.extras import missing
-from qdeploy.ir.element import as_value
+from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
@@ -171,12 +171,17 @@ def _decoder_inputs(model: Model) -> list[Arrays]:
 
 
 def _encoder_inputs(model: Model) -> Arrays:
-    """Two texts, the second of them padded."""
-    ids = _ids(model, (2, 9))
-    mask = np.ones((2, 9), np.int64)
-    mask[1, 6:] = 0
-    every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros((2, 9), np.int64)}
-    return {value.name: every[value.name] for value in model.graph.inputs}
+    """Two texts, the second of them padded, or whatever else the graph takes: two of it."""
+    every: dict[str, Array] = {}
+    if "vocab" in model.graph.meta:
+        mask = np.ones((2, 9), np.int64)
+        mask[1, 6:] = 0
+        every = {"input_ids": _ids(model, (2, 9)), "attention_mask": mask, "token_type_ids": np.zeros((2, 9), np.int64)}
+    random = np.random.default_rng(0)
+    for value in model.graph.inputs:
+        if value.name not in every:
+            every[value.name] = random.normal(size=[n if isinstance(n, int) else 2 for n in value.shape])
+    return {value.name: every[value.name].astype(element_dtype(value.dtype)) for value in model.graph.inputs}
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """Attention of encoders to com.microsoft.MultiHeadAttention, whose mask is per key.
 
-rotary positions      com.microsoft.RotaryEmbedding before it; the first token stands at 0
-grouped heads         keys and values are repeated, since the operator wants as many as there are query heads
-causal masks          the attribute unidirectional
-windows               the input attention_bias: minus infinity outside of them
+    rotary positions      com.microsoft.RotaryEmbedding before it; the first token stands at 0
+    grouped heads         keys and values are repeated, since the operator wants as many as there are query heads
+    causal masks          the attribute unidirectional
+    windows               the input attention_bias: minus infinity outside of them
+    biases                the same input
+
+Nothing is kept between two runs.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Node
 from qdeploy.ir.tensor import Array, QTensor
+
+
+def inputs_at(node: Node, place: int) -> str:
+    """The name of an input; "" where there is none."""
+    return node.inputs[place] if len(node.inputs) > place else ""
 
 
 class EncoderAttention:
@@ -42,7 +50,7 @@ class EncoderAttention:
             size: Elements of a head; 0 where nothing needs it.
         """
         attrs: Mapping[str, Any] = node.attrs
-        if attrs.get("softcap") or attrs.get("chunk") or len(node.inputs) > 4:
+        if attrs.get("softcap") or attrs.get("chunk") or inputs_at(node, 4):
             raise UnsupportedError(
                 "attention without a state takes no softcap, no chunks and no sinks", where=node.name
             )
@@ -52,7 +60,10 @@ class EncoderAttention:
             query, key = (self._rotate(x, n, size, attrs["rope"]) for x, n in ((query, heads), (key, kv_heads)))
         if kv_heads != heads:
             key, value = (self._repeat(x, kv_heads, heads, size) for x in (key, value))
-        bias = self._outside_of_window(query, attrs["window"]) if attrs.get("window") else ""
+        bias = inputs_at(node, 5)
+        if attrs.get("window"):
+            outside = self._outside_of_window(query, attrs["window"])
+            bias = builder.node("Add", [bias, outside]) if bias else outside
         padding = builder.once("Cast", [mask], to=onnx.TensorProto.INT32) if mask else ""
         extra = ["", padding, bias] if bias else ["", padding] if padding else []
         builder.node(

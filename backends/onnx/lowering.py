@@ -197,7 +197,7 @@ class GraphLowering:
         return EncoderAttention(self.builder, self.graph.constants, int(self.graph.meta.get("context", 0)))  # type: ignore[arg-type]
 
     def _encoder_attention(self, node: Node) -> None:
-        query, key, value, *mask = (self.value(name) for name in node.inputs)
+        query, key, value, *mask = (self.value(name) for name in node.inputs[:4])
         self._encoder.emit(node, (query, key, value), mask[0] if mask else "", int(node.attrs.get("head_dim", 0)))  # type: ignore[arg-type]
 
 

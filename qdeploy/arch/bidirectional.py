@@ -18,7 +18,7 @@ from qdeploy.arch.generation import generation_of
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.self_attention import SelfAttention
 from qdeploy.arch.sentence import add_sentence_embedding
-from qdeploy.arch.stack import Block, Branch, Decoder, Layer, Stack, refuse_unread
+from qdeploy.arch.stack import Block, Branch, Decoder, Layer, TokenStack, refuse_unread
 from qdeploy.arch.task_heads import Head, add_head
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Attr, Graph, Value
@@ -93,7 +93,7 @@ def _no_encoder(name: str, reason: str) -> UnsupportedError:
     )
 
 
-class _Encoding(Stack):
+class _Encoding(TokenStack):
     """An encoder's graph under construction."""
 
     def __init__(self, model: Model, config: Config, encoder: Bidirectional) -> None:

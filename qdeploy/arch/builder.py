@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "relu2": "relu2",
     "relu_squared": "relu2",
     "tanh": "tanh",
+    "quick_gelu": "quick_gelu",
 }
 """`hidden_act` in transformers' spelling -> ours; its tanh spellings are one formula."""
 
@@ -42,12 +43,14 @@ class Builder:
         names: How its parameters are called.
         constants: The graph's own tensors so far.
         states: Caches so far.
+        scope: What the names of nodes begin with, so that two towers of one graph keep theirs apart.
     """
 
     def __init__(self, model: Model, names: Names) -> None:
         self.model, self.names = model, names
         self.constants: dict[str, QTensor] = {}
         self.states: list[State] = []
+        self.scope = ""
         self._nodes: list[Node] = []
         self._used: set[str] = set()
         self._turned: set[str] = set()
@@ -120,33 +123,43 @@ class Builder:
 
     def node(self, op: str, *inputs: str, name: str, **attrs: Attr) -> str:
         """Adds a node with one output, which has the node's name; inputs that are empty at the end are left out."""
+        name = self.scope + name
         self._add(op, inputs, (name,), name, attrs)
         return name
 
     def pair(self, op: str, inputs: tuple[str, ...], first: str, second: str, **attrs: Attr) -> tuple[str, str]:
         """Adds a node with two outputs and the name of the first."""
+        first, second = self.scope + first, self.scope + second
         self._add(op, inputs, (first, second), first, attrs)
         return first, second
 
     def skip_norm(self, x: str, skip: str, norm: tuple[str, ...], name: str, last: bool = False, **attrs: Attr) -> str:
         """Adds SkipNorm; its second output, unless it is the last, is `<name>.sum`."""
+        name = self.scope + name
         self._add("SkipNorm", (x, skip, *norm), (name,) if last else (name, f"{name}.sum"), name, attrs)
         return name
 
     def activation(self, kind: str, x: str, name: str) -> str:
         """Adds the nodes of an activation ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh")."""
+        name = self.scope + name
         for node in activation(kind, x, name, lambda label: f"{name}.{label}"):
             self._add(node.op, node.inputs, node.outputs, node.outputs[0], node.attrs)
         return name
 
     def constant(self, name: str, values: Float32) -> str:
         """Adds a float32 tensor of the graph's own."""
+        name = self.scope + name
         self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(values, np.float32), "F32"), "f32")
         return name
 
     def integer(self, name: str, value: int) -> str:
         """Adds one whole number as a tensor of the graph's own, int64 [1]."""
-        self.constants[name] = plain(Buffer.of("data", np.array([value], np.int64), "I64"), "int64")
+        return self.integers(name, [value])
+
+    def integers(self, name: str, values: list[int]) -> str:
+        """Adds whole numbers as a tensor of the graph's own, int64 [n]."""
+        name = self.scope + name
+        self.constants[name] = plain(Buffer.of("data", np.array(values, np.int64), "I64"), "int64")
         return name
 
     def same(self, one: str, other: str) -> None:
@@ -182,14 +195,7 @@ class Builder:
 
 def layer_count(model: Model, config: Config) -> int:
     """Reads `num_hidden_layers`; BadFileError where the tensors have more layers, or plainly too few."""
-    layers, where = config.size("num_hidden_layers"), f"{config.where}: num_hidden_layers"
-    if layers > len(model.tensors):
-        raise BadFileError(
-            "the configuration has more layers than there are tensors",
-            where=where,
-            found=layers,
-            allowed=f"at most {len(model.tensors)}",
-        )
+    layers, where = tower_layer_count(model, config), f"{config.where}: num_hidden_layers"
     for name in model.tensors:
         layer = layer_of(name)
         if layer is not None and layer >= layers:
@@ -199,4 +205,19 @@ def layer_count(model: Model, config: Config) -> int:
                 found=f"layer {layer}",
                 allowed=f"layers 0..{layers - 1}",
             )
+    return layers
+
+
+def tower_layer_count(
+    model: Model, config: Config, field: str = "num_hidden_layers", default: int | None = None
+) -> int:
+    """Reads the layers of one tower of several; BadFileError where there are plainly too few tensors for them."""
+    layers, where = config.size(field, default), f"{config.where}: {field}"
+    if layers > len(model.tensors):
+        raise BadFileError(
+            "the configuration has more layers than there are tensors",
+            where=where,
+            found=layers,
+            allowed=f"at most {len(model.tensors)}",
+        )
     return layers

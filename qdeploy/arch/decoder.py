@@ -10,7 +10,7 @@ from __future__ import annotations
 from qdeploy.arch.bidirectional import build_bidirectional, encoder_of
 from qdeploy.arch.config import Config
 from qdeploy.arch.generation import generation_of
-from qdeploy.arch.stack import Decoder, Stack, refuse_unread
+from qdeploy.arch.stack import Decoder, TokenStack, refuse_unread
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
@@ -39,7 +39,7 @@ def build_decoder(model: Model, config: Config, decoder: Decoder) -> Graph:
     return _Decoding(model, config, decoder).graph()
 
 
-class _Decoding(Stack):
+class _Decoding(TokenStack):
     """A decoder's graph under construction."""
 
     def graph(self) -> Graph:

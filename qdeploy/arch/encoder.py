@@ -17,10 +17,13 @@ from qdeploy.arch.builder import ACTIVATIONS, Builder, layer_count
 from qdeploy.arch.config import Config
 from qdeploy.arch.generation import generation_of
 from qdeploy.arch.names import Names
+from qdeploy.arch.relative import add_distance_bias, buckets_by_distance
 from qdeploy.arch.sentence import add_sentence_embedding
 from qdeploy.arch.task_heads import Head, add_head
 from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
+
+_BUCKETS, _MAX_DISTANCE = 32, 128
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Encoder:
         fields: What the sizes are called in config.json.
         types: Whether there are embeddings of token types.
         padded_places: Whether places count the tokens that are no padding, from the id of padding on (RoBERTa).
+        distance_bias: The module of a table of biases by distance, of all layers; "" for none (MPNet).
         narrow: Whether embeddings may be narrower than the layers, `embedding_size` (ELECTRA).
     """
 
@@ -84,6 +88,7 @@ class Encoder:
     types: bool = True
     padded_places: bool = False
     narrow: bool = False
+    distance_bias: str = ""
 
     def build(self, model: Model) -> Graph:
         """Builds the graph, with a sentence embedding where sentence-transformers' files say how."""
@@ -118,7 +123,7 @@ class _Encoding:
     def graph(self) -> Graph:
         """All nodes, in order."""
         add = self.builder
-        x = self._embeddings()
+        x, self.bias = self._embeddings(), self._distance_bias()
         for i in range(self.layers):
             x = self._layer(i, x)
         head = self._head()
@@ -175,6 +180,16 @@ class _Encoding:
         shape = (rows, self.width)
         return self.builder.weight(f"embeddings.{which}_embeddings.weight", shape, f"{field}, hidden_size")
 
+    def _distance_bias(self) -> str:
+        """The biases [1, heads, T, T]; "" where the family has none."""
+        if not self.family.distance_bias:
+            return ""
+        add = self.builder
+        table = add.weight(f"{self.family.distance_bias}.weight", (_BUCKETS, self.heads), "num_attention_heads")
+        places = add.node("Positions", "input_ids", name="distance.positions")
+        buckets = buckets_by_distance(_BUCKETS, _MAX_DISTANCE, bidirectional=True)
+        return add_distance_bias(add, table, (places, places), _MAX_DISTANCE, buckets, "distance.bias")
+
     # ---- layers
 
     def _layer(self, i: int, x: str) -> str:
@@ -189,6 +204,8 @@ class _Encoding:
             k,
             v,
             "attention_mask",
+            "",
+            self.bias,
             name=f"{label}.attention",
             heads=self.heads,
             kv_heads=self.heads,

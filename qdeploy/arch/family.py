@@ -66,6 +66,14 @@ BUILT_IN = {
     "apertus": ("apertus",),
     "bert": ("bert",),
     "bitnet": ("bitnet",),
+    "clip": (
+        "clip",
+        "clip_text_model",
+        "clip_vision_model",
+        "siglip",
+        "siglip_text_model",
+        "siglip_vision_model",
+    ),
     "cohere": ("cohere", "cohere2"),
     "deepseek": ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
     "distilbert": ("distilbert",),
@@ -90,6 +98,7 @@ BUILT_IN = {
     "mixtral": ("mixtral", "phimoe"),
     "modernbert": ("modernbert",),
     "nemotron": ("nemotron_h",),
+    "mpnet": ("mpnet",),
     "neox": ("gpt_neox",),
     "nomic": ("nomic_bert",),
     "olmo": ("olmo2", "olmo3", "exaone4"),
@@ -101,6 +110,7 @@ BUILT_IN = {
     "qwen_moe": ("qwen2_moe", "qwen3_moe"),
     "qwen_next": ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     "stablelm": ("stablelm",),
+    "vit": ("vit", "deit", "dinov2"),
     "starcoder": ("starcoder2",),
 }
 """File in arch/families/ -> the model types that it builds."""

@@ -115,7 +115,8 @@ class SelfAttention:
             sigmoid.
         chunk: Of how many positions a query sees only those of its own run; 0 for all.
         bidirectional: Whether every token sees the whole sequence; only without a cache.
-        cached: Whether there is a cache. Without one, the graph's `attention_mask` says which tokens may be seen.
+        cached: Whether there is a cache.
+        mask: Without a cache, the graph's input that says which tokens may be seen; "" for all.
         parts: What the parameters are called.
         module: Of the layer.
         layers: The module that holds the layers.
@@ -140,6 +141,7 @@ class SelfAttention:
     chunk: int = 0
     bidirectional: bool = False
     cached: bool = True
+    mask: str = "attention_mask"
     gated: bool = False
     key_multiplier: float = 1.0
     parts: Parts = field(default_factory=Parts)
@@ -165,7 +167,7 @@ class SelfAttention:
             rope = attributes.pop("rope")
             q, k = (self._rotated(builder, y, name, layer, rope) for y, name in ((q, f"{label}.q"), (k, f"{label}.k")))
             q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
-        inputs = [q, k, v, ""] if self.cached else [q, k, v, "attention_mask"]
+        inputs = [q, k, v, ""] if self.cached else [q, k, v, self.mask]
         if self.parts.sinks:
             inputs += [builder.weight(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
         mixed = builder.node("Attention", *inputs, name=label, **attributes)

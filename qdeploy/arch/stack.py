@@ -114,6 +114,7 @@ class Branch:
         block: What it computes.
         before: The module of the norm before the block, within the layer; "" for none.
         after: The same for the norm behind the block.
+        scale: A stored factor per channel for what the block gives; "" for none.
         after_sum: The same for a norm behind the addition, which the next branch and its own addition take.
     """
 
@@ -121,6 +122,7 @@ class Branch:
     before: str = ""
     after: str = ""
     after_sum: str = ""
+    scale: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,22 +204,12 @@ class Stack:
     Attributes:
         builder: The graph.
         hidden: Extent of the hidden axis.
-        vocab: Rows of the table of tokens.
-        embedding: The name of that table.
     """
 
     def __init__(self, model: Model, config: Config, decoder: Decoder) -> None:
         self.config, self.decoder = config, decoder
         self.builder = Builder(model, decoder.names)
-        self.hidden, self.vocab = config.size("hidden_size"), config.size("vocab_size")
-        shape = (self.vocab, self.hidden)
-        table = f"{decoder.modules.embedding}.weight"
-        self.embedding = self.builder.weight(table, shape, "vocab_size, hidden_size")
-
-    def tokens(self) -> str:
-        """The embeddings of the tokens [B, T, hidden]."""
-        x = self.builder.node("Gather", self.embedding, "input_ids", name="embed_tokens", axis=0)
-        return self._scaled(x, self.decoder.embedding_multiplier, "embed_tokens.scaled")
+        self.hidden = config.size("hidden_size")
 
     def hidden_states(self, x: str) -> str:
         """All layers and the last norm, where there is one."""
@@ -257,6 +249,11 @@ class Stack:
         out = branch.block.add(self.builder, i, h)
         if branch.after:
             out = self._norm(f"{self.decoder.modules.layers}.{i}.{branch.after}", out, "", _label(i, branch.after))
+        if branch.scale:
+            scale = self.builder.weight(
+                f"{self.decoder.modules.layers}.{i}.{branch.scale}", (self.hidden,), "hidden_size"
+            )
+            out = self.builder.node("Mul", out, scale, name=f"layers.{i}.{branch.scale}")
         return self._scaled(out, self.decoder.residual_multiplier, f"{out}.scaled")
 
     def _norm(self, module: str, x: str, update: str, name: str, last: bool = False) -> str:
@@ -271,6 +268,26 @@ class Stack:
 
     def _scaled(self, x: str, factor: float, name: str) -> str:
         return x if factor == 1 else self.builder.scaled(x, factor, name)
+
+
+class TokenStack(Stack):
+    """A stack behind a table of tokens.
+
+    Attributes:
+        vocab: Rows of the table.
+        embedding: Its name.
+    """
+
+    def __init__(self, model: Model, config: Config, decoder: Decoder) -> None:
+        super().__init__(model, config, decoder)
+        self.vocab = config.size("vocab_size")
+        table = f"{decoder.modules.embedding}.weight"
+        self.embedding = self.builder.weight(table, (self.vocab, self.hidden), "vocab_size, hidden_size")
+
+    def tokens(self) -> str:
+        """The embeddings of the tokens [B, T, hidden]."""
+        x = self.builder.node("Gather", self.embedding, "input_ids", name="embed_tokens", axis=0)
+        return self._scaled(x, self.decoder.embedding_multiplier, "embed_tokens.scaled")
 
 
 def _label(i: int, module: str) -> str:

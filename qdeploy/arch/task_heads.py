@@ -93,7 +93,7 @@ def add_head(add: Builder, config: Config, head: Head, x: str, table: tuple[str,
 
 
 def _scores(add: Builder, config: Config, head: Head, x: str, table: tuple[str, int], width: int) -> list[Value]:
-    labels = config.size("vocab_size") if head.tied else 1 if head.single else _labels(config)
+    labels = config.size("vocab_size") if head.tied else 1 if head.single else label_count(config)
     name = "head.scores" if head.first or head.last or head.answers or head.single or head.mean_behind else "logits"
     stored = add.has(f"{head.final}.weight")
     weight = table[0] if head.tied and not stored else add.weight(f"{head.final}.weight", (labels, width), "id2label")
@@ -130,7 +130,7 @@ def _answer(add: Builder, scores: str, place: int, output: str) -> Value:
     return Value(output, "F32", ("batch", "sequence"))
 
 
-def _labels(config: Config) -> int:
+def label_count(config: Config) -> int:
     """How many classes there are: `num_labels`, or the entries of `id2label`; two where neither is there."""
     named = config.fields.get("id2label")
     return config.size("num_labels", len(named) if isinstance(named, Mapping) and named else 2)

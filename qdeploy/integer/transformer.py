@@ -68,11 +68,17 @@ def softmax(build: Builder, node: Node) -> None:
 def attention(build: Builder, node: Node) -> None:
     """Attention without past, rotation or causal mask."""
     attrs: Any = node.attrs
-    if attrs.get("causal") or attrs.get("rope") or attrs.get("state") or attrs["heads"] != attrs["kv_heads"]:
+    if (
+        attrs.get("causal")
+        or attrs.get("rope")
+        or attrs.get("state")
+        or attrs["heads"] != attrs["kv_heads"]
+        or node.inputs[4:]
+    ):
         raise UnsupportedError(
-            "an attention that is not an encoder's",
+            "an attention that is not a plain encoder's",
             where=where(node),
-            allowed="no causal mask, no rotation, no past, a key head per query head",
+            allowed="no causal mask, no rotation, no past, no biases, a key head per query head",
         )
     name, heads = node.outputs[0], attrs["heads"]
     q, k, v = (

@@ -101,6 +101,7 @@ def attention(
     v: Array,
     mask: Array | None = None,
     sinks: Array | None = None,
+    bias: Array | None = None,
     *,
     heads: int,
     kv_heads: int,
@@ -123,6 +124,7 @@ def attention(
         v: [B, T, kv_heads * Dv] of the new tokens; mostly D = Dv.
         mask: I64 [B, S], 1 = may be attended to.
         sinks: [heads]: a score of each head that takes part in its softmax and has no value (gpt-oss).
+        bias: Added to the scores, broadcast to [B, heads, T, S].
         heads: Query heads; head h uses key head h // (heads / kv_heads).
         kv_heads: Key and value heads.
         scale: Multiplied into the scores.
@@ -131,10 +133,9 @@ def attention(
         state: Name of the state; of no effect here.
         rope: `inv_freq` (the array itself), `rotary_dim`, `interleaved`, `factor`; None for no rotation.
         softcap: c of c * tanh(scores / c), before the mask; 0 for none.
-        position_scale: Queries are multiplied by 1 + beta * log(1 + floor((position + offset) / length)); None for
-            none. Keys `beta`, `length` and `offset`.
+        position_scale: `beta`, `length`, `offset`: queries times 1 + beta * log(1 + floor((position + offset) / length)).
         chunk: Positions are cut into runs of so many, and a query sees the keys of its own run; 0 for all.
-        head_dim: D, for those who cannot see the shapes: encoders with rotary positions or grouped heads say it.
+        head_dim: D, for those who cannot see the shapes.
         past: Rotated keys and values so far, [B, kv_heads, L, D] each.
 
     Returns:
@@ -150,7 +151,7 @@ def attention(
         key, value = np.concatenate((past[0], key), axis=2), np.concatenate((past[1], value), axis=2)
     batch, _, new, _ = query.shape
     total = key.shape[2]
-    scores = _scores(query, key, scale, softcap)
+    scores = _scores(query, key, scale, softcap) + (np.float32(0) if bias is None else bias)
     scores = np.where(_visible((start, new, total), mask, causal, window, chunk), scores, _MASKED)
     scores = _softmax(scores, sinks)
     mixed = (scores.reshape(batch, kv_heads, -1, total) @ value).reshape(batch, heads, new, -1)

@@ -42,18 +42,28 @@ def skip_norm(node: Node, fresh: Fresh) -> list[Node]:
 
 
 def activation(name: str, x: str, out: str, fresh: Fresh) -> list[Node]:
-    """The nodes of an activation by its name: silu, gelu, gelu_tanh, relu, relu2 or tanh."""
+    """The nodes of an activation by its name: silu, gelu, gelu_tanh, quick_gelu, relu, relu2 or tanh."""
     if name == "silu":
         gate = fresh("sigmoid")
         return [Node("Sigmoid", (x,), (gate,)), Node("Mul", (x, gate), (out,))]
     if name in ("gelu", "gelu_tanh"):
         return [Node("Gelu", (x,), (out,), {"approximate": "tanh" if name == "gelu_tanh" else "none"})]
+    if name == "quick_gelu":
+        factor, small, gate = fresh("factor"), fresh("small"), fresh("sigmoid")
+        return [
+            Node("Constant", (), (factor,), {"value_float": 1.702}),
+            Node("Mul", (x, factor), (small,)),
+            Node("Sigmoid", (small,), (gate,)),
+            Node("Mul", (x, gate), (out,)),
+        ]
     if name == "relu2":
         positive = fresh("positive")
         return [Node("Relu", (x,), (positive,)), Node("Mul", (positive, positive), (out,))]
     if name in ("relu", "tanh"):
         return [Node(name.capitalize(), (x,), (out,))]
-    raise UnsupportedError("unknown activation", found=name, allowed="silu, gelu, gelu_tanh, relu, relu2, tanh")
+    raise UnsupportedError(
+        "unknown activation", found=name, allowed="silu, gelu, gelu_tanh, quick_gelu, relu, relu2, tanh"
+    )
 
 
 def gated_mlp(node: Node, fresh: Fresh) -> list[Node]:

@@ -208,8 +208,9 @@ def _mean_pool(hidden: Array, mask: Array) -> Any:
 
 
 def _last_token(hidden: Array, mask: Array) -> Array:
-    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] != 0, axis=1)
-    return np.asarray(np.where(mask.any(axis=1)[:, None], hidden[np.arange(len(hidden)), last], np.float32(0)))
+    last = mask.shape[1] - 1 - np.argmax(np.flip(mask, axis=1), axis=1)
+    picked = np.take_along_axis(hidden, last.reshape(-1, 1, 1), axis=1)[:, 0]  # [B, H]
+    return np.asarray(picked * mask.max(axis=1, keepdims=True).astype(np.float32))
 
 
 def _token_positions(ids: Array, *, pad: int) -> Array:
