@@ -133,8 +133,8 @@ def attention(
         state: Name of the state; of no effect here.
         rope: `inv_freq` (the array itself), `rotary_dim`, `interleaved`, `factor`; None for no rotation.
         softcap: c of c * tanh(scores / c), before the mask; 0 for none.
-        position_scale: `beta`, `length`, `offset`: queries times 1 + beta * log(1 + floor((position + offset) / length)).
-        chunk: Positions are cut into runs of so many, and a query sees the keys of its own run; 0 for all.
+        position_scale: `beta`, `length`, `offset` of a factor of queries (`_position_factors`).
+        chunk: Runs of so many positions, of which a query sees its own; 0 for all.
         head_dim: D, for those who cannot see the shapes.
         past: Rotated keys and values so far, [B, kv_heads, L, D] each.
 
@@ -149,11 +149,9 @@ def attention(
         query = query * _position_factors(start, query.shape[2], position_scale)
     if past is not None:
         key, value = np.concatenate((past[0], key), axis=2), np.concatenate((past[1], value), axis=2)
-    batch, _, new, _ = query.shape
-    total = key.shape[2]
+    (batch, _, new, _), total = query.shape, key.shape[2]
     scores = _scores(query, key, scale, softcap) + (np.float32(0) if bias is None else bias)
-    scores = np.where(_visible((start, new, total), mask, causal, window, chunk), scores, _MASKED)
-    scores = _softmax(scores, sinks)
+    scores = _softmax(np.where(_visible((start, new, total), mask, causal, window, chunk), scores, _MASKED), sinks)
     mixed = (scores.reshape(batch, kv_heads, -1, total) @ value).reshape(batch, heads, new, -1)
     return mixed.swapaxes(1, 2).reshape(batch, new, -1), (key, value)  # [B, T, heads * Dv]
 
@@ -180,6 +178,7 @@ def _softmax(scores: Array, sinks: Array | None) -> Array:
 
 
 def _position_factors(start: int, count: int, scale: Mapping[str, float]) -> Float32:
+    """1 + beta * log(1 + floor((position + offset) / length))."""
     place = np.arange(start, start + count, dtype=np.float32) + np.float32(scale.get("offset", 0))
     steps = np.floor(place / np.float32(scale["length"]))
     factors: Float32 = 1 + np.float32(scale["beta"]) * np.log1p(steps).astype(np.float32)
