@@ -179,7 +179,9 @@ def _encoder_inputs(model: Model) -> Arrays:
         every = {"input_ids": _ids(model, (2, 9)), "attention_mask": mask, "token_type_ids": np.zeros((2, 9), np.int64)}
     random = np.random.default_rng(0)
     for value in model.graph.inputs:
-        if value.name not in every:
+        if value.name.endswith("_input_ids"):
+            every[value.name] = _ids(model, (2, 7))
+        elif value.name not in every:
             every[value.name] = random.normal(size=[n if isinstance(n, int) else 2 for n in value.shape])
     return {value.name: every[value.name].astype(element_dtype(value.dtype)) for value in model.graph.inputs}
 

@@ -106,10 +106,12 @@ BUILT_IN = {
     "opt": ("opt",),
     "phi": ("phi3",),
     "qwen": ("qwen2", "qwen3"),
+    "whisper": ("whisper",),
     "roberta": ("roberta", "xlm-roberta", "camembert"),
     "qwen_moe": ("qwen2_moe", "qwen3_moe"),
     "qwen_next": ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     "stablelm": ("stablelm",),
+    "t5": ("t5", "mt5"),
     "vit": ("vit", "deit", "dinov2"),
     "starcoder": ("starcoder2",),
 }

@@ -76,6 +76,7 @@ class Parts:
         fused_by_head: Whether its rows are ordered by head: q, k and v of the first head, then of the next.
         norm: A norm before the output projection; "" for none.
         sinks: A score per head that has no value; "" for none.
+        unbiased: Of "q", "k" and "v", those without a bias where the others have one (Whisper's keys).
     """
 
     q: str = "q_proj"
@@ -88,6 +89,7 @@ class Parts:
     fused_by_head: bool = False
     norm: str = ""
     sinks: str = ""
+    unbiased: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,14 @@ class SelfAttention:
         chunk: Of how many positions a query sees only those of its own run; 0 for all.
         bidirectional: Whether every token sees the whole sequence; only without a cache.
         cached: Whether there is a cache.
+        memory: The value [B, S, hidden] that keys and values are made of, as cross attention has it; "" for the tokens.
+        bias: A value that is added to the scores, [1, heads, T, S]; "" for none.
         mask: Without a cache, the graph's input that says which tokens may be seen; "" for all.
         parts: What the parameters are called.
         module: Of the layer.
         layers: The module that holds the layers.
         size_field: The field of config.json that says `head_dim`; for errors.
+        label: What the names of its nodes say.
     """
 
     hidden: int
@@ -142,16 +147,19 @@ class SelfAttention:
     bidirectional: bool = False
     cached: bool = True
     mask: str = "attention_mask"
+    memory: str = ""
+    bias: str = ""
     gated: bool = False
     key_multiplier: float = 1.0
     parts: Parts = field(default_factory=Parts)
     module: str = "self_attn"
     layers: str = "model.layers"
     size_field: str = "num_attention_heads"
+    label: str = "self_attn"
 
     def add(self, builder: Builder, layer: int, x: str) -> str:
         """Adds projections, attention over the layer's cache, and the output projection."""
-        source, label = f"{self.layers}.{layer}.{self.module}", f"layers.{layer}.self_attn"
+        source, label = f"{self.layers}.{layer}.{self.module}", f"layers.{layer}.{self.label}"
         gate = ""
         if self.gated:
             q, gate = self._gated_query(builder, x, source, label)
@@ -170,6 +178,8 @@ class SelfAttention:
         inputs = [q, k, v, ""] if self.cached else [q, k, v, self.mask]
         if self.parts.sinks:
             inputs += [builder.weight(f"{source}.{self.parts.sinks}", (self.heads,), "num_attention_heads")]
+        if self.bias:
+            inputs += [""] * (5 - len(inputs)) + [self.bias]
         mixed = builder.node("Attention", *inputs, name=label, **attributes)
         if gate:
             opened = builder.node("Sigmoid", gate, name=f"{label}.opened")
@@ -212,7 +222,7 @@ class SelfAttention:
             q = self._linear(builder, x, f"{source}.{parts.q}", f"{label}.q", self.heads, "num_attention_heads")
             if self._norm_follows():
                 q = self._normed(builder, q, f"{source}.{parts.q_norm}", f"{label}.q", self.heads)
-            k, v = self._key_and_value(builder, x, source, label)
+            k, v = self._key_and_value(builder, self.memory or x, source, label)
         if parts.fused and self._norm_follows() and self.qk_norm is not None:
             q, k = self._both_normed(builder, (q, k), source, label, self.qk_norm)
         if self.clip:
@@ -251,7 +261,8 @@ class SelfAttention:
     def _linear(self, builder: Builder, x: str, module: str, name: str, heads: int, field: str) -> str:
         fields = ", ".join(dict.fromkeys((field, self.size_field, "hidden_size")))
         weight = builder.weight(f"{module}.weight", (heads * self.head_dim, self.hidden), fields)
-        bias = builder.bias(f"{module}.bias", heads * self.head_dim, self.qkv_bias, "attention_bias")
+        biased = self.qkv_bias and name.rpartition(".")[2] not in self.parts.unbiased
+        bias = builder.bias(f"{module}.bias", heads * self.head_dim, biased, "attention_bias")
         return builder.node("Linear", x, weight, bias, name=name)
 
     def _split(self, builder: Builder, x: str, module: str, label: str) -> tuple[str, ...]:
