@@ -75,6 +75,7 @@ BUILT_IN = {
         "siglip_vision_model",
     ),
     "cohere": ("cohere", "cohere2"),
+    "convnext": ("convnext",),
     "deepseek": ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
     "distilbert": ("distilbert",),
     "electra": ("electra",),
