@@ -106,6 +106,7 @@ def build(model: Model) -> Graph:
     mlps = [_renamed(block) for block in deepseek_layers(config, layers, dense=1, scores="sigmoid")]
     refused: dict[str, tuple[object, ...]] = {
         **REFUSED,
+        "attention_bias": (False,),
         "use_grouped_topk": (True,),
         "mla_use_nope": (True,),
         "num_key_value_heads": (latent.heads,),
