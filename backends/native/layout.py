@@ -39,6 +39,7 @@ class Feature(IntFlag):
     ATTENTION = 1 << 2
     RECURRENCE = 1 << 3
     XIELU = 1 << 4
+    LADDER = 1 << 5
 
 
 class SectionId(IntEnum):
@@ -254,7 +255,10 @@ TERM = np.dtype(
         ("scale", PARAM),
         ("zero", PARAM),
         ("offset", PARAM),
-        ("reserved", "u1", 48),
+        ("bias_at", "<u8"),
+        ("bias_kind", "u1"),
+        ("ladder", "u1"),
+        ("reserved", "u1", 38),
     ]
 )
 MATRIX = np.dtype(

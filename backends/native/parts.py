@@ -47,6 +47,8 @@ class LoweredTerm:
         params: "scale", "zero", "offset" where they are there.
         tensors: Resident tensors by the field of the record that points to them.
         level: From which level of the stack on it is there (terms of a decomposition come one by one).
+        bias: Of a ladder, the format of the biases; its parts "plane<p>/<name>" lie in every plane's block as those of
+            plane 0 do in theirs.
     """
 
     kind: TermKind
@@ -57,10 +59,16 @@ class LoweredTerm:
     params: Mapping[str, ParamForm] = field(default_factory=dict)
     tensors: Mapping[str, Array] = field(default_factory=dict)
     level: int = 0
+    bias: NumberKind | None = None
 
     def plane_bytes(self, plane: int) -> int:
-        """Size of a block, without the alignment of plane 0's parts."""
-        return self.sizes[f"plane{plane}"] if plane else sum(n for p, n in self.sizes.items() if p[:5] != "plane")
+        """Size of a block, without the alignment of its parts."""
+        return sum(size for part, size in self.sizes.items() if plane_of(part) == plane)
+
+
+def plane_of(part: str) -> int:
+    """Which plane's block a part lies in: "plane2" and "plane2/scale" in that of plane 2, all others in that of 0."""
+    return int(part[5:].partition("/")[0]) if part.startswith("plane") else 0
 
 
 @dataclass(frozen=True)

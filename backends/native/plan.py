@@ -65,6 +65,7 @@ class Plan:
         nodes: In an order in which they can run.
         slot_width: Floats per token of the arena.
         value_dims: Whether heads of values have extents of their own.
+        ladders: Whether a matrix has params for every level.
     """
 
     matrices: list[str] = field(default_factory=list)
@@ -73,11 +74,13 @@ class Plan:
     nodes: list[PlannedNode] = field(default_factory=list)
     slot_width: int = 0
     value_dims: bool = False
+    ladders: bool = False
 
     @property
     def features(self) -> Feature:
         """What a reader must know of."""
         needed = Feature.ATTENTION if self.value_dims else Feature(0)
+        needed |= Feature.LADDER if self.ladders else Feature(0)
         for node in self.nodes:
             needed |= FEATURES.get(node.op, Feature(0))
             needed |= Feature.HEADS if node.op == Op.POSITIONS and node.attrs else Feature(0)
@@ -333,13 +336,18 @@ class Planning:
         )
 
     def _gated_mlp(self, node: Node) -> None:
-        x, gate, up, down = node.inputs
+        x, gate, up, down, *biases = node.inputs
+        of_gate, of_up, of_down = (
+            (self.tensor(bias),) if bias else () for bias in (*biases, *("",) * (3 - len(biases)))
+        )
         source, name, inner = self.source(x), node.name or node.outputs[0], self.rows(gate)
         kind = _ACTIVATIONS[str(node.attrs["activation"])]
-        gated = self.emit(Op.LINEAR, (source,), f"{name}/gate", inner, matrix=self.matrix(gate))
-        raised = self.emit(Op.LINEAR, (source,), f"{name}/up", inner, matrix=self.matrix(up))
+        gated = self.emit(Op.LINEAR, (source,), f"{name}/gate", inner, matrix=self.matrix(gate), tensors=of_gate)
+        raised = self.emit(Op.LINEAR, (source,), f"{name}/up", inner, matrix=self.matrix(up), tensors=of_up)
         product = self.emit(Op.GATE, (gated, raised), f"{name}/product", inner, attrs=(int(kind),))
-        self.emit(Op.LINEAR, (product,), node.outputs[0], self.rows(down), matrix=self.matrix(down))
+        self.emit(
+            Op.LINEAR, (product,), node.outputs[0], self.rows(down), matrix=self.matrix(down), tensors=of_down
+        )
 
     def _activate(self, node: Node, kind: Activation) -> None:
         source = self.source(node.inputs[0])

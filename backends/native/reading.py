@@ -227,6 +227,7 @@ class _Term:
         self.record = file.section(SectionId.TERMS)[index]
         self.columns, self.row_blocks = int(matrix["padded_columns"]), -(-int(matrix["rows"]) // 16)
         self.start = file.blocks[index, 0]
+        self.params_at = file.blocks[index, planes - 1] if self.record["ladder"] else self.start
 
     def values(self) -> Array:
         """float32 [rows, padded columns]."""
@@ -296,11 +297,11 @@ class _Term:
         if kind == NumberKind.NO:
             return None
         groups = int(self.record["groups"])
-        run = self._run(self.start + int(record["at"]), (groups, 16), DTYPES[kind])
+        run = self._run(self.params_at + int(record["at"]), (groups, 16), DTYPES[kind])
         values = interleave.from_columns(run).astype(np.float32)
         if above != NumberKind.NO:
             span = int(record["super_span"])
-            run = self._run(self.start + int(record["super_at"]), (-(-groups // span), 16), DTYPES[above])
+            run = self._run(self.params_at + int(record["super_at"]), (-(-groups // span), 16), DTYPES[above])
             high = interleave.from_columns(run).astype(np.float32)
             values = values * self._spread(high, span, groups)
         return self._over_columns(values)

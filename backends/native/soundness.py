@@ -62,6 +62,7 @@ def check_directory(sections: dict[SectionId, Any], header: Any, path: str) -> N
         ("terms", _one_of(terms["element"], NumberKind)),
         *(("terms", _one_of(terms[p]["kind"], NumberKind)) for p in ("scale", "zero", "offset")),
         *(("terms", _one_of(terms[p]["super_kind"], NumberKind)) for p in ("scale", "zero", "offset")),
+        ("terms", _one_of(terms["bias_kind"], (NumberKind.NO, NumberKind.F16, NumberKind.F32)) & (terms["ladder"] < 2)),
         ("blocks", _inside(blocks["at"], blocks["bytes"], stack) & (blocks["term"] < len(terms))),
         ("rungs", (rungs["bytes"] <= stack) & np.isfinite(rungs["error"])),
         ("rungs", np.array([len(rungs) == len(blocks) and int(header["floor_rung"]) <= len(rungs)])),

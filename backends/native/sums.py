@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qdeploy.backends.native.columns import Columns
+from qdeploy.backends.native.ladders import ladder_matrix
 from qdeploy.backends.native.layout import TermKind
 from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, Piece, row_range, row_slabs
 from qdeploy.backends.native.terms import (
@@ -21,6 +22,7 @@ from qdeploy.backends.native.terms import (
 )
 from qdeploy.ir.tensor import QTensor
 from qdeploy.ir.views import Coded, Floats, Masked, Minifloat, SignLowRank, Sum, Vector, View, view
+from qdeploy.ir.views.ladder import ladder_of
 from qdeploy.ir.views.levels import combined_levels, term_levels
 
 _DENSE = 16
@@ -36,6 +38,9 @@ def lower_matrix(name: str, tensor: QTensor, layout: str = "elastic") -> Lowered
         tensor: [rows, columns].
         layout: "elastic": integer codes in bit planes, so that a prefix of the file runs. "whole": packed codes.
     """
+    ladder = ladder_of(tensor) if layout == "elastic" else None
+    if ladder is not None:
+        return ladder_matrix(name, ladder)
     seen = view(tensor)
     lowered = _with_outliers(name, tensor, seen, layout) if isinstance(seen, Masked) else _lowered(name, seen, layout)
     return lowered or decoded_matrix(name, tensor, "no kind of term holds this encoding as it is")

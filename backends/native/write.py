@@ -23,7 +23,7 @@ from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
 from qdeploy.backends.native.naming import FILE, MAGIC
 from qdeploy.backends.native.options import Options
 from qdeploy.backends.native.order import BlockPlan, Stack, stack_order
-from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, row_slabs
+from qdeploy.backends.native.parts import Array, LoweredMatrix, LoweredTerm, plane_of, row_slabs
 from qdeploy.backends.native.plan import Plan, lowered_ops, plan_graph
 from qdeploy.backends.native.sums import lower_matrix
 from qdeploy.contracts.results import Choice, Lowered
@@ -129,6 +129,7 @@ def plan_file(model: Model, options: Options) -> File:
     plan = plan_graph(model)
     matrices = [lower_matrix(name, model.tensors[name], options.layout) for name in plan.matrices]
     terms = [term for matrix in matrices for term in matrix.terms]
+    plan.ladders = any(term.bias is not None for term in terms)
     stack = _stack(model, matrices, options)
     block_at, end = {}, 0
     for block in stack.blocks:
@@ -167,23 +168,20 @@ def _blocks(model: Model, matrices: list[LoweredMatrix]) -> list[tuple[str, QTen
     for matrix in matrices:
         own = []
         for term in matrix.terms:
-            sizes = [_laid(term)[1], *(term.plane_bytes(p) for p in range(1, term.planes))]
-            own += [BlockPlan(number, p, size, max(p, term.level)) for p, size in enumerate(sizes)]
+            own += [BlockPlan(number, p, size, max(p, term.level)) for p, size in enumerate(_laid(term)[1])]
             number += 1
         plans.append((matrix.name, model.tensors[matrix.name], matrix.levels, own))
     return plans
 
 
-def _laid(term: LoweredTerm) -> tuple[dict[str, int], int]:
-    """Where each part lies in its block, and the size of plane 0."""
-    offsets, end = {}, 0
+def _laid(term: LoweredTerm) -> tuple[dict[str, int], list[int]]:
+    """Where each part lies in its block, and the size of the block of each plane."""
+    offsets, ends = dict[str, int](), [0] * term.planes
     for part, size in term.sizes.items():
-        if part.startswith("plane"):
-            offsets[part] = 0
-            continue
-        offsets[part] = aligned(end, LINE)
-        end = offsets[part] + size
-    return offsets, end
+        plane = plane_of(part)
+        offsets[part] = aligned(ends[plane], LINE)
+        ends[plane] = offsets[part] + size
+    return offsets, ends
 
 
 def _matrix_records(file: File, terms: list[LoweredTerm], names: Mapping[str, int]) -> None:
@@ -205,6 +203,8 @@ def _matrix_records(file: File, terms: list[LoweredTerm], names: Mapping[str, in
             row[name] = value
         for name, tensor in term.tensors.items():
             row[name] = _resident(file, tensor)
+        if term.bias is not None:
+            row["ladder"], row["bias_kind"], row["bias_at"] = 1, term.bias, at.get("bias", 0)
         for name, form in term.params.items():
             row[name] = (at[name], at.get(f"{name}.super", 0), form.super_span, form.kind, form.super_kind, 0)
         first_block += term.planes
@@ -299,8 +299,7 @@ def _write_stack(out: int, file: File, progress: Progress) -> None:
         for term in matrix.terms:
             for first, last in row_slabs(matrix.shape[0], matrix.columns.padded):
                 for part, at, data in term.produce(first, last):
-                    plane = int(part[5:]) if part.startswith("plane") else 0
-                    at += start + file.block_at[number, plane] + file.part_at[number][part]
+                    at += start + file.block_at[number, plane_of(part)] + file.part_at[number][part]
                     _put(out, data, at)
                     progress.advance(data.nbytes, matrix.name)
             number += 1

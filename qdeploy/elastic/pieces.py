@@ -29,6 +29,7 @@ from qdeploy.errors import BadArgumentError
 from qdeploy.ir.decode import decode_codes, decode_param
 from qdeploy.ir.tensor import Codes, Float32, QTensor
 from qdeploy.ir.views import Coded, SignLowRank, Sum, View, view
+from qdeploy.ir.views.ladder import ladder_of
 from qdeploy.ir.views.levels import Levels, PlaneRows, cut_planes, levels
 from qdeploy.measure import energy
 
@@ -115,6 +116,10 @@ _Cut = tuple[list[tuple[int, int]], list[int], list[float]]
 
 
 def _cut(name: str, tensor: QTensor, seen: View, cut: Levels) -> _Cut:
+    ladder = ladder_of(tensor)
+    if ladder is not None and cut == ladder.cut:
+        sizes = [ladder.level_bytes(level) for level in range(cut.count)]
+        return [(0, level) for level in range(cut.count)], sizes, [1.0, *ladder.errors]
     if cut.kind == "terms":
         return _terms(name, tensor, seen, cut)
     if cut.kind == "planes":

@@ -7,7 +7,7 @@
     Table    {"values": Buffer, "select": Param}
     Param    {"values": Codes | LowRank, "tile": shape, "index": Buffer, "divide": true}
     Term     {"values": Codes | LowRank, "where": Codes, "mode": "set"}
-    Rung     {"planes": [int], "terms": [Term], "error": float}
+    Rung     {"planes": [int], "terms": [Term], "error": float, "bias": Codes}
     QTensor  {"shape": shape, "dtype": str, "terms": [Term], "rungs": [Rung], "scale": Param, "offset": Param}
 
 What has its default value is left out. Unknown keys are an error: a reader that skipped one would decode wrong numbers.
@@ -59,6 +59,7 @@ def features(tree: Json) -> set[str]:
             ("index", "index"),
             ("divide", "divide"),
             ("rungs", "rungs"),
+            ("bias", "bias"),
         ):
             names |= {name} if key in tree else set()
         if "levels" in tree or isinstance(tree.get("table"), dict):
@@ -123,7 +124,7 @@ def _term(term: Term) -> Json:
 
 def _rung(rung: Rung) -> Json:
     terms = None if rung.terms is None else [_term(t) for t in rung.terms]
-    return {"planes": list(rung.planes), **_drop({"terms": terms, "error": rung.error})}
+    return {"planes": list(rung.planes), **_drop({"terms": terms, "error": rung.error, "bias": _values(rung.bias)})}
 
 
 class _Builder:
@@ -152,9 +153,10 @@ class _Builder:
         return Term(self.values(row["values"]), None if where is None else self.codes(where), mode)
 
     def rung(self, tree: Json) -> Rung:
-        row = self._object(tree, "rung", {"planes"}, {"terms", "error"})
+        row = self._object(tree, "rung", {"planes"}, {"terms", "error", "bias"})
         terms = None if "terms" not in row else tuple(self.term(t) for t in self._list(row["terms"]))
-        return Rung(self._shape(row["planes"]), terms, row.get("error"))
+        bias = None if "bias" not in row else self.codes(row["bias"])
+        return Rung(self._shape(row["planes"]), terms, row.get("error"), bias)
 
     def param(self, tree: Json) -> Param | None:
         if tree is None:

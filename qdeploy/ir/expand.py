@@ -68,14 +68,15 @@ def activation(name: str, x: str, out: str, fresh: Fresh) -> list[Node]:
 
 def gated_mlp(node: Node, fresh: Fresh) -> list[Node]:
     """Three Linear nodes around an activation and a product."""
-    x, gate, up, down = node.inputs
+    x, gate, up, down, *biases = node.inputs
+    of_gate, of_up, of_down = ((bias,) if bias else () for bias in (*biases, *("",) * (3 - len(biases))))
     gated, active, raised, product = fresh("gate"), fresh("active"), fresh("up"), fresh("product")
     return [
-        Node("Linear", (x, gate), (gated,)),
+        Node("Linear", (x, gate, *of_gate), (gated,)),
         *activation(str(node.attrs["activation"]), gated, active, fresh),
-        Node("Linear", (x, up), (raised,)),
+        Node("Linear", (x, up, *of_up), (raised,)),
         Node("Mul", (active, raised), (product,)),
-        Node("Linear", (product, down), node.outputs),
+        Node("Linear", (product, down, *of_down), node.outputs),
     ]
 
 

@@ -50,7 +50,7 @@ _BUFFERS = 8
 """That a tensor may have, on the average of a shard."""
 MANIFEST, RESIDUE = "qdeploy.json", "residue.safetensors"
 FEATURES = frozenset(
-    {"lowrank", "where", "index", "divide", "rungs", "table", "residue", "graph"}
+    {"lowrank", "where", "index", "divide", "rungs", "bias", "table", "residue", "graph"}
     | {f"layout:{kind}" for kind in ("plain", "bits", "planes", "radix")}
 )
 """What `requires` may name besides the number types ("type:uint4", ...)."""

@@ -228,12 +228,16 @@ class Rung:
     Attributes:
         planes: Per term, how many planes are resident (0: absent; a term without planes has 0 or 1).
         terms: The same buffers with the table and scale that belong to this rung; None: missing planes read as zero.
-        error: Activation-weighted squared error against the full form, where known.
+        error: Activation-weighted squared error against the full form, where known; of a ladder that was fitted to
+            floats, their relative squared error.
+        bias: float [N]: what a layer that stands at this rung adds to its outputs, so that their mean is that of the
+            complete form. None: nothing.
     """
 
     planes: tuple[int, ...]
     terms: tuple[Term, ...] | None = None
     error: float | None = None
+    bias: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
     QTensor: ("terms", "rungs", "scale", "offset", "source"),
     Source: ("residue",),
     Term: ("values", "where"),
-    Rung: ("terms",),
+    Rung: ("terms", "bias"),
     Codes: ("data", "table", "zero", "scale", "offset"),
     LowRank: ("u", "vt"),
     Table: ("values", "select"),

@@ -53,6 +53,9 @@ def walk(tensor: QTensor, where: str) -> Iterator[Place]:
             if term.where is not None:
                 yield from _descend(Place(f"{path}.where", "mask", term.where))
             yield from _descend(Place(path, "term", term.values, where=term.where))
+    for i, rung in enumerate(tensor.rungs):
+        if rung.bias is not None:
+            yield from _descend(Place(f"{where}: rung {i} bias", "factor", rung.bias))
     for role, param in (("scale", tensor.scale), ("offset", tensor.offset)):
         if param is not None:
             yield from _descend(Place(f"{where}: {role}", role, param.values, param, tensor.shape or (1,), 1))

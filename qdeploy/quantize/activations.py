@@ -9,7 +9,7 @@ of their inner layers is wanted, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from qdeploy.store.folder import Folder
 SEQUENCE, SEQUENCES = 512, 32
 """Tokens per sequence, and how many sequences of a text are used."""
 _TEXT_LIMIT = 64 << 20
-_KEPT = ("Linear", "SkipNorm", "MeanPool", "Positions")
+KEPT = ("Linear", "SkipNorm", "MeanPool", "Positions")
+"""Composites that run as they are; others are expanded, since the inputs of their inner layers are wanted, too."""
 
 Watch = Callable[[str, Array], None]
 
@@ -41,6 +42,7 @@ class Sums:
         self._kinds, self._sequences, self._tokens = frozenset(kinds), 0, 0
         self._norms: Any = 0.0
         self._moments: Any = 0.0
+        self._sum: Any = 0.0
 
     def add(self, x: Array) -> None:
         """Takes the inputs of a sequence: [..., K]."""
@@ -50,11 +52,14 @@ class Sums:
             self._norms = self._norms + np.sqrt(np.square(rows).sum(axis=0))
         if "moments" in self._kinds:
             self._moments = self._moments + rows.T @ rows
+        if "means" in self._kinds:
+            self._sum = self._sum + rows.sum(axis=0)
 
     def statistics(self) -> Statistics:
         """The statistics of the chosen kinds."""
         norms = _scale(self._norms / self._sequences) if "norms" in self._kinds else None
-        return Statistics(norms, self._moments / self._tokens if "moments" in self._kinds else None)
+        moments = self._moments / self._tokens if "moments" in self._kinds else None
+        return Statistics(norms, moments, self._sum / self._tokens if "means" in self._kinds else None)
 
 
 def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[dict[str, Statistics], int]:
@@ -96,27 +101,32 @@ def pieces_of(model: Model, path: str) -> npt.NDArray[np.int64]:
 
 def observe(graph: Graph, inputs: Mapping[str, Array], tensors: Mapping[str, QTensor], watch: Watch) -> None:
     """Runs a graph node by node, and shows every linear layer's weight name and input [..., K] to `watch`."""
-    nodes = expand_graph(graph, _KEPT).nodes
-    last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+    nodes = expand_graph(graph, KEPT).nodes
+    last = last_uses(nodes)
     values = dict(inputs)
     states: dict[str, Cache] = {}
     for place, node in enumerate(nodes):
         if node.op == "Linear" and node.inputs[1] in tensors:
             watch(node.inputs[1], values[node.inputs[0]])
         weights = {name: as_value(tensors[name]) for name in node.inputs if name in tensors}
-        outputs, states = run(_alone(node, values, graph), values, states, weights)
+        outputs, states = run(alone(node, values, graph), values, states, weights)
         values.update(outputs)
         for name in (*node.inputs, *node.outputs):
             if last.get(name, -1) <= place:
                 values.pop(name, None)
 
 
-def _alone(node: Node, values: Mapping[str, Array], graph: Graph) -> Graph:
+def alone(node: Node, values: Mapping[str, Array], graph: Graph) -> Graph:
     """A graph of one node, whose inputs are those values that it takes."""
     taken = dict.fromkeys(name for name in node.inputs if name in values)
     inputs = tuple(Value(n, element_name(values[n].dtype), values[n].shape) for n in taken)
     outputs = tuple(Value(name, "", ()) for name in node.outputs if name)
     return Graph(inputs, outputs, (node,), graph.states, graph.constants)
+
+
+def last_uses(nodes: Sequence[Node]) -> dict[str, int]:
+    """The place of the last node that takes each value."""
+    return {name: place for place, node in enumerate(nodes) for name in node.inputs}
 
 
 def _scale(norms: Any) -> Float32:

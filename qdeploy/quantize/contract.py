@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qdeploy.catalog.rows import Row
 from qdeploy.ir.tensor import Float32, QTensor
 
-Kind = Literal["norms", "moments"]
+Kind = Literal["norms", "moments", "means"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,14 @@ class Needs:
         text: The file that they are measured on; empty: nothing is measured.
         levels: 0: measured once, on the float model. N: measured N times in the order of the graph, each time with what
             the layers before have become by then; the tensor that is made of n statistics has n levels.
+        streams: 0, or N: the inputs are followed side by side on the float model and at N rungs, with what the layers
+            before have become at that rung. The quantizer gets 1 + N statistics: of the float model, then of each rung.
     """
 
     kinds: frozenset[Kind] = frozenset()
     text: str = ""
     levels: int = 0
+    streams: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,14 @@ class Statistics:
     Attributes:
         norms: How large each column is, in proportion to the others: float32 [K] with a geometric mean of 1.
         moments: x^T x / tokens, float64 [K, K].
+        means: Mean of each column, float64 [K].
+        cross: Of a rung: x^T y / tokens, float64 [K, K], with x of the float model and y of the rung.
     """
 
     norms: Float32 | None = None
     moments: npt.NDArray[np.float64] | None = None
+    means: npt.NDArray[np.float64] | None = None
+    cross: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,13 @@ class Weight:
         name: Of the tensor.
         tensor: A plain float matrix [N, K].
         losses: Where the signal-to-noise ratio in dB is put under the name, when the codes are first read.
+        shifts: Where a quantizer may put, under the name, what the layer is to add to its outputs: float [N].
     """
 
     name: str
     tensor: QTensor
     losses: dict[str, float] = field(default_factory=dict)
+    shifts: dict[str, QTensor] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.model import Model, ReplacedTensors
 from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
 from qdeploy.quantize.contract import Statistics, Weight
+from qdeploy.quantize.samples import read_samples
+from qdeploy.quantize.shifts import shifted
 from qdeploy.quantize.specs import Spec
+from qdeploy.quantize.statistics import InputFile, StatisticsFolder
+from qdeploy.quantize.streams import Quantized, run_streams
 
+_WITHOUT = {
+    "": "all activation scales are 1",
+    "ladder": "it sees weights alone, and is far worse below four planes; give calibrate=FILE",
+}
 _LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4), "Stack": slice(0, None)}
 
 
@@ -25,17 +34,22 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
     """See `qdeploy.quantize.quantize_model`."""
     weights = chosen_weights(model, specs)
     losses: dict[str, float] = {}
+    shifts: dict[str, QTensor] = {}
     tensors: dict[str, QTensor] = {}
     for spec in specs:
-        own = [Weight(name, model.tensors[name], losses) for name, taker in weights.items() if taker is spec]
+        own = [Weight(name, model.tensors[name], losses, shifts) for name, taker in weights.items() if taker is spec]
         if spec.quantizer.needs.levels and spec.quantizer.needs.text:
             tensors |= _by_levels(model, spec, own)
+            continue
+        if _is_followed(spec):
+            tensors |= _by_streams(model, spec, own)
             continue
         statistics = _measured(model, spec)
         for weight in own:
             known = statistics.get(weight.name)
             tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
-    return dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
+    model = dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
+    return shifted(model, shifts)
 
 
 def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
@@ -91,11 +105,43 @@ def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
     if not needs.kinds:
         return {}
     if not needs.text:
-        model.notes.append(f"{spec.method} without a calibration text: all activation scales are 1")
+        model.notes.append(f"{spec.method} without a calibration text: {_WITHOUT.get(spec.method, _WITHOUT[''])}")
         return {}
+    if StatisticsFolder.is_one(needs.text):
+        return _Stored(StatisticsFolder(Path(needs.text)).inputs())
     statistics, tokens = text_statistics(model, needs.text, needs.kinds)
     model.notes.append(f"{spec.method}: activation scales from {tokens} tokens of the calibration text")
     return statistics
+
+
+def _is_followed(spec: Spec) -> bool:
+    """Whether weights are quantized while a run comes to them: where rungs are followed, or means are wanted."""
+    needs = spec.quantizer.needs
+    stored = bool(needs.text) and StatisticsFolder.is_one(needs.text)
+    if stored and needs.streams:
+        raise BadArgumentError(
+            "rungs are followed on the text itself, of which statistics are not enough",
+            where=f"{spec.method}: calibrate",
+            found=needs.text,
+            todo="Name the text, or leave effort=best out.",
+        )
+    return bool(needs.text) and not stored and (needs.streams > 0 or "means" in needs.kinds)
+
+
+class _Stored(Mapping[str, Statistics]):
+    """Statistics that stand in a folder, read one by one."""
+
+    def __init__(self, files: Mapping[str, InputFile]) -> None:
+        self._files = files
+
+    def __getitem__(self, weight: str) -> Statistics:
+        return self._files[weight].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str, QTensor]:
@@ -119,3 +165,21 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
         observe(model.graph, {"input_ids": ids}, ReplacedTensors(model.tensors, quantized_tensors), watch)
     unseen = {name: weight for name, weight in waiting.items() if name not in quantized_tensors}
     return quantized_tensors | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
+
+
+def _by_streams(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str, QTensor]:
+    """The tensors of a quantizer that follows the inputs at every rung of what it has made so far."""
+    needs, waiting = spec.quantizer.needs, {weight.name: weight for weight in weights}
+    samples = read_samples(model, needs.text)
+    how = f"{needs.streams} rungs, followed in order on" if needs.streams else "inputs of layers from"
+    model.notes.append(f"{spec.method}: {how} {samples.tokens} tokens of the calibration text")
+    tensors: dict[str, QTensor] = {}
+
+    def quantize(name: str, statistics: Sequence[Statistics]) -> Quantized | None:
+        if name in waiting and name not in tensors:
+            tensors[name] = spec.quantizer.quantize(waiting[name], statistics, spec.grid)
+        return (tensors[name], waiting[name].shifts.get(name)) if name in tensors else None
+
+    run_streams(model, samples, waiting, needs.streams, quantize)
+    unseen = [weight for name, weight in waiting.items() if name not in tensors]
+    return tensors | {weight.name: spec.quantizer.quantize(weight, (), spec.grid) for weight in unseen}

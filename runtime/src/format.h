@@ -115,7 +115,11 @@ struct Term {            // 192 bytes
   uint64_t codes_at;     // from the start of plane 0; planes above 0 are codes only
   uint64_t select_at;    // kTable* with more than one table: uint8 [rb][groups][16]
   Param scale, zero, offset;  // zero: kU8, kF16, kF32 in the code domain; offset: in the value domain
-  uint8_t reserved[48];
+  uint64_t bias_at;      // [row block][16]: what is added to each product with a row
+  uint8_t bias_kind;     // kNo: nothing; kF16, kF32
+  uint8_t ladder;        // 1: the block of every plane holds params and a bias, all at the places of plane 0, and those of
+                         // the last resident plane count. Codes are then at the start of the block
+  uint8_t reserved[38];
 };
 static_assert(sizeof(Term) == 192, "a term is 192 bytes");
 

@@ -133,6 +133,19 @@ bool groups_fit(const TermShape& s, const TermRules& rules) {
   return t.group > 0 && t.groups == (s.columns + t.group - 1) / t.group;
 }
 
+bool bias_fits(const TermShape& s) {
+  const Term& t = s.term;
+  if (t.bias_kind == kNo) return true;
+  if (t.bias_kind != kF16 && t.bias_kind != kF32) return false;
+  return fits_block(s, t.bias_at, Checked(s.row_blocks) * kRows * number_bytes(t.bias_kind));
+}
+
+// Params and bias of the block that `s` is of.
+bool params_fit(const TermShape& s) {
+  const Term& t = s.term;
+  return param_fits(s, t.scale, false) && param_fits(s, t.zero, true) && param_fits(s, t.offset, false) && bias_fits(s);
+}
+
 qd_status check_term(const File& f, const Matrix& m, uint32_t id, qd_error* err) {
   const Term& t = f.terms[id];
   const TermRules* rules = term_rules(t.kind);
@@ -147,12 +160,14 @@ qd_status check_term(const File& f, const Matrix& m, uint32_t id, qd_error* err)
   Checked codes = rules->code_bytes(s);
   if (!codes.good() || codes.value() == 0 || !fits_block(s, t.codes_at, codes))
     return bad(err, "term", id, "codes do not fit the block");
-  if (!param_fits(s, t.scale, false) || !param_fits(s, t.zero, true) || !param_fits(s, t.offset, false))
-    return bad(err, "term", id, "params do not fit the block");
+  if (!params_fit(s)) return bad(err, "term", id, "params do not fit the block");
+  if (t.ladder > 1 || (t.ladder && (!rules->in_planes || t.codes_at != 0))) return bad(err, "term", id, "ladder");
   if (rules->tables_fit && !rules->tables_fit(f, s)) return bad(err, "term", id, "tables");
-  for (uint32_t p = 1; p < t.planes; ++p)
-    if (!codes.at_most(f.blocks[f.order[position[p]]].bytes))
+  for (uint32_t p = 1; p < t.planes; ++p) {
+    TermShape own{t, s.row_blocks, s.columns, s.groups, f.blocks[f.order[position[p]]].bytes};
+    if (!codes.at_most(own.bytes) || (t.ladder && !params_fit(own)))
       return bad(err, "term", id, "a plane does not fit its block");
+  }
   return QD_OK;
 }
 

@@ -27,6 +27,7 @@ void set_views(const File& f, Workspace& w, uint32_t rung) {
     TermView& v = w.views[i];
     const uint32_t* position = f.position + uint64_t{i} * kMaxPlanes;
     for (v.planes = 0; v.planes < v.term->planes && position[v.planes] < rung;) ++v.planes;
+    if (v.term->ladder && v.planes > 0) v.base = v.codes[v.planes - 1];
   }
 }
 

@@ -198,8 +198,19 @@ def _skip_norm(
     return _layer_normalization(total, weight, bias, epsilon=epsilon), total
 
 
-def _gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str) -> Any:
-    return _linear(activation_of(activation)(_linear(x, gate)) * _linear(x, up), down)
+def _gated_mlp(
+    x: Array,
+    gate: Array,
+    up: Array,
+    down: Array,
+    gate_bias: Array | None = None,
+    up_bias: Array | None = None,
+    down_bias: Array | None = None,
+    *,
+    activation: str,
+) -> Any:
+    gated = activation_of(activation)(_linear(x, gate, gate_bias))
+    return _linear(gated * _linear(x, up, up_bias), down, down_bias)
 
 
 def _mean_pool(hidden: Array, mask: Array) -> Any:
@@ -335,7 +346,7 @@ OPS = {
         ),
         Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear, interval=intervals.layer),
         Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
-        Op("GatedMlp", QDEPLOY, "Linear(act(Linear(x, gate)) * Linear(x, up), down)", _gated_mlp, gated_mlp),
+        Op("GatedMlp", QDEPLOY, "Linear(act(Linear(x, gate)) * Linear(x, up), down), each with its bias where it is there", _gated_mlp, gated_mlp),
         Op(
             "XIELU",
             QDEPLOY,

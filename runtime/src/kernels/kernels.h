@@ -30,7 +30,7 @@ struct Activations {
 // A term with what is resident of it.
 struct TermView {
   const format::Term* term;
-  const uint8_t* base;                      // plane 0: params and codes
+  const uint8_t* base;                      // the block with the params: plane 0, of a ladder the last resident plane
   const uint8_t* codes[format::kMaxPlanes]; // of the resident planes
   uint32_t planes;                          // how many are resident, at least 1
   uint32_t row_blocks, columns;             // columns: padded
@@ -79,6 +79,7 @@ struct Kernels {
   void (*activate)(uint32_t activation, const float* x, uint32_t n, float* out);
   void (*gate)(uint32_t activation, const float* x, const float* y, uint32_t n, float* out);  // act(x) * y
   void (*scale_rows)(float* y, const float* scale, const float* bias, uint32_t n);  // y * scale + bias, either nullable
+  void (*add_numbers)(uint32_t kind, const uint8_t* numbers, size_t first, uint32_t n, float* y);  // n: a multiple of 16
   void (*softmax)(float* x, uint32_t n);                                            // in place
   float (*l2_norm)(const float* x, uint32_t n);
   // ---- attention. Keys and values of one head lie [position][head_dim]; int8 ones have a scale per position.

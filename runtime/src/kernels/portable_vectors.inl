@@ -81,6 +81,10 @@ inline void scale_rows(float* y, const float* scale, const float* bias, uint32_t
     for (uint32_t j = 0; j < n; j++) y[j] += bias[j];
 }
 
+inline void add_numbers(uint32_t kind, const uint8_t* numbers, size_t first, uint32_t n, float* y) {
+  for (uint32_t j = 0; j < n; j += 16) store(lanes_at(y + j) + load16(kind, numbers, first + j), y + j);
+}
+
 inline void softmax(float* x, uint32_t n) {
   float most = n ? x[0] : 0.0f, s[16] = {};
   for (uint32_t j = 1; j < n; j++) most = max_f(x[j], most);

@@ -14,7 +14,7 @@ constexpr Kernels make_kernels(const char* name) {
 #include "../terms.def"
   k.quantize = quantize, k.make_tables = make_tables, k.gather = gather;
   k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.add = add, k.multiply = multiply, k.activate = activate;
-  k.gate = gate, k.scale_rows = scale_rows, k.softmax = softmax, k.l2_norm = l2_norm, k.rotate = rotate;
+  k.gate = gate, k.scale_rows = scale_rows, k.add_numbers = add_numbers, k.softmax = softmax, k.l2_norm = l2_norm, k.rotate = rotate;
   k.store_f16 = store_f16, k.store_int8 = store_int8;
   k.scores_f16 = scores_f16, k.scores_int8 = scores_int8, k.scores_f32 = scores_f32;
   k.mix_f16 = mix_f16, k.mix_int8 = mix_int8, k.mix_f32 = mix_f32;

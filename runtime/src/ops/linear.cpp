@@ -96,6 +96,15 @@ void prepare(Step& s, const Product& in) {
   }
 }
 
+// What a ladder's last resident level adds to the outputs.
+void add_bias(const Step& s, const TermView& view, uint32_t tokens, float* y, size_t stride, uint32_t rb0, uint32_t rb1) {
+  const Term& t = *view.term;
+  if (t.bias_kind == kNo || view.planes == 0) return;
+  for (uint32_t i = 0; i < tokens; ++i)
+    s.model.settings.kernels->add_numbers(t.bias_kind, view.base + t.bias_at, size_t{16} * rb0, 16 * (rb1 - rb0),
+                                          y + i * stride + 16 * rb0);
+}
+
 void run_range(const Step& s, const Product& in, const float* bias, float* y, size_t stride, uint32_t rb0, uint32_t rb1) {
   const Matrix& m = in.matrix;
   for (uint32_t t = 0; t < in.tokens; ++t) std::memset(y + t * stride + 16 * rb0, 0, 64 * (rb1 - rb0));
@@ -105,6 +114,7 @@ void run_range(const Step& s, const Product& in, const float* bias, float* y, si
     const Kind& kind = s.model.settings.kernels->kinds[view.term->kind];
     MatVec run = s.model.settings.exact ? kind.exact : in.tokens == 1 ? kind.one : kind.many;
     if (view.planes > 0) run(view, activations(s, in, grouping_of(*view.term)), scratch, y, stride, rb0, rb1);
+    add_bias(s, view, in.tokens, y, stride, rb0, rb1);
     scratch += term_scratch_bytes(*s.model.settings.kernels, *view.term, m.padded_columns).value();
   }
   const float* scale = s.model.floats(m.scale_tensor);

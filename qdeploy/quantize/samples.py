@@ -1,0 +1,196 @@
+"""What a model is run on: a text, token ids or arrays of inputs, as sequences of at most one length.
+
+    text          documents that <|endoftext|> parts, or where nothing does, windows of the text; for encoders its lines
+    .npz          an array per input of the graph (input_ids, attention_mask)
+    .npy          token ids [sequences, tokens], or [tokens]
+
+Decoders see the token that begins a text before each document, where they have one. Shorter sequences are filled up
+behind; what stands there is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.extras import require
+from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Array
+from qdeploy.store.folder import Folder
+
+SEPARATOR = "<|endoftext|>"
+LENGTH, TOKENS = 512, 65536
+"""Tokens of a sequence, and of all sequences together."""
+_TEXT_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Sequences of tokens.
+
+    Attributes:
+        ids: int64 [sequences, tokens].
+        lengths: int64 [sequences]: how many of the tokens there are.
+    """
+
+    ids: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences."""
+        return int(self.lengths.sum())
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Where there is a token: [sequences, tokens]."""
+        there: npt.NDArray[np.bool_] = np.arange(self.ids.shape[1]) < self.lengths[:, None]
+        return there
+
+    def batches(self, tokens: int = 4096) -> Iterator[Samples]:
+        """Parts of about so many tokens, cut to their longest sequence."""
+        step = max(1, tokens // max(1, self.ids.shape[1]))
+        for start in range(0, len(self.ids), step):
+            lengths = self.lengths[start : start + step]
+            yield Samples(self.ids[start : start + step, : lengths.max()], lengths)
+
+    def inputs(self, model: Model) -> dict[str, Array]:
+        """The inputs of a graph; UnsupportedError where it takes others than ids, a mask and types of tokens."""
+        known: dict[str, Array] = {
+            "input_ids": self.ids,
+            "attention_mask": self.mask.astype(np.int64),
+            "token_type_ids": np.zeros_like(self.ids),
+        }
+        names = [value.name for value in model.graph.inputs]
+        if set(names) - set(known):
+            raise UnsupportedError("a network that takes other inputs than tokens", found=", ".join(names))
+        return {name: known[name] for name in names}
+
+
+def read_samples(model: Model, path: str, *, tokens: int = TOKENS, length: int = 0) -> Samples:
+    """Reads sequences for a model.
+
+    Args:
+        model: A decoder or an encoder; a text also needs its tokenizer.
+        path: A text file (UTF-8), .npz or .npy.
+        tokens: How many are read at most.
+        length: Of a sequence at most; 0: the model's context, at most 512.
+
+    Raises:
+        BadArgumentError: The file cannot be read, or holds no tokens.
+        UnsupportedError: The model is neither, or has no tokenizer that is known.
+    """
+    meta = model.graph.meta
+    if meta.get("kind") not in ("decoder", "encoder"):
+        raise UnsupportedError("only decoders and encoders are run on tokens", found=meta.get("kind", "no kind"))
+    context = int(meta.get("context", 0) or LENGTH)  # type: ignore[arg-type]
+    length = min(length or LENGTH, context)
+    if path.endswith((".npz", ".npy")):
+        return _limited(_arrays(path, length), tokens, path)
+    return _limited(_from_text(model, path, length), tokens, path)
+
+
+def _limited(sequences: Iterator[Sequence[int]], tokens: int, path: str) -> Samples:
+    chosen: list[Sequence[int]] = []
+    left = tokens
+    for sequence in sequences:
+        if len(sequence) < 2:
+            continue
+        if left < 2:
+            break
+        chosen.append(sequence[:left])
+        left -= len(chosen[-1])
+    if not chosen:
+        raise BadArgumentError("there are no tokens to run the model on", where=path)
+    lengths = np.array([len(sequence) for sequence in chosen], np.int64)
+    ids = np.zeros((len(chosen), lengths.max()), np.int64)
+    for row, sequence in zip(ids, chosen, strict=True):
+        row[: len(sequence)] = sequence
+    return Samples(ids, lengths)
+
+
+def _arrays(path: str, length: int) -> Iterator[Sequence[int]]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BadArgumentError(f"the token ids cannot be read: {error}", where=path) from error
+    arrays: Mapping[str, Array] = loaded if path.endswith(".npz") else {"input_ids": loaded}
+    if "input_ids" not in arrays or arrays["input_ids"].dtype.kind not in "iu" or arrays["input_ids"].ndim > 2:
+        raise BadArgumentError("no token ids", where=path, found=", ".join(arrays), allowed="input_ids, integers [n, t]")
+    ids = np.atleast_2d(np.asarray(arrays["input_ids"], np.int64))
+    mask = np.asarray(arrays["attention_mask"]) if "attention_mask" in arrays else np.ones_like(ids)
+    for row, there in zip(ids, np.atleast_2d(mask), strict=True):
+        sequence = row[there.astype(bool)]
+        for start in range(0, len(sequence), length):
+            yield sequence[start : start + length].tolist()
+
+
+def _from_text(model: Model, path: str, length: int) -> Iterator[list[int]]:
+    text, encode = _text(path), tokenizer_of(model)
+    if model.graph.meta.get("kind") == "encoder":
+        for line in text.splitlines():
+            if line.strip():
+                yield encode(line.strip(), True)[:length]
+        return
+    first = model.graph.meta.get("bos_token_id")
+    begin = [int(first)] if isinstance(first, int) else []
+    documents = [part.strip() for part in text.split(SEPARATOR)]
+    if sum(map(bool, documents)) > 1:
+        yield from ((begin + encode(part, False))[:length] for part in documents if part)
+        return
+    ids, step = encode(text, False), length - len(begin)
+    for start in range(0, len(ids), step):
+        yield begin + ids[start : start + step]
+
+
+class Encode:
+    """A text to ids, by the tokenizer that comes with a model: tokenizer.json, or a SentencePiece model."""
+
+    def __init__(self, model: Model) -> None:
+        files = {file.path: file.data for file in model.files}
+        self._fast, self._pieces = None, None
+        if "tokenizer.json" in files:
+            require("tokenizers", purpose="running a model on a text")
+            from tokenizers import Tokenizer
+
+            self._fast = Tokenizer.from_str(bytes(files["tokenizer.json"].read()).decode())
+        elif "tokenizer.model" in files:
+            require("sentencepiece", purpose="running a model on a text")
+            from sentencepiece import SentencePieceProcessor
+
+            self._pieces = SentencePieceProcessor(model_proto=bytes(files["tokenizer.model"].read()))
+        else:
+            raise UnsupportedError(
+                "the model has no tokenizer",
+                where=model.path,
+                allowed="a tokenizer.json or tokenizer.model beside it",
+                todo="Give token ids as .npz or .npy.",
+            )
+
+    def __call__(self, text: str, special: bool) -> list[int]:
+        """The ids of a text, with the special tokens around it or without."""
+        if self._fast is not None:
+            ids: list[int] = self._fast.encode(text, add_special_tokens=special).ids
+            return ids
+        pieces: list[int] = self._pieces.encode(text)  # type: ignore[attr-defined]
+        return pieces
+
+
+def tokenizer_of(model: Model) -> Encode:
+    """The tokenizer of a model; UnsupportedError where it has none, or its package is missing."""
+    return Encode(model)
+
+
+def _text(path: str) -> str:
+    folder = Folder(path, trust_links=True)
+    if not folder.only:
+        raise BadArgumentError("the text is a folder", where=path, allowed="a text file")
+    file = folder.open(folder.only)
+    try:
+        return file.read(0, min(file.size, _TEXT_LIMIT)).decode("utf-8", "replace")
+    finally:
+        file.close()
