@@ -47,4 +47,7 @@ class ParallelBuild(build_ext):
         super().build_extension(ext)
 
 
-setup(cmdclass={"build_ext": ParallelBuild}, cffi_modules=["runtime/python_build.py:ffi", "runtime/fit/python_build.py:ffi"])
+setup(
+    cmdclass={"build_ext": ParallelBuild},
+    cffi_modules=["runtime/python_build.py:ffi", "runtime/fit/python_build.py:ffi"],
+)

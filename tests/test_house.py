@@ -36,7 +36,7 @@ ARROWS = {
         "pack": "errors",
         "ir": "errors measure pack progress store",
         "arch": "errors ir store",
-        "quantize": "catalog errors extras ir measure options pack passes progress sizes store",
+        "quantize": "_fit catalog errors extras ir measure options pack passes progress sizes store",
         "recover": "errors ir pack progress store",
         "passes": "errors ir store",
         "integer": "errors ir measure pack passes progress quantize store",

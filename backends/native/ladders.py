@@ -39,7 +39,13 @@ def ladder_matrix(name: str, ladder: Ladder) -> LoweredMatrix:
     term = _Term(ladder, columns).lowered()
     shape = f"ladder of {ladder.planes} planes, group {ladder.group}"
     return LoweredMatrix(
-        name, (rows, count), columns, (term,), shape, "codes and the params of every level as they are", levels=ladder.cut
+        name,
+        (rows, count),
+        columns,
+        (term,),
+        shape,
+        "codes and the params of every level as they are",
+        levels=ladder.cut,
     )
 
 
@@ -71,12 +77,10 @@ class _Term:
                 self._numbers(f"{prefix}zero", self._as_reader(level.zero), zero, self.columns.which)
             if bias != NumberKind.NO:
                 self._numbers(f"{prefix}bias", _column(level.bias, self.ladder.shape[0]), bias, np.zeros(1, np.int64))
-        record = {"group": self.columns.group, "groups": self.columns.groups}
+        record: dict[str, float] = {"group": self.columns.group, "groups": self.columns.groups}
         record |= {"zero_for_all": common} if isinstance(common, float) else {}
         params = {"scale": scale, **({"zero": ParamForm(zero)} if zero is not None else {})}
-        return LoweredTerm(
-            TermKind.PLANES, self.sizes, self._produce, self.ladder.planes, record, params, bias=bias
-        )
+        return LoweredTerm(TermKind.PLANES, self.sizes, self._produce, self.ladder.planes, record, params, bias=bias)
 
     def _produce(self, first: int, last: int) -> Iterator[Piece]:
         size = self.columns.padded * 16 // 8

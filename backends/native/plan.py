@@ -345,9 +345,7 @@ class Planning:
         gated = self.emit(Op.LINEAR, (source,), f"{name}/gate", inner, matrix=self.matrix(gate), tensors=of_gate)
         raised = self.emit(Op.LINEAR, (source,), f"{name}/up", inner, matrix=self.matrix(up), tensors=of_up)
         product = self.emit(Op.GATE, (gated, raised), f"{name}/product", inner, attrs=(int(kind),))
-        self.emit(
-            Op.LINEAR, (product,), node.outputs[0], self.rows(down), matrix=self.matrix(down), tensors=of_down
-        )
+        self.emit(Op.LINEAR, (product,), node.outputs[0], self.rows(down), matrix=self.matrix(down), tensors=of_down)
 
     def _activate(self, node: Node, kind: Activation) -> None:
         source = self.source(node.inputs[0])

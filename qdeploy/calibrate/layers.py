@@ -131,7 +131,10 @@ class _Run:
         file = f"{len(inputs)}.npz"
         save_arrays(self._target / file, gathered.arrays())
         columns = batches[0].shape[1]
-        self._described["inputs"] = [*inputs, {"name": name, "weights": list(weights), "columns": columns, "file": file}]
+        self._described["inputs"] = [
+            *inputs,
+            {"name": name, "weights": list(weights), "columns": columns, "file": file},
+        ]
         self._write()
 
     def _write(self) -> None:

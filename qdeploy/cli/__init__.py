@@ -29,6 +29,7 @@ VERBS = {
     "diff": "Show how far two models are apart, tensor by tensor.",
     "run": "Write text with a native model inside a memory budget.",
     "plan": "Show what a memory budget gives.",
+    "calibrate": "Measure the inputs of layers on a text.",
     "allocate": "Choose bits per layer within a limit.",
     "bench": "Measure a native model, or single layers, on this machine.",
     "formats": "List what can be read and written.",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,9 @@ def _arrays(path: str, length: int) -> Iterator[Sequence[int]]:
         raise BadArgumentError(f"the token ids cannot be read: {error}", where=path) from error
     arrays: Mapping[str, Array] = loaded if path.endswith(".npz") else {"input_ids": loaded}
     if "input_ids" not in arrays or arrays["input_ids"].dtype.kind not in "iu" or arrays["input_ids"].ndim > 2:
-        raise BadArgumentError("no token ids", where=path, found=", ".join(arrays), allowed="input_ids, integers [n, t]")
+        raise BadArgumentError(
+            "no token ids", where=path, found=", ".join(arrays), allowed="input_ids, integers [n, t]"
+        )
     ids = np.atleast_2d(np.asarray(arrays["input_ids"], np.int64))
     mask = np.asarray(arrays["attention_mask"]) if "attention_mask" in arrays else np.ones_like(ids)
     for row, there in zip(ids, np.atleast_2d(mask), strict=True):
@@ -152,7 +155,8 @@ class Encode:
 
     def __init__(self, model: Model) -> None:
         files = {file.path: file.data for file in model.files}
-        self._fast, self._pieces = None, None
+        self._fast: Any = None
+        self._pieces: Any = None
         if "tokenizer.json" in files:
             require("tokenizers", purpose="running a model on a text")
             from tokenizers import Tokenizer
@@ -176,7 +180,7 @@ class Encode:
         if self._fast is not None:
             ids: list[int] = self._fast.encode(text, add_special_tokens=special).ids
             return ids
-        pieces: list[int] = self._pieces.encode(text)  # type: ignore[attr-defined]
+        pieces: list[int] = self._pieces.encode(text)
         return pieces
 
 

@@ -1,7 +1,7 @@
 """Layers that add something to their outputs: what a quantizer found that its weights do not hold.
 
-    requires   Linear and GatedMlp nodes with the weights that shifts are named after
-    ensures    each has a bias: its own and the shift, as a constant NAME/bias of the graph
+requires   Linear and GatedMlp nodes with the weights that shifts are named after
+ensures    each has a bias: its own and the shift, as a constant NAME/bias of the graph
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, QTensor, Term
+from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Float32, QTensor, Term
 
 _BIASES = {"Linear": ((1, 2),), "GatedMlp": ((1, 4), (2, 5), (3, 6))}
 """For each op the places of its weights, and of their biases."""
@@ -48,6 +48,6 @@ def _shifted(
     return replace(node, inputs=tuple(inputs))
 
 
-def _vector(values: np.ndarray) -> QTensor:  # type: ignore[type-arg]
+def _vector(values: Float32) -> QTensor:
     buffer = Buffer.of("bias", values, "F32")
     return QTensor(buffer.shape, "F32", (Term(Codes(buffer.shape, (buffer,), PLAIN, "f32")),))

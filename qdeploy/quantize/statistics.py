@@ -105,7 +105,8 @@ class Gathered:
         self._moments = self._moments + moments.astype(np.float64)
         self._sums = self._sums + rows.sum(axis=0, dtype=np.float64)
         self._norms = self._norms + np.sqrt(np.diag(moments).astype(np.float64))
-        self._least, self._greatest = np.minimum(self._least, rows.min(axis=0)), np.maximum(self._greatest, rows.max(axis=0))
+        self._least = np.minimum(self._least, rows.min(axis=0))
+        self._greatest = np.maximum(self._greatest, rows.max(axis=0))
         self._sample.append(np.abs(rows.reshape(-1)[:: max(1, rows.size // 65536)]))
 
     def arrays(self) -> dict[str, Array]:

@@ -43,7 +43,8 @@ def run_streams(
     streams = [Walk(model, samples) for _ in range(1 + rungs)]
     measured: dict[str, list[Statistics]] = {}
     nodes = streams[0].nodes
-    last = max((place for place, node in enumerate(nodes) if node.op == "Linear" and node.inputs[1] in names), default=-1)
+    wanted = [place for place, node in enumerate(nodes) if node.op == "Linear" and node.inputs[1] in names]
+    last = wanted[-1] if wanted else -1
     while streams[0].place <= last:
         node, own = streams[0].next_layer, None
         if node is not None and node.inputs[1] in names:

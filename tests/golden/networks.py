@@ -21,7 +21,8 @@ from qdeploy.arch import build_graph
 from qdeploy.backends.native import BACKEND
 from qdeploy.backends.native.options import Options
 from qdeploy.ir.model import Model, SourceFile
-from qdeploy.ir.tensor import PLAIN, Buffer, Codes, LowRank, Param, QTensor, Table, Term, plain
+from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, LowRank, Param, QTensor, Rung, Table, Term, plain
+from qdeploy.pack import planes as packing
 
 Make = Callable[[str, tuple[int, int]], QTensor]
 
@@ -188,6 +189,48 @@ def minifloat(kind: str) -> Make:
         storage = {"e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}.get(kind, "U8")
         scale = Param(_floats(f"{name}.scale", (-(-shape[0] // 16), -(-shape[1] // 32)), "F16", 0.01), (16, 32))
         return QTensor(shape, "F32", (Term(Codes(shape, (_buffer(name, codes, storage),), PLAIN, kind, None, scale)),))
+
+    return make
+
+
+def ladder(bits: int, group: int, zero: bool = False, bias: bool = True) -> Make:
+    """Planes with scales of two levels, and a bias, for every one of them; or with float16 scales and zero points."""
+
+    def make(name: str, shape: tuple[int, int]) -> QTensor:
+        codes = RANDOM.integers(0, 1 << bits, shape).astype(np.uint8)
+        packed = enumerate(packing.pack(codes, bits))
+        planes = tuple(_buffer(f"{name}.plane.{p}", plane, "U8") for p, plane in packed)
+        grid, rungs = _groups(shape, group), list[Rung]()
+        for level in range(1, bits + 1):
+            step = np.float32(1 << (bits - level))
+            small = Codes(
+                grid, (_buffer(f"{name}.s{level}", RANDOM.integers(60, 256, grid).astype("u1"), "U8"),), PLAIN, "uint8"
+            )
+            factor = np.full((shape[0], 1), 0.0002 * step, ml_dtypes.bfloat16)
+            above = Param(
+                Codes(factor.shape, (_buffer(f"{name}.f{level}", factor, "BF16"),), PLAIN, "bf16"), (1, grid[1])
+            )
+            scale = _floats(f"{name}.s{level}", grid, size=0.02 * float(step)) if zero else replace(small, scale=above)
+            middle = np.full((1, 1), ((1 << level) - 1) / 2, np.float16)
+            zeros = RANDOM.integers(0, 1 << level, grid).astype(np.float16) if zero else middle
+            point = Codes(zeros.shape, (_buffer(f"{name}.z{level}", zeros, "F16"),), PLAIN, "f16")
+            term = Codes(
+                shape,
+                planes[:level],
+                Layout("planes", level),
+                f"uint{level}",
+                zero=Param(point, (1, group)),
+                scale=Param(scale, (1, group)),
+            )
+            shift = RANDOM.standard_normal(shape[0]).astype(np.float16) / np.float16(8)
+            own = (
+                Codes(shape[:1], (_buffer(f"{name}.b{level}", shift, "F16"),), PLAIN, "f16")
+                if bias and level < bits
+                else None
+            )
+            rungs.append(Rung((level,), (Term(term),), 4.0**-level, own))
+        assert rungs[-1].terms is not None
+        return QTensor(shape, "F32", rungs[-1].terms, tuple(rungs))
 
     return make
 
@@ -405,6 +448,7 @@ LATER: dict[str, Mapping[str, Any]] = {
     "scan": {"model_type": "mamba2", "vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2}
     | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16, "tie_word_embeddings": False},
     "xielu": DECODER | {"model_type": "apertus", "hidden_act": "xielu"},
+    "ladder": DECODER | {"model_type": "llama"},
 }
 """Networks of features that came later, a file each."""
 
@@ -416,7 +460,12 @@ def _later() -> dict[str, tuple[Model, Options]]:
         shapes = _expert_shapes(config) if "moe_intermediate_size" in config else _decoder_shapes(False, False)
         own = {"head-norms": _cohere_shapes, "delta": _delta_shapes, "scan": _scan_shapes, "xielu": _apertus_shapes}
         shapes = own[name]() if name in own else shapes
-        networks[name] = (_model(name, config, shapes, forms), Options(layout="elastic"))
+        ladders = [ladder(4, 32), ladder(2, 16), ladder(8, 64, bias=False), ladder(4, 32, zero=True, bias=False)]
+        ladders += [ladder(3, 48, zero=True), ladder(4, 128)]
+        networks[name] = (
+            _model(name, config, shapes, ladders if name == "ladder" else forms),
+            Options(layout="elastic"),
+        )
     return networks
 
 

@@ -346,7 +346,13 @@ OPS = {
         ),
         Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear, interval=intervals.layer),
         Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
-        Op("GatedMlp", QDEPLOY, "Linear(act(Linear(x, gate)) * Linear(x, up), down), each with its bias where it is there", _gated_mlp, gated_mlp),
+        Op(
+            "GatedMlp",
+            QDEPLOY,
+            "Linear(act(Linear(x, gate)) * Linear(x, up), down), each with its bias where it is there",
+            _gated_mlp,
+            gated_mlp,
+        ),
         Op(
             "XIELU",
             QDEPLOY,

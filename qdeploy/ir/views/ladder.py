@@ -2,8 +2,8 @@
 
     W_l[n, k] = (code[n, k] with its last P - l bits at their middle, - zero_l[n, g]) * scale_l[n, g]
 
-in steps of the whole code, whatever a rung's own term counts in: a term of l bits has zero points and scales in steps of
-2 ** (P - l). Both conversions are by powers of two. The complete form is the last rung.
+in steps of the whole code, whatever a rung's own term counts in: a term of l bits has zero points and scales in steps
+of 2 ** (P - l). Both conversions are by powers of two. The complete form is the last rung.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qdeploy.ir.decode import decode_codes
 from qdeploy.ir.tensor import Codes, Float32, Param, QTensor, Rung, buffers
 from qdeploy.ir.views.levels import Levels
 from qdeploy.ir.views.params import Grid, Grouping, RowReader, two_levels
+
 
 @dataclass(frozen=True, eq=False)
 class Level:

@@ -106,8 +106,6 @@ def fit(
     )
 
 
-
-
 def _start(weight: Float32, metric: Metric, profile: Profile) -> tuple[UInt8, Float32]:
     """Codes by signs of what is left, and for each level the scale that fits best by itself."""
     rows, group, planes = len(weight), metric.group, profile.planes
@@ -140,4 +138,5 @@ def _level_weights(
         off = target[rows] - decoded(codes[rows], scales[rows], metric.group, level)
         lost.append(float(np.einsum("ij,ij->", off @ metric.moment, off, dtype=np.float64)))
     weighted = np.array(profile.weights) / np.maximum(lost, 1e-30)
-    return (weighted / max(weighted.max(), 1e-30)).astype(np.float32)
+    shares: Float32 = (weighted / max(weighted.max(), 1e-30)).astype(np.float32)
+    return shares

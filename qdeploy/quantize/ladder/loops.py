@@ -66,7 +66,9 @@ class Loops:
             oracle.round_rows(targets, scales, codes, metric, weights)
             return
         starts = range(0, metric.columns, metric.block)
-        self._factor = self._factor or [self._packed(metric.factor, metric.block, at, at + metric.block) for at in starts]
+        self._factor = self._factor or [
+            self._packed(metric.factor, metric.block, at, at + metric.block) for at in starts
+        ]
         ffi, lib = self._library
         factor, packed = _pointer(ffi, metric.factor, "float"), _pointers(ffi, self._factor)
         order = _pointer(ffi, metric.order, "int32_t")
@@ -74,9 +76,7 @@ class Loops:
             targets, scales, codes, weights, lambda rows: lib.qdf_round(rows, metric.block, factor, packed, order)
         )
 
-    def descend(
-        self, targets: Sequence[Float32], scales: Float32, codes: UInt8, weights: Float32, sweeps: int
-    ) -> None:
+    def descend(self, targets: Sequence[Float32], scales: Float32, codes: UInt8, weights: Float32, sweeps: int) -> None:
         """Coordinate descent on codes and scales; see `oracle.descend`."""
         metric = self.metric
         if self._library is None:
@@ -131,7 +131,10 @@ class Loops:
             described.rows, described.columns = len(codes[own]), codes.shape[1]
             described.group, described.levels = self.metric.group, len(targets)
             described.targets, described.weights = several, _pointer(ffi, weights, "float")
-            described.scales, described.codes = _pointer(ffi, scales[own], "float"), _pointer(ffi, codes[own], "uint8_t")
+            described.scales, described.codes = (
+                _pointer(ffi, scales[own], "float"),
+                _pointer(ffi, codes[own], "uint8_t"),
+            )
             return run(described)
 
         with ThreadPoolExecutor(self._threads) as pool:

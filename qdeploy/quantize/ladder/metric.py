@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,15 +80,15 @@ class Metric:
 def inverse_factor(moment: Float64) -> Float64:
     """The upper triangular U with U' U = moment^-1: that of Cholesky, of a matrix [K, K] that is positive definite."""
     lower = np.linalg.cholesky(moment[::-1, ::-1])
-    return np.ascontiguousarray(_inverted(lower)[::-1, ::-1])
+    upper: Float64 = np.ascontiguousarray(_inverted(lower)[::-1, ::-1])
+    return upper
 
 
-def _inverted(lower: Float64) -> Float64:
+def _inverted(lower: Any) -> Any:
     """The inverse of a lower triangular matrix, by halves."""
     size = len(lower)
     if size <= _SMALL:
-        small: Float64 = np.tril(np.linalg.inv(lower))
-        return small
+        return np.tril(np.linalg.inv(lower))
     half = size // 2
     out = np.zeros_like(lower)
     first, second = _inverted(lower[:half, :half]), _inverted(lower[half:, half:])

@@ -6,6 +6,7 @@ Codes have P bits; level l reads the first l of them, the rest at their middle, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +50,11 @@ def best_codes(target: Float32, scale: Float32, weight: Float32) -> UInt8:
         second = cost[1::2] < cost[::2]
         which = np.where(second, which[1::2], which[::2])
         cost = np.where(second, cost[1::2], cost[::2])
-    return which[0].astype(np.uint8)
+    best: UInt8 = which[0].astype(np.uint8)
+    return best
 
 
-def round_rows(
-    targets: Sequence[Float32], scales: Float32, codes: UInt8, metric: Metric, weights: Float32
-) -> None:
+def round_rows(targets: Sequence[Float32], scales: Float32, codes: UInt8, metric: Metric, weights: Float32) -> None:
     """One pass over the columns, the one with the greatest diagonal first; writes `codes`.
 
     Args:
@@ -81,7 +81,7 @@ def descend(
 ) -> None:
     """Coordinate descent, group after group: its scales, then the codes of its columns; writes `scales` and `codes`."""
     planes, group, moment = len(targets), metric.group, metric.moment
-    products = [(target - decoded(codes, scales, group, level)) @ moment for level, target in enumerate(targets)]
+    products: list[Any] = [(t - decoded(codes, scales, group, level)) @ moment for level, t in enumerate(targets)]
     for _ in range(sweeps):
         for g in range(metric.columns // group):
             own = slice(g * group, (g + 1) * group)

@@ -72,9 +72,7 @@ def ladder_tensor(
     """
     (rows, columns), count = fitted.codes.shape, len(scales)
     kept = [spill.keep(plane) for plane in packing.pack(fitted.codes, count)]
-    planes = tuple(
-        Buffer(f"plane.{place}", "U8", (rows, -(-columns // 8)), plane) for place, plane in enumerate(kept)
-    )
+    planes = tuple(Buffer(f"plane.{place}", "U8", (rows, -(-columns // 8)), plane) for place, plane in enumerate(kept))
 
     def term(level: int) -> Term:
         small = Buffer(f"scale.{level}", "U8", scales[level - 1].small.shape, spill.keep(scales[level - 1].small))
