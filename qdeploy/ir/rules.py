@@ -266,10 +266,8 @@ def _rungs_are_a_ladder(tensor: QTensor, where: str) -> None:
             )
         before = rung.planes
         if rung.bias is not None and rung.bias.decoded_shape != tensor.shape[:1]:
-            found = rung.bias.decoded_shape
-            raise BadFileError(
-                "a bias is not one number per row", where=place, found=found, allowed=str(tensor.shape[:1])
-            )
+            wrong, allowed = rung.bias.decoded_shape, str(tensor.shape[:1])
+            raise BadFileError("a bias is not one number per row", where=place, found=wrong, allowed=allowed)
         for j, term in enumerate(rung.terms or ()):
             _rung_uses_the_planes(term, tensor.terms[j] if j < len(full) else None, rung.planes[j : j + 1], place)
             _term_covers_the_tensor(term, tensor, place)
