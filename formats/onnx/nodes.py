@@ -17,13 +17,14 @@ from qdeploy.formats.onnx.attributes import FLOAT, TENSOR, attributes, known
 from qdeploy.formats.onnx.graph import MICROSOFT, Network, dequantizer, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
 from qdeploy.formats.onnx.versions import CURRENT, rewritten, same_since
+from qdeploy.ir.ops.image import COORDINATES
 from qdeploy.ir.ops.table import OPS
 
 Importer = Callable[[Network, Any, dict[str, Any]], bool]
 
 _MICROSOFT_ROWS = frozenset({"QGemm", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool"})
 _SAME_IN_MICROSOFT = frozenset({"QuantizeLinear", "DequantizeLinear", "Gelu"})
-_SEVERAL = frozenset({"Split", "DynamicQuantizeLinear", "SkipNorm"})
+_SEVERAL = frozenset({"Split", "DynamicQuantizeLinear", "SkipNorm", "TopK"})
 """Rows with more than one output."""
 
 
@@ -208,6 +209,22 @@ def _cast(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     return True
 
 
+def _resize(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
+    """Nearest and linear, where every place of the result has its place in the source.
+
+    Corners that are aligned by factors meet at no whole place, and libraries differ in where.
+    """
+    mode, way = attrs.get("mode", "nearest"), attrs.get("coordinate_transformation_mode", "half_pixel")
+    by_factors = way == "align_corners" and not any(node.input[3:4])
+    known_way = mode in ("nearest", "linear") and way in COORDINATES and not by_factors
+    return known_way and network.version("") >= 11 and _row(network, node, "Resize", node.input, attrs)
+
+
+def _top_k(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
+    """K is an input since version 10; unsorted results have no order that could be told."""
+    return network.version("") >= 10 and attrs.get("sorted", 1) == 1 and _row(network, node, "TopK", node.input, attrs)
+
+
 def _layer_normalization(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     if attrs.pop("axis", -1) != -1 or attrs.pop("stash_type", 1) != 1:
         return False
@@ -276,6 +293,8 @@ _SPECIAL: Mapping[tuple[str, str], Importer] = {
     ("", "Pad"): _pad,
     ("", "Split"): _split,
     ("", "Dropout"): _dropout,
+    ("", "Resize"): _resize,
+    ("", "TopK"): _top_k,
     ("", "Cast"): _cast,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "LayerNormalization"): _layer_normalization,

@@ -44,6 +44,38 @@ OPTIONS = {
     "SQUEEZE": ("SqueezeOptions",),
     "RESHAPE": ("ReshapeOptions",),
     "LEAKY_RELU": ("LeakyReluOptions", "Alpha"),
+    **dict.fromkeys(
+        ("SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"),
+        ("ReducerOptions", "KeepDims"),
+    ),
+    "RESIZE_BILINEAR": ("ResizeBilinearOptions", "AlignCorners", "HalfPixelCenters"),
+    "RESIZE_NEAREST_NEIGHBOR": ("ResizeNearestNeighborOptions", "AlignCorners", "HalfPixelCenters"),
+    "TRANSPOSE_CONV": ("TransposeConvOptions", "Padding", "StrideW", "StrideH", "FusedActivationFunction"),
+    "GATHER": ("GatherOptions", "Axis", "BatchDims"),
+    "PACK": ("PackOptions", "Axis", "ValuesCount"),
+    "UNPACK": ("UnpackOptions", "Axis", "Num"),
+    "STRIDED_SLICE": (
+        "StridedSliceOptions",
+        "BeginMask",
+        "EndMask",
+        "EllipsisMask",
+        "NewAxisMask",
+        "ShrinkAxisMask",
+        "Offset",
+    ),
+    "BATCH_MATMUL": ("BatchMatMulOptions", "AdjX", "AdjY"),
+    "GELU": ("GeluOptions", "Approximate"),
+    "CUMSUM": ("CumsumOptions", "Exclusive", "Reverse"),
+    "DEPTH_TO_SPACE": ("DepthToSpaceOptions", "BlockSize"),
+    "SPACE_TO_DEPTH": ("SpaceToDepthOptions", "BlockSize"),
+    "MIRROR_PAD": ("MirrorPadOptions", "Mode"),
+    "L2_NORMALIZATION": ("L2NormOptions", "FusedActivationFunction"),
+    "SPLIT": ("SplitOptions", "NumSplits"),
+    "SPLIT_V": ("SplitVOptions", "NumSplits"),
+    "CAST": ("CastOptions", "InDataType", "OutDataType"),
+    "ARG_MAX": ("ArgMaxOptions", "OutputType"),
+    "ARG_MIN": ("ArgMinOptions", "OutputType"),
+    "SHAPE": ("ShapeOptions", "OutType"),
 }
 """The options of an operator: their class in the schema, and what is read of it."""
 
@@ -59,7 +91,7 @@ kernels. PotScaleInt16 is not read by TFLite's kernels either, which look at the
 stay float here; a bias says its type itself."""
 
 _UNREAD: dict[str, dict[int, tuple[str, str]]] = {
-    "Tensor": {5: ("IsVariable", "Bool"), 6: ("Sparsity", ""), 9: ("VariantTensors", "[]")},
+    "Tensor": {5: ("IsVariable", "Bool"), 9: ("VariantTensors", "[]")},
     "QuantizationParameters": {},
     "Operator": {
         5: ("CustomOptions", "[]"),
@@ -87,6 +119,26 @@ _OPTION_SLOTS = {
     "SqueezeOptions": 1,
     "ReshapeOptions": 1,
     "LeakyReluOptions": 1,
+    "ResizeBilinearOptions": 4,
+    "ResizeNearestNeighborOptions": 2,
+    "TransposeConvOptions": 5,
+    "GatherOptions": 2,
+    "PackOptions": 2,
+    "UnpackOptions": 2,
+    "StridedSliceOptions": 6,
+    "BatchMatMulOptions": 3,
+    "GeluOptions": 1,
+    "CumsumOptions": 2,
+    "DepthToSpaceOptions": 1,
+    "SpaceToDepthOptions": 1,
+    "MirrorPadOptions": 1,
+    "L2NormOptions": 1,
+    "SplitOptions": 1,
+    "SplitVOptions": 1,
+    "CastOptions": 2,
+    "ArgMaxOptions": 1,
+    "ArgMinOptions": 1,
+    "ShapeOptions": 1,
 }
 """How many fields each table has; all of them are read or ignored."""
 

@@ -8,6 +8,7 @@ Values keep their names. The first axis is free ("batch") where the file says so
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from qdeploy.formats.tflite.schema import Operator, Parsed, Tensor
 from qdeploy.formats.tflite.stored import Part, element, plain_integers, refuse_unread
 from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.graph_rules import check_graph
-from qdeploy.ir.tensor import Array, QTensor
+from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 
 CODES = ("INT8", "INT16")
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
@@ -53,6 +54,15 @@ class Network:
         """Adds a node; returns its output."""
         self.nodes.append(Node(op, tuple(inputs), (output,), attrs, output))
         return output
+
+    def add_several(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
+        """Adds a node of several outputs."""
+        self.nodes.append(Node(op, tuple(inputs), tuple(outputs), attrs, outputs[0]))
+
+    def floats(self, array: Array, name: str) -> str:
+        """Adds float32 numbers as a constant of the graph."""
+        self.constants[name] = plain(Buffer.of("data", array.astype(np.float32), "F32"), "f32")
+        return name
 
     def constant(self, array: Array, name: str) -> str:
         """Adds integers as a constant of the graph."""
@@ -164,7 +174,8 @@ def build_graph(file: str, parsed: Parsed, names: Sequence[str], parts: Mapping[
         UnsupportedError: An operator has no row here; it is named.
         BadFileError: An operator contradicts its operands.
     """
-    from qdeploy.formats.tflite.floats import FLOAT, FloatNetwork
+    from qdeploy.formats.tflite.float_network import FloatNetwork
+    from qdeploy.formats.tflite.floats import FLOAT
     from qdeploy.formats.tflite.integers import INTEGER
 
     if is_integer(parsed):
@@ -190,11 +201,15 @@ def is_integer(parsed: Parsed) -> bool:
 
 
 def _translate(network: Any, operators: Sequence[Operator], table: Mapping[str, Any]) -> None:
+    unknown = Counter(op.kind for op in operators if op.kind not in table)
+    if unknown:
+        raise UnsupportedError(
+            "operators that are not read" if len(unknown) > 1 else "an operator that is not read",
+            where=network.file,
+            found=", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items())),
+            allowed=", ".join(sorted(table)),
+        )
     for op in operators:
-        if op.kind not in table:
-            raise UnsupportedError(
-                "an operator that is not read", where=network.file, found=op.kind, allowed=", ".join(sorted(table))
-            )
         refuse_unread(op.unread, f"{network.file}: {op.kind}")
         for index in {*op.inputs, *op.outputs} - {-1}:
             refuse_unread(network.tensor(index).unread, network.where(index))

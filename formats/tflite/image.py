@@ -25,12 +25,24 @@ from qdeploy.store.folder import File
 _PAGE = 4096
 _SLACK = 16  # behind the end: a scalar of 8 bytes whose field begins in the last byte reads zeros
 
+_WIDTHS = {1: 4, 2: 2, 3: 1}
+"""SparseIndexVector: the bytes of a number."""
+
 Spec = dict[int, Any]
 """Of a table: what each field that is an offset leads to."""
 STRING, BYTES = ("vector", 1), "bytes"
 _DETAILS: Spec = {}
 _QUANTIZATION: Spec = {0: ("vector", 4), 1: ("vector", 4), 2: ("vector", 4), 3: ("vector", 8), 5: ("table", _DETAILS)}
-_TENSOR: Spec = {0: ("vector", 4), 3: STRING, 4: ("table", _QUANTIZATION), 7: ("vector", 4), 9: ("vector", 4)}
+_AXIS = "axis of a sparse tensor"
+_SPARSITY: Spec = {0: ("vector", 4), 1: ("vector", 4), 2: _AXIS}
+_TENSOR: Spec = {
+    0: ("vector", 4),
+    3: STRING,
+    4: ("table", _QUANTIZATION),
+    6: ("table", _SPARSITY),
+    7: ("vector", 4),
+    9: ("vector", 4),
+}
 _LISTS: Spec = {n: ("vector", 4 if n in (1, 2, 8) else 1) for n in (1, 2, 5, 7, 8)}
 _OPERATOR: Spec = {**_LISTS, 4: ("table", {0: ("vector", 4)})}
 _SCALARS: Spec = {**_LISTS, 4: ("table", {})}
@@ -111,6 +123,10 @@ class Image:
     def _field(self, place: int, kind: Any) -> None:
         if kind == BYTES:
             self.vector(place, 1, read=False)
+        elif kind == _AXIS:
+            first, count = self.vector(place, 4)
+            for i in range(count):
+                self._sparse_axis(first + 4 * i + self.number(first + 4 * i))
         elif kind == "operators":
             first, count = self.vector(place, 4)
             for i in range(count):
@@ -128,6 +144,16 @@ class Image:
         """Verifies one of the model's subgraphs, which `table` with MODEL has found to be there."""
         first, _ = self.vector(self.fields(self.number(0))[2], 4)
         self.table(first + 4 * index + self.number(first + 4 * index), _SUBGRAPH)
+
+    def _sparse_axis(self, at: int) -> None:
+        """Segments and indices: each a table of one vector, whose type says how wide its numbers are."""
+        places = self.fields(at)
+        for kind, slot in ((2, 3), (4, 5)):
+            width = 0
+            if len(places) > slot and places[kind] and places[slot]:
+                width = _WIDTHS.get(self.number(places[kind], "<B"), 0)
+            if width:
+                self.table(places[slot] + self.number(places[slot]), {0: ("vector", width)})
 
     def _operator(self, at: int) -> None:
         """An operator; its options have a vector only where their type says so."""

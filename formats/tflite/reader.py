@@ -5,7 +5,8 @@
     stored.py      tensors over the bytes of their buffers
     graph.py       the graph: which of two forms a network has, names, constants
     integers.py     operators of integer networks, in the arithmetic of TFLite's reference kernels
-    floats.py       operators of float networks, with weights of any kind
+    floats.py       operators of float networks, with weights of any kind; the table of all of them
+    sparse.py       tensors of which only some elements are stored
 
 A network whose values are all codes becomes an integer graph, exact to the last bit; float values at its ends (a
 QUANTIZE behind the input, a DEQUANTIZE before the output) are left to the caller, who finds scales and zero points in

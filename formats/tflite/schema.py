@@ -18,10 +18,12 @@ from qdeploy.errors import AmbiguousError, BadArgumentError, BadFileError, Unsup
 from qdeploy.extras import require
 from qdeploy.formats.tflite.fields import OPTIONS, fields_beyond, unread_fields, unread_options
 from qdeploy.formats.tflite.image import MODEL, Image
+from qdeploy.formats.tflite.sparse import Sparsity, read_sparsity
 from qdeploy.ir.tensor import Array
 from qdeploy.store.folder import File
 
 IDENTIFIER = b"TFL3"
+_CUSTOM_OPTIONS = "CustomOptions"
 _CUSTOM, _BLOCKWISE = 1, 2
 """QuantizationDetails."""
 
@@ -50,6 +52,7 @@ class Tensor:
         axis: Of several scales.
         blocks: Scales of blocks, where there are such.
         unread: Fields that are set and that this reader does not know.
+        sparsity: Where its elements lie, where not all of them are stored.
     """
 
     name: str
@@ -62,17 +65,22 @@ class Tensor:
     axis: int
     blocks: Blocks | None = None
     unread: tuple[str, ...] = ()
+    sparsity: Sparsity | None = None
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator: its name in the schema, tensor indices (-1: left out), options, and fields that are not known."""
+    """One operator: its name in the schema, tensor indices (-1: left out), options, and fields that are not known.
+
+    `custom` is what an operator without a name in the schema says of itself, in bytes.
+    """
 
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: dict[str, Any]
     unread: tuple[str, ...] = ()
+    custom: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,9 @@ class _Reader:
         blocks, unread = self._details(quantization, scales, name)
         free = tuple(n < 0 for n in signature)
         unread = (*unread_fields("Tensor", t._tab), *unread)
-        return Tensor(name, self.kinds[t.Type()], shape, free, data, scales, zeros, axis, blocks, unread)
+        sparse = t.Sparsity()
+        sparsity = None if sparse is None else read_sparsity(sparse, f"{self.file.name}: {name}")
+        return Tensor(name, self.kinds[t.Type()], shape, free, data, scales, zeros, axis, blocks, unread, sparsity)
 
     def _details(self, q: Any, scales: Array, name: str) -> tuple[Blocks | None, tuple[str, ...]]:
         """Scales of blocks, and what else a quantization says that is not read."""
@@ -242,12 +252,15 @@ class _Reader:
         code = self.model.OperatorCodes(o.OpcodeIndex())
         number = max(int(code.BuiltinCode()), int(code.DeprecatedBuiltinCode()))
         kind = self.ops.get(number, f"operator {number}")
-        if kind == "CUSTOM":
+        is_custom = kind == "CUSTOM"
+        if is_custom:
             kind = f"CUSTOM {(code.CustomCode() or b'').decode('utf-8', 'replace')}"
         inputs = self._indices(o.InputsAsNumpy(), count, -1)
         outputs = self._indices(o.OutputsAsNumpy(), count, 0)
         options, unread = self._options(o, kind)
-        return Operator(kind, inputs, outputs, options, (*unread_fields("Operator", o._tab), *unread))
+        names = tuple(name for name in unread_fields("Operator", o._tab) if name != _CUSTOM_OPTIONS or not is_custom)
+        custom = o.CustomOptionsAsNumpy() if is_custom and o.CustomOptionsLength() else b""
+        return Operator(kind, inputs, outputs, options, (*names, *unread), bytes(custom))
 
     def _options(self, o: Any, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What the options of an operator say, and the names of fields that are not read."""

@@ -16,6 +16,7 @@ import numpy as np
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.stored import ByteRange, Stored, source_of
 from qdeploy.formats.tflite.schema import Parsed, Tensor
+from qdeploy.formats.tflite.sparse import SparseStored, Sparsity
 from qdeploy.ir.dtype import DType, dtype
 from qdeploy.ir.element import as_value
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Param, QTensor, Shape, Term
@@ -108,6 +109,8 @@ def _stored(rows: FileRows, file: str, name: str, tensor: Tensor) -> Stored:
     where = f"{file}: {tensor.name}"
     begin, size = tensor.data or (0, 0)
     kind = element(tensor.kind, where)
+    if tensor.sparsity is not None:
+        return _sparse(rows, file, name, tensor, tensor.sparsity)
     if bit_stream.row_bytes(math.prod(tensor.shape), kind.bits) != size:
         raise BadFileError(
             "a tensor's size contradicts its shape",
@@ -118,6 +121,21 @@ def _stored(rows: FileRows, file: str, name: str, tensor: Tensor) -> Stored:
     units = size if kind.bits < 8 else math.prod(tensor.shape)
     origin = Origin(file, name, kind.storage, (units,), kind=kind.element, begin=begin)
     return Stored(name, kind, tensor.shape, ByteRange(rows, begin, kind.storage), origin)
+
+
+def _sparse(rows: FileRows, file: str, name: str, tensor: Tensor, sparsity: Sparsity) -> Stored:
+    """The elements of a sparse tensor, and where they lie."""
+    where, (begin, size), kind = f"{file}: {tensor.name}", tensor.data or (0, 0), element(tensor.kind, "")
+    places = sparsity.places(tensor.shape, where)
+    if kind.bits < 8 or len(places) * kind.bits != 8 * size:
+        raise BadFileError(
+            "the size of a sparse tensor contradicts its places",
+            where=where,
+            found=f"{size} bytes",
+            allowed=f"{len(places)} elements of {kind.element}",
+        )
+    origin = Origin(file, name, kind.storage, (len(places),), kind=kind.element, begin=begin)
+    return SparseStored(name, kind, tensor.shape, ByteRange(rows, begin, kind.storage), origin, places=places)
 
 
 def _part(file: str, parsed: Parsed, constants: Mapping[int, Stored], index: int) -> Part:

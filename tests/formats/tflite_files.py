@@ -18,7 +18,19 @@ KINDS = {
     "float32": "FLOAT32",
     "float16": "FLOAT16",
     "uint8": "UINT8",
+    "bool": "BOOL",
 }
+
+
+VERSIONS = {
+    **dict.fromkeys(("ADD", "AVERAGE_POOL_2D", "CONCATENATION", "DEQUANTIZE", "LEAKY_RELU", "LOGISTIC"), 2),
+    **dict.fromkeys(("MAX_POOL_2D", "MEAN", "MUL", "PAD", "PADV2", "QUANTIZE", "RELU", "RELU6", "SOFTMAX", "SUB"), 2),
+    **dict.fromkeys(("TANH", "TRANSPOSE", "DIV"), 2),
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"), 3),
+    "FULLY_CONNECTED": 4,
+    "BROADCAST_TO": 2,
+}
+"""Versions of operators: the first that takes what is written here, 1 for the others."""
 
 
 @dataclass
@@ -138,13 +150,14 @@ def _ints(b: Any, numbers: Any) -> int:
 
 
 def _code(b: Any, kind: str) -> int:
-    number = getattr(tflite.BuiltinOperator, kind)
+    number = getattr(tflite.BuiltinOperator, kind.split()[0])
+    custom = b.CreateString(kind.split()[1]) if kind.startswith("CUSTOM ") else None
     tflite.OperatorCodeStart(b)
     tflite.OperatorCodeAddDeprecatedBuiltinCode(b, min(number, 127))
-    tflite.OperatorCodeAddVersion(
-        b, 4 if kind == "FULLY_CONNECTED" else 3 if "CONV" in kind else 1 if kind in ("RESHAPE", "HARD_SWISH") else 2
-    )
+    tflite.OperatorCodeAddVersion(b, VERSIONS.get(kind, 1))
     tflite.OperatorCodeAddBuiltinCode(b, number)
+    if custom is not None:
+        tflite.OperatorCodeAddCustomCode(b, custom)
     return int(tflite.OperatorCodeEnd(b))
 
 
@@ -191,7 +204,8 @@ def _operator(
     extra: dict[tuple[str, str], Any],
 ) -> int:
     held, name = None, OPTIONS.get(kind, ("",))[0]
-    if options:
+    custom = b.CreateByteVector(options.pop("custom")) if "custom" in options else None
+    if name and options:
         getattr(tflite, f"{name}Start")(b)
         for key, number in options.items():
             getattr(tflite, f"{name}Add{key}")(b, number)
@@ -202,6 +216,8 @@ def _operator(
     tflite.OperatorAddOpcodeIndex(b, code)
     tflite.OperatorAddInputs(b, parts[0])
     tflite.OperatorAddOutputs(b, parts[1])
+    if custom is not None:
+        tflite.OperatorAddCustomOptions(b, custom)
     if held is not None:
         tflite.OperatorAddBuiltinOptionsType(b, getattr(tflite.BuiltinOptions, name))
         tflite.OperatorAddBuiltinOptions(b, held)

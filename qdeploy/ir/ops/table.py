@@ -6,9 +6,9 @@ that what ONNX passes as a small constant input (shape, axes, starts, ends, min,
 the two equal. `Attention` keeps a state and has no expansion; `ir/attention.py` is its definition.
 `Opaque` is an operator of a source graph that has no row: it is carried for the one backend that may know it.
 
-The rows of exported networks stand apart, by concept: elementwise.py, shape.py, conv.py and
-quantized.py; and so do those of integer networks, in integer.py. Reshape, Unsqueeze, Squeeze and Slice take
-their constants as inputs too, where the graph computes them.
+The rows of exported networks stand apart, by concept: elementwise.py, shape.py, selection.py, conv.py, image.py and
+quantized.py; and so do those of integer networks, in integer.py. Reshape, Unsqueeze, Squeeze and Slice take their
+constants as inputs too, where the graph computes them.
 
 The numpy function takes the node's inputs as positional arguments (None where one is left out) and its attributes as
 keywords; arithmetic is float32, integers are int64. It is interpreter, specification and oracle in one.
@@ -40,11 +40,13 @@ from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops.experts import EXPERT_ROWS
+from qdeploy.ir.ops.image import IMAGE_ROWS
 from qdeploy.ir.ops.integer import INTEGER_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops.recurrent import RECURRENT_ROWS
 from qdeploy.ir.ops.rounding import product, rounded_once
 from qdeploy.ir.ops.row import ONNX, QDEPLOY, Op
+from qdeploy.ir.ops.selection import SELECTION_ROWS
 from qdeploy.ir.ops.shape import SHAPE_ROWS, bounded, reducer
 from qdeploy.ir.ops.tflite import TFLITE_ROWS
 from qdeploy.ir.tensor import Array
@@ -407,6 +409,8 @@ OPS = {
         *ELEMENTWISE_ROWS,
         *SHAPE_ROWS,
         *CONV_ROWS,
+        *IMAGE_ROWS,
+        *SELECTION_ROWS,
         *QUANTIZED_ROWS,
         *INTEGER_ROWS,
         *TFLITE_ROWS,

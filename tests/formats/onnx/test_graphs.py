@@ -111,8 +111,8 @@ def test_an_operator_without_a_row_goes_through_as_it_is(tmp_path: Path):
     parts = [tensor("sizes", np.array([1, 1, 8, 6], np.int64)), tensor("k", np.array([2], np.int64))]
     nodes = [
         node("Unsqueeze", "x axes", "image"),
-        node("Resize", "image _ _ sizes", "large", mode="linear"),
-        node("TopK", "large k", "best places", axis=-1),
+        node("Resize", "image _ _ sizes", "large", mode="cubic"),
+        node("TopK", "large k", "best places", axis=-1, sorted=0),
         node("Cast", "places", "real", to=T.FLOAT),
         node("Add", "best real", "y"),
     ]

@@ -15,7 +15,7 @@ from qdeploy.formats.tflite.fields import IGNORED, OPTIONS
 from qdeploy.store.folder import Folder
 
 READ = {
-    "Tensor": {"Shape", "Type", "Buffer", "Name", "Quantization", "ShapeSignature"},
+    "Tensor": {"Shape", "Type", "Buffer", "Name", "Quantization", "ShapeSignature", "Sparsity"},
     "QuantizationParameters": {"Scale", "ZeroPoint", "QuantizedDimension", "DetailsType", "Details"},
     "Operator": {"OpcodeIndex", "Inputs", "Outputs", "BuiltinOptionsType", "BuiltinOptions"},
 }

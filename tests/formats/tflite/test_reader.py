@@ -172,10 +172,10 @@ def test_names_that_occur_twice_are_told_apart(tmp_path: Path):
 def test_an_operator_without_a_row_is_named(tmp_path: Path):
     n = Network()
     a, b = n.value("a", (1, 4), "float32"), n.value("b", (1, 4), "float32")
-    n.add("ELU", [a], [b])
+    n.add("RELU_0_TO_1", [a], [b])
     with pytest.raises(UnsupportedError) as caught:
         _ = tflite.read(Folder(written(tmp_path, n, [a], [b]))).graph
-    assert caught.value.found == "ELU"
+    assert caught.value.found == "RELU_0_TO_1 (1)"
 
 
 def test_a_weight_with_zero_points_is_refused(tmp_path: Path):

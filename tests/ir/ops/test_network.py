@@ -16,7 +16,9 @@ from qdeploy.ir.dtype import rows
 from qdeploy.ir.element import element_dtype, element_name
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS
+from qdeploy.ir.ops.image import IMAGE_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.selection import SELECTION_ROWS
 from qdeploy.ir.ops.shape import SHAPE_ROWS
 from qdeploy.ir.ops.table import op
 from qdeploy.store.storage import STORAGE_TYPES
@@ -142,6 +144,41 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("GlobalAveragePool", [IMAGE], {}),
     ("GlobalMaxPool", [IMAGE], {}),
     ("BatchNormalization", [IMAGE, *CHANNELS], {"epsilon": 1e-3}),
+    *(
+        ("Resize", [IMAGE, None, f32(1, 1, 2, 1.5)], {"mode": "linear", "coordinate_transformation_mode": way})
+        for way in ("half_pixel", "pytorch_half_pixel", "asymmetric")
+    ),
+    ("Resize", [IMAGE, None, None, ints(2, 4, 5, 11)], {"mode": "linear"}),
+    (
+        "Resize",
+        [IMAGE, None, None, ints(2, 4, 17, 3)],
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+    ),
+    ("Resize", [IMAGE, None, f32(1, 1, 2, 3)], {}),
+    (
+        "Resize",
+        [IMAGE, None, None, ints(2, 4, 14, 12)],
+        {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    ),
+    ("Resize", [IMAGE, None, None, ints(2, 4, 5, 4)], {"nearest_mode": "round_prefer_ceil"}),
+    ("ConvTranspose", [IMAGE, GROUPED[:4]], {}),
+    (
+        "ConvTranspose",
+        [IMAGE, GROUPED[:4], f32(1, 2, 3, 4)],
+        {"group": 2, "strides": [2, 3], "pads": [1, 0, 0, 1], "output_padding": [1, 0], "dilations": [2, 1]},
+    ),
+    ("DepthToSpace", [IMAGE], {"blocksize": 2}),
+    ("DepthToSpace", [IMAGE], {"blocksize": 2, "mode": "CRD"}),
+    ("SpaceToDepth", [IMAGE[:, :, :8, :6].copy()], {"blocksize": 2}),
+    ("InstanceNormalization", [IMAGE, *CHANNELS[:2]], {}),
+    ("GatherND", [X, np.array([[0, 2], [1, -1]])], {}),
+    ("GatherND", [X, np.array([[1], [-3]])], {"batch_dims": 1}),
+    ("GatherElements", [X, RNG.integers(-8, 8, (2, 3, 4))], {"axis": 2}),
+    ("TopK", [X, ints(3)], {}),
+    ("TopK", [X, ints(2)], {"axis": 1, "largest": 0}),
+    ("TopK", [np.array([[1, 3, 3, 2]], np.float32), ints(2)], {}),
+    ("ArgMin", [X], {"axis": 2}),
+    ("ArgMin", [np.ones((2, 3), np.float32)], {"axis": 1, "select_last_index": 1, "keepdims": 0}),
     ("QuantizeLinear", [X, SCALE, ZERO], {}),
     ("QuantizeLinear", [X, SCALE], {}),
     ("QuantizeLinear", [X, f32(0.1, 0.2, 0.3), np.array([0, -9, 5], np.int8)], {"axis": 1}),
@@ -213,7 +250,7 @@ def onnx_says(name: str, inputs: list[Any], attrs: dict[str, Any]) -> list[np.nd
         if key in attrs:
             arrays[key] = np.array(attrs.pop(key), np.int64)
             names.append(key)
-    outputs = [f"y{i}" for i in range(3 if name in ("Split", "DynamicQuantizeLinear") else 1)]
+    outputs = [f"y{i}" for i in range({"Split": 3, "DynamicQuantizeLinear": 3, "TopK": 2}.get(name, 1))]
     domain = "com.microsoft" if op(name).source.startswith("com.microsoft") else ""
     node = helper.make_node(name, names, outputs, domain=domain, **attrs)
     infos = [
@@ -240,7 +277,9 @@ def test_a_row_means_what_onnx_runtime_computes(name: str, inputs: list[Any], at
 
 
 def test_every_row_is_compared() -> None:
-    rows = {row.name for row in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *QUANTIZED_ROWS)}
+    rows = {
+        row.name for row in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *IMAGE_ROWS, *SELECTION_ROWS, *QUANTIZED_ROWS)
+    }
     assert rows - {"ConstantOfShape"} <= {c[0] for c in CASES}
 
 

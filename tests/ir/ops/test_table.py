@@ -19,7 +19,9 @@ from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS
+from qdeploy.ir.ops.image import IMAGE_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.selection import SELECTION_ROWS
 from qdeploy.ir.ops.shape import SHAPE_ROWS
 from qdeploy.ir.ops.table import OPS, op
 from qdeploy.ir.run import run
@@ -117,7 +119,8 @@ def test_a_primitive_means_what_onnx_says(name: str, inputs: list[np.ndarray], a
 
 
 def test_every_primitive_is_compared() -> None:
-    elsewhere = {row.name for row in (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *QUANTIZED_ROWS)}  # test_network.py
+    exported = (*ELEMENTWISE_ROWS, *SHAPE_ROWS, *CONV_ROWS, *QUANTIZED_ROWS, *IMAGE_ROWS, *SELECTION_ROWS)
+    elsewhere = {row.name for row in exported}  # test_network.py
     assert {c[0] for c in CASES} == {name for name, row in OPS.items() if row.source.startswith("ONNX")} - elsewhere
 
 
