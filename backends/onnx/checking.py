@@ -27,6 +27,7 @@ from qdeploy.backends.onnx.trial import (
     can_run,
     is_half,
     rounds,
+    shares,
     source_file,
     trial_codes,
     trial_extents,
@@ -115,10 +116,25 @@ class _Undecoded(Mapping[str, Array]):
 
 
 def _whole_case(model: Model, target: Path, lowered: Lowered) -> Case:
-    """The whole model; where numpy cannot run it, that ONNX Runtime loads it."""
-    if can_run(model.graph):
+    """The whole model; where numpy cannot run it, its source in ONNX Runtime, or at least that this loads it."""
+    source = source_file(model)
+    if not can_run(model.graph):
+        return Case("model", "loads", 0.0, target / MODEL_FILE, ()) if source is None else _beside(model, target)
+    try:
         return _model_case(model, target, lowered)
-    return Case("model", "loads", 0.0, target / MODEL_FILE, ())
+    except BadFileError:
+        if source is None or len(trial_extents(model.graph)) == 1:
+            raise
+        return _beside(model, target)  # the extents of its free axes are not found by trying
+
+
+def _beside(model: Model, target: Path) -> Case:
+    """The output beside its source, both in ONNX Runtime, on the first inputs that the source runs on."""
+    graph = model.graph
+    tries = [(extent, last) for last in (False, True) for extent in trial_extents(graph)]
+    runs = tuple((trial_inputs(graph, *how), dict[str, Array]()) for how in tries)
+    limit = HALF_FULL if is_half(graph) else EXACT_FULL
+    return Case("model", "model", limit, target / MODEL_FILE, runs, shares(graph), beside=True)
 
 
 def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
@@ -140,7 +156,7 @@ def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
         runs.append((inputs, outputs))
     coarse = ROUNDED_FULL if rounds(graph) else HALF_FULL if is_half(graph) else EXACT_FULL
     limit = INT8_FULL if lowered.int8 else coarse
-    return Case("model", "model", limit, target / MODEL_FILE, tuple(runs))
+    return Case("model", "model", limit, target / MODEL_FILE, tuple(runs), shares(graph))
 
 
 def _trial_run(graph: Graph, weights: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
@@ -206,6 +222,8 @@ def _run(job: Path, cases: list[Case], source: Path | None) -> list[CheckResult]
                 "source": str(source) if whole else "",
                 "arrays": f"{place}.npz",
                 "runs": len(case.runs),
+                "shares": list(case.shares),
+                "beside": case.beside,
             }
         )
     (job / "cases.json").write_text(json.dumps(listed))

@@ -1,10 +1,10 @@
 """The process that runs ONNX Runtime for `checking.py`: `python -m qdeploy.backends.onnx.child FOLDER`.
 
-The folder holds cases.json, [{model, source, arrays, runs}], and one .npz per case with `<run>.in.<name>` and
-`<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints a JSON list: of each case
-the greatest relative L2 error, or, where ONNX Runtime runs neither the model nor its source, {"lacks": what it said of
-an operator, type or version that it does not have} or {"refuses": what else it said}. Exit code 3: onnxruntime is not
-installed.
+The folder holds cases.json, [{model, source, arrays, runs, shares, beside}], and one .npz per case with
+`<run>.in.<name>` and `<run>.want.<name>`. Caches are carried from run to run; in the first they are empty. Prints a
+JSON list: of each case the greatest relative L2 error (against the outputs of the source, where it is "beside"), or,
+where ONNX Runtime runs neither the model nor its source, {"lacks": what it said of an operator, type or version that it
+does not have} or {"refuses": what else it said}. Exit code 3: onnxruntime is not installed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+_LEAST_SHARE = 1e-3
+"""Parts of 1 below this are held to an absolute error."""
 _SHOWN = 200
 """Characters of the library's own words that are shown, from the end."""
 _LACKING = ("NOT_IMPLEMENTED", "not a registered function/op", "under development")
@@ -48,12 +50,14 @@ def main(folder: Path) -> int:
 def _tried(opened: Callable[[str], Any], case: Mapping[str, Any], arrays: Mapping[str, Any]) -> float | dict[str, str]:
     """The error of a case, or why ONNX Runtime cannot run it where it cannot run the source either."""
     try:
-        return _worst(opened(case["model"]), arrays, case["runs"])
+        if case["beside"]:
+            return _beside(opened(case["source"]), opened(case["model"]), arrays, case)
+        return _worst(opened(case["model"]), arrays, case)
     except Exception as error:  # whatever the library raises: the source says whose fault it is
         if not case["source"]:
             raise
         try:
-            _worst(opened(case["source"]), arrays, case["runs"])
+            _worst(opened(case["source"]), arrays, case)
         except KeyError:  # its inputs have other names: nothing is known of it
             raise error from None
         except Exception:
@@ -62,16 +66,39 @@ def _tried(opened: Callable[[str], Any], case: Mapping[str, Any], arrays: Mappin
         raise
 
 
-def _worst(session: Any, arrays: Mapping[str, Any], runs: int) -> float:
+def _beside(source: Any, session: Any, arrays: Mapping[str, Any], case: Mapping[str, Any]) -> float | dict[str, str]:
+    """The error against what the source gives for the first inputs that it runs on."""
+    names, refusal = [output.name for output in session.get_outputs()], ""
+    for run in range(case["runs"]):
+        feed = {i.name: arrays[f"{run}.in.{i.name}"] for i in session.get_inputs()}
+        try:
+            want = source.run(names, feed)
+        except Exception as error:  # whatever the library raises: other inputs are tried
+            refusal = str(error)
+            continue
+        least = [_LEAST_SHARE if name in case["shares"] else 0.0 for name in names]
+        return max(map(_difference, session.run(names, feed), want, least), default=0.0)
+    return {"lacks": f"no inputs that the source runs on: {refusal[-_SHOWN:]}"}
+
+
+def _difference(actual: Any, want: Any, least: float) -> float:
+    """The error of an output; of sequences, maps and texts, whether they are equal."""
+    if isinstance(want, np.ndarray) and want.dtype.kind in "fiub":
+        return relative_error(actual, want.astype(np.float64), least)
+    return 0.0 if str(actual) == str(want) else float("inf")
+
+
+def _worst(session: Any, arrays: Mapping[str, Any], case: Mapping[str, Any]) -> float:
     names = [output.name for output in session.get_outputs()]
     carried: dict[str, Any] = {}
     worst = 0.0
-    for run in range(runs):
+    for run in range(case["runs"]):
         feed = {i.name: _input(i, f"{run}.in.{i.name}", arrays, carried) for i in session.get_inputs()}
         carried = dict(zip(names, session.run(names, feed), strict=True))
         for name in names:
             if f"{run}.want.{name}" in arrays:
-                worst = max(worst, relative_error(carried[name], arrays[f"{run}.want.{name}"]))
+                least = _LEAST_SHARE if name in case["shares"] else 0.0
+                worst = max(worst, relative_error(carried[name], arrays[f"{run}.want.{name}"], least))
     return worst
 
 
@@ -86,9 +113,9 @@ def _input(declared: Any, key: str, arrays: Mapping[str, Any], carried: Mapping[
     return np.zeros((1, heads, 0, size), np.float32)
 
 
-def relative_error(actual: Any, want: Any) -> float:
-    """|found - want| / |want| in L2; infinite where it is not a number."""
-    norm = float(np.linalg.norm(want.astype(np.float64)))
+def relative_error(actual: Any, want: Any, least: float = 0.0) -> float:
+    """|found - want| / |want| in L2, with `least` per element for a smaller |want|; infinite where it is no number."""
+    norm = max(float(np.linalg.norm(want.astype(np.float64))), least * float(np.sqrt(want.size)))
     error = float(np.linalg.norm(actual.astype(np.float64) - want)) / (norm or 1.0)
     return error if np.isfinite(error) else float("inf")
 

@@ -37,13 +37,19 @@ Arrays = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Case:
-    """A model file, and inputs with the outputs that they must give, run after run."""
+    """A model file, and inputs with the outputs that they must give, run after run.
+
+    `shares` are outputs that are parts of 1, which kernels approximate to so many places behind the point: where they
+    are all close to 0, their error is not measured against themselves. `beside`: the source gives the outputs.
+    """
 
     name: str
     kind: str
     limit: float
     model: Path
     runs: tuple[tuple[Arrays, Arrays], ...]
+    shares: tuple[str, ...] = ()
+    beside: bool = False
 
 
 class SampleBuilder(GraphBuilder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,34 @@ from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array
 
 ROUNDS = frozenset(row.name for row in QUANTIZED_ROWS)
 """Rows after which a difference in the last bit can become one of a whole step."""
+_SHARES = ("Sigmoid", "Softmax", "HardSigmoid")
 _TRIES, _LONGEST = 24, 4096
+_USUAL = (32, 48, 64, 224, 256, 512)
+"""Extents that images and sounds often have: tried where nothing else works."""
 
 
-def trial_inputs(graph: Graph, extent: int = 4) -> dict[str, Array]:
-    """One array per input: normal numbers, or small integers; free first axes are 1, other free axes `extent`."""
+def trial_inputs(graph: Graph, extent: int = 4, last_only: bool = False) -> dict[str, Array]:
+    """One array per input: normal numbers, or small integers.
+
+    Args:
+        graph: Of a network.
+        extent: Of free axes; those that are the first axis of an input are 1, wherever their names stand.
+        last_only: Only the last axis of an input has this extent, every other free axis is 1.
+    """
     rng = np.random.default_rng(0)
-    return {value.name: _trial(value, rng, extent) for value in graph.inputs}
+    batches = {value.shape[0] for value in graph.inputs if value.shape and isinstance(value.shape[0], str)}
+    arrays = {}
+    for value in graph.inputs:
+        last = len(value.shape) - 1
+        ones = [axis in batches or (last_only and place != last) for place, axis in enumerate(value.shape)]
+        shape = [n if isinstance(n, int) else 1 if one else extent for n, one in zip(value.shape, ones, strict=True)]
+        arrays[value.name] = _trial(value, rng, shape)
+    return arrays
 
 
 def trial_extents(graph: Graph) -> list[int]:
@@ -30,11 +48,10 @@ def trial_extents(graph: Graph) -> list[int]:
     shapes = [node.attrs["shape"] for node in graph.nodes if node.op == "Reshape" and "shape" in node.attrs]
     extents = sorted({n for shape in shapes if isinstance(shape, list) for n in shape if 1 < n <= _LONGEST})
     free = any(isinstance(n, str) for value in graph.inputs for n in value.shape[1:])
-    return list(dict.fromkeys([4, *extents[:_TRIES]])) if free else [4]
+    return list(dict.fromkeys([4, *extents[:_TRIES], *_USUAL])) if free else [4]
 
 
-def _trial(value: Value, rng: np.random.Generator, extent: int) -> Array:
-    shape = [n if isinstance(n, int) else extent if place else 1 for place, n in enumerate(value.shape)]
+def _trial(value: Value, rng: np.random.Generator, shape: Sequence[int]) -> Array:
     row, dtype = element_row(value.dtype), element_dtype(value.dtype)
     if row.kind == "bool" or row.is_integer or row.bits < 8:
         return rng.integers(0, 2, shape).astype(dtype)  # valid as ids, codes, masks and flags
@@ -81,6 +98,18 @@ def is_half(graph: Graph) -> bool:
     """Whether something is computed in 16-bit floats."""
     narrow = ("F16", "BF16")
     return any(v.dtype in narrow for v in graph.inputs) or any(node.attrs.get("to") in narrow for node in graph.nodes)
+
+
+def shares(graph: Graph) -> tuple[str, ...]:
+    """The outputs that are parts of 1, moved or not."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    names = []
+    for value in graph.outputs:
+        node = makers.get(value.name)
+        while node is not None and op(node.op).moves:
+            node = makers.get(node.inputs[0])
+        names += [value.name] if node is not None and node.op in _SHARES else []
+    return tuple(names)
 
 
 def rounds(graph: Graph) -> bool:
