@@ -15,12 +15,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qdeploy.backends.onnx.options import Lowered
+from qdeploy.backends.onnx.options import Lowered, Options
 from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
 from qdeploy.backends.onnx.trial import (
@@ -39,8 +40,10 @@ from qdeploy.errors import BadFileError, ProofError
 from qdeploy.extras import missing
 from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph
-from qdeploy.ir.model import Model
-from qdeploy.ir.tensor import Array
+from qdeploy.ir.model import Model, ReplacedTensors
+from qdeploy.ir.tensor import Array, Buffer, ComputedRows, QTensor, plain
+from qdeploy.progress import SILENT
+from qdeploy.quantize.networks import META as WEIGHT_ONLY
 
 EXACT_FULL, INT8_FULL = 1e-3, 0.15
 """Relative L2 error allowed of all layers together, with float32 activations and with 8-bit ones (see sampling.py)."""
@@ -79,7 +82,7 @@ def check(model: Model, target: Path, lowered: Lowered, level: Level = "auto") -
         small = (target / DATA_FILE).stat().st_size < FULL_BELOW
         unknown = unknown_domains(model.graph) if level != "nodes" else []
         if not unknown and (level == "full" or (level == "auto" and small)):
-            cases.append(_whole_case(model, target, lowered))
+            cases.append(_whole_case(model, target, lowered, job))
         results = _run(job, cases, source_file(model)) if cases else []
     if unknown:
         why = f"ONNX Runtime has no operators of {', '.join(unknown)}"
@@ -115,26 +118,48 @@ class _Undecoded(Mapping[str, Array]):
         return len(self._tensors)
 
 
-def _whole_case(model: Model, target: Path, lowered: Lowered) -> Case:
+def _whole_case(model: Model, target: Path, lowered: Lowered, job: Path) -> Case:
     """The whole model; where numpy cannot run it, its source in ONNX Runtime, or at least that this loads it."""
     source = source_file(model)
     if not can_run(model.graph):
-        return Case("model", "loads", 0.0, target / MODEL_FILE, ()) if source is None else _beside(model, target)
+        return Case("model", "loads", 0.0, target / MODEL_FILE, ()) if source is None else _beside(model, target, job)
     try:
         return _model_case(model, target, lowered)
     except BadFileError:
         if source is None or len(trial_extents(model.graph)) == 1:
             raise
-        return _beside(model, target)  # the extents of its free axes are not found by trying
+        return _beside(model, target, job)  # the extents of its free axes are not found by trying
 
 
-def _beside(model: Model, target: Path) -> Case:
-    """The output beside its source, both in ONNX Runtime, on the first inputs that the source runs on."""
-    graph = model.graph
+def _beside(model: Model, target: Path, job: Path) -> Case:
+    """The output beside its source, both in ONNX Runtime, on the first inputs that the source runs on.
+
+    Where weights were rounded, what stands beside it is the same network with the floats that their codes mean.
+    """
+    graph, source = model.graph, source_file(model)
+    if WEIGHT_ONLY in graph.meta:
+        from qdeploy.backends.onnx.assemble import assemble
+
+        (job / "widened").mkdir()
+        assemble(_widened(model), job / "widened", Options(), SILENT)
+        source = job / "widened" / MODEL_FILE
     tries = [(extent, last) for last in (False, True) for extent in trial_extents(graph)]
     runs = tuple((trial_inputs(graph, *how), dict[str, Array]()) for how in tries)
     limit = HALF_FULL if is_half(graph) else EXACT_FULL
-    return Case("model", "model", limit, target / MODEL_FILE, runs, shares(graph), beside=True)
+    return Case("model", "model", limit, target / MODEL_FILE, runs, shares(graph), source)
+
+
+def _widened(model: Model) -> Model:
+    """A network whose rounded weights are floats."""
+    listed: Any = model.graph.meta[WEIGHT_ONLY]
+    floats = {name: _floats(model.tensors[name]) for name in listed}
+    graph = replace(model.graph, meta={key: value for key, value in model.graph.meta.items() if key != WEIGHT_ONLY})
+    return replace(model, tensors=ReplacedTensors(model.tensors, floats), build_graph=lambda _: graph)
+
+
+def _floats(tensor: QTensor) -> QTensor:
+    rows = ComputedRows(lambda start, stop: tensor.decode(slice(start, stop)))
+    return QTensor(tensor.shape, "F32", plain(Buffer("data", "F32", tensor.shape, rows), "f32").terms)
 
 
 def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
@@ -148,7 +173,8 @@ def _model_case(model: Model, target: Path, lowered: Lowered) -> Case:
     network = graph.meta.get("kind") == "network"
     states: dict[str, Any] = {}
     runs = []
-    if network and not graph.states:
+    texts = graph.meta.get("texts", False)
+    if network and not graph.states and not texts:
         runs.append(_trial_run(graph, weights))
     for inputs in () if runs else _decoder_inputs(model) if graph.states else (_encoder_inputs(model),):
         names = {value.name for value in graph.inputs}
@@ -219,11 +245,11 @@ def _run(job: Path, cases: list[Case], source: Path | None) -> list[CheckResult]
         listed.append(
             {
                 "model": str(case.model),
-                "source": str(source) if whole else "",
+                "source": str(case.beside or source) if whole or case.beside else "",
                 "arrays": f"{place}.npz",
                 "runs": len(case.runs),
                 "shares": list(case.shares),
-                "beside": case.beside,
+                "beside": case.beside is not None,
             }
         )
     (job / "cases.json").write_text(json.dumps(listed))

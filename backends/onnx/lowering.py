@@ -15,8 +15,10 @@ from qdeploy.backends.onnx.proto import GraphBuilder, onnx_type
 from qdeploy.backends.onnx.rules import Ruling, float_form, rule
 from qdeploy.backends.onnx.transposed import transposed_weight
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
+from qdeploy.backends.onnx.weight_only import FoldedForm, folded_form
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.errors import UnsupportedError
+from qdeploy.ir.dtype import dtype
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
@@ -25,11 +27,13 @@ from qdeploy.ir.views.multiples import as_integers
 from qdeploy.passes.expand import expand_graph
 from qdeploy.passes.experts import with_matrices
 from qdeploy.passes.frequencies import within_first_frequencies
+from qdeploy.quantize.networks import META as WEIGHT_ONLY
 
 MASK = "attention_mask"
 _KEPT = ("Linear", "SkipNorm", "Experts")
 """Composites that have a form of their own in ONNX."""
 
+FOLDED = "rounded alone; ONNX Runtime widens it when it opens the file, and computes in float32"
 _TABLES = 512 << 20
 """Bytes of rotation tables that a model may come with."""
 
@@ -49,6 +53,8 @@ class GraphLowering:
         self._network = self.graph.meta.get("kind") == "network"
         if self._network:
             self.graph = with_unsigned_codes(self.graph, model.tensors)
+        listed = self.graph.meta.get(WEIGHT_ONLY, [])
+        self._weight_only = frozenset(map(str, listed)) if isinstance(listed, list) else frozenset[str]()
         self.builder = GraphBuilder()
         if self._network:
             self.builder.source_opset = int(self.graph.meta.get("opset", 0))  # type: ignore[arg-type]
@@ -79,7 +85,8 @@ class GraphLowering:
     def is_weight(self, name: str) -> bool:
         """Whether a name is a tensor of the model, and a matrix whose rows have a form of their own."""
         if self._network:  # tensors stay as their source stores them
-            return False
+            folded = self._folded(name)
+            return folded is not None and (folded.by_rows or _is_packed(folded))
         return (
             name not in self._computed
             and name not in self.graph.constants
@@ -122,23 +129,32 @@ class GraphLowering:
 
     # ---- weights
 
+    def _folded(self, name: str) -> FoldedForm | None:
+        """The form of a weight of a network that was rounded alone; None for any other tensor."""
+        return folded_form(name, self._model.tensors[name]) if name in self._weight_only else None
+
     def _form(self, name: str) -> Form:
         if name not in self.rulings:
-            tensor = self._model.tensors[name]
+            tensor, folded = self._model.tensors[name], self._folded(name)
+            if folded is not None and not _is_packed(folded):
+                self.rulings[name] = Ruling(folded, FOLDED)
+                return folded
             self.rulings[name] = rule(name, tensor, self._options.activations, self._options.requantize)
         return self.rulings[name].form
 
-    def _whole(self, name: str) -> FloatForm | StoredForm | Literal:
+    def _whole(self, name: str) -> FloatForm | StoredForm | FoldedForm | Literal:
         """A tensor that a node takes as a whole (a norm, a bias, a constant): floats as they are, others decoded."""
         tensor = self.graph.constants[name] if name in self.graph.constants else self._model.tensors[name]
         own_integers = name in self.graph.constants and isinstance(view(tensor), Integers)
         small = literal(name, tensor) if self._network or own_integers else None
         if small is not None:
             return small
+        folded = self._folded(name)
         if name not in self.rulings:
-            self.rulings[name] = (as_stored(name, tensor) if self._network else None) or whole(name, tensor)
+            stored = Ruling(folded, FOLDED) if folded else as_stored(name, tensor) if self._network else None
+            self.rulings[name] = stored or whole(name, tensor)
         form = self.rulings[name].form
-        return form if isinstance(form, FloatForm | StoredForm) else decoded(f"{name}.decoded", tensor)
+        return form if isinstance(form, FloatForm | StoredForm | FoldedForm) else decoded(f"{name}.decoded", tensor)
 
     # ---- states
 
@@ -199,6 +215,13 @@ class GraphLowering:
     def _encoder_attention(self, node: Node) -> None:
         query, key, value, *mask = (self.value(name) for name in node.inputs[:4])
         self._encoder.emit(node, (query, key, value), mask[0] if mask else "", int(node.attrs.get("head_dim", 0)))  # type: ignore[arg-type]
+
+
+def _is_packed(form: FoldedForm) -> bool:
+    """Whether a matrix has kernels of its own for such codes: of at most 4 bits, in blocks along its rows."""
+    codes, scale = form.codes, form.scale
+    narrow = dtype(str(codes.table)).bits <= 4
+    return len(form.shape) == 2 and narrow and codes.shape == form.shape and scale.shape[0] == form.shape[0]
 
 
 def state_names(graph: Graph, side: str) -> list[str]:

@@ -282,7 +282,7 @@ def _declare(builder: GraphBuilder, name: str, codes: Codes, element: str, shape
     size = bit_stream.row_bytes(count, bits)
     known = ("declared", name)
     if known not in builder.memo:
-        builder.memo[known] = builder.initializer(name, onnx_type("U8"), (size,), _stream(codes, bits))
+        builder.memo[known] = builder.initializer(name, onnx_type("U8"), (size,), code_stream(codes, bits))
         builder.graph.initializer[-1].data_type = onnx_type(element)
         builder.graph.initializer[-1].dims[:] = shape
     return builder.memo[known]
@@ -293,8 +293,8 @@ def _flat(codes: Codes) -> RowReader:
     return lambda start, stop: codes.data[0].read().reshape(-1)[start:stop]
 
 
-def _stream(codes: Codes, bits: int) -> RowReader:
-    """Bytes [start, stop) of all codes as one stream."""
+def code_stream(codes: Codes, bits: int, half: int = 0) -> RowReader:
+    """Bytes [start, stop) of all codes as one stream; `half` turns the sign bit of signed codes over."""
     row, count = math.prod(codes.shape[1:]), math.prod(codes.shape)
 
     def read(start: int, stop: int) -> Array:
@@ -303,6 +303,6 @@ def _stream(codes: Codes, bits: int) -> RowReader:
             return read_codes(codes, 0, codes.shape[0]).reshape(-1).view(np.uint8)[start:stop]
         low, high = first // row, -(-last // row)
         selected = read_codes(codes, low, high).reshape(-1)[first - low * row : last - low * row]
-        return bit_stream.pack(np.ascontiguousarray(selected), bits)
+        return bit_stream.pack(np.ascontiguousarray(selected ^ half if half else selected), bits)
 
     return read

@@ -19,6 +19,7 @@ from qdeploy.backends.onnx.integer.lowering import WeightForm
 from qdeploy.backends.onnx.options import Lowered
 from qdeploy.backends.onnx.passthrough import StoredForm
 from qdeploy.backends.onnx.proto import DATA_FILE, GraphBuilder, itemsize
+from qdeploy.backends.onnx.weight_only import FoldedForm
 from qdeploy.backends.onnx.weights import AffineForm
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
@@ -40,7 +41,7 @@ class Case:
     """A model file, and inputs with the outputs that they must give, run after run.
 
     `shares` are outputs that are parts of 1, which kernels approximate to so many places behind the point: where they
-    are all close to 0, their error is not measured against themselves. `beside`: the source gives the outputs.
+    are all close to 0, their error is not measured against themselves. What stands `beside` gives the outputs.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Case:
     model: Path
     runs: tuple[tuple[Arrays, Arrays], ...]
     shares: tuple[str, ...] = ()
-    beside: bool = False
+    beside: Path | None = None
 
 
 class SampleBuilder(GraphBuilder):
@@ -102,7 +103,7 @@ def node_cases(model: Model, target: Path, lowered: Lowered, job: Path) -> Itera
     try:
         for use, name in _uses(model):
             form = lowered.forms.get(name)
-            if form is None or isinstance(form, StoredForm | WeightForm) or len(form.shape) != 2:
+            if form is None or isinstance(form, StoredForm | WeightForm | FoldedForm) or len(form.shape) != 2:
                 continue
             if f"{use}: {form.label}" in seen:
                 continue

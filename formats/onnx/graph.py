@@ -24,6 +24,7 @@ from qdeploy.formats.onnx.attributes import TENSOR, attributes, captured, encode
 from qdeploy.formats.onnx.initializers import element_of, open_initializers, typed_units
 from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
 from qdeploy.formats.onnx.rewrites import Known
+from qdeploy.formats.onnx.subgraphs import lifted
 from qdeploy.formats.onnx.versions import CURRENT
 from qdeploy.formats.stored import Array, InMemory, Stored
 from qdeploy.ir.dtype import DType, element_row, of_onnx, onnx_rows, plain_name
@@ -60,6 +61,8 @@ class Network:
             if not node.op_type or not any(node.output):
                 raise BadFileError("a node without an operator or an output", where=file, found=node.name)
         self._is_current = False
+        for tensor in lifted(proto.graph):
+            self.stored[tensor.name] = self._inline(tensor, tensor.name)
         self._constants_of_nodes()
         self.claimed: dict[str, QTensor] = {}
         self._claim()
@@ -88,13 +91,12 @@ class Network:
 
     def _constant(self, node: Any) -> Stored | None:
         (attribute,) = node.attribute
-        name, where = node.output[0], f"{self.file}: {node.output[0]}"
+        name = node.output[0]
         if attribute.type == TENSOR and attribute.t.data_location == 1:
             return self._constant_elsewhere(attribute.t, name)
         if attribute.type == TENSOR:
-            element = element_of(attribute.t, where)
-            shape, units = tuple(attribute.t.dims), typed_units(attribute.t, element, where)
-        elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            return self._inline(attribute.t, name)
+        if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
             whole = "int" in attribute.name
             number = attributes(node)[attribute.name]
             array = np.array(number, np.int64 if whole else np.float32)
@@ -103,6 +105,14 @@ class Network:
             return None
         origin = Origin(self.file, name, element.storage, (units.size,))
         return Stored(name, element, shape, InMemory(units), origin, exact=False)
+
+    def _inline(self, tensor: Any, name: str) -> Stored:
+        """A constant whose data lies in the message itself."""
+        where = f"{self.file}: {name}"
+        element = element_of(tensor, where)
+        units = typed_units(tensor, element, where)
+        origin = Origin(self.file, name, element.storage, (units.size,))
+        return Stored(name, element, tuple(tensor.dims), InMemory(units), origin, exact=False)
 
     def _constant_elsewhere(self, tensor: Any, name: str) -> Stored:
         """A constant whose data lies in a file beside this one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
@@ -17,6 +17,8 @@ from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
 from qdeploy.quantize.contract import Statistics, Weight
+from qdeploy.quantize.networks import META as NETWORK_META
+from qdeploy.quantize.networks import layer_weights, rounded
 from qdeploy.quantize.samples import read_samples
 from qdeploy.quantize.shifts import shifted
 from qdeploy.quantize.specs import Spec
@@ -32,7 +34,10 @@ _LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4), "Stack": slic
 
 def quantized(model: Model, specs: Sequence[Spec]) -> Model:
     """See `qdeploy.quantize.quantize_model`."""
+    if _is_network(model):
+        return _quantized_network(model, specs)
     weights = chosen_weights(model, specs)
+    _refuse_idle(model, specs, [id(spec) for spec in weights.values()], tuple(weights))
     losses: dict[str, float] = {}
     shifts: dict[str, QTensor] = {}
     tensors: dict[str, QTensor] = {}
@@ -50,6 +55,50 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
             tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
     model = dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
     return shifted(model, shifts)
+
+
+def _is_network(model: Model) -> bool:
+    """Whether the graph came with its source, so that layers take their weights in forms of their own."""
+    try:
+        return model.graph.meta.get("kind") == "network"
+    except UnsupportedError:  # tensors without a network
+        return False
+
+
+def _quantized_network(model: Model, specs: Sequence[Spec]) -> Model:
+    """The weights of a network's layers, rounded; its graph lists which."""
+    graph, tensors = model.graph, dict[str, QTensor]()
+    layers = layer_weights(graph, model.tensors)
+    losses: dict[str, float] = {}
+    takers: set[int] = set()
+    for name, outputs in layers.items():
+        spec = next((s for s in specs if s.names.take(name)), None)
+        if spec is None or not isinstance(view(model.tensors[name]), Floats):
+            continue
+        if not spec.grid.bits or (spec.quantizer.needs.kinds and spec.quantizer.needs.text):
+            raise UnsupportedError(
+                "this method is for models of text", where=model.path, found=spec.method, allowed="rtn"
+            )
+        takers.add(id(spec))
+        tensors[name] = rounded(Weight(name, model.tensors[name], losses), outputs, spec.quantizer, spec.grid)
+    _refuse_idle(model, specs, takers, tuple(layers))
+    listed = dataclasses.replace(graph, meta={**graph.meta, NETWORK_META: sorted(tensors)})
+    replaced = ReplacedTensors(model.tensors, tensors)
+    return dataclasses.replace(model, tensors=replaced, losses=losses, build_graph=lambda _: listed)
+
+
+def _refuse_idle(model: Model, specs: Sequence[Spec], takers: Collection[int], names: Sequence[str]) -> None:
+    """Raises BadArgumentError for a spec that no weight falls to."""
+    for spec in specs:
+        if id(spec) not in takers:
+            _ = model.graph if not names and model.build_graph is not None else None  # says why it is not read
+            chosen = f", only={spec.names.only}" if spec.names.only else ""
+            raise BadArgumentError(
+                "nothing is left for this method to quantize",
+                where=model.path,
+                found=f"{spec.method}{chosen}",
+                allowed=", ".join(names[:8]) or "a model with float weights of layers",
+            )
 
 
 def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 WHEELS = {
     "silero-vad": "6.2.3",
@@ -114,6 +115,14 @@ def image(shape: tuple[int, ...], channels_last: bool, seed: int = 0) -> np.ndar
     return np.broadcast_to(picture, shape).astype(np.float32)
 
 
+def writing(shape: tuple[int, ...]) -> np.ndarray:
+    """A line of dark letters on light paper, as large as fits: float32 between 0 and 1, channels first."""
+    paper = Image.new("L", (shape[3], shape[2]), 230)
+    letters = ImageFont.load_default(size=min(shape[2] // 2, shape[3] // 5))
+    ImageDraw.Draw(paper).text((shape[3] // 12, shape[2] // 4), "Edge 42", fill=20, font=letters)
+    return np.broadcast_to(np.asarray(paper, np.float32) / 255, shape).astype(np.float32)
+
+
 def voice(count: int, seed: int = 0) -> np.ndarray:
     """Harmonics of a gliding tone under an envelope, as a vowel has them: float32 [1, count] at 16 kHz."""
     rng, t = np.random.default_rng(seed), np.arange(count) / 16000
@@ -141,5 +150,6 @@ def inputs(
             )
         else:
             size = network.shape or tuple(n if isinstance(n, int) else 1 for n in shape)
-            arrays[name] = image(size, channels_last=network.wheel == "mediapipe", seed=seed)
+            reads = network.wheel in ("rapidocr-onnxruntime", "ddddocr")
+            arrays[name] = 2 * writing(size) - 1 if reads else image(size, network.wheel == "mediapipe", seed)
     return arrays

@@ -1,0 +1,258 @@
+"""Weights of networks: which tensors layers multiply with, and how such a tensor of any rank is rounded as a matrix.
+
+A weight of a layer has axes of outputs, which get scales of their own, and axes that are summed:
+
+    Conv             [M, C / group, *kernel]   M              Linear, GatedMlp   [N, K]   N
+    ConvTranspose    [C, M / group, *kernel]   M, or both     Gather             [V, D]   V
+    MatMul           [..., K, N]               all but K      Gemm               [K, N]   N; transposed: as Linear
+    LSTM, GRU, RNN   [directions, gates, K]    the first two
+
+Between a tensor and its layer there may be nodes that only move elements; the axes are followed through them. What a
+subgraph takes from outside has its rows for outputs. A tensor that anything else takes, too, stays as it is, and so
+does one that sums few entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from qdeploy.ir.codes import read_codes
+from qdeploy.ir.graph import Graph, Node
+from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, ComputedRows, Param, QTensor, Shape, Term
+from qdeploy.ir.views import Floats, view
+from qdeploy.quantize.contract import Grid, Quantizer, Weight
+
+META = "weight_only"
+"""Where the meta of a graph lists the tensors that were quantized alone, without their layer's inputs."""
+_LEAST = 1024
+"""Elements below which codes and scales save nothing worth a node."""
+_NARROW = 32
+"""Summed entries below which a layer stays as it is: depthwise filters are few bytes, and rounding them costs most."""
+_SIGNED = (2, 4, 8)
+_SMALL_BLOCK = 16
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_MOVES = ("Transpose", "Identity", "Cast", "Slice", "Unsqueeze", "Squeeze")
+_Axes = tuple[int, ...]
+_Origin = tuple[str, _Axes]
+"""A tensor, and which of its axes each axis of a value is."""
+
+
+def layer_weights(graph: Graph, tensors: Mapping[str, QTensor]) -> dict[str, _Axes]:
+    """The tensors that layers multiply with, in graph order: the axes of each that are outputs.
+
+    Args:
+        graph: A network.
+        tensors: The model's.
+    """
+    origins: dict[str, list[_Origin]] = {
+        name: [(name, tuple(range(len(tensor.shape))))]
+        for name, tensor in tensors.items()
+        if len(tensor.shape) > 1 and math.prod(tensor.shape) >= _LEAST
+    }
+    uses: dict[str, set[_Axes]] = {}
+    for node in graph.nodes:
+        for place, name in enumerate(node.inputs):
+            for root, axes in origins.get(name, []):
+                moved = _moved(node, place, axes)
+                if moved is not None:
+                    origins.setdefault(node.outputs[0], []).append((root, moved))
+                else:
+                    uses.setdefault(root, set()).add(_of_root(_outputs(node, place, len(axes)), axes))
+    for value in graph.outputs:
+        for root, _ in origins.get(value.name, []):
+            uses.setdefault(root, set()).add(())
+    weights = {name: next(iter(axes)) for name, axes in uses.items() if len(axes) == 1 and axes != {()}}
+    return {name: outputs for name, outputs in weights.items() if _summed(tensors[name].shape, outputs) >= _NARROW}
+
+
+def _summed(shape: Shape, outputs: _Axes) -> int:
+    """Entries that are summed into each output."""
+    return math.prod(n for i, n in enumerate(shape) if i not in outputs)
+
+
+def _of_root(outputs: Sequence[int] | None, axes: _Axes) -> _Axes:
+    """The axes of a tensor that are a layer's axes of outputs; none where it is no weight."""
+    return () if outputs is None else tuple(sorted(axes[i] for i in outputs if axes[i] >= 0))
+
+
+def _moved(node: Node, place: int, axes: _Axes) -> _Axes | None:
+    """The axes behind a node that only moves elements, -1 for new ones; None for any other node."""
+    op, attrs = node.op, node.attrs
+    if op == "Concat":
+        return axes
+    if place or op not in _MOVES:
+        return None
+    listed: Any = attrs.get("perm" if op == "Transpose" else "axes")
+    if op == "Transpose":
+        return tuple(axes[i] for i in listed or range(len(axes))[::-1])
+    if op in ("Unsqueeze", "Squeeze") and listed is None:
+        return None
+    if op == "Squeeze":
+        gone = {i % len(axes) for i in listed}
+        return tuple(axis for i, axis in enumerate(axes) if i not in gone)
+    if op == "Unsqueeze":
+        rank, rest = len(axes) + len(listed), iter(axes)
+        added = {i % rank for i in listed}
+        return tuple(-1 if i in added else next(rest) for i in range(rank))
+    return axes
+
+
+def _outputs(node: Node, place: int, rank: int) -> Sequence[int] | None:
+    """The axes of outputs of a layer's weight; None where the input is no weight of a layer."""
+    op, attrs = node.op, node.attrs
+    if op == "Opaque":
+        captured = len(attrs.get("captured", []))  # type: ignore[arg-type]
+        if place >= len(node.inputs) - captured:
+            return (0,)
+        return (0, 1) if attrs["type"] in _RECURRENT and place in (1, 2) and rank == 3 else None
+    if op == "MatMul":
+        summed = rank - 2 if place else rank - 1
+        return [i for i in range(rank) if i != summed]
+    if op == "Gather":
+        return (0,) if place == 0 and attrs.get("axis", 0) == 0 else None
+    if op == "GatedMlp":
+        return (0,) if place else None
+    if place != 1:
+        return None
+    group = int(attrs.get("group", 1))  # type: ignore[arg-type]
+    gemm = (0,) if attrs.get("transB") else (1,)
+    return {"Conv": (0,), "Linear": (0,), "ConvTranspose": (0, 1) if group > 1 else (1,), "Gemm": gemm}.get(op)
+
+
+def rounded(weight: Weight, outputs: _Axes, quantizer: Quantizer, grid: Grid) -> QTensor:
+    """A weight of a network, quantized; nothing is computed before its buffers are read.
+
+    Scales belong to blocks of the summed axes, of as many entries as asked for, or of a divisor of that where it does
+    not divide them; where these axes are several and not the last ones, there is one scale per output.
+
+    Args:
+        weight: A plain float tensor of any rank.
+        outputs: Its axes of outputs.
+        quantizer: Rounds matrices.
+        grid: The number type and the group size.
+    """
+    shape = weight.tensor.shape
+    matrix = _Matrix(weight.tensor, outputs)
+    leading = outputs == tuple(range(len(outputs)))
+    whole = not leading and len(shape) - len(outputs) > 1
+    how = replace(grid, group=-1 if whole else _group(matrix.shape[1], grid.group))
+    result = quantizer.quantize(replace(weight, tensor=matrix.tensor()), (), how)
+    if leading:
+        return QTensor(shape, weight.tensor.dtype, result.terms)
+    return _Turned(result, shape, outputs, grid.bits, weight.tensor.dtype).tensor()
+
+
+def _group(width: int, wished: int) -> int:
+    if wished == -1 or wished >= width:
+        return -1
+    common = math.gcd(width, wished)
+    return common if common >= _SMALL_BLOCK else -1
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A float tensor as the matrix [outputs, summed entries]."""
+
+    source: QTensor
+    outputs: _Axes
+
+    @property
+    def order(self) -> list[int]:
+        """Axes of the tensor: outputs first."""
+        return [*self.outputs, *(i for i in range(len(self.source.shape)) if i not in self.outputs)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows = math.prod(self.source.shape[i] for i in self.outputs)
+        return rows, math.prod(self.source.shape) // rows
+
+    def tensor(self) -> QTensor:
+        seen = view(self.source)
+        assert isinstance(seen, Floats)  # the driver has looked
+        stored, width = seen.codes.data[0], self.shape[1]
+
+        def read(start: int, stop: int) -> Array:
+            if self.outputs == (0,):
+                return stored.read(start, stop).reshape(stop - start, width)
+            return stored.read().reshape(self.source.shape).transpose(self.order).reshape(self.shape)[start:stop]
+
+        buffer = Buffer("data", stored.dtype, self.shape, ComputedRows(read))
+        return QTensor(self.shape, self.source.dtype, (Term(Codes(self.shape, (buffer,), PLAIN, seen.codes.table)),))
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """Codes of a matrix [outputs, summed entries], brought back to the order of the tensor's own axes."""
+
+    matrix: QTensor
+    shape: Shape
+    outputs: _Axes
+    bits: int
+    dtype: str
+
+    @cached_property
+    def _codes(self) -> Codes:
+        values = self.matrix.terms[0].values
+        assert isinstance(values, Codes)
+        return values
+
+    @cached_property
+    def _scale(self) -> Codes:
+        values = self._codes.scale.values if self._codes.scale else None
+        assert isinstance(values, Codes)
+        return values
+
+    def _back(self, rows: Array, summed: Shape) -> Array:
+        """[outputs, ...] in the order of the tensor, with these extents of the summed axes."""
+        order = _Matrix(QTensor(self.shape, self.dtype, ()), self.outputs).order
+        extents = [self.shape[i] for i in self.outputs] + list(summed)
+        return np.ascontiguousarray(rows.reshape(extents).transpose(np.argsort(order)))
+
+    @cached_property
+    def _stored(self) -> Array:
+        codes = read_codes(self._codes, 0, self._codes.shape[0])
+        codes = codes ^ (1 << (self.bits - 1)) if self.bits in _SIGNED else codes
+        return self._back(codes, tuple(n for i, n in enumerate(self.shape) if i not in self.outputs))
+
+    @cached_property
+    def _scales(self) -> Array:
+        numbers = self._scale.data[0].read()
+        ones = [1] * (len(self.shape) - len(self.outputs))
+        return self._back(numbers, (*ones[1:], self._scale.shape[1]) if len(ones) == 1 else tuple(ones))
+
+    def tensor(self) -> QTensor:
+        """The tensor: signed codes where their type has a form of its own in engines, else unsigned ones."""
+        numbers = self._scale.shape[1]
+        places = tuple(
+            n if i in self.outputs else numbers if len(self.shape) - len(self.outputs) == 1 else 1
+            for i, n in enumerate(self.shape)
+        )
+        tile = tuple(n // m for n, m in zip(self.shape, places, strict=True))
+        signed = self.bits in _SIGNED
+        data = Buffer("codes", "I8" if self.bits == 8 else "U8", self.shape, ComputedRows(self._code_rows))
+        scale = Buffer("scale", "F16", places, ComputedRows(lambda start, stop: self._scales[start:stop]))
+        codes = Codes(
+            self.shape,
+            (data,),
+            PLAIN,
+            f"{'' if signed else 'u'}int{self.bits}",
+            zero=None if signed else self._middle(),
+            scale=Param(Codes(places, (scale,), PLAIN, "f16"), tile),
+        )
+        return QTensor(self.shape, self.dtype, (Term(codes),))
+
+    def _middle(self) -> Param:
+        """The zero point of unsigned codes."""
+        ones = (1,) * len(self.shape)
+        number = Buffer.of("zero", np.full(ones, 1 << (self.bits - 1), np.uint8), "U8")
+        return Param(Codes(ones, (number,), PLAIN, "uint8"), self.shape)
+
+    def _code_rows(self, start: int, stop: int) -> Array:
+        rows = self._stored[start:stop]
+        return rows.view(np.int8) if self.bits == 8 else rows
