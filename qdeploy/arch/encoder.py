@@ -76,6 +76,8 @@ class Encoder:
         fields: What the sizes are called in config.json.
         types: Whether there are embeddings of token types.
         padded_places: Whether places count the tokens that are no padding, from the id of padding on (RoBERTa).
+        absolute: Whether there are embeddings of positions.
+        epsilon: Of all norms, where config.json does not say.
         distance_bias: The module of a table of biases by distance, of all layers; "" for none (MPNet).
         narrow: Whether embeddings may be narrower than the layers, `embedding_size` (ELECTRA).
     """
@@ -88,14 +90,20 @@ class Encoder:
     types: bool = True
     padded_places: bool = False
     narrow: bool = False
+    absolute: bool = True
+    epsilon: float = 1e-12
     distance_bias: str = ""
 
     def build(self, model: Model) -> Graph:
         """Builds the graph, with a sentence embedding where sentence-transformers' files say how."""
-        return _Encoding(self, model).graph()
+        return Encoding(self, model).graph()
 
 
-class _Encoding:
+class Encoding:
+    """An encoder's graph under construction; a family whose attention is another one derives its own."""
+
+    bias = ""
+
     def __init__(self, family: Encoder, model: Model) -> None:
         self.family, self.modules, fields = family, family.modules, family.fields
         self.config = Config(_usual(model.config, fields))
@@ -109,7 +117,7 @@ class _Encoding:
         self.layers = layer_count(model, self.config)
         self.places = self.config.size("max_position_embeddings", 512)
         self.pad = self._padding() if family.padded_places else -1
-        self.epsilon = self.config.positive("layer_norm_eps", 1e-12)
+        self.epsilon = self.config.positive("layer_norm_eps", family.epsilon)
         self.act = self.config.choose("hidden_act", ACTIVATIONS, "gelu")
         if self.hidden % self.heads:
             raise self.config.contradiction(
@@ -123,7 +131,8 @@ class _Encoding:
     def graph(self) -> Graph:
         """All nodes, in order."""
         add = self.builder
-        x, self.bias = self._embeddings(), self._distance_bias()
+        x = self._embeddings()
+        self.prepare()
         for i in range(self.layers):
             x = self._layer(i, x)
         head = self._head()
@@ -156,14 +165,16 @@ class _Encoding:
             kind = self._gathered(
                 "token_type", self.config.size("type_vocab_size", 2), "type_vocab_size", "token_type_ids"
             )
-        place = self._gathered("position", self.places, "max_position_embeddings", self._places())
+        place = ""
+        if self.family.absolute:
+            place = self._gathered("position", self.places, "max_position_embeddings", self._places())
         total = add.node("Add", total, kind, name=f"{module}.typed") if kind else total
-        total = add.node("Add", total, place, name=f"{module}.sum")
-        norm = self._norm(f"{module}.LayerNorm", self.width)
+        total = add.node("Add", total, place, name=f"{module}.sum") if place else total
+        norm = self.norm(f"{module}.LayerNorm", self.width)
         x = add.node("LayerNormalization", total, *norm, name=f"{module}.norm", epsilon=self.epsilon)
         if self.width == self.hidden:
             return x
-        return self._linear(x, "embeddings_project", f"{module}.project", self.hidden, self.width)
+        return self.linear(x, "embeddings_project", f"{module}.project", self.hidden, self.width)
 
     def _gathered(self, which: str, rows: int, field: str, ids: str) -> str:
         """Rows of a table of embeddings."""
@@ -180,15 +191,23 @@ class _Encoding:
         shape = (rows, self.width)
         return self.builder.weight(f"embeddings.{which}_embeddings.weight", shape, f"{field}, hidden_size")
 
-    def _distance_bias(self) -> str:
-        """The biases [1, heads, T, T]; "" where the family has none."""
+    def prepare(self) -> None:
+        """Adds what all layers share: biases [1, heads, T, T] of distances, where the family has them."""
         if not self.family.distance_bias:
-            return ""
+            return
         add = self.builder
         table = add.weight(f"{self.family.distance_bias}.weight", (_BUCKETS, self.heads), "num_attention_heads")
         places = add.node("Positions", "input_ids", name="distance.positions")
         buckets = buckets_by_distance(_BUCKETS, _MAX_DISTANCE, bidirectional=True)
-        return add_distance_bias(add, table, (places, places), _MAX_DISTANCE, buckets, "distance.bias")
+        self.bias = add_distance_bias(add, table, (places, places), _MAX_DISTANCE, buckets, "distance.bias")
+
+    def scale(self) -> float:
+        """Multiplied into the scores of attention."""
+        return float((self.hidden // self.heads) ** -0.5)
+
+    def attention_bias(self, i: int, q: str, k: str) -> str:
+        """What is added to the scores of layer i, whose queries and keys are q and k; "" for nothing."""
+        return self.bias
 
     # ---- layers
 
@@ -196,7 +215,7 @@ class _Encoding:
         add, names, source, label = self.builder, self.modules, f"{self.modules.layer}.{i}", f"layer.{i}"
         parts = (("query", names.query), ("key", names.key), ("value", names.value))
         q, k, v = (
-            self._linear(x, f"{source}.{module}", f"{label}.{part}", self.hidden, self.hidden) for part, module in parts
+            self.linear(x, f"{source}.{module}", f"{label}.{part}", self.hidden, self.hidden) for part, module in parts
         )
         mixed = add.node(
             "Attention",
@@ -205,32 +224,34 @@ class _Encoding:
             v,
             "attention_mask",
             "",
-            self.bias,
+            self.attention_bias(i, q, k),
             name=f"{label}.attention",
             heads=self.heads,
             kv_heads=self.heads,
-            scale=(self.hidden // self.heads) ** -0.5,
+            scale=self.scale(),
             causal=False,
             window=0,
         )
-        mixed = self._linear(mixed, f"{source}.{names.output}", f"{label}.attention.dense", self.hidden, self.hidden)
+        mixed = self.linear(mixed, f"{source}.{names.output}", f"{label}.attention.dense", self.hidden, self.hidden)
         x = self._skip(mixed, x, f"{source}.{names.attention_norm}", f"{label}.attention.norm")
-        raised = self._linear(x, f"{source}.{names.up}", f"{label}.up", self.inner, self.hidden)
+        raised = self.linear(x, f"{source}.{names.up}", f"{label}.up", self.inner, self.hidden)
         active = add.activation(self.act, raised, f"{label}.act")
-        lowered = self._linear(active, f"{source}.{names.down}", f"{label}.down", self.hidden, self.inner)
+        lowered = self.linear(active, f"{source}.{names.down}", f"{label}.down", self.hidden, self.inner)
         return self._skip(lowered, x, f"{source}.{names.norm}", f"{label}.norm")
 
-    def _linear(self, x: str, module: str, name: str, rows: int, columns: int) -> str:
+    def linear(self, x: str, module: str, name: str, rows: int, columns: int) -> str:
+        """Adds a stored projection [rows, columns] with its bias."""
         fields = "hidden_size" if rows == columns else "intermediate_size, hidden_size"
         weight = self.builder.weight(f"{module}.weight", (rows, columns), fields)
         bias = self.builder.weight(f"{module}.bias", (rows,), fields)
         return self.builder.node("Linear", x, weight, bias, name=name)
 
     def _skip(self, x: str, skip: str, module: str, name: str) -> str:
-        norm = self._norm(module, self.hidden)
+        norm = self.norm(module, self.hidden)
         return self.builder.skip_norm(x, skip, norm, name, last=True, kind="layer", epsilon=self.epsilon)
 
-    def _norm(self, module: str, size: int) -> tuple[str, str]:
+    def norm(self, module: str, size: int) -> tuple[str, str]:
+        """The names of the weight and the bias of a stored norm [size]."""
         return (
             self.builder.weight(f"{module}.weight", (size,), "hidden_size"),
             self.builder.weight(f"{module}.bias", (size,), "hidden_size"),

@@ -76,6 +76,7 @@ BUILT_IN = {
     ),
     "cohere": ("cohere", "cohere2"),
     "convnext": ("convnext",),
+    "deberta": ("deberta-v2",),
     "deepseek": ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
     "distilbert": ("distilbert",),
     "electra": ("electra",),

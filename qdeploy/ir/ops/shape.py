@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.ops import intervals
 from qdeploy.ir.ops.row import ONNX, Op
@@ -119,11 +119,29 @@ def _last(dtype: np.dtype[Any], least: bool) -> Any:
     return dtype.type(-np.inf if least else np.inf)
 
 
+def gather_elements(x: Array, index: Array, *, axis: int = 0) -> Array:
+    """The elements of x at `index` along one axis; negative ones count from the end."""
+    extent = x.shape[axis]
+    if index.size and not (-extent <= int(index.min()) and int(index.max()) < extent):
+        raise BadFileError("an index lies outside of the axis", found=int(index.max()), allowed=f"below {extent}")
+    along = axis % x.ndim
+    inner = tuple(slice(0, n) for place, n in enumerate(index.shape) if place != along)
+    cut = x[(*inner[:along], slice(None), *inner[along:])]
+    return np.take_along_axis(cut, np.where(index < 0, index + extent, index), axis=axis)
+
+
 SHAPE_ROWS: tuple[Op, ...] = (
     Op("Expand", ONNX, "x broadcast with a shape", expand, moves=True),
     Op("ConstantOfShape", ONNX, "one number everywhere", constant_of_shape),
     Op("Pad", ONNX, "both ends of axes lengthened or cut", pad, keeps_scale=True, interval=intervals.pad),
     Op("Split", ONNX, "an axis cut into pieces", split, moves=True, keeps_scale=True, interval=intervals.same),
+    Op(
+        "GatherElements",
+        ONNX,
+        "along an axis, the element that an index of the same rank names",
+        gather_elements,
+        moves=True,
+    ),
     Op("Tile", ONNX, "repeats along each axis", tile, moves=True),
     Op(
         "Flatten",
