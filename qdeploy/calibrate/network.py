@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from qdeploy.calibrate.integers import Integers
 from qdeploy.calibrate.moments import input_moments
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.integer.builder import Arithmetic
-from qdeploy.integer.integerize import integerize, layer_names
+from qdeploy.integer.integerize import RULES, integerize, layer_names
+from qdeploy.integer.islands import needs_islands, with_islands
 from qdeploy.integer.plan import Bits
 from qdeploy.ir.element import integer_type
 from qdeploy.ir.graph import Attr, Graph
 from qdeploy.ir.model import Model
+from qdeploy.ir.tensor import Array
+from qdeploy.passes.fold import fold
 from qdeploy.progress import SILENT, Progress
 
 META = "integers"
@@ -41,6 +44,10 @@ def integer_network(model: Model, options: Integers, progress: Progress = SILENT
         return _unchanged(model, options)
     data = read_data(options.calibrate) if options.calibrate else None
     _refuse(model, data is not None)
+    graph = fold(model.graph, model.tensors)
+    if data is not None and options.narrow_sums and needs_islands(graph, RULES):
+        return _mixed(model, graph, data, options, progress)
+    _refuse_formless(graph, RULES, model.path)
     layers = layer_bits(options.layer_bits)
     narrow = options.narrow_sums and any(node.op == "Conv" for node in model.graph.nodes)
     bits = Bits(options.weight_bits, options.activation_bits, layers=layers, narrow_sums=narrow)
@@ -59,6 +66,38 @@ def integer_network(model: Model, options: Integers, progress: Progress = SILENT
         ranges.channels if ranges else None,
     )
     return _described(network, model, _description(model, bits, ranges, options.rounding, network))
+
+
+def _mixed(model: Model, graph: Graph, data: Mapping[str, Array], options: Integers, progress: Progress) -> Model:
+    """Layers in 8 bits between floats, with ranges measured on data."""
+    _refuse_formless(graph, {node.op for node in graph.nodes} - {"Opaque"}, model.path)
+    fixed = dataclasses.replace(options, calibrate="", calibrate_method="minmax", narrow_sums=False)
+    if fixed != Integers():
+        raise BadArgumentError(
+            "this network has islands of floats between layers of 8 bits, and no other arithmetic",
+            where=model.path,
+            found=", ".join(f.name for f in dataclasses.fields(fixed) if getattr(fixed, f.name) != f.default),
+            todo="Leave these options out.",
+        )
+    ranges = calibrate(model, data, options.calibrate_method, percentile=PERCENTILE, progress=progress)
+    return with_islands(model, ranges.values)
+
+
+def _refuse_formless(graph: Graph, forms: Collection[str], where: str) -> None:
+    """Raises UnsupportedError with every op that has no form, and its nodes."""
+    nodes: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op not in forms:
+            op = f"Opaque {node.attrs['type']}" if node.op == "Opaque" else node.op
+            nodes.setdefault(op, []).append(node.name or node.outputs[0])
+    if nodes:
+        raise UnsupportedError(
+            "operators without an integer form" if len(nodes) > 1 else "an operator without an integer form",
+            where=where,
+            found="; ".join(f"{op} ({len(names)}): {', '.join(names)}" for op, names in sorted(nodes.items())),
+            allowed=", ".join(sorted(forms)),
+            todo="--to onnx --integer fast leaves them in floats; --quantize rtn:int8 rounds weights alone.",
+        )
 
 
 def layer_bits(source: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qdeploy.errors import BadArgumentError
+from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.run import run
@@ -20,6 +20,8 @@ from qdeploy.ir.tensor import Array
 SymbolicShape = tuple[int | str, ...]
 """A shape whose free axes stand by their names."""
 UNKNOWN = -1
+_STRIDE = 64
+"""Extents of free axes are multiples of it where networks do not run on small ones."""
 USUAL = {"sequence": 128}
 """Default sizes of free axes, by their names."""
 
@@ -51,8 +53,14 @@ def inferred_shapes(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Sym
         QdeployError: The graph does not run on zeros.
     """
     names = list(dict.fromkeys(axis for v in graph.inputs for axis in v.shape if isinstance(axis, str)))
-    first, second = ({name: 1 + 3 * i + step for i, name in enumerate(names)} for step in (0, 1))
-    shapes = [_shapes(graph, weights, sizes) for sizes in (first, second)]
+    small = [{name: 1 + 3 * i + step for i, name in enumerate(names)} for step in (0, 1)]
+    large = [{name: _STRIDE * (1 + 2 * i + step) for i, name in enumerate(names)} for step in (0, 1)]
+    try:
+        (first, second), shapes = small, [_shapes(graph, weights, sizes) for sizes in small]
+    except BadFileError:  # images that are halved again and again need some places
+        if not names:
+            raise
+        (first, second), shapes = large, [_shapes(graph, weights, sizes) for sizes in large]
     return {
         name: tuple(_axis(a, b, first, second) for a, b in zip(shape, shapes[1][name], strict=True))
         for name, shape in shapes[0].items()
