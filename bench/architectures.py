@@ -29,7 +29,8 @@ Every model type whose graph is built, and what each engine computes of it, held
 random checkpoints. The figures are relative L2 distances of the worst output: the interpreter's from the library's, the
 engines' from the interpreter's. `bench/architectures.py` writes this page. A head decides what a graph gives: logits of
 causal and masked language models, of sequences, tokens and answers, or hidden states; another class is an error that
-names it.
+names it. A causal decoder may come without its output projection, as embedding models do, or with scores of sequences
+or tokens in its place; of a model of several towers, the text model is built.
 
 | family | model types | GGUF | interpreter | ONNX Runtime | native runtime |
 |---|---|---|---|---|---|
@@ -86,8 +87,11 @@ def _interpreter(folder: Path) -> float:
     worst = 0.0
     for suffix in ("", "_2"):
         inputs = {v.name: oracle[v.name + suffix] for v in model.graph.inputs if v.name + suffix in oracle}
-        mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"])).astype(bool)
-        for name, actual in model.run(**inputs).items():
+        if model.graph.inputs[0].name not in inputs:
+            continue
+        mask = inputs.get("attention_mask", np.ones((0, 0))).astype(bool)
+        outputs = {name: array for name, array in model.run(**inputs).items() if name + suffix in oracle}
+        for name, actual in outputs.items():
             expected: Any = oracle[name + suffix]
             if actual.shape[:2] == mask.shape:
                 actual, expected = actual[mask], expected[mask]
