@@ -79,6 +79,8 @@ def _print(report: dict[str, Any], each: bool) -> None:
         f"{report['parameters']:,} parameters, {report['bits']:.2f} bits per weight, {human(report['bytes'])}"
         + (f", graph: {report['graph']}" if report["graph"] else "")
     )
+    if "network" in report:
+        _print_network(screen, report["network"])
     if "rungs" in report:
         _print_file(screen, report)
     for name, counts in report.get("histogram", {}).items():
@@ -87,6 +89,20 @@ def _print(report: dict[str, Any], each: bool) -> None:
         screen.print(f"checksums: {report['checksums']} right")
     for note in report["notes"]:
         screen.print(f"[yellow]note[/] {note}")
+
+
+def _print_network(screen: Screen, network: dict[str, Any]) -> None:
+    """What goes in and comes out of a network, its operators, and what each target lacks."""
+    rows = [
+        [side, value["name"], value["type"], " x ".join(map(str, value["shape"])) or "one number"]
+        for side in ("inputs", "outputs")
+        for value in network[side]
+    ]
+    screen.print(table(["", "name", "type", "shape"], rows))
+    version = f"opset {network['version']}: " if network["version"] else ""
+    screen.print(version + ", ".join(f"{count} {op}" for op, count in network["operators"].items()))
+    for target, ready in network["targets"].items():
+        screen.print(f"--to {target}: {ready}")
 
 
 def _print_file(screen: Screen, report: dict[str, Any]) -> None:

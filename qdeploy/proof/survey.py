@@ -17,6 +17,7 @@ from qdeploy.ir.dtype import dtype
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Codes, QTensor
 from qdeploy.ir.views import first_codes, view
+from qdeploy.proof.network_facts import network_facts
 from qdeploy.store.folder import Folder
 from qdeploy.store.report_form import read_report
 
@@ -76,6 +77,9 @@ def survey(
         "notes": [*model.notes, *_grids(model, tensors)],
         "tensors": tensors,
     }
+    network = network_facts(model) if model.build_graph is not None else None
+    if network is not None:
+        report["network"] = network
     if histogram:
         report["histogram"] = _histograms(model)
     if checksums:
