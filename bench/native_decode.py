@@ -1,11 +1,12 @@
 """Tokens per second, memory and start-up of the native runtime, next to llama.cpp and onnxruntime-genai.
 
     python bench/peers.py --work DIR
-    python bench/native_decode.py --work DIR [--runs 6] [--threads 1 2] [--only int4 ...] [--json FILE]
+    python bench/native_decode.py --work DIR [--runs 6] [--threads 1 2] [--only int4 ...] [--long] [--json FILE]
 
 Every run is a process of its own, ours and the peer's one right after the other, the order turned every round; every
 round gives one ratio and the median of the ratios counts. Decode is single tokens after a short prompt, prefill a
-prompt of 128. Start-up is the wall time of a process that opens the file, makes one token and ends, from files in the
+prompt of 128; with --long prompts of 512 to 8192, and decode behind 2048 and 8192 tokens, against llama.cpp with and
+without flash attention, the faster of the two. Start-up is the wall time of a process that opens the file, makes one token and ends, from files in the
 page cache. Memory is the high-water mark of the process.
 """
 
@@ -32,6 +33,7 @@ DECODE = {  # bars by recipe: one thread, two threads
     "int2": (2.3, 1.4),
 }
 PREFILL = {"int4": 1.2}
+LONG, BEHIND = (512, 1024, 2048, 4096, 8192), (2048, 8192)
 Run = dict[str, float]
 
 
@@ -41,10 +43,12 @@ class Engines:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.build = bench, native_setup.programs(bench.work)
 
-    def ours(self, name: str, threads: int, *, tokens: int = TOKENS, prompt: int = PROMPT, flags: int = 0) -> Run:
+    def ours(
+        self, name: str, threads: int, *, tokens: int = TOKENS, prompt: int = PROMPT, flags: int = 0, behind: int = 16
+    ) -> Run:
         """One run of native_run."""
         path = native_setup.model(self.bench, name)
-        used = run([self.build / "native_run", path, *map(str, (threads, prompt, tokens, 0, flags))])
+        used = run([self.build / "native_run", path, *map(str, (threads, prompt, tokens, 0, flags, behind))])
         found: Run = json.loads(used.output.splitlines()[-1])
         return found | {"wall": used.wall, "own": used.own}
 
@@ -58,6 +62,15 @@ class Engines:
         for test in json.loads(used.output[used.output.index("[\n") :]):
             found["prefill" if test["n_prompt"] else "decode"] = statistics.median(test["samples_ts"])
         return found
+
+    def llama_behind(self, kind: str, threads: int, prompt: int, tokens: int, flash: int) -> float:
+        """Tokens per second of llama-bench: a prompt of so many tokens, or `tokens` single ones behind it."""
+        path = native_setup.peer_model(self.bench, kind)
+        sizes = ["-p", "0", "-n", str(tokens), "-d", str(prompt)] if tokens else ["-p", str(prompt), "-n", "0"]
+        options = ["-t", str(threads), *sizes, "-r", "1", "-fa", str(flash), "--no-warmup", "-o", "json"]
+        used = run([self.bench.peers.bench, "-m", path, *options])
+        tests = json.loads(used.output[used.output.index("[\n") :])
+        return float(statistics.median(tests[0]["samples_ts"]))
 
     def genai(self, threads: int) -> Run:
         """One run of onnxruntime-genai with its own builder's int4 model in blocks of 128."""
@@ -129,6 +142,22 @@ def bars(results: Results, name: str, peer: str, threads: int, decode: float, pr
         results.bar(f"{title}: prefill", prefill, PREFILL[name])
 
 
+def long(results: Results, engines: Engines, threads: int, rounds: int) -> None:
+    """Prefill of long prompts, and decode behind them, at 4 bits."""
+    rows = []
+    for prompt, tokens in (*((size, 0) for size in LONG), *((size, TOKENS // 2) for size in BEHIND)):
+        ours, peer = [], []
+        for _ in range(rounds):
+            mine = engines.ours("int4", threads, tokens=tokens, prompt=0 if tokens else prompt, behind=prompt)
+            ours.append(mine["decode" if tokens else "prefill"])
+            peer.append(max(engines.llama_behind("Q4_0", threads, prompt, tokens, flash) for flash in (0, 1)))
+        found = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+        title = f"{'decode behind' if tokens else 'prefill of'} {prompt} tokens"
+        rows.append([title, found, statistics.median(ours), statistics.median(peer)])
+        results.bar(f"{title} against Q4_0, {threads} thread(s)", found, 1.5 if tokens else 1.3)
+    results.table(f"Long prompts, {threads} thread(s)", ["", "ratio", "ours tok/s", "llama.cpp tok/s"], rows)
+
+
 def start(results: Results, engines: Engines, rounds: int) -> None:
     """Process start to first token, and memory against what the library says."""
     rows = []
@@ -152,11 +181,16 @@ def main() -> None:
     peer_programs.add_option(parser)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--only", nargs="+", choices=[*RECIPES, "start"], default=[*RECIPES, "start"])
+    parser.add_argument("--long", action="store_true", help="long prompts alone")
     options = parser.parse_args()
     peers = peer_programs.found(options)
     native_setup.require(peers)
     results = Results("native_decode.py", options.json)
     engines = Engines(Bench(options.work.absolute(), peers))
+    if options.long:
+        for threads in options.threads:
+            long(results, engines, threads, options.runs or 2)
+        return
     only = [name for name in RECIPES if name in options.only]
     for threads in options.threads:
         speed(results, engines, only, threads, options.runs or 6)

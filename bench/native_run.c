@@ -1,9 +1,9 @@
 /* One process of the benchmarks of the native runtime: opens a model, prefills, decodes; prints what it took as JSON.
 
-   native_run MODEL.qd THREADS PROMPT TOKENS [BUDGET_BYTES [FLAGS]]
+   native_run MODEL.qd THREADS PROMPT TOKENS [BUDGET_BYTES [FLAGS [BEHIND]]]
 
    Prefill is a prompt of PROMPT tokens (the faster of two), decode the median of TOKENS single ones after a prompt
-   of 16. first_token_s runs from the start of main to the end of the first step of one token. Memory is that of the
+   of BEHIND tokens (16). first_token_s runs from the start of main to the end of the first step of one token. Memory is that of the
    process. */
 #include <qdeploy.h>
 #include <stdio.h>
@@ -39,7 +39,7 @@ static void must(qd_status status, const qd_error *error, const char *what) {
 }
 
 int main(int argc, char **argv) {
-  if (argc < 5) return fprintf(stderr, "usage: %s MODEL THREADS PROMPT TOKENS [BUDGET [FLAGS]]\n", argv[0]), 2;
+  if (argc < 5) return fprintf(stderr, "usage: %s MODEL THREADS PROMPT TOKENS [BUDGET [FLAGS [BEHIND]]]\n", argv[0]), 2;
   double start = now();
   qd_error error = QD_INIT(qd_error);
   qd_options options;
@@ -47,17 +47,18 @@ int main(int argc, char **argv) {
   options.threads = (uint32_t)atoi(argv[2]);
   options.budget = argc > 5 ? strtoull(argv[5], NULL, 10) : 0;
   options.flags = argc > 6 ? (uint32_t)atoi(argv[6]) : 0;
-  int prompt = atoi(argv[3]), tokens = atoi(argv[4]);
+  int prompt = atoi(argv[3]), tokens = atoi(argv[4]), behind = argc > 7 ? atoi(argv[7]) : 16;
+  int most = prompt > behind ? prompt : behind;
   qd_model *model;
   must(qd_open(argv[1], &options, &model, &error), &error, "open");
   qd_session *session;
-  must(qd_session_open(model, (uint32_t)(prompt + tokens + 16), &session, &error), &error, "session");
+  must(qd_session_open(model, (uint32_t)(most + tokens), &session, &error), &error, "session");
   double opened = now();
   qd_info info = QD_INIT(qd_info);
   qd_model_info(model, &info);
   float *logits = malloc(info.vocab * sizeof *logits);
-  int32_t *ids = malloc((size_t)(prompt + 16) * sizeof *ids);
-  for (int i = 0; i < prompt + 16; i++) ids[i] = (int32_t)(1 + 7919u * (unsigned)i % (info.vocab - 1));
+  int32_t *ids = malloc((size_t)(most + 16) * sizeof *ids);
+  for (int i = 0; i < most + 16; i++) ids[i] = (int32_t)(1 + 7919u * (unsigned)i % (info.vocab - 1));
   must(qd_decode(session, ids, 1, logits, &error), &error, "first token");
   double first = now(), prefill = 0;
   for (int i = 0; i < 2 && prompt > 0; i++) {
@@ -70,7 +71,7 @@ int main(int argc, char **argv) {
   double *taken = malloc((size_t)(tokens + 1) * sizeof *taken);
   if (tokens > 0) {
     must(qd_session_trim(session, 0, &error), &error, "trim");
-    must(qd_decode(session, ids, 16, NULL, &error), &error, "prompt");
+    must(qd_decode(session, ids, (size_t)behind, NULL, &error), &error, "prompt");
   }
   for (int i = 0; i < tokens; i++) {
     double begin = now();

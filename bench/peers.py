@@ -34,7 +34,6 @@ PACKAGES = [
 ]
 CMAKE = [
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DGGML_NATIVE=ON",
     "-DBUILD_SHARED_LIBS=OFF",
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
@@ -43,6 +42,29 @@ CMAKE = [
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_TOOLS_INSTALL=OFF",
 ]
+
+
+# A compiler that builds for the machine at hand takes AMX from what the processor names; a virtual machine may name it and
+# not grant its tiles, and a program that uses them ends by a signal. So there the sets are named, and AMX is not one.
+SETS = {
+    "avx2": ["AVX", "AVX2", "BMI2"],
+    "fma": ["FMA"],
+    "f16c": ["F16C"],
+    "avx512f": ["AVX512"],
+    "avx512_vnni": ["AVX512_VNNI"],
+    "avx512_vbmi": ["AVX512_VBMI"],
+    "avx512_bf16": ["AVX512_BF16"],
+}
+
+
+def instruction_sets() -> list[str]:
+    """CMake's options for what this machine runs."""
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text().split()) if cpu.exists() else set()
+    if "amx_tile" not in flags:
+        return ["-DGGML_NATIVE=ON"]
+    print("llama.cpp is built without AMX, which this machine may name and not grant", file=sys.stderr)
+    return ["-DGGML_NATIVE=OFF", *(f"-DGGML_{s}=ON" for flag, sets in SETS.items() if flag in flags for s in sets)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,7 @@ def set_up(peers: Peers, jobs: int) -> None:
         _unpack(peers)
     if not (peers.quantizer.exists() and peers.bench.exists()):
         build = peers.root / "build"
-        subprocess.run(["cmake", "-S", peers.llama_cpp, "-B", build, *CMAKE], check=True)
+        subprocess.run(["cmake", "-S", peers.llama_cpp, "-B", build, *CMAKE, *instruction_sets()], check=True)
         programs = ["llama-quantize", "llama-bench"]
         subprocess.run(["cmake", "--build", build, "--target", *programs, "-j", str(jobs)], check=True)
 

@@ -97,7 +97,7 @@ def _planned(memory: MemoryPlan, path: str, budget: int | None, context: int, th
 
     stack = memory.outline(path)
     threads = threads or os.cpu_count() or 1
-    session = memory.session_bytes(path, context or min(stack.context or 512, 4096), threads, kv)
+    session = memory.session_bytes(path, context or min(stack.context or 512, 4096), kv)
     fixed = least_memory(path, threads=threads, kv=kv) - stack.floor_bytes + session
     curve = Curve.of(stack.order, fixed)
     chosen = curve.points[-1] if budget is None else curve.at(budget)

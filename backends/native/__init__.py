@@ -143,11 +143,11 @@ class NativeMemory(MemoryPlan):
 
         return outlining.outline(opened(path))
 
-    def session_bytes(self, path: str, context: int, threads: int, kv: str) -> int:
+    def session_bytes(self, path: str, context: int, kv: str) -> int:
         """What a session of a decoder holds (see outlining.py); raises as `opened`."""
         from qdeploy.backends.native import outlining
 
-        return outlining.session_bytes(opened(path), context, threads, kv)
+        return outlining.session_bytes(opened(path), context, kv)
 
 
 class NativeText(TextModel):

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native.layout import LINE, NONE, PAGE, Op, SectionId, StateKind, aligned
+from qdeploy.backends.native.layout import LINE, PAGE, SectionId, StateKind, aligned
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.elastic.pieces import Piece
 
 _SYSTEM_PAGE, _HUGE_PAGE = mmap.PAGESIZE, 2 << 20
 _HUGE_FROM = 64 << 20  # stacks of at least so many bytes lie in huge pages (runtime/src/model.cpp)
 
-_SINKS = 14  # of the words of an attention node: the tensor of sinks
-
+_BLOCK_TOKENS = 64
 _CACHE_BYTES = {"int8": 1, "f16": 2, "f32": 4}
 
 
@@ -100,29 +99,28 @@ def _chained(names: Sequence[str], sizes: Sequence[int], gains: Sequence[float])
     return tuple(reversed(pieces))
 
 
-def _has_sinks(file: ModelFile) -> bool:
-    """Whether a score stands behind those of the keys."""
-    nodes, words = file.section(SectionId.NODES), file.section(SectionId.ATTRIBUTES)
-    attention = nodes[(nodes["op"] == Op.ATTENTION) & (nodes["attrs"] > _SINKS)]
-    return any(int(words[node["attr"] + _SINKS]) != NONE for node in attention)
-
-
-def session_bytes(file: ModelFile, context: int, threads: int, kv: str) -> int:
+def session_bytes(file: ModelFile, context: int, kv: str) -> int:
     """What a session of a decoder holds: the key/value cache and its scratch, as runtime/src/session.cpp lays them out.
 
     Args:
         file: The model.
         context: Tokens that the cache holds.
-        threads: Of the pool.
         kv: Type of the cache: f16, f32, or int8, which has a scale per token.
     """
-    states, cache = file.section(SectionId.STATES), 0
-    for heads, size, value, kind in states.tolist():
-        if kind != StateKind.KV:
-            cache += aligned(4 * heads * size * (value if kind == StateKind.RECURRENT else 1), LINE)
-            continue
-        for width in (size, value or size):
-            scales = aligned(context * 4, LINE) if kv == "int8" else 0
-            cache += heads * (aligned(context * width * _CACHE_BYTES[kv], LINE) + scales)
-    parts = (8 * len(states), 4 * threads * (context + _has_sinks(file)), 0, 8 * int(file.header["vocab"]))
-    return aligned(aligned(cache, _SYSTEM_PAGE) + sum(aligned(part + LINE, LINE) for part in parts), _SYSTEM_PAGE)
+    block, fixed = 0, 0
+    for heads, size, value, kind in file.section(SectionId.STATES).tolist():
+        if kind == StateKind.KV:
+            block += heads * _head_bytes(size, value or size, kv)
+        else:
+            fixed += aligned(4 * heads * size * (value if kind == StateKind.RECURRENT else 1), LINE)
+    blocks = -(-context // _BLOCK_TOKENS)
+    parts = (8 * blocks, 0, 8 * int(file.header["vocab"]))
+    cache = aligned(blocks * block + fixed, _SYSTEM_PAGE)
+    return aligned(cache + sum(aligned(part + LINE, LINE) for part in parts), _SYSTEM_PAGE)
+
+
+def _head_bytes(size: int, value: int, kv: str) -> int:
+    """Keys and values of one head for a block of tokens, as runtime/src/cache.cpp lays them out."""
+    depth = aligned(size, 2) if kv == "int8" else size
+    scales = 2 * 4 * _BLOCK_TOKENS if kv == "int8" else 0
+    return _BLOCK_TOKENS * _CACHE_BYTES[kv] * (depth + aligned(value, 16)) + scales

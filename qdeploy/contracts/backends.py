@@ -113,7 +113,7 @@ class MemoryPlan(Protocol):
         """The stack of an output, from its directory."""
         ...
 
-    def session_bytes(self, path: str, context: int, threads: int, kv: str) -> int:
+    def session_bytes(self, path: str, context: int, kv: str) -> int:
         """What a session holds besides the weights: `context` tokens in a cache of type `kv`, and its scratch."""
         ...
 

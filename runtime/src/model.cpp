@@ -31,6 +31,7 @@ bool make_directory(qd_model& m) {
     room.take(&f.order, f.count(kBlocks));
     room.take(&f.maker, f.count(kValues));
     room.take(&f.most, f.count(kTensors));
+    room.take(&m.cache.at, f.count(kStates));
     return room.used();
   };
   Checked bytes = lay_out(nullptr);
@@ -123,6 +124,7 @@ bool make_stack(qd_model& m, uint32_t flags) {
 qd_status open_model(qd_model& m, const qd_options& o, qd_error* err) {
   if (qd_status s = take_options(o, &m.settings, err)) return s;
   if (qd_status s = read_front(m, err)) return s;
+  if (!plan_cache(m.file, m.settings.cache, &m.cache)) return no_memory(err, "cache of one token");
   if (qd_status s = check_kernels(m, err)) return s;
   if (qd_status s = read_resident(m, err)) return s;
   if (!m.pool.start(o.threads ? o.threads : core_count())) return no_memory(err, "threads");

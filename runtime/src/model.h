@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "budget.h"
+#include "cache.h"
 #include "file.h"
 #include "kernels/kernels.h"
 #include "loader.h"
@@ -29,6 +30,7 @@ struct qd_model {
   qd::Settings settings;
   qd::Range front, directory, resident;  // bytes of the file, what was made of its records, and its small tensors
   qd::File file;
+  qd::CachePlan cache;
   qd::Pool pool;
 
   mutable std::mutex state;  // of what follows

@@ -97,7 +97,10 @@ extern "C" qd_status qd_run(qd_session* s, const qd_tensor* in, size_t n_in, qd_
   }
   Turn turn = begin_step(m, &s->own);
   uint64_t start = now_ns();
-  walk(*s, turn, static_cast<uint32_t>(tokens), static_cast<uint32_t>(tokens), nullptr);
+  Sequence sequence{s->own.blocks, nullptr};
+  uint32_t count = static_cast<uint32_t>(tokens);
+  Span span{&sequence, 0, count, 0, count, nullptr};
+  walk(m, turn, &span, 1, true);
   s->last = {sizeof s->last, turn.rung, static_cast<uint32_t>(tokens), now_ns() - start};
   end_step(m, turn, &s->own);
   for (size_t i = 0; i < n_out; ++i)

@@ -13,28 +13,6 @@ using namespace format;
 
 namespace {
 
-// Keys or values of one head, with their scales.
-Checked half_bytes(const qd_model& m, uint32_t width, uint64_t context) {
-  Checked numbers = Checked(context) * width;
-  if (m.settings.cache == QD_KV_INT8) return numbers.rounded_up(64) + (Checked(context) * 4).rounded_up(64);
-  return (numbers * (m.settings.cache == QD_KV_F32 ? 4 : 2)).rounded_up(64);
-}
-
-Checked state_bytes(const qd_model& m, uint32_t state, uint64_t context) {
-  const State& s = m.file.states[state];
-  if (s.kind != kCache) return (Checked(s.heads) * s.head_dim * (s.kind == kRecurrent ? value_dim(s) : 1) * 4).rounded_up(64);
-  return (half_bytes(m, s.head_dim, context) + half_bytes(m, value_dim(s), context)) * s.heads;
-}
-
-// Scores of a query, and one more where there are sinks.
-uint32_t score_stride(const qd_model& m, uint32_t context) {
-  for (uint32_t i = 0; i < m.file.count(kNodes); ++i) {
-    const Node& n = m.file.nodes[i];
-    if (n.op == kAttention && attention_kind(m.file, n).sinks != kNone) return context + 1;
-  }
-  return context;
-}
-
 uint32_t inputs_of(const File& f) {
   uint32_t n = 0;
   for (uint32_t i = 0; i < f.count(kValues); ++i) n += f.values[i].kind == kIds;
@@ -48,17 +26,14 @@ struct Needs {
 // Where everything lies in the session's memory; of no memory what it needs.
 Needs lay_out(qd_session& s, uint8_t* base) {
   const qd_model& m = *s.model;
-  uint32_t states = m.file.count(kStates);
-  Checked cache;
-  for (uint32_t i = 0; i < states; ++i) cache += state_bytes(m, i, s.context);
-  cache = cache.rounded_up(page_sizes().small);
-  Layout room(base);
-  s.cache = base;
-  room.skip(cache);
-  room.take(&s.state_at, states);
-  s.score_stride = score_stride(m, s.context);
-  room.take(&s.scores, Checked(m.pool.threads()) * s.score_stride);
   bool encoder = m.file.header.kind == kEncoder;
+  uint64_t blocks = encoder ? 0 : round_up(s.context, kBlockTokens) / kBlockTokens;
+  Checked fixed = m.cache.fixed_bytes, cache = (Checked(blocks) * m.cache.block_bytes + fixed).rounded_up(page_sizes().small);
+  Layout room(base);
+  s.sequence.fixed = base;
+  room.skip(cache);
+  room.take(&s.sequence.blocks, blocks);
+  for (uint64_t i = 0; base && i < blocks; ++i) s.sequence.blocks[i] = base + fixed.value() + i * m.cache.block_bytes;
   room.take(&s.ids, encoder ? Checked(inputs_of(m.file)) * s.context : 0);
   room.take(&s.candidates, Checked(8) * m.file.header.vocab);
   return {cache, room.used()};
@@ -98,21 +73,11 @@ bool is_recurrent(const File& f) {
 }
 
 // States of fixed size are those of a sequence without tokens.
-void forget(qd_session& s) {
-  for (uint32_t i = 0; i < s.model->file.count(kStates); ++i)
-    if (s.model->file.states[i].kind != kCache)
-      std::memset(s.cache + s.state_at[i], 0, state_bytes(*s.model, i, s.context).value());
-}
+void forget(qd_session& s) { std::memset(s.sequence.fixed, 0, s.model->cache.fixed_bytes); }
 
 bool make_memory(qd_session& s, uint64_t bytes) {
   if (!s.memory.make(bytes)) return false;
   lay_out(s, s.memory.data);
-  uint64_t at = 0;
-  for (uint32_t i = 0; i < s.model->file.count(kStates); ++i) {
-    s.state_at[i] = at;
-    at += state_bytes(*s.model, i, s.context).value();
-  }
-  forget(s);
   return s.model->file.header.kind == kDecoder || make_workspace(*s.model, s.context, &s.own);
 }
 
@@ -132,28 +97,13 @@ void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, uint32_t total,
   uint64_t start = now_ns();
   for (uint32_t i = 0; i < m.file.count(kValues); ++i)
     if (m.file.values[i].kind == kIds) turn.workspace->ids[i] = tokens;
-  walk(s, turn, n, total, logits);
+  Span span{&s.sequence, 0, n, s.length, total, logits};
+  walk(m, turn, &span, 1, true);
   s.last = {sizeof s.last, turn.rung, n, now_ns() - start};
   end_step(m, turn, nullptr);
 }
 
 }  // namespace
-
-CacheView cache_of(const qd_session& s, uint32_t state, uint32_t head) {
-  const qd_model& m = *s.model;
-  const State& shape = m.file.states[state];
-  uint64_t of_keys = half_bytes(m, shape.head_dim, s.context).value();
-  uint64_t of_values = half_bytes(m, value_dim(shape), s.context).value();
-  uint8_t* keys = s.cache + s.state_at[state] + uint64_t{head} * (of_keys + of_values);
-  uint8_t* values = keys + of_keys;
-  auto scales = [&](uint8_t* half, uint32_t width) {
-    uint64_t at = m.settings.cache == QD_KV_INT8 ? round_up(uint64_t{s.context} * width, 64) : 0;
-    return reinterpret_cast<float*>(half + at);
-  };
-  return {keys, values, scales(keys, shape.head_dim), scales(values, value_dim(shape))};
-}
-
-float* state_of(const qd_session& s, uint32_t state) { return reinterpret_cast<float*>(s.cache + s.state_at[state]); }
 
 }  // namespace qd
 

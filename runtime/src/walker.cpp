@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "ops.h"
-#include "session.h"
 
 namespace qd {
 
@@ -33,20 +32,22 @@ void set_views(const File& f, Workspace& w, uint32_t rung) {
 
 }  // namespace
 
-void walk(qd_session& session, const Turn& turn, uint32_t tokens, uint32_t total, float* logits) {
-  qd_model& m = *session.model;
+void walk(qd_model& m, const Turn& turn, const Span* spans, uint32_t span_count, bool single) {
   const File& f = m.file;
   set_views(f, *turn.workspace, turn.rung);
-  Step s{session, m, *turn.workspace, tokens, session.length.load(std::memory_order_relaxed), total, logits};
+  const Span& last = spans[span_count - 1];
+  Step s{m, *turn.workspace, spans, span_count, last.first + last.tokens, single, 0, 0, format::kNone, 0, {}, 0};
   for (uint32_t i = 0; i < f.count(kNodes); ++i) {
     const Node& n = f.nodes[i];
     kRun[n.op](s, n);
     // A slot may be used again, but a value is made once: only rotation in place changes one.
     if (n.op == kAttention) s.prepared = 0;
   }
-  if (f.header.kind != kDecoder || logits == nullptr || f.values[f.header.logits_value].slot == kNone) return;
-  if (!node_reads_logits_row(f, f.nodes[f.maker[f.header.logits_value]]))
-    std::memcpy(logits, value_at(s, f.header.logits_value, tokens - 1), f.header.vocab * sizeof(float));
+  uint32_t logits = f.header.logits_value;
+  if (f.header.kind != kDecoder || f.values[logits].slot == kNone || node_reads_logits_row(f, f.nodes[f.maker[logits]])) return;
+  for (uint32_t i = 0; i < span_count; ++i)
+    if (spans[i].logits)
+      std::memcpy(spans[i].logits, value_at(s, logits, spans[i].first + spans[i].tokens - 1), f.header.vocab * sizeof(float));
 }
 
 }  // namespace qd

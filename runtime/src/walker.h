@@ -1,29 +1,53 @@
 #pragma once
+#include "cache.h"
 #include "file.h"
 #include "model.h"
 
-struct qd_session;
-
 namespace qd {
+
+// Tokens of one sequence in a step: rows first .. first + tokens - 1, which follow the `past` ones that the sequence has.
+struct Span {
+  const Sequence* sequence;
+  uint32_t first, tokens, past;
+  uint32_t total;  // of the sequence when the call that the step belongs to has ended
+  float* logits;   // [vocab] of its last token, or null
+};
+
+// Which cosines and sines a step has.
+struct Angles {
+  uint32_t frequencies = format::kNone, beyond = 0, long_frequencies = format::kNone;
+  float theta = 0, grown = 0, factor = 0;
+  bool operator==(const Angles& o) const {
+    return frequencies == o.frequencies && beyond == o.beyond && long_frequencies == o.long_frequencies &&
+           theta == o.theta && grown == o.grown && factor == o.factor;
+  }
+};
 
 // What a step shares between nodes: activations of one value, prepared once for q, k and v alike.
 struct Step {
-  qd_session& session;
   qd_model& model;
   Workspace& w;
-  uint32_t tokens, past, total;  // total: of the sequence when the call that the step belongs to has ended
-  float* logits;
+  const Span* spans;
+  uint32_t span_count, tokens;  // tokens: of all spans
+  // Whether a product of one token may be the one of single tokens, whose sums are rounded in another way. Not where the
+  // number of rows depends on other sequences.
+  bool single = true;
   uint64_t prepared = 0;       // of which value and tokens `mapped` is; 0: of none
   uint32_t prepared_columns = 0, prepared_map = format::kNone;
   uint32_t made = 0;           // bits: 2 g int8 of grouping g, 2 g + 1 tables
-  uint32_t angles = format::kNone;  // which inv_freq cos and sin are of
-  float angles_factor = 0;
-  uint64_t serial = 0;              // of keys of products of no value's rows
+  Angles angles;
+  uint64_t serial = 0;         // of keys of products of no value's rows
+
+  bool one(uint32_t rows) const { return rows == 1 && single; }
+  const Span& span_of(uint32_t row) const {
+    const Span* s = spans;
+    while (row >= s->first + s->tokens) ++s;
+    return *s;
+  }
 };
 
-// Runs the nodes for `tokens` tokens that follow the session's; `total`: see Step. The workspace's ids are set and in range. `logits`:
-// [vocab] of the last token, or null. Called between begin_step and end_step.
-void walk(qd_session& session, const Turn& turn, uint32_t tokens, uint32_t total, float* logits);
+// Runs the nodes. The workspace's ids are set and in range. Called between begin_step and end_step.
+void walk(qd_model& model, const Turn& turn, const Span* spans, uint32_t span_count, bool single);
 
 uint32_t grouping_of(const format::Term& term);  // 0 .. 3: activations in groups of 16 << that
 Checked term_scratch_bytes(const Kernels& kernels, const format::Term& term, uint32_t columns);
@@ -31,17 +55,18 @@ Checked term_scratch_bytes(const Kernels& kernels, const format::Term& term, uin
 inline float* value_at(const Step& s, uint32_t value, uint32_t token) {
   return s.w.arena + uint64_t{token} * s.model.file.header.slot_width + s.model.file.values[value].slot;
 }
-inline uint32_t value_tokens(const Step& s, uint32_t value) {  // 1 for those of the sequence
-  return s.model.file.values[value].kind == format::kPerSequence ? 1 : s.tokens;
+inline bool is_per_sequence(const Step& s, uint32_t value) {  // it lies in the row of the sequence's first token
+  return s.model.file.values[value].kind == format::kPerSequence;
 }
 
 // fn(thread, token) for every token of output 0.
 template <class F>
 void for_tokens(Step& s, const format::Node& n, F fn) {
+  bool few = is_per_sequence(s, n.outputs[0]);
   auto body = [&](uint32_t thread, uint64_t begin, uint64_t end) {
-    for (uint64_t t = begin; t < end; ++t) fn(thread, static_cast<uint32_t>(t));
+    for (uint64_t t = begin; t < end; ++t) fn(thread, few ? s.spans[t].first : static_cast<uint32_t>(t));
   };
-  s.model.pool.parallel_for(value_tokens(s, n.outputs[0]), body);
+  s.model.pool.parallel_for(few ? s.span_count : s.tokens, body);
 }
 
 }  // namespace qd

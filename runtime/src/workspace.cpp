@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "model.h"
+#include "tiles.h"
 #include "walker.h"
 
 namespace qd {
@@ -16,6 +17,9 @@ struct Widest {
   Checked rows, scratch;
   uint64_t experts = 0, chosen = 0, inner = 0, hidden = 0;
   bool grouping[kGroupings] = {};
+  Checked tiles;                             // a TileRoom
+  uint64_t ranges = 0, value_stride = 0;     // of attention with fewer ranges than threads; the widest value
+  uint64_t block = 0;                        // encoders
 };
 
 Checked scratch_of(const qd_model& m, const Matrix& matrix) {
@@ -35,6 +39,26 @@ void measure_experts(const File& f, const Node& n, Widest* w) {
   w->hidden = std::max<uint64_t>(w->hidden, round_up(f.values[n.inputs[0]].width, 16));
 }
 
+// Of one token of one sequence: with more of either there are more ranges.
+void measure_attention(const qd_model& m, const Node& n, Widest* w) {
+  Attention a;
+  std::memcpy(&a, m.file.attributes + n.attr, sizeof a);
+  w->half = std::max<uint64_t>(w->half, a.rotary_dim / 2);
+  w->head = std::max<uint64_t>(w->head, a.head_dim);
+  bool cached = n.state != kNone;
+  uint32_t value = cached ? value_dim(m.file.states[n.state]) : a.head_dim;
+  CacheShape shape = cache_shape(cached ? m.settings.cache : QD_KV_F32, a.head_dim, value);
+  TileRoom unused;
+  Checked tiles = make_tile_room(shape, nullptr, &unused);
+  if (!tiles.at_most(w->tiles.value())) w->tiles = tiles;
+  uint64_t ranges = uint64_t{a.kv_heads} * ((a.heads / a.kv_heads + kQueryRows - 1) / kQueryRows);
+  if (cached && ranges < m.pool.threads()) {
+    w->ranges = std::max(w->ranges, ranges);
+    w->value_stride = std::max<uint64_t>(w->value_stride, shape.value_stride);
+  }
+  if (!cached) w->block = std::max(w->block, shape.bytes * a.kv_heads);
+}
+
 Widest measure(const qd_model& m) {
   Widest w;
   const File& f = m.file;
@@ -48,15 +72,12 @@ Widest measure(const qd_model& m) {
   uint64_t ragged = 16;
   for (uint32_t i = 0; i < f.count(kNodes); ++i) {
     const Node& n = f.nodes[i];
-    if (n.op == kLinear && f.matrices[n.matrix].rows % 16 && !node_reads_logits_row(f, n))
+    bool scattered = n.op == kLinear && f.values[n.inputs[0]].kind == kPerSequence;
+    if (n.op == kLinear && (scattered || f.matrices[n.matrix].rows % 16) && !node_reads_logits_row(f, n))
       ragged = std::max<uint64_t>(ragged, round_up(f.matrices[n.matrix].rows, 16));
     if (n.op == kRotate) w.half = std::max<uint64_t>(w.half, f.attributes[n.attr + 1] / 2);
     measure_experts(f, n, &w);
-    if (n.op != kAttention) continue;
-    Attention a;
-    std::memcpy(&a, f.attributes + n.attr, sizeof a);
-    w.half = std::max<uint64_t>(w.half, a.rotary_dim / 2);
-    w.head = std::max<uint64_t>(w.head, a.head_dim);
+    if (n.op == kAttention) measure_attention(m, n, &w);
   }
   w.rows = std::max(ragged * kLinearTokens, round_up(f.header.vocab, 16));
   for (uint32_t i = 0; i < f.count(kTerms); ++i) w.grouping[grouping_of(f.terms[i])] = true;
@@ -83,11 +104,22 @@ Checked lay_out(const qd_model& m, uint32_t tokens, uint8_t* base, Workspace* w)
   }
   b.take(&w->term_scratch, s.scratch);
   b.take(&w->y, s.rows);
+  w->y_floats = s.rows.value();
   b.take(&w->row, threads * s.stride);
   b.take(&w->cos, all * s.half);
   b.take(&w->sin, all * s.half);
   b.take(&w->head, threads * 2 * round_up(s.head, 16));
   b.take(&w->norm, threads * round_up(s.value, 16));
+  w->tile_stride = s.tiles.rounded_up(64).value();
+  b.take(&w->tiles, threads * w->tile_stride);
+  w->partial_ranges = s.ranges;
+  b.take(&w->partials, Checked(s.ranges) * (kSegmentsAtOnce + 1) * kQueryRows * (s.value_stride + 2));
+  w->block_bytes = s.block;
+  uint64_t blocks = s.block > 0 ? (uint64_t{tokens} + kBlockTokens - 1) / kBlockTokens : 0;
+  b.take(&w->blocks, blocks);
+  uint8_t* first_block = nullptr;
+  b.take(&first_block, Checked(blocks) * s.block);
+  for (uint64_t i = 0; base && i < blocks; ++i) w->blocks[i] = first_block + i * s.block;
   if (s.experts > 0) {
     b.take(&w->experts.starts, Checked(s.experts) + 1);
     b.take(&w->experts.order, all * s.chosen);

@@ -16,6 +16,8 @@ namespace qd {
 constexpr uint32_t kGroupings = 4;         // of activations: 16, 32, 64, 128
 constexpr uint32_t kLinearTokens = 64;     // a matrix takes at most so many at once
 
+constexpr uint32_t kMostSpans = 64;        // sequences of a step
+
 constexpr uint32_t kMostExperts = 4096;
 
 struct ExpertScratch {  // of models that have experts
@@ -39,12 +41,19 @@ struct Workspace {
   int8_t* tables[kGroupings];
   float* table_scale[kGroupings];
   uint8_t* term_scratch;  // of all terms of one matrix
-  float* y;               // [kLinearTokens][rows] of matrices whose rows are not a multiple of 16, and the logits
+  float* y;               // [kLinearTokens][rows] of matrices whose rows are not a multiple of 16, and logits
+  uint64_t y_floats;
   float* row;             // [threads][columns] of an embedding
   float* cos;             // [tokens][half of the widest rotation]
   float* sin;
   float* head;            // [threads][2][widest head]
   float* norm;            // [threads][widest value]
+  uint8_t* tiles;         // [threads][tile_stride]: a TileRoom of each
+  uint64_t tile_stride;
+  float* partials;        // of attention whose ranges of queries are at most so many, fewer than the threads
+  uint64_t partial_ranges;
+  uint8_t** blocks;       // encoders: keys and values of one node, as those of a cache
+  uint64_t block_bytes;
   ExpertScratch experts;
   const int32_t** ids;    // per value
   TermView* views;        // per term, with what the step's rung has of it
@@ -69,6 +78,7 @@ class Layout {
     used_ += kGuard;
   }
   void skip(Checked bytes) { used_ += bytes; }
+  Checked taken() const { return used_; }
   Checked used() const { return used_.rounded_up(page_sizes().small); }
 
  private:

@@ -198,25 +198,116 @@ std::vector<float> vectors(const Kernels& k, uint32_t n, const std::vector<float
   all.push_back(k.l2_norm(x.data(), n));
   out = x, k.rotate(out.data(), w.data(), x.data(), n / 2 * 2, 0), keep();
   out = x, k.rotate(out.data(), w.data(), x.data(), n / 2 * 2, 1), keep();
-  const uint32_t positions = 5;
-  std::vector<uint16_t> half(n * positions);
-  std::vector<int8_t> bytes(n * positions);
-  std::vector<float> scales(positions), keys(n * positions), scores(positions);
-  for (uint32_t i = 0; i < n * positions; i++) keys[i] = x[i % n] * w[(i + i / n) % n];
-  for (uint32_t p = 0; p < positions; p++) {
-    k.store_f16(&keys[p * n], n, &half[p * n]);
-    k.store_int8(&keys[p * n], n, &bytes[p * n], &scales[p]);
-  }
-  for (uint16_t h : half) all.push_back(h);
-  for (int8_t b : bytes) all.push_back(b);
-  auto keep_scores = [&] { all.insert(all.end(), scores.begin(), scores.end()); };
-  k.scores_f16(x.data(), half.data(), n, positions, 0.3f, scores.data()), keep_scores();
-  k.scores_int8(x.data(), bytes.data(), scales.data(), n, positions, 0.3f, scores.data()), keep_scores();
-  k.scores_f32(x.data(), keys.data(), n, n, positions, 0.3f, scores.data()), keep_scores();
-  k.mix_f16(w.data(), half.data(), n, positions, out.data()), keep();
-  k.mix_int8(w.data(), bytes.data(), scales.data(), n, positions, out.data()), keep();
-  k.mix_f32(w.data(), keys.data(), n, n, positions, out.data()), keep();
+  std::vector<uint16_t> half((n + 15) / 16 * 16);
+  std::vector<int8_t> bytes(n);
+  std::vector<int16_t> wide(n);
+  out.assign(half.size(), 0);
+  k.store_f16(x.data(), n, half.data()), k.widen_f16(half.data(), static_cast<uint32_t>(half.size()), out.data()), keep();
+  out.resize(n);
+  float unit = 0;
+  k.store_int8(x.data(), n, bytes.data(), &unit), all.push_back(unit);
+  k.widen_int8(bytes.data(), n, wide.data());
+  for (uint32_t i = 0; i < n; i++) all.push_back(wide[i]), check(wide[i] == bytes[i], k.name, "widen_int8");
+  unit = k.round_int16(x.data(), n, 32767.0f, wide.data()), all.push_back(unit);
+  for (uint32_t i = 0; i < n; i++)
+    all.push_back(wide[i]), check(std::fabs(wide[i] * unit - x[i]) <= 0.51f * unit, k.name, "round_int16", x[i]);
+  std::vector<int32_t> sums(wide.begin(), wide.end());
+  out = x, k.add_ints(out.data(), 0.7f, sums.data(), unit, n), keep();
+  float most = w[0], total = 1.5f;
+  out = x, k.join_shares(out.data(), &most, &total, w.data(), x[0], 2.5f, n), keep();
+  all.push_back(most), all.push_back(total);
   return all;
+}
+
+// ---- tiles of attention
+struct TileCase {
+  uint32_t rows, depth, columns;
+  std::vector<float> a, b, keep;
+  std::vector<uint16_t> half;
+  std::vector<int16_t> ints, wide;
+  std::vector<int8_t> bytes;
+
+  TileCase(uint32_t r, uint32_t d, uint32_t c) : rows(r), depth(d), columns(c), a(r * d), b(d * c), keep(r), half(d * c),
+                                                 ints(r * d), wide(d * c), bytes(d * c) {
+    for (float& f : a) f = random_float();
+    for (float& f : b) f = random_float();
+    for (float& f : keep) f = random_float();
+    for (int16_t& i : ints) i = static_cast<int16_t>(random_bits());
+    for (size_t i = 0; i < b.size(); i++) wide[i] = bytes[i] = static_cast<int8_t>(random_bits());
+    select_kernels("scalar")->store_f16(b.data(), d * c, half.data());
+  }
+  template <class T>
+  std::vector<T> run(void (*product)(const TileProduct&), const void* left, const void* right, bool kept) const {
+    std::vector<T> out(rows * columns, static_cast<T>(3));
+    product({left, depth, right, columns, rows, depth, columns, kept ? keep.data() : nullptr, out.data(), columns});
+    return out;
+  }
+};
+
+void check_tile(const Kernels& k, const TileCase& c, const Kernels& scalar) {
+  for (bool kept : {false, true}) {
+    std::vector<float> y = c.run<float>(scalar.product_f32, c.a.data(), c.b.data(), kept);
+    std::vector<float> h = c.run<float>(scalar.product_f16, c.a.data(), c.half.data(), kept);
+    for (uint32_t r = 0; r < c.rows; r++)
+      for (uint32_t j = 0; j < c.columns; j++) {
+        double want = kept ? 3.0 * static_cast<double>(c.keep[r]) : 0;
+        for (uint32_t d = 0; d < c.depth; d++)
+          want += static_cast<double>(c.a[r * c.depth + d]) * static_cast<double>(c.b[d * c.columns + j]);
+        check(std::fabs(y[r * c.columns + j] - want) < 1e-4, k.name, "product_f32", want);
+        check(std::fabs(h[r * c.columns + j] - want) < 0.1, k.name, "product_f16", want);
+      }
+    if (&k == &scalar) mix_hash(y), mix_hash(h);
+    check(same(y, c.run<float>(k.product_f32, c.a.data(), c.b.data(), kept)), k.name, "product_f32 differs");
+    check(same(h, c.run<float>(k.product_f16, c.a.data(), c.half.data(), kept)), k.name, "product_f16 differs");
+  }
+  if (c.depth % 2) return;
+  std::vector<int32_t> y = c.run<int32_t>(k.product_int8, c.ints.data(), c.bytes.data(), false);
+  check(same(y, c.run<int32_t>(k.product_int16, c.ints.data(), c.wide.data(), false)), k.name, "product_int16 differs");
+  for (uint32_t r = 0; r < c.rows; r++)
+    for (uint32_t j = 0; j < c.columns; j++) {
+      int64_t want = 0;
+      for (uint32_t d = 0; d < c.depth; d++)
+        want += int64_t{c.ints[r * c.depth + d]} * c.bytes[d / 2 * 2 * c.columns + 2 * j + d % 2];
+      check(y[r * c.columns + j] == want, k.name, "product_int8", static_cast<double>(want));
+    }
+}
+
+// Shares of one query over some tiles, in parts: with what is not visible, and before anything is.
+std::vector<float> tile_shares(const Kernels& k, const std::vector<float>& x) {
+  std::vector<float> all;
+  float most = -INFINITY, total = 0;
+  const uint32_t ranges[][2] = {{7, 7}, {0, 64}, {5, 23}, {63, 64}, {0, 1}, {16, 64}};
+  for (size_t i = 0; i < 6; i++) {
+    std::vector<float> scores(x.begin() + static_cast<long>(i) * 64, x.begin() + static_cast<long>(i + 1) * 64);
+    std::vector<float> before = scores;
+    k.scale_scores(scores.data(), 0.5f);
+    float keep = k.tile_shares(scores.data(), ranges[i][0], ranges[i][1], &most, &total);
+    for (uint32_t p = 0; p < 64; p++) {
+      bool seen = p >= ranges[i][0] && p < ranges[i][1];
+      double want = seen ? std::exp(0.5 * before[p] - most) : 0;
+      check(std::fabs(scores[p] - want) <= 1e-6, k.name, "tile_shares", want);
+    }
+    all.insert(all.end(), scores.begin(), scores.end());
+    all.push_back(keep), all.push_back(most), all.push_back(total);
+  }
+  return all;
+}
+
+void run_tiles() {
+  const Kernels& scalar = *select_kernels("scalar");
+  const uint32_t shapes[][3] = {{1, 64, 64}, {4, 64, 64}, {7, 63, 80}, {3, 2, 16}, {64, 576, 64}, {9, 1, 208}, {5, 80, 48}};
+  for (const auto& shape : shapes) {
+    TileCase c(shape[0], shape[1], shape[2]);
+    for (const Kernels* const* k = kAllKernels; *k; k++)
+      if (runs_here(**k) && *k != &scalar) check_tile(**k, c, scalar);
+    check_tile(scalar, c, scalar);
+  }
+  std::vector<float> x(6 * 64), want;
+  for (float& f : x) f = random_float() * 20;
+  want = tile_shares(scalar, x);
+  mix_hash(want);
+  for (const Kernels* const* k = kAllKernels; *k; k++)
+    if (runs_here(**k)) check(same(want, tile_shares(**k, x)), (*k)->name, "tile_shares differ");
 }
 
 void check_functions(const Kernels& k) {
@@ -267,6 +358,7 @@ int main() {
   for (const Kernels* const* k = kAllKernels; *k; k++)
     printf("%s%s\n", (*k)->name, runs_here(**k) ? "" : " (not here)");
   run_vectors();
+  run_tiles();
   run_kinds();
   printf("hash %016llx\n", static_cast<unsigned long long>(hash));
   printf(failures ? "%d failures\n" : "ok\n", failures);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +82,36 @@ def test_the_number_of_threads_changes_no_bit(tiny: Path):
             found.append(np.stack([model.decode([1, 2, 3]), model.decode([4])]))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network for 2,560 tokens: three segments of keys."""
+    folder = tmp_path_factory.mktemp("long")
+    source = shutil.copytree(TINY, folder / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2560}))
+    path = folder / "long.qd"
+    qdeploy.convert(source, path, to="native")
+    return path
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_threads_and_parts_of_a_long_prompt_change_no_bit(long: Path, kv: str):
+    ids, found = np.arange(2500) % 90 + 5, []
+    for threads, part in ((1, 2500), (2, 2500), (8, 999), (3, 2499)):  # of more threads than heads each takes some keys
+        with Runtime(long, threads=threads, kv=kv, context=2560, activations="exact") as model:
+            for at in range(0, len(ids), part):
+                logits = model.decode(ids[at : at + part])
+            found.append(np.stack([logits, model.decode([7])]))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+def test_a_long_prompt_gives_the_interpreters_logits(long: Path):
+    ids = [5 + i % 90 for i in range(1100)]
+    with Runtime(long, activations="exact", kv="f32", context=1200) as model:
+        assert distance(model.decode(ids), reference(long.parent / "source", ids)[-1]) < 1e-4
 
 
 def test_a_forgotten_token_leaves_no_trace(model: Runtime):

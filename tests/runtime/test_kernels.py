@@ -10,6 +10,7 @@ import pytest
 from tests.runtime.conftest import RUNTIME, Build, need, need_header, run
 
 _PROGRAM = "test/kernels_test"
+_TILES = "test/attention_test"
 
 
 def fingerprint(output: str) -> str:
@@ -48,6 +49,14 @@ def test_avx512_gives_the_same_bits_where_no_machine_has_it(build: Build, here: 
     output = run(build(_PROGRAM, *flags, under="src/kernels"), seconds=600)
     assert fingerprint(output) == here
     assert "avx512vnni\n" in output  # and not "(not here)"
+
+
+def test_attention_in_tiles_is_attention_with_the_same_bits_everywhere(build: Build):
+    here = fingerprint(run(build(_TILES, "-O2")))
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    assert fingerprint(run(build(_TILES, *flags))) == here
+    arm = build(_TILES, "-O2", "-static", compiler="aarch64-linux-gnu-g++")
+    assert fingerprint(run(need("qemu-aarch64"), "-cpu", "cortex-a53", arm, seconds=600)) == here
 
 
 def test_sources_are_listed_once_and_all_of_them():

@@ -43,6 +43,7 @@ inline void to_half16(const float* x, uint16_t* out) {
 #include "portable_vectors.inl"
 #include "portable_integers.inl"
 #include "portable_terms.inl"
+#include "portable_attention.inl"
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store256(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
@@ -193,6 +194,19 @@ struct Avx2 {
       if (!small) nibble_products<N, true>(t + 64 * s, n, q, 4 * s, wide);
     }
     for (int n = 0; n < N; n++) out[n] = wide[n].ints();
+  }
+
+  struct Pairs {
+    __m256i a, b;
+  };
+  static Pairs pairs_at(const int16_t* p) { return {load256(p), load256(p + 16)}; }
+  static Pairs pairs_at(const int8_t* p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)))};
+  }
+  static Ints add_pairs(const Ints& sum, const Pairs& x, int32_t pair) {
+    __m256i y = _mm256_set1_epi32(pair);
+    return sum + ints_of(_mm256_madd_epi16(x.a, y), _mm256_madd_epi16(x.b, y));
   }
 };
 

@@ -34,10 +34,17 @@ namespace {
 
 #define QD_OWN_HALVES  // these two in place of the portable ones
 inline Lanes from_half16(const uint8_t* p) {
+#ifdef QD_SIMDE  // has no conversion of 16
   float out[16];
   _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   _mm256_storeu_ps(out + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
   return lanes_at(out);
+#else
+  __m512 whole = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  Lanes r;
+  memcpy(&r, &whole, 64);
+  return r;
+#endif
 }
 inline void to_half16(const float* x, uint16_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(_mm256_loadu_ps(x), 0));
@@ -49,6 +56,7 @@ inline void to_half16(const float* x, uint16_t* out) {
 #include "portable_vectors.inl"
 #include "portable_integers.inl"
 #include "portable_terms.inl"
+#include "portable_attention.inl"
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 inline void store512(void* p, __m512i x) { _mm512_storeu_si512(p, x); }
@@ -146,6 +154,19 @@ struct Avx512Vnni {
       for (int n = 0; n < N; n++) sum[n].even(w, q[n] + 4 * s), sum[n].odd(u, q[n] + 4 * s + 4);
     }
     for (int n = 0; n < N; n++) out[n] = sum[n].ints();
+  }
+
+  struct Pairs {
+    __m512i x;
+  };
+  static Pairs pairs_at(const int16_t* p) { return {load512(p)}; }
+  static Pairs pairs_at(const int8_t* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Ints add_pairs(const Ints& sum, const Pairs& x, int32_t pair) {
+    __m512i s;
+    memcpy(&s, &sum, 64);
+    return ints_of(_mm512_dpwssd_epi32(s, x.x, _mm512_set1_epi32(pair)));
   }
 };
 

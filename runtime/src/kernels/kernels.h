@@ -60,6 +60,19 @@ struct Kind {            // one per TermKind; made by its file in terms/
   ScratchBytes scratch;  // nullptr likewise
 };
 
+// out[r][c] = sum over k of a[r][k] b[k][c], for `columns` (a multiple of 16) columns; with `keep`, out[r][c] * keep[r] is
+// added. Integers go in pairs: b is [depth / 2][columns][2], depth is even, and no sum may leave int32.
+struct TileProduct {
+  const void* a;  // [rows][a_stride]
+  size_t a_stride;
+  const void* b;  // [depth][b_stride]
+  size_t b_stride;
+  uint32_t rows, depth, columns;
+  const float* keep;  // [rows], or null; of floats only
+  void* out;          // [rows][out_stride]
+  size_t out_stride;
+};
+
 struct Kernels {
   const char* name;
   Kind kinds[format::kTermKinds];
@@ -82,21 +95,29 @@ struct Kernels {
   void (*add_numbers)(uint32_t kind, const uint8_t* numbers, size_t first, uint32_t n, float* y);  // n: a multiple of 16
   void (*softmax)(float* x, uint32_t n);                                            // in place
   float (*l2_norm)(const float* x, uint32_t n);
-  // ---- attention. Keys and values of one head lie [position][head_dim]; int8 ones have a scale per position.
+  // ---- attention, in tiles of 64 keys; portable_attention.inl says in which order sums go
   void (*rotate)(float* x, const float* cos, const float* sin, uint32_t rotary_dim, int interleaved);  // one head
   void (*store_f16)(const float* x, uint32_t n, uint16_t* out);
   void (*store_int8)(const float* x, uint32_t n, int8_t* out, float* scale);
-  void (*scores_f16)(const float* q, const uint16_t* keys, uint32_t head_dim, uint32_t positions, float scale,
-                     float* out);
-  void (*scores_int8)(const float* q, const int8_t* keys, const float* key_scale, uint32_t head_dim, uint32_t positions,
-                      float scale, float* out);
-  void (*scores_f32)(const float* q, const float* keys, size_t key_stride, uint32_t head_dim, uint32_t positions,
-                     float scale, float* out);
-  void (*mix_f16)(const float* weights, const uint16_t* values, uint32_t head_dim, uint32_t positions, float* out);
-  void (*mix_int8)(const float* weights, const int8_t* values, const float* value_scale, uint32_t head_dim,
-                   uint32_t positions, float* out);
-  void (*mix_f32)(const float* weights, const float* values, size_t value_stride, uint32_t head_dim, uint32_t positions,
-                  float* out);
+  void (*product_f32)(const TileProduct&);
+  void (*product_f16)(const TileProduct&);   // b: halves
+  void (*product_int8)(const TileProduct&);  // a: int16; b: int8, in pairs; out: int32
+  void (*product_int16)(const TileProduct&); // the same of a b that widen_int8 made
+  void (*widen_f16)(const uint16_t* x, uint32_t n, float* out);  // n: a multiple of 16
+  void (*widen_int8)(const int8_t* x, uint32_t n, int16_t* out);
+  // x as integers of at most `levels`, which is at most 32767; returns what one of them counts.
+  float (*round_int16)(const float* x, uint32_t n, float levels, int16_t* out);
+  // Products of one query to scores: times a factor, and times key_scale [64].
+  void (*scale_scores)(float* scores, float factor);
+  void (*float_scores)(const int32_t* sums, const float* key_scale, float factor, float* scores);
+  // Scores of [begin, end) to exp(score - greatest so far), of the others to 0; `most` and `total` of the query go on.
+  // Returns what is to be multiplied into what the query has of earlier tiles.
+  float (*tile_shares)(float* scores, uint32_t begin, uint32_t end, float* most, float* total);
+  // What is known of one query after some keys, and after others: of both.
+  void (*join_shares)(float* values, float* most, float* total, const float* other, float other_most, float other_total,
+                      uint32_t n);
+  // to = to * keep + x * factor
+  void (*add_ints)(float* to, float keep, const int32_t* x, float factor, uint32_t n);
 };
 
 // The tables of this build, best first, whether this machine can run them or not; ends with a null pointer.

@@ -22,6 +22,7 @@ inline void to_half16(const float* x, uint16_t* out) {
 #include "portable_vectors.inl"
 #include "portable_integers.inl"
 #include "portable_terms.inl"
+#include "portable_attention.inl"
 
 inline int8x16_t four(const int8_t* q) {
   int32_t v;

@@ -55,7 +55,7 @@ struct Rows16 {
   }
 };
 
-struct Neon {
+struct Neon : Portable {
   // Bytes above 127 as themselves less 128, put right at the end.
   template <int N>
   static void tile_sums(const uint8_t* t, uint32_t steps, bool small, const int8_t* const* q, Ints* out) {

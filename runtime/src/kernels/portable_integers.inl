@@ -27,6 +27,24 @@ struct Portable {
       out[n] = ints_at(sum);
     }
   }
+
+  // Two neighbours in each of 16 columns, as integers of 32 bits.
+  struct Pairs {
+    Ints first, second;
+  };
+  template <class T>
+  static Pairs pairs_at(const T* p) {
+    int32_t first[16], second[16];
+    for (int r = 0; r < 16; r++) first[r] = p[2 * r], second[r] = p[2 * r + 1];
+    return {ints_at(first), ints_at(second)};
+  }
+  // sum + first * the low half of `pair` + second * its high half
+  static Ints add_pairs(const Ints& sum, const Pairs& x, int32_t pair) {
+    int32_t low = static_cast<int16_t>(pair & 0xffff), high = pair >> 16;
+    Ints r;
+    for (int i = 0; i < kParts; i++) r.p[i] = sum.p[i] + x.first.p[i] * low + x.second.p[i] * high;
+    return r;
+  }
 };
 
 template <class P, class T>

@@ -13,6 +13,7 @@ namespace {
 #include "portable_vectors.inl"
 #include "portable_integers.inl"
 #include "portable_terms.inl"
+#include "portable_attention.inl"
 #include "table.inl"
 }  // namespace
 

@@ -1,6 +1,5 @@
 // Sums, products and activations of single numbers.
 #include "../ops.h"
-#include "../session.h"
 
 namespace qd {
 using namespace format;

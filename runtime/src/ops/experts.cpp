@@ -6,7 +6,6 @@
 
 #include "../ops.h"
 #include "../product.h"
-#include "../session.h"
 #include "../terms.h"
 
 namespace qd {

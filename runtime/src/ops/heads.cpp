@@ -4,7 +4,6 @@
 
 #include "../ops.h"
 #include "../rotation.h"
-#include "../session.h"
 
 namespace qd {
 using namespace format;
@@ -12,51 +11,56 @@ using namespace format;
 namespace {
 
 // cos and sin of position * frequency in double.
-void make_angles(Step& s, const float* frequency, uint32_t half, float factor) {
-  for (uint32_t t = 0; t < s.tokens; ++t)
+void make_angles(Step& s, const Span& span, const float* frequency, uint32_t half, float factor) {
+  for (uint32_t t = 0; t < span.tokens; ++t)
     for (uint32_t i = 0; i < half; ++i) {
-      double angle = static_cast<double>(s.past + t) * frequency[i];
-      s.w.cos[t * s.w.half + i] = static_cast<float>(std::cos(angle)) * factor;
-      s.w.sin[t * s.w.half + i] = static_cast<float>(std::sin(angle)) * factor;
+      double angle = static_cast<double>(span.past + t) * frequency[i];
+      uint64_t at = (span.first + t) * s.w.half + i;
+      s.w.cos[at] = static_cast<float>(std::cos(angle)) * factor;
+      s.w.sin[at] = static_cast<float>(std::sin(angle)) * factor;
     }
 }
 
 // The frequencies of dynamic NTK scaling for the length of the sequence.
-void make_dynamic_angles(Step& s, const AttentionKind& kind, uint32_t dim, float factor) {
+void make_dynamic_angles(Step& s, const Span& span, const Angles& of, uint32_t dim) {
   float frequency[kMostRotated / 2];
-  double grown = static_cast<double>(kind.factor) * s.total / kind.beyond - (kind.factor - 1.0);
-  double theta = kind.theta * std::pow(grown, dim / (dim - 2.0));
+  double grown = static_cast<double>(of.grown) * span.total / of.beyond - (of.grown - 1.0);
+  double theta = of.theta * std::pow(grown, dim / (dim - 2.0));
   for (uint32_t i = 0; i < dim / 2; ++i) {
     float exponent = static_cast<float>(2 * i) / static_cast<float>(dim);
     frequency[i] = 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
   }
-  make_angles(s, frequency, dim / 2, factor);
+  make_angles(s, span, frequency, dim / 2, of.factor);
+}
+
+Rotation rotation_of(Step& s, const Angles& of, uint32_t rotary_dim, uint32_t interleaved) {
+  Rotation rotation{rotary_dim, interleaved};
+  if (rotary_dim == 0 || s.angles == of) return rotation;
+  s.angles = of;
+  for (uint32_t i = 0; i < s.span_count; ++i) {
+    const Span& span = s.spans[i];
+    bool beyond = of.beyond > 0 && span.total > of.beyond;
+    if (beyond && of.long_frequencies == kNone) {
+      make_dynamic_angles(s, span, of, rotary_dim);
+    } else {
+      uint32_t frequencies = beyond ? of.long_frequencies : of.frequencies;
+      make_angles(s, span, s.model.floats(frequencies), rotary_dim / 2, of.factor);
+    }
+  }
+  return rotation;
 }
 
 }  // namespace
 
 Rotation rotation_of(Step& s, uint32_t frequencies, uint32_t rotary_dim, uint32_t interleaved, float factor) {
-  Rotation rotation{rotary_dim, interleaved};
-  if (rotary_dim == 0 || (s.angles == frequencies && s.angles_factor == factor)) return rotation;
-  s.angles = frequencies;
-  s.angles_factor = factor;
-  make_angles(s, s.model.floats(frequencies), rotary_dim / 2, factor);
-  return rotation;
+  return rotation_of(s, {frequencies, 0, kNone, 0, 0, factor}, rotary_dim, interleaved);
 }
 
 Rotation rotation_of(Step& s, const Node& n, const Attention& a) {
   AttentionKind kind = attention_kind(s.model.file, n);
-  if (a.rotary_dim == 0 || kind.beyond == 0 || s.total <= kind.beyond)
-    return rotation_of(s, n.tensors[0], a.rotary_dim, a.interleaved, a.factor);
-  if (kind.long_frequencies != kNone)
-    return rotation_of(s, kind.long_frequencies, a.rotary_dim, a.interleaved, a.factor);
-  uint32_t key = n.tensors[0] | uint32_t{1} << 31;
-  if (s.angles != key || s.angles_factor != a.factor) {
-    s.angles = key;
-    s.angles_factor = a.factor;
-    make_dynamic_angles(s, kind, a.rotary_dim, a.factor);
-  }
-  return {a.rotary_dim, a.interleaved};
+  if (kind.beyond == 0) return rotation_of(s, n.tensors[0], a.rotary_dim, a.interleaved, a.factor);
+  Angles of{n.tensors[0], kind.beyond, kind.long_frequencies, kind.theta, kind.factor, a.factor};
+  return rotation_of(s, of, a.rotary_dim, a.interleaved);
 }
 
 namespace {

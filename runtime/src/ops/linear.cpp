@@ -4,7 +4,6 @@
 
 #include "../ops.h"
 #include "../product.h"
-#include "../session.h"
 
 namespace qd {
 
@@ -88,7 +87,7 @@ void prepare(Step& s, const Product& in) {
       uint32_t grouping = grouping_of(*view.term);
       Activations a = activations(s, in, grouping);
       if (!s.model.settings.exact) {
-        make_activations(s, a, grouping, in.tokens == 1 ? kind.one_need : kind.many_need);
+        make_activations(s, a, grouping, s.one(in.tokens) ? kind.one_need : kind.many_need);
         if (kind.prepare) kind.prepare(view, a, scratch);
       }
     }
@@ -112,7 +111,7 @@ void run_range(const Step& s, const Product& in, const float* bias, float* y, si
   for (uint32_t i = m.first_term; i < m.first_term + m.terms; ++i) {
     const TermView& view = s.w.views[i];
     const Kind& kind = s.model.settings.kernels->kinds[view.term->kind];
-    MatVec run = s.model.settings.exact ? kind.exact : in.tokens == 1 ? kind.one : kind.many;
+    MatVec run = s.model.settings.exact ? kind.exact : s.one(in.tokens) ? kind.one : kind.many;
     if (view.planes > 0) run(view, activations(s, in, grouping_of(*view.term)), scratch, y, stride, rb0, rb1);
     add_bias(s, view, in.tokens, y, stride, rb0, rb1);
     scratch += term_scratch_bytes(*s.model.settings.kernels, *view.term, m.padded_columns).value();
@@ -175,23 +174,49 @@ bool linear_fits(const NodeCheck& g) {
          (g.n.tensors[0] == kNone || g.tensor(0, m.rows));
 }
 
+namespace {
+
+// Rows of values that do not lie one behind the other, through y: fn(i) is the row, to(i) where its result goes.
+template <class RowAt, class To>
+void multiply_rows(Step& s, const Node& n, uint32_t count, RowAt row_at, To to) {
+  const Matrix& m = s.model.file.matrices[n.matrix];
+  uint64_t stride = round_up(m.rows, 16);
+  uint32_t at_once = static_cast<uint32_t>(std::min<uint64_t>(kLinearTokens, s.w.y_floats / stride)), picks[kLinearTokens];
+  for (uint32_t first = 0; first < count; first += at_once) {
+    uint32_t rows = std::min(at_once, count - first);
+    for (uint32_t i = 0; i < rows; ++i) picks[i] = row_at(first + i);
+    s.prepared = 0;
+    multiply(s, {m, value_at(s, n.inputs[0], 0), s.model.file.header.slot_width, picks, rows, 0},
+             s.model.floats(n.tensors[0]), s.w.y, stride);
+    s.prepared = 0;
+    for (uint32_t i = 0; i < rows; ++i) std::memcpy(to(first + i), s.w.y + i * stride, m.rows * sizeof(float));
+  }
+}
+
+// Of the sequences that want logits the last tokens. `wanted`: room for their numbers.
+void run_logits(Step& s, const Node& n) {
+  uint32_t wanted[kMostSpans], count = 0;
+  for (uint32_t i = 0; i < s.span_count; ++i)
+    if (s.spans[i].logits) wanted[count++] = i;
+  multiply_rows(s, n, count, [&](uint32_t i) { return s.spans[wanted[i]].first + s.spans[wanted[i]].tokens - 1; },
+                [&](uint32_t i) { return s.spans[wanted[i]].logits; });
+}
+
+}  // namespace
+
 void run_linear(Step& s, const Node& n) {
   const Matrix& m = s.model.file.matrices[n.matrix];
+  const File& f = s.model.file;
+  if (f.header.kind == kDecoder && n.outputs[0] == f.header.logits_value && node_reads_logits_row(f, n))
+    return run_logits(s, n);
+  if (is_per_sequence(s, n.inputs[0]))
+    return multiply_rows(s, n, s.span_count, [&](uint32_t i) { return s.spans[i].first; },
+                         [&](uint32_t i) { return value_at(s, n.outputs[0], s.spans[i].first); });
   const float* bias = s.model.floats(n.tensors[0]);
-  if (s.model.file.header.kind == kDecoder && n.outputs[0] == s.model.file.header.logits_value &&
-      node_reads_logits_row(s.model.file, n)) {
-    if (s.logits == nullptr) return;
-    s.prepared = 0;
-    multiply(s, product_of(s, m, n.inputs[0], s.tokens - 1, 1), bias, s.w.y, 0);
-    s.prepared = 0;
-    std::memcpy(s.logits, s.w.y, m.rows * sizeof(float));
-    return;
-  }
-  uint32_t tokens = value_tokens(s, n.inputs[0]), width = s.model.file.header.slot_width;
+  uint32_t width = f.header.slot_width, rows = static_cast<uint32_t>(round_up(m.rows, 16));
   bool ragged = m.rows % 16 != 0;
-  uint32_t rows = static_cast<uint32_t>(round_up(m.rows, 16));
-  for (uint32_t first = 0; first < tokens; first += kLinearTokens) {
-    Product in = product_of(s, m, n.inputs[0], first, std::min(kLinearTokens, tokens - first));
+  for (uint32_t first = 0; first < s.tokens; first += kLinearTokens) {
+    Product in = product_of(s, m, n.inputs[0], first, std::min(kLinearTokens, s.tokens - first));
     float* to = value_at(s, n.outputs[0], first);
     multiply(s, in, bias, ragged ? s.w.y : to, ragged ? rows : width);
     for (uint32_t t = 0; ragged && t < in.tokens; ++t)
@@ -215,7 +240,10 @@ bool positions_fit(const NodeCheck& g) {
 
 void run_positions(Step& s, const Node& n) {
   uint32_t first = n.attrs ? s.model.file.attributes[n.attr] : 0;
-  read_rows(s, n, [&](uint32_t t) { return first + s.past + t; });
+  read_rows(s, n, [&](uint32_t t) {
+    const Span& span = s.span_of(t);
+    return first + span.past + (t - span.first);
+  });
 }
 
 }  // namespace qd

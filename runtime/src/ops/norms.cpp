@@ -1,6 +1,5 @@
 // Norms, of a value or of the sum of two.
 #include "../ops.h"
-#include "../session.h"
 
 namespace qd {
 using namespace format;

@@ -1,6 +1,5 @@
 // Of the vectors of all tokens one of the sequence.
 #include "../ops.h"
-#include "../session.h"
 
 namespace qd {
 using namespace format;
@@ -19,16 +18,20 @@ bool pool_fits(const NodeCheck& g) {
 bool mean_pool_fits(const NodeCheck& g) { return pool_fits(g) && (!g.in(1) || is_ids(g.in(1))); }
 
 void run_mean_pool(Step& s, const Node& n) {
-  uint32_t width = s.model.file.values[n.outputs[0]].width, used = 0;
-  float *out = value_at(s, n.outputs[0], 0), *sum = s.w.norm;
-  std::memset(sum, 0, width * sizeof(float));
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
   const int32_t* mask = n.inputs[1] == kNone ? nullptr : s.w.ids[n.inputs[1]];
-  for (uint32_t t = 0; t < s.tokens; ++t) {
-    if (mask && mask[t] == 0) continue;
-    ++used;
-    s.model.settings.kernels->add(sum, value_at(s, n.inputs[0], t), width, sum);
-  }
-  for (uint32_t i = 0; i < width; ++i) out[i] = used ? sum[i] / static_cast<float>(used) : 0.0f;
+  for_tokens(s, n, [&](uint32_t thread, uint32_t first) {
+    const Span& span = s.span_of(first);
+    float *out = value_at(s, n.outputs[0], first), *sum = s.w.norm + thread * s.w.norm_stride;
+    std::memset(sum, 0, width * sizeof(float));
+    uint32_t used = 0;
+    for (uint32_t t = first; t < first + span.tokens; ++t) {
+      if (mask && mask[t] == 0) continue;
+      ++used;
+      s.model.settings.kernels->add(sum, value_at(s, n.inputs[0], t), width, sum);
+    }
+    for (uint32_t i = 0; i < width; ++i) out[i] = used ? sum[i] / static_cast<float>(used) : 0.0f;
+  });
 }
 
 // in 0 -> its token 0
@@ -36,7 +39,10 @@ bool first_fits(const NodeCheck& g) { return pool_fits(g); }
 
 void run_first(Step& s, const Node& n) {
   uint32_t width = s.model.file.values[n.outputs[0]].width;
-  std::memmove(value_at(s, n.outputs[0], 0), value_at(s, n.inputs[0], 0), width * sizeof(float));
+  for (uint32_t i = 0; i < s.span_count; ++i) {
+    uint32_t row = s.spans[i].first;
+    std::memmove(value_at(s, n.outputs[0], row), value_at(s, n.inputs[0], row), width * sizeof(float));
+  }
 }
 
 // in 0 over its length

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "../ops.h"
-#include "../session.h"
 
 namespace qd {
 using namespace format;
@@ -40,6 +39,13 @@ void unit(const float* x, uint32_t n, float epsilon, float factor, float* out) {
   for (uint32_t i = 0; i < n; ++i) out[i] = x[i] * inverse * factor;
 }
 
+// fn(span, i) for every i of [begin, end) and every sequence.
+template <class F>
+void for_blocks(const Step& s, uint64_t begin, uint64_t end, F fn) {
+  for (uint64_t i = begin; i < end; ++i)
+    for (uint32_t j = 0; j < s.span_count; ++j) fn(s.spans[j], static_cast<uint32_t>(i));
+}
+
 }  // namespace
 
 // Each channel of in 0 with its own last tokens. Attributes: u taps, u Activation + 1 (0: none). Tensor 0: weights [taps]
@@ -56,11 +62,11 @@ void run_conv(Step& s, const Node& n) {
   const uint32_t* a = s.model.file.attributes + n.attr;
   uint32_t width = s.model.file.values[n.outputs[0]].width, taps = a[0];
   const float *weight = s.model.floats(n.tensors[0]), *bias = s.model.floats(n.tensors[1]);
-  float* state = state_of(s.session, n.state);
   auto channels = [&](uint32_t, uint64_t begin, uint64_t end) {
-    for (uint64_t block = begin; block < end; ++block) {
-      uint32_t first = static_cast<uint32_t>(block) * kChannels, count = std::min(kChannels, width - first);
-      for (uint32_t t = 0; t < s.tokens; ++t) {
+    for_blocks(s, begin, end, [&](const Span& span, uint32_t block) {
+      float* state = state_of(s.model.cache, *span.sequence, n.state);
+      uint32_t first = block * kChannels, count = std::min(kChannels, width - first);
+      for (uint32_t t = span.first; t < span.first + span.tokens; ++t) {
         const float* x = value_at(s, n.inputs[0], t) + first;
         float* out = value_at(s, n.outputs[0], t) + first;
         std::memset(out, 0, count * sizeof(float));
@@ -77,7 +83,7 @@ void run_conv(Step& s, const Node& n) {
         std::memcpy(state + uint64_t{taps - 2} * width + first, x, count * sizeof(float));
         if (a[1]) s.model.settings.kernels->activate(a[1] - 1, out, count, out);
       }
-    }
+    });
   };
   s.model.pool.parallel_for((width + kChannels - 1) / kChannels, channels);
 }
@@ -103,9 +109,9 @@ void run_delta(Step& s, const Node& n) {
   const float *a_log = s.model.floats(n.tensors[0]), *dt_bias = s.model.floats(n.tensors[1]);
   auto run = [&](uint32_t, uint64_t begin, uint64_t end) {
     float q[kMostWidth], k[kMostWidth], change[kMostWidth];
-    for (uint32_t h = static_cast<uint32_t>(begin); h < end; ++h) {
-      float* state = state_of(s.session, n.state) + uint64_t{h} * key * value;
-      for (uint32_t t = 0; t < s.tokens; ++t) {
+    for_blocks(s, begin, end, [&](const Span& span, uint32_t h) {
+      float* state = state_of(s.model.cache, *span.sequence, n.state) + uint64_t{h} * key * value;
+      for (uint32_t t = span.first; t < span.first + span.tokens; ++t) {
         unit(value_at(s, n.inputs[0], t) + h / repeats * key, key, as_float(a[2]), 1.0f / std::sqrt(static_cast<float>(key)), q);
         unit(value_at(s, n.inputs[1], t) + h / repeats * key, key, as_float(a[2]), 1.0f, k);
         const float *v = value_at(s, n.inputs[2], t) + h * value, *gates = value_at(s, n.inputs[3], t);
@@ -130,7 +136,7 @@ void run_delta(Step& s, const Node& n) {
           }
         }
       }
-    }
+    });
   };
   s.model.pool.parallel_for(heads, run);
 }
@@ -156,9 +162,9 @@ void run_scan(Step& s, const Node& n) {
   float least = as_float(a[2]), most = as_float(a[3]);
   auto run = [&](uint32_t, uint64_t begin, uint64_t end) {
     float taken[kMostWidth];
-    for (uint32_t h = static_cast<uint32_t>(begin); h < end; ++h) {
-      float* state = state_of(s.session, n.state) + uint64_t{h} * size * head;
-      for (uint32_t t = 0; t < s.tokens; ++t) {
+    for_blocks(s, begin, end, [&](const Span& span, uint32_t h) {
+      float* state = state_of(s.model.cache, *span.sequence, n.state) + uint64_t{h} * size * head;
+      for (uint32_t t = span.first; t < span.first + span.tokens; ++t) {
         const float *x = value_at(s, n.inputs[0], t) + h * head, *b = value_at(s, n.inputs[2], t) + h / repeats * size,
                     *c = value_at(s, n.inputs[3], t) + h / repeats * size;
         float step = softplus(value_at(s, n.inputs[1], t)[h] + dt_bias[h]);
@@ -175,7 +181,7 @@ void run_scan(Step& s, const Node& n) {
         }
         for (uint32_t i = 0; i < head; ++i) out[i] += d[h] * x[i];
       }
-    }
+    });
   };
   s.model.pool.parallel_for(heads, run);
 }
