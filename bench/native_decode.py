@@ -6,8 +6,8 @@
 Every run is a process of its own, ours and the peer's one right after the other, the order turned every round; every
 round gives one ratio and the median of the ratios counts. Decode is single tokens after a short prompt, prefill a
 prompt of 128; with --long prompts of 512 to 8192, and decode behind 2048 and 8192 tokens, against llama.cpp with and
-without flash attention, the faster of the two. Start-up is the wall time of a process that opens the file, makes one token and ends, from files in the
-page cache. Memory is the high-water mark of the process.
+without flash attention, the faster of the two. Start-up is the wall time of a process that opens the file, makes one
+token and ends, from files in the page cache. Memory is the high-water mark of the process.
 """
 
 from __future__ import annotations

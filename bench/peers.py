@@ -44,8 +44,8 @@ CMAKE = [
 ]
 
 
-# A compiler that builds for the machine at hand takes AMX from what the processor names; a virtual machine may name it and
-# not grant its tiles, and a program that uses them ends by a signal. So there the sets are named, and AMX is not one.
+# A compiler that builds for the machine at hand takes AMX from what the processor names; a virtual machine may name it
+# and not grant its tiles, and a program that uses them ends by a signal. So there the sets are named, without AMX.
 SETS = {
     "avx2": ["AVX", "AVX2", "BMI2"],
     "fma": ["FMA"],

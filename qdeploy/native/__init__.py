@@ -1,8 +1,9 @@
-"""The native runtime in Python: `Runtime` opens a model file (runtime.py) in the C library (library.py)."""
+"""The native runtime in Python: `Runtime` opens a model file (runtime.py), `Engine` runs many sequences (engine.py), in the C library (library.py)."""
 
 from __future__ import annotations
 
+from qdeploy.native.engine import Engine, Sequence
 from qdeploy.native.library import NoMemoryError, UnderFloorError, isas
 from qdeploy.native.runtime import Runtime, least_memory
 
-__all__ = ["NoMemoryError", "Runtime", "UnderFloorError", "isas", "least_memory"]
+__all__ = ["Engine", "NoMemoryError", "Runtime", "Sequence", "UnderFloorError", "isas", "least_memory"]

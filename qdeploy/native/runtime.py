@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,7 @@ _POOLS = [
     "floor",
     "ceiling",
     "peak",
+    "prompt_cache",
 ]
 _MOST_ENDS = 64
 _MOST_CONTEXT, _LEAST_CONTEXT = 4096, 64
@@ -78,6 +80,7 @@ class Runtime:
         activations: "int8", or "exact" for float32 arithmetic.
         kv: Type of the key/value cache.
         huge_pages: Whether weights lie in pages of 2 MiB, which load and go back faster; None: from 64 MiB on.
+        session: Whether it has a cache of its own; an `Engine` needs none.
 
     Raises:
         BadFileError: The file is damaged.
@@ -95,10 +98,13 @@ class Runtime:
         activations: Literal["int8", "exact"] = "int8",
         kv: Literal["f16", "int8", "f32"] = "f16",
         huge_pages: bool | None = None,
+        session: bool = True,
     ) -> None:
         self._ffi, self._lib = library()
         self.path = os.fspath(path)
         self._model = self._session = None
+        self.engines: WeakSet[Any] = WeakSet()
+        """Those that run on this model; they are closed with it."""
         self.finish_reason: Reason = ""
         """Why the last generation ended: "stop", "length" or "context"; "" while it runs."""
         options = self._ffi.new("qd_options *")
@@ -111,7 +117,10 @@ class Runtime:
         self._info = self._ffi.new("qd_info *", [self._ffi.sizeof("qd_info")])
         self._lib.qd_model_info(self._model, self._info)
         try:
-            self._open_session(context)
+            if session:
+                self._open_session(context)
+            else:
+                self._session, self._context = self._ffi.NULL, 0
         except QdeployError:
             self.close()
             raise
@@ -142,6 +151,8 @@ class Runtime:
 
     def close(self) -> None:
         """Gives everything back; the object is of no use afterwards."""
+        for engine in list(getattr(self, "engines", ())):
+            engine.close()
         if getattr(self, "_session", None) is not None:
             self._lib.qd_session_close(self._session)
             self._session = None
@@ -467,6 +478,11 @@ class Runtime:
         memory = self._ffi.new("qd_memory *", [self._ffi.sizeof("qd_memory")])
         self._lib.qd_memory_now(self._open(), memory)
         return memory
+
+    @property
+    def handle(self) -> Any:
+        """The model in C."""
+        return self._open()
 
     def _open(self) -> Any:
         if self._model is None:

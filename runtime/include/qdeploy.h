@@ -39,6 +39,8 @@ extern "C" {
 /* [cdef] what stands between these two marks is also read by Python's cffi: no preprocessor lines here */
 typedef struct qd_model qd_model;
 typedef struct qd_session qd_session;
+typedef struct qd_engine qd_engine;
+typedef struct qd_sequence qd_sequence;
 
 typedef enum {
   QD_OK = 0,
@@ -99,6 +101,7 @@ typedef struct {
   uint64_t ceiling; /* the budget at which everything is resident */
   uint64_t peak;
   uint64_t unreturned; /* of total: what the system did not take back, as it is locked */
+  uint64_t prompt_cache; /* of kv: blocks that no sequence holds, dropped before any weight is */
 } qd_memory;
 
 typedef struct {
@@ -159,6 +162,25 @@ typedef struct {
   uint64_t nanoseconds; /* that it took */
 } qd_step;
 
+typedef struct {
+  uint32_t size;
+  uint32_t sequences; /* open at once, at most 64; 0: 16 */
+  uint32_t rows;      /* tokens of a step, of all sequences; 0: the model's max_chunk, which is the most */
+  uint32_t reserved;
+  uint64_t kv_bytes;  /* most bytes of the blocks of keys and values, the prompt cache included; 0: as the budget allows */
+} qd_engine_options;
+
+typedef struct {
+  uint32_t size;
+  uint32_t sequences, waiting; /* open; of these the ones with tokens that no step has taken */
+  uint32_t rung, tokens;       /* of the last step */
+  uint64_t nanoseconds;        /* that it took */
+  uint64_t steps;
+  uint64_t block_bytes;        /* of 64 tokens */
+  uint64_t blocks, cached_blocks; /* that sequences hold or were promised; that only the prompt cache holds */
+  uint64_t prompt_tokens, reused_tokens; /* of all sequences so far; reused: from the prompt cache */
+} qd_engine_stats;
+
 uint32_t qd_abi_version(void);                                 /* [any] */
 const char *qd_version(void);                                  /* [any] */
 const char *qd_status_name(qd_status status);                  /* [any] */
@@ -199,6 +221,33 @@ qd_status qd_generate(qd_session *session, int32_t *tokens, size_t *n, size_t ca
                          the session holds none yet; logits: room for the vocabulary. Stop tokens are not written [one] */
 qd_status qd_step_info(const qd_session *session, qd_step *out);                  /* [one] */
 void qd_cancel(qd_session *session);                           /* the running call returns QD_CANCELLED [any] */
+
+/* Many sequences in one step. Sequences are opened with their prompts; a step takes one token of each that decodes, and fills
+   its rows with prompts, in the order in which they came; whose logits are ready is sampled, and the token pushed. Sequences
+   come and go between two steps. The bits of a sequence depend on its tokens and the rungs of its steps alone. An engine and
+   its sequences are used by one thread at a time; the budget may move meanwhile. */
+qd_status qd_engine_open(qd_model *model, const qd_engine_options *options, qd_engine **out, qd_error *err); /* [any] */
+qd_status qd_engine_close(qd_engine *engine);                  /* QD_BUSY while sequences are open [one] */
+qd_status qd_engine_step(qd_engine *engine, qd_sequence **ready, size_t capacity, size_t *n,
+                         qd_error *err);                       /* ready: those that have logits since; room for all [one] */
+qd_status qd_engine_info(const qd_engine *engine, qd_engine_stats *out); /* [one] */
+qd_status qd_sequence_open(qd_engine *engine, const int32_t *tokens, size_t n, uint32_t context, qd_sequence **out,
+                           qd_error *err);                     /* context: the most tokens that it will have, whose blocks
+                         are promised now: a sequence that runs never lacks memory. QD_BUSY: as many as there may be [one] */
+void qd_sequence_close(qd_sequence *sequence);                 /* full blocks of it stay in the prompt cache [one] */
+qd_status qd_sequence_push(qd_sequence *sequence, const int32_t *tokens, size_t n, qd_error *err); /* [one] */
+const float *qd_sequence_logits(const qd_sequence *sequence);  /* behind its last token; NULL while tokens wait [one] */
+qd_status qd_sequence_sample(qd_sequence *sequence, const qd_sampling *sampling, const uint32_t *mask, int32_t *out,
+                             qd_error *err);                   /* bit t % 32 of mask[t / 32] allows token t; NULL: all. The
+                         penalty looks at the sequence's tokens [one] */
+qd_status qd_sequence_fork(qd_sequence *sequence, qd_sequence **out, qd_error *err); /* shares full blocks; what is written
+                         to is its own. With the logits [one] */
+qd_status qd_sequence_trim(qd_sequence *sequence, uint32_t keep, qd_error *err); /* forget tokens from `keep` on [one] */
+uint32_t qd_sequence_length(const qd_sequence *sequence);      /* tokens, those that wait included [one] */
+uint32_t qd_sequence_reused(const qd_sequence *sequence);      /* tokens that came from the prompt cache [one] */
+qd_status qd_sequence_save(const qd_sequence *sequence, const char *path, qd_error *err);    /* with checksums [one] */
+qd_status qd_sequence_restore(qd_engine *engine, const char *path, uint32_t context, qd_sequence **out,
+                              qd_error *err);                  /* of the same content and kind of cache [one] */
 
 qd_status qd_run(qd_session *session, const qd_tensor *in, size_t n_in, qd_tensor *out, size_t n_out,
                  qd_error *err);                               /* encoders: one sequence [one] */

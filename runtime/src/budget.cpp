@@ -34,7 +34,7 @@ uint64_t floor_locked(const qd_model& m) {
   return floor_base(m) + stack_held(m, stack_cost(m.file, m.file.header.floor_rung));
 }
 
-uint64_t total_locked(const qd_model& m) { return base_locked(m) + stack_now(m); }
+uint64_t total_locked(const qd_model& m) { return base_locked(m) + prompt_cache_bytes(m) + stack_now(m); }
 
 void note_peak_locked(qd_model& m) { m.budget.peak = std::max(m.budget.peak, total_locked(m)); }
 
@@ -53,10 +53,23 @@ uint32_t affordable(const qd_model& m, uint64_t base, uint64_t budget) {
   return low;
 }
 
+namespace {
+
+// The prompt cache has what the weights leave, and as a whole no more than a quarter of the machine.
+uint64_t prompt_cache_room(const qd_model& m) {
+  Checked used = Checked(base_locked(m)) + stack_held(m, stack_cost(m.file, m.budget.want));
+  uint64_t room = used.at_most(m.budget.bytes) ? m.budget.bytes - used.value() : 0;
+  uint64_t held = m.blocks.count * block_held(m), left = m.blocks.most > held ? m.blocks.most - held : 0;
+  return std::min({room, left, machine_bytes() / 4});
+}
+
+}  // namespace
+
 void replan_locked(qd_model& m) {
   drop_idle_locked(m);
   m.budget.want = affordable(m, base_locked(m), m.budget.bytes);
   if (m.budget.pinned) m.budget.want = std::min(m.budget.want, m.budget.pinned);
+  trim_prompt_cache_locked(m, prompt_cache_room(m));
   shrink_locked(m);
   note_peak_locked(m);
   m.changed.notify_all();
@@ -121,13 +134,14 @@ extern "C" qd_status qd_memory_now(const qd_model* m, qd_memory* out) {
     now.budget = m->budget.bytes;
     now.total = total_locked(*m);
     now.weights = stack_now(*m);
-    now.kv = m->budget.caches;
+    now.kv = m->budget.caches + prompt_cache_bytes(*m);
     now.scratch = workspaces(*m) + m->budget.sessions;
     now.fixed = fixed_bytes(*m);
     now.floor = floor_locked(*m);
     now.ceiling = floor_base(*m) + stack_held(*m, stack_cost(m->file, now.rungs));
     now.peak = m->budget.peak;
     now.unreturned = unreturned_locked(*m);
+    now.prompt_cache = prompt_cache_bytes(*m);
   }
   std::memcpy(out, &now, std::min<size_t>(out->size, sizeof now));  // of an older program: without the newer fields
   return QD_OK;

@@ -19,7 +19,7 @@ struct Budget {
 };
 
 uint64_t fixed_bytes(const qd_model& m);
-uint64_t base_locked(const qd_model& m);   // all but the stack
+uint64_t base_locked(const qd_model& m);   // all but the stack and the prompt cache, which is dropped before it
 uint64_t floor_locked(const qd_model& m);  // the least that works, with one step at a time
 uint64_t total_locked(const qd_model& m);
 bool pending_locked(const qd_model& m);

@@ -146,6 +146,7 @@ void destroy(qd_model* m) {
   {
     std::lock_guard<std::mutex> lock(m->state);
     drop_idle_locked(*m);
+    trim_prompt_cache_locked(*m, 0);
   }
   if (m->source.close) m->source.close(m->source.ctx);
   delete m;

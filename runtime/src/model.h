@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "blocks.h"
 #include "budget.h"
 #include "cache.h"
 #include "file.h"
@@ -38,6 +39,7 @@ struct qd_model {
   qd::Stack stack;
   qd::Loader loader;
   qd::Budget budget;
+  qd::BlockPool blocks;
   qd::Steps steps;
 
   qd::Pressure pressure;  // has a lock of its own

@@ -100,7 +100,7 @@ extern "C" qd_status qd_run(qd_session* s, const qd_tensor* in, size_t n_in, qd_
   Sequence sequence{s->own.blocks, nullptr};
   uint32_t count = static_cast<uint32_t>(tokens);
   Span span{&sequence, 0, count, 0, count, nullptr};
-  walk(m, turn, &span, 1, true);
+  walk(m, turn, {&span, 1, true, nullptr, 0});
   s->last = {sizeof s->last, turn.rung, static_cast<uint32_t>(tokens), now_ns() - start};
   end_step(m, turn, &s->own);
   for (size_t i = 0; i < n_out; ++i)

@@ -60,14 +60,25 @@ bool sane(const qd_sampling& s) {
          s.repetition_penalty > 0 && std::isfinite(s.temperature) && std::isfinite(s.repetition_penalty);
 }
 
-// Each token is penalized once, however often it occurs: positions of the candidates are still those of the tokens.
-void penalize(Candidate* c, size_t vocab, const float* logits, const qd_sampling& s, const int32_t* tokens, size_t n) {
+// Each token is penalized once, however often it occurs.
+void penalize(Candidate* c, size_t vocab, const qd_sampling& s, const int32_t* tokens, size_t n) {
   size_t from = s.last_n > 0 && s.last_n < n ? n - s.last_n : 0;
   for (size_t i = from; i < n; ++i) {
     if (tokens[i] < 0 || static_cast<size_t>(tokens[i]) >= vocab) continue;
-    float x = logits[tokens[i]];
-    c[tokens[i]].logit = x > 0 ? x / s.repetition_penalty : x * s.repetition_penalty;
+    Candidate& at = c[tokens[i]];
+    if (at.token < 0) continue;
+    at.logit = at.logit > 0 ? at.logit / s.repetition_penalty : at.logit * s.repetition_penalty;
+    at.token = -1;  // done
   }
+  for (size_t i = 0; i < vocab; ++i) c[i].token = static_cast<int32_t>(i);
+}
+
+// The best, or where all that is allowed has no finite logit, the first that is.
+qd_status first_allowed(const Candidate* c, size_t vocab, const uint32_t* mask, size_t best, int32_t* out) {
+  *out = c[best].token;
+  for (size_t i = 0; mask != nullptr && !std::isfinite(c[best].logit) && i < vocab; ++i)
+    if (mask[i / 32] >> (i % 32) & 1) return *out = static_cast<int32_t>(i), QD_OK;
+  return QD_OK;
 }
 
 }  // namespace
@@ -80,27 +91,29 @@ extern "C" void qd_sampling_init(qd_sampling* s) {
   s->repetition_penalty = 1;
 }
 
-extern "C" qd_status qd_sample(qd_session* session, const qd_sampling* sampling, const float* logits,
-                               const int32_t* tokens, size_t n, int32_t* out, qd_error* err) {
-  if (session == nullptr || logits == nullptr || out == nullptr || (tokens == nullptr && n > 0))
-    return qd::fail(err, QD_BAD_ARGUMENT, "qd_sample: a null pointer");
+namespace qd {
+
+qd_status choose(uint8_t* room, size_t vocab, const qd_sampling* sampling, const float* logits, const int32_t* tokens, size_t n,
+                 const uint32_t* mask, int32_t* out, qd_error* err) {
   qd_sampling s;
   qd_sampling_init(&s);
   if (sampling != nullptr) std::memcpy(&s, sampling, sampling->size < sizeof s ? sampling->size : sizeof s);
-  if (!sane(s)) return qd::fail(err, QD_BAD_ARGUMENT, "qd_sample: temperature, top_p, min_p or penalty out of range");
-  size_t vocab = session->model->file.header.vocab;
-  if (vocab == 0) return qd::fail(err, QD_UNSUPPORTED, "qd_sample: the model has no vocabulary to sample from");
-  Candidate* c = reinterpret_cast<Candidate*>(session->candidates);
+  if (!sane(s)) return fail(err, QD_BAD_ARGUMENT, "qd_sample: temperature, top_p, min_p or penalty out of range");
+  if (vocab == 0) return fail(err, QD_UNSUPPORTED, "qd_sample: the model has no vocabulary to sample from");
+  Candidate* c = reinterpret_cast<Candidate*>(room);
+  size_t allowed = 0;
   for (size_t i = 0; i < vocab; ++i) {
-    float x = logits[i];
-    c[i] = {std::isnan(x) ? -INFINITY : x, static_cast<int32_t>(i)};
+    bool masked = mask != nullptr && !(mask[i / 32] >> (i % 32) & 1);
+    allowed += !masked;
+    c[i] = {masked || std::isnan(logits[i]) ? -INFINITY : logits[i], static_cast<int32_t>(i)};
   }
-  if (s.repetition_penalty != 1) penalize(c, vocab, logits, s, tokens, n);
+  if (allowed == 0) return fail(err, QD_BAD_ARGUMENT, "mask: found no token that it allows");
+  if (s.repetition_penalty != 1) penalize(c, vocab, s, tokens, n);
   size_t best = 0;
   for (size_t i = 1; i < vocab; ++i)
     if (better(c[i], c[best])) best = i;
   *out = c[best].token;
-  if (s.temperature == 0 || !std::isfinite(c[best].logit)) return QD_OK;
+  if (s.temperature == 0 || !std::isfinite(c[best].logit)) return first_allowed(c, vocab, mask, best, out);
   for (size_t i = vocab / 2; i-- > 0;) sift(c, i, vocab);
   double kept, run = 0;
   size_t taken = select(c, vocab, s, &kept);
@@ -112,4 +125,13 @@ extern "C" qd_status qd_sample(qd_session* session, const qd_sampling* sampling,
     if (run > draw) break;
   }
   return QD_OK;
+}
+
+}  // namespace qd
+
+extern "C" qd_status qd_sample(qd_session* session, const qd_sampling* sampling, const float* logits,
+                               const int32_t* tokens, size_t n, int32_t* out, qd_error* err) {
+  if (session == nullptr || logits == nullptr || out == nullptr || (tokens == nullptr && n > 0))
+    return qd::fail(err, QD_BAD_ARGUMENT, "qd_sample: a null pointer");
+  return qd::choose(session->candidates, session->model->file.header.vocab, sampling, logits, tokens, n, nullptr, out, err);
 }

@@ -11,6 +11,21 @@ namespace qd {
 
 using namespace format;
 
+bool is_recurrent(const File& f) {
+  for (uint32_t i = 0; i < f.count(kStates); ++i)
+    if (f.states[i].kind != kCache) return true;
+  return false;
+}
+
+bool tokens_fit(const File& f, const int32_t* tokens, size_t n, size_t* where) {
+  uint32_t rows = f.header.vocab;
+  for (uint32_t i = 0; i < f.count(kNodes); ++i)
+    if (f.nodes[i].op == kEmbed) rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
+  for (*where = 0; *where < n; ++*where)
+    if (static_cast<uint32_t>(tokens[*where]) >= rows) return false;
+  return true;
+}
+
 namespace {
 
 uint32_t inputs_of(const File& f) {
@@ -66,12 +81,6 @@ void discharge(qd_session& s) {
   replan_locked(m);
 }
 
-bool is_recurrent(const File& f) {
-  for (uint32_t i = 0; i < f.count(kStates); ++i)
-    if (f.states[i].kind != kCache) return true;
-  return false;
-}
-
 // States of fixed size are those of a sequence without tokens.
 void forget(qd_session& s) { std::memset(s.sequence.fixed, 0, s.model->cache.fixed_bytes); }
 
@@ -81,16 +90,6 @@ bool make_memory(qd_session& s, uint64_t bytes) {
   return s.model->file.header.kind == kDecoder || make_workspace(*s.model, s.context, &s.own);
 }
 
-// Ids index the rows of every matrix that embeds them.
-bool tokens_fit(const File& f, const int32_t* tokens, size_t n, size_t* where) {
-  uint32_t rows = f.header.vocab;
-  for (uint32_t i = 0; i < f.count(kNodes); ++i)
-    if (f.nodes[i].op == kEmbed) rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
-  for (*where = 0; *where < n; ++*where)
-    if (static_cast<uint32_t>(tokens[*where]) >= rows) return false;
-  return true;
-}
-
 void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, uint32_t total, float* logits) {
   qd_model& m = *s.model;
   Turn turn = begin_step(m, nullptr);
@@ -98,7 +97,7 @@ void run_chunk(qd_session& s, const int32_t* tokens, uint32_t n, uint32_t total,
   for (uint32_t i = 0; i < m.file.count(kValues); ++i)
     if (m.file.values[i].kind == kIds) turn.workspace->ids[i] = tokens;
   Span span{&s.sequence, 0, n, s.length, total, logits};
-  walk(m, turn, &span, 1, true);
+  walk(m, turn, {&span, 1, true, nullptr, 0});
   s.last = {sizeof s.last, turn.rung, n, now_ns() - start};
   end_step(m, turn, nullptr);
 }

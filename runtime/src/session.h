@@ -17,3 +17,15 @@ struct qd_session {
   uint8_t* candidates = nullptr;  // of qd_sample: 8 bytes per token of the vocabulary
   qd::Workspace own;        // encoders
 };
+
+namespace qd {
+
+// qd_sample, in room of 8 bytes per token of the vocabulary. `mask`: see qd_sequence_sample.
+qd_status choose(uint8_t* room, size_t vocab, const qd_sampling* sampling, const float* logits, const int32_t* tokens, size_t n,
+                 const uint32_t* mask, int32_t* out, qd_error* err);
+// Whether ids index the rows of every matrix that embeds them; `where`: the first that does not.
+bool tokens_fit(const File& file, const int32_t* tokens, size_t n, size_t* where);
+// Whether the file has states of fixed size, which do not go back.
+bool is_recurrent(const File& file);
+
+}  // namespace qd

@@ -32,11 +32,15 @@ void set_views(const File& f, Workspace& w, uint32_t rung) {
 
 }  // namespace
 
-void walk(qd_model& m, const Turn& turn, const Span* spans, uint32_t span_count, bool single) {
+void walk(qd_model& m, const Turn& turn, const Batch& batch) {
   const File& f = m.file;
-  set_views(f, *turn.workspace, turn.rung);
+  const Span* spans = batch.spans;
+  uint32_t span_count = batch.span_count;
+  Workspace& w = *turn.workspace;
+  set_views(f, w, turn.rung);
   const Span& last = spans[span_count - 1];
-  Step s{m, *turn.workspace, spans, span_count, last.first + last.tokens, single, 0, 0, format::kNone, 0, {}, 0};
+  Step s{m, w, spans, span_count, last.first + last.tokens, batch.single, batch.rows, batch.row_floats, 0, 0, kNone, 0, {}, 0};
+  if (s.row_floats < w.y_floats) s.rows = w.y, s.row_floats = w.y_floats;
   for (uint32_t i = 0; i < f.count(kNodes); ++i) {
     const Node& n = f.nodes[i];
     kRun[n.op](s, n);

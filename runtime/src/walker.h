@@ -31,7 +31,9 @@ struct Step {
   uint32_t span_count, tokens;  // tokens: of all spans
   // Whether a product of one token may be the one of single tokens, whose sums are rounded in another way. Not where the
   // number of rows depends on other sequences.
-  bool single = true;
+  bool single;
+  float* rows;  // of a product whose rows go to places of their own
+  uint64_t row_floats;
   uint64_t prepared = 0;       // of which value and tokens `mapped` is; 0: of none
   uint32_t prepared_columns = 0, prepared_map = format::kNone;
   uint32_t made = 0;           // bits: 2 g int8 of grouping g, 2 g + 1 tables
@@ -46,8 +48,16 @@ struct Step {
   }
 };
 
+struct Batch {
+  const Span* spans;
+  uint32_t span_count;
+  bool single;  // see Step
+  float* rows;  // room for logits of several sequences at once, or null
+  uint64_t row_floats;
+};
+
 // Runs the nodes. The workspace's ids are set and in range. Called between begin_step and end_step.
-void walk(qd_model& model, const Turn& turn, const Span* spans, uint32_t span_count, bool single);
+void walk(qd_model& model, const Turn& turn, const Batch& batch);
 
 uint32_t grouping_of(const format::Term& term);  // 0 .. 3: activations in groups of 16 << that
 Checked term_scratch_bytes(const Kernels& kernels, const format::Term& term, uint32_t columns);

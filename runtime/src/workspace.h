@@ -72,9 +72,10 @@ class Layout {
   explicit Layout(uint8_t* base) : base_(base) {}
   template <class T>
   void take(T** to, Checked count) {  // 64 more: a kernel may read a whole vector at the end
-    if (base_) *to = reinterpret_cast<T*>(base_ + used_.value());
+    uint64_t start = used_.value();
+    if (base_) *to = reinterpret_cast<T*>(base_ + start);
     used_ = (used_ + count * sizeof(T) + 64).rounded_up(64);
-    if (base_ && kGuard) forbid(base_ + used_.value(), kGuard);
+    if (base_ && kGuard) allow(base_ + start, used_.value() - start), forbid(base_ + used_.value(), kGuard);
     used_ += kGuard;
   }
   void skip(Checked bytes) { used_ += bytes; }

@@ -176,24 +176,24 @@ bool linear_fits(const NodeCheck& g) {
 
 namespace {
 
-// Rows of values that do not lie one behind the other, through y: fn(i) is the row, to(i) where its result goes.
+// Rows of values that do not lie one behind the other: row_at(i) is the row, to(i) where its result goes.
 template <class RowAt, class To>
 void multiply_rows(Step& s, const Node& n, uint32_t count, RowAt row_at, To to) {
   const Matrix& m = s.model.file.matrices[n.matrix];
   uint64_t stride = round_up(m.rows, 16);
-  uint32_t at_once = static_cast<uint32_t>(std::min<uint64_t>(kLinearTokens, s.w.y_floats / stride)), picks[kLinearTokens];
+  uint32_t at_once = static_cast<uint32_t>(std::min<uint64_t>(kLinearTokens, s.row_floats / stride)), picks[kLinearTokens];
   for (uint32_t first = 0; first < count; first += at_once) {
     uint32_t rows = std::min(at_once, count - first);
     for (uint32_t i = 0; i < rows; ++i) picks[i] = row_at(first + i);
     s.prepared = 0;
     multiply(s, {m, value_at(s, n.inputs[0], 0), s.model.file.header.slot_width, picks, rows, 0},
-             s.model.floats(n.tensors[0]), s.w.y, stride);
+             s.model.floats(n.tensors[0]), s.rows, stride);
     s.prepared = 0;
-    for (uint32_t i = 0; i < rows; ++i) std::memcpy(to(first + i), s.w.y + i * stride, m.rows * sizeof(float));
+    for (uint32_t i = 0; i < rows; ++i) std::memcpy(to(first + i), s.rows + i * stride, m.rows * sizeof(float));
   }
 }
 
-// Of the sequences that want logits the last tokens. `wanted`: room for their numbers.
+// Of the sequences that want logits the last tokens.
 void run_logits(Step& s, const Node& n) {
   uint32_t wanted[kMostSpans], count = 0;
   for (uint32_t i = 0; i < s.span_count; ++i)
