@@ -1,4 +1,4 @@
-"""The native runtime in Python: `Runtime` opens a model file (runtime.py), `Engine` runs many sequences (engine.py), in the C library (library.py)."""
+"""The native runtime in Python: `Runtime` opens a model file, `Engine` runs many sequences of one."""
 
 from __future__ import annotations
 

@@ -103,8 +103,7 @@ class Runtime:
         self._ffi, self._lib = library()
         self.path = os.fspath(path)
         self._model = self._session = None
-        self.engines: WeakSet[Any] = WeakSet()
-        """Those that run on this model; they are closed with it."""
+        self.engines: WeakSet[Any] = WeakSet()  # they are closed with it
         self.finish_reason: Reason = ""
         """Why the last generation ended: "stop", "length" or "context"; "" while it runs."""
         options = self._ffi.new("qd_options *")

@@ -37,7 +37,9 @@ qd_status charge(qd_sequence& s, qd_error* err) {
   Checked bytes = lay_out(s, nullptr);
   std::lock_guard<std::mutex> lock(m.state);
   Checked least = Checked(floor_locked(m)) + bytes;
-  if (!least.at_most(m.budget.bytes)) return fail_floor(err, m.budget.bytes, least.value());
+  if (!least.at_most(m.budget.bytes)) {  // what is promised next would be missing, too
+    return fail_floor(err, m.budget.bytes, (least + Checked(s.needs) * block_held(m)).value());
+  }
   if (!s.memory.make(bytes.value())) return fail(err, QD_NO_MEMORY, "sequence: the system gives no memory for it");
   lay_out(s, s.memory.data);
   s.charged = bytes.value();
