@@ -40,6 +40,7 @@ class Feature(IntFlag):
     RECURRENCE = 1 << 3
     XIELU = 1 << 4
     LADDER = 1 << 5
+    SEQUENCES = 1 << 6
 
 
 class SectionId(IntEnum):
@@ -148,6 +149,9 @@ class Op(IntEnum):
     DELTA = 25
     SCAN = 26
     XIELU = 27
+    LAST = 28
+    GREATEST = 29
+    TOKEN_POSITIONS = 30
 
 
 FEATURES = {
@@ -163,6 +167,9 @@ FEATURES = {
     Op.DELTA: Feature.RECURRENCE,
     Op.SCAN: Feature.RECURRENCE,
     Op.XIELU: Feature.XIELU,
+    Op.LAST: Feature.SEQUENCES,
+    Op.GREATEST: Feature.SEQUENCES,
+    Op.TOKEN_POSITIONS: Feature.SEQUENCES,
 }
 """What an op needs of a reader, for those that came later."""
 

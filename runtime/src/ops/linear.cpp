@@ -238,6 +238,23 @@ bool positions_fit(const NodeCheck& g) {
   return embed_fits(g) && g.matrix().rows >= first + g.f.header.context;
 }
 
+// Ids in 0 -> row pad + k of a table for the token that is number k of those that are not `pad`, row pad for those that
+// are. Attributes: u pad.
+bool token_positions_fit(const NodeCheck& g) {
+  return embed_fits(g) && g.matrix().rows > uint64_t{g.attributes()[0]} + g.f.header.context;
+}
+
+void run_token_positions(Step& s, const Node& n) {
+  uint32_t pad = s.model.file.attributes[n.attr];
+  const int32_t* ids = s.w.ids[n.inputs[0]];
+  read_rows(s, n, [&](uint32_t t) {
+    if (static_cast<uint32_t>(ids[t]) == pad) return pad;
+    uint32_t row = pad;
+    for (uint32_t i = s.span_of(t).first; i <= t; ++i) row += static_cast<uint32_t>(ids[i]) != pad;
+    return row;
+  });
+}
+
 void run_positions(Step& s, const Node& n) {
   uint32_t first = n.attrs ? s.model.file.attributes[n.attr] : 0;
   read_rows(s, n, [&](uint32_t t) {

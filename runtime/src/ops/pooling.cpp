@@ -1,4 +1,8 @@
 // Of the vectors of all tokens one of the sequence.
+#include <algorithm>
+#include <cfloat>
+#include <cstring>
+
 #include "../ops.h"
 
 namespace qd {
@@ -42,6 +46,38 @@ void run_first(Step& s, const Node& n) {
   for (uint32_t i = 0; i < s.span_count; ++i) {
     uint32_t row = s.spans[i].first;
     std::memmove(value_at(s, n.outputs[0], row), value_at(s, n.inputs[0], row), width * sizeof(float));
+  }
+}
+
+// in 0, mask -> in 0 at the last token that the mask leaves; zeros where it leaves none
+bool last_fits(const NodeCheck& g) { return pool_fits(g) && is_ids(g.in(1)); }
+
+void run_last(Step& s, const Node& n) {
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  const int32_t* mask = s.w.ids[n.inputs[1]];
+  for (uint32_t i = 0; i < s.span_count; ++i) {
+    uint32_t first = s.spans[i].first, last = first + s.spans[i].tokens;
+    while (last > first && mask[last - 1] == 0) --last;
+    float* out = value_at(s, n.outputs[0], first);
+    if (last == first) std::memset(out, 0, width * sizeof(float));
+    else std::memmove(out, value_at(s, n.inputs[0], last - 1), width * sizeof(float));
+  }
+}
+
+// in 0, mask -> of each column the greatest among the tokens that the mask leaves; the least float where it leaves none
+bool greatest_fits(const NodeCheck& g) { return pool_fits(g) && is_ids(g.in(1)); }
+
+void run_greatest(Step& s, const Node& n) {
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  const int32_t* mask = s.w.ids[n.inputs[1]];
+  for (uint32_t i = 0; i < s.span_count; ++i) {
+    uint32_t first = s.spans[i].first;
+    float* out = value_at(s, n.outputs[0], first);
+    std::fill(out, out + width, -FLT_MAX);
+    for (uint32_t t = first; t < first + s.spans[i].tokens; ++t) {
+      const float* x = value_at(s, n.inputs[0], t);
+      for (uint32_t j = 0; mask[t] != 0 && j < width; ++j) out[j] = std::max(out[j], x[j]);
+    }
   }
 }
 
