@@ -245,19 +245,23 @@ class Planning:
         if self.is_computed(ids):
             self.emit(Op.EMBED, (self.source(ids),), node.outputs[0], width, matrix=matrix)
             return
+        maker = self.makers.get(ids)
+        if maker is not None and maker.op == "TokenPositions":
+            places, pad = (self.source(maker.inputs[0]),), int(maker.attrs["pad"])  # type: ignore[arg-type]
+            self.emit(Op.TOKEN_POSITIONS, places, node.outputs[0], width, matrix=matrix, attrs=(pad,))
+            return
         first = heads.first_position(self, ids, node)
         self.emit(Op.POSITIONS, (), node.outputs[0], width, matrix=matrix, attrs=(first,) if first else ())
 
     def _linear(self, node: Node) -> None:
         x, weight, *bias = node.inputs
-        if self.plan.values[self.source(x)].kind == ValueKind.PER_SEQUENCE:
-            raise UnsupportedError("a product with one vector per sequence", where=node.name)
         tensors = tuple(self.tensor(b) for b in bias if b)
         self.emit(
             Op.LINEAR,
             (self.source(x),),
             node.outputs[0],
             self.rows(weight),
+            self.plan.values[self.source(x)].kind,
             matrix=self.matrix(weight),
             tensors=tensors,
         )
@@ -349,7 +353,14 @@ class Planning:
 
     def _activate(self, node: Node, kind: Activation) -> None:
         source = self.source(node.inputs[0])
-        self.emit(Op.ACTIVATE, (source,), node.outputs[0], self.width(source), attrs=(int(kind),))
+        value_kind = self.plan.values[source].kind
+        self.emit(Op.ACTIVATE, (source,), node.outputs[0], self.width(source), value_kind, attrs=(int(kind),))
+
+    def _pick(self, node: Node) -> None:
+        """One vector of the tokens' vectors."""
+        sources = self.source(node.inputs[0]), self.source(node.inputs[1])
+        op = Op.LAST if node.op == "LastToken" else Op.GREATEST
+        self.emit(op, sources, node.outputs[0], self.width(sources[0]), ValueKind.PER_SEQUENCE)
 
     def _gelu(self, node: Node) -> None:
         self._activate(node, Activation.GELU_TANH if node.attrs.get("approximate") == "tanh" else Activation.GELU)
@@ -407,6 +418,8 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Add": Planning._binary,
     "Mul": Planning._binary,
     "MeanPool": Planning._mean_pool,
+    "LastToken": Planning._pick,
+    "GreatestToken": Planning._pick,
     "LpNormalization": Planning._normalize,
     "Gather": Planning._gather,
     "Reshape": heads.reshape,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from qdeploy.arch.builder import Builder
 
 MASK = "attention_mask"
@@ -22,11 +20,7 @@ def last_token(add: Builder, x: str, name: str) -> str:
 
 def greatest(add: Builder, x: str, name: str) -> str:
     """The greatest of each column among the tokens that the mask lets pass: [B, width]."""
-    seen = add.node("Cast", MASK, name=f"{name}.mask", to="BOOL")
-    column = add.node("Unsqueeze", seen, name=f"{name}.seen", axes=[2])  # [B, T, 1]
-    least = add.constant(f"{name}.least", np.array([np.finfo(np.float32).min], np.float32))
-    kept = add.node("Where", column, x, least, name=f"{name}.kept")
-    return add.node("ReduceMax", kept, name=name, axes=[1], keepdims=0)
+    return add.node("GreatestToken", x, MASK, name=name)
 
 
 def mean(add: Builder, x: str, name: str) -> str:

@@ -135,6 +135,19 @@ def last_token(node: Node, fresh: Fresh) -> list[Node]:
     ]
 
 
+def greatest_token(node: Node, fresh: Fresh) -> list[Node]:
+    """The maximum over the tokens, with the least float where the mask is 0."""
+    hidden, mask = node.inputs
+    seen, column, least, kept = map(fresh, ("seen", "column", "least", "kept"))
+    return [
+        Node("Cast", (mask,), (seen,), {"to": "BOOL"}),
+        Node("Unsqueeze", (seen,), (column,), {"axes": [2]}),  # [B, T, 1]
+        Node("Constant", (), (least,), {"value_float": -3.4028234663852886e38}),
+        Node("Where", (column, hidden, least), (kept,)),
+        Node("ReduceMax", (kept,), node.outputs, {"axes": [1], "keepdims": 0}),
+    ]
+
+
 def token_positions(node: Node, fresh: Fresh) -> list[Node]:
     """A running sum over the tokens that are no padding."""
     ids = node.inputs[0]

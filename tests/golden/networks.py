@@ -377,10 +377,10 @@ def _model(name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int,
         turn += 1
     side = {
         "modules.json": '[{"type": "x.Transformer"}, {"type": "x.Pooling", "path": "p"}, {"type": "x.Normalize"}]',
-        "p/config.json": '{"pooling_mode_mean_tokens": true}',
+        "p/config.json": f'{{"pooling_mode_{config.get("pooling", "mean_tokens")}": true}}',
     }
     files = [SourceFile(k, _buffer(k, np.frombuffer(v.encode(), np.uint8), "U8")) for k, v in side.items()]
-    encoder = config["model_type"] == "bert"
+    encoder = config["model_type"] in ("bert", "roberta")
     return Model("golden", name, tensors, config, "hf", tuple(files if encoder else ()), build_graph=build_graph)
 
 
@@ -449,6 +449,8 @@ LATER: dict[str, Mapping[str, Any]] = {
     | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16, "tie_word_embeddings": False},
     "xielu": DECODER | {"model_type": "apertus", "hidden_act": "xielu"},
     "ladder": DECODER | {"model_type": "llama"},
+    "last-token": ENCODER | {"model_type": "roberta", "pooling": "lasttoken", "pad_token_id": 19},
+    "greatest-token": ENCODER | {"model_type": "bert", "pooling": "max_tokens"},
 }
 """Networks of features that came later, a file each."""
 
@@ -459,6 +461,7 @@ def _later() -> dict[str, tuple[Model, Options]]:
     for name, config in LATER.items():
         shapes = _expert_shapes(config) if "moe_intermediate_size" in config else _decoder_shapes(False, False)
         own = {"head-norms": _cohere_shapes, "delta": _delta_shapes, "scan": _scan_shapes, "xielu": _apertus_shapes}
+        own |= {"last-token": _encoder_shapes, "greatest-token": _encoder_shapes}
         shapes = own[name]() if name in own else shapes
         ladders = [ladder(4, 32), ladder(2, 16), ladder(8, 64, bias=False), ladder(4, 32, zero=True, bias=False)]
         ladders += [ladder(3, 48, zero=True), ladder(4, 128)]

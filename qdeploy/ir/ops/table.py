@@ -26,6 +26,7 @@ from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
 from qdeploy.ir.expand import (
     gated_mlp,
+    greatest_token,
     last_token,
     linear,
     mean_pool,
@@ -226,6 +227,10 @@ def _last_token(hidden: Array, mask: Array) -> Array:
     return np.asarray(picked * mask.max(axis=1, keepdims=True).astype(np.float32))
 
 
+def _greatest_token(hidden: Array, mask: Array) -> Array:
+    return np.asarray(np.where(mask[..., None] != 0, hidden, np.finfo(np.float32).min).max(axis=1))
+
+
 def _token_positions(ids: Array, *, pad: int) -> Array:
     kept = (ids != pad).astype(np.int64)
     return np.asarray(np.cumsum(kept, axis=1) * kept + pad)
@@ -384,6 +389,13 @@ OPS = {
             "[B, H]: the vector of hidden [B, T, H] where the last 1 of mask [B, T] stands",
             _last_token,
             last_token,
+        ),
+        Op(
+            "GreatestToken",
+            QDEPLOY,
+            "[B, H]: of each column of hidden [B, T, H] the greatest over the tokens where mask [B, T] is not 0",
+            _greatest_token,
+            greatest_token,
         ),
         Op(
             "TokenPositions",
