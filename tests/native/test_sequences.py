@@ -51,6 +51,7 @@ def causal(name: str, **fields: Any) -> Model:
     config = SIZES | {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}
     shapes = {key.removeprefix("model."): shape for key, shape in decoder_shapes(config)}
     shapes |= {"score.weight": (3, 32)} if "Classification" in name else {}
+    shapes |= {"score.bias": (3,)} if "Token" in name else {}
     files = {} if "Classification" in name else described({"1_Pooling": pooling("lasttoken")})
     return model("llama", shapes, files, num_key_value_heads=2, architectures=[name], num_labels=3, **fields)
 
