@@ -28,6 +28,8 @@ VERBS = {
     "verify": "Hold an output against its source; exit 1 if they differ.",
     "diff": "Show how far two models are apart, tensor by tensor.",
     "run": "Write text with a native model inside a memory budget.",
+    "chat": "Talk with a native model in the terminal.",
+    "serve": "Serve a native model to OpenAI clients and to a page.",
     "plan": "Show what a memory budget gives.",
     "calibrate": "Measure the inputs of layers on a text.",
     "allocate": "Choose bits per layer within a limit.",
