@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Serve MODEL, a file that `qdeploy convert --to native` wrote.
 
-    Keys of clients come from --api-key-file or from the environment variable QDEPLOY_API_KEYS (commas between them); the
-    token that moves the memory from QDEPLOY_ADMIN_TOKEN, else it is drawn anew and printed.
+    Keys of clients come from --api-key-file or from the environment variable QDEPLOY_API_KEYS (commas between them);
+    the token that moves the memory from QDEPLOY_ADMIN_TOKEN, else it is drawn anew and printed.
 
     \b
     Examples:

@@ -70,6 +70,7 @@ class Gate:
         return self._inside < self._limits.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or lets it in."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

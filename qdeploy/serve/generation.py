@@ -1,4 +1,4 @@
-"""What the scheduler works on: a generation of one or more answers to a prompt, and what it tells of them as it goes."""
+"""What the scheduler works on: a generation of one or more answers to a prompt, and the events that tell of them."""
 
 from __future__ import annotations
 

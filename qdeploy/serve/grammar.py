@@ -1,4 +1,4 @@
-"""Answers that are JSON of a schema: the tokens that may come next, by llguidance, and the request's fields that ask for it."""
+"""Answers that are JSON of a schema: the tokens that may come next, by llguidance, and the fields that ask for it."""
 
 from __future__ import annotations
 

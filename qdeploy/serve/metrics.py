@@ -49,6 +49,12 @@ class Metrics:
         for part in _PARTS:
             parts.labels(part).set_function(self._part(part))
 
+    def counts(self) -> dict[str, int]:
+        """Tokens generated so far, and answers that run and wait now."""
+        names = {"generated_tokens": "qdeploy_generated_tokens_total"}
+        names |= {"running": "qdeploy_requests_running", "waiting": "qdeploy_requests_waiting"}
+        return {key: int(self.registry.get_sample_value(name) or 0) for key, name in names.items()}
+
     def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         """Shows the lengths of the queue and of the batch."""
         self._gauge("qdeploy_requests_waiting", "Answers that wait for a place.", waiting)

@@ -107,4 +107,5 @@ def _memory(service: Service) -> dict[str, object]:
     stats = service.model.stats
     parts = {name: stats[name] for name in ("weights", "kv", "prompt_cache", "scratch", "fixed")}
     edges = {name: stats[name] for name in ("floor", "ceiling", "peak", "pending")}
-    return {**service.computed(), **edges, "parts": parts}
+    counts = service.metrics.counts()
+    return {**service.computed(), **edges, **counts, "parts": parts}
