@@ -56,8 +56,8 @@ ARROWS = {
         "planning": "contracts derive elastic errors native registry spec",
         "native": "_native chat errors extras sizes stopping streaming",
         "serve": "chat errors extras native sizes stopping store streaming",
-        "cli": "allocation calibrate catalog contracts conversion coverage errors extras integer ir latency "
-        "limits native options planning progress proof quantize registry serve sizes spec stopping version",
+        "cli": "allocation calibrate catalog chat contracts conversion coverage errors extras integer ir latency "
+        "limits native options planning progress proof quantize registry serve sizes spec streaming version",
         "formats": "arch contracts errors extras ir options pack patterns progress store",
         "backends": "arch contracts elastic errors extras integer ir measure native options pack passes progress "
         "quantize store",

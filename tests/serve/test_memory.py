@@ -40,6 +40,8 @@ def test_fewer_bytes_give_fewer_bits_and_more_bytes_give_them_back(budgeted: Cli
 def test_a_running_answer_survives_a_shrink(budgeted: Client):
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(budgeted.complete, max_tokens=150) for _ in range(2)]
+        while budgeted.get("/v1/memory").json["running"] < 2 and not all(future.done() for future in running):
+            pass
         floor = budgeted.get("/v1/memory").json["floor"]
         statuses = [move(budgeted, size).status for size in (floor + 250_000, "4MB", floor + 200_000, "4MB")]
         answers = [future.result() for future in running]
