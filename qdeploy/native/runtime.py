@@ -25,6 +25,7 @@ import numpy.typing as npt
 from qdeploy.chat import Messages, rendered
 from qdeploy.errors import BadArgumentError, QdeployError, UnsupportedError
 from qdeploy.extras import require
+from qdeploy.native.encoding import alike, run_encoder
 from qdeploy.native.library import NoMemoryError, UnderFloorError, byte_count, call, choice, library, status_name
 from qdeploy.stopping import Reason, StopTexts
 from qdeploy.streaming import TextStream
@@ -428,7 +429,14 @@ class Runtime:
                 found=", ".join(self.outputs),
                 todo="Use Runtime.hidden_states(text), or convert a sentence model (one with modules.json).",
             )
-        return np.stack([self._encoded(text, "sentence_embedding")[0] for text in texts])
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self._context)
+        ids = [self.tokenizer.encode(text).ids for text in texts]
+        out = np.empty((len(ids), self._room("sentence_embedding", 1).shape[1]), np.float32)
+        for rows in alike(ids):
+            room = np.empty((len(rows), out.shape[1]), np.float32)
+            out[rows] = self._run_encoder([ids[row] for row in rows], "sentence_embedding", room)
+        return out
 
     def hidden_states(self, text: str) -> Float32:
         """The vectors of a text's tokens in an encoder, float32 [tokens, hidden]."""
@@ -440,21 +448,8 @@ class Runtime:
         ids = self.tokenizer.encode(text).ids
         return self._run_encoder(ids, output, self._room(output, len(ids)))
 
-    def _run_encoder(self, ids: list[int], output: str, out: Float32) -> Float32:
-        arrays = {
-            "input_ids": np.array(ids, np.int32),
-            "attention_mask": np.ones(len(ids), np.int32),
-            "token_type_ids": np.zeros(len(ids), np.int32),
-        }
-        names = [self._ffi.new("char[]", name.encode()) for name in (*arrays, output)]
-        inputs = self._ffi.new("qd_tensor[]", len(arrays))
-        for tensor, name, array in zip(inputs, names, arrays.values(), strict=False):
-            tensor.name, tensor.dtype, tensor.rank = name, self._lib.QD_I32, 1
-            tensor.shape[0], tensor.data, tensor.bytes = array.size, self._from(array, "char[]"), array.nbytes
-        wanted = self._ffi.new("qd_tensor *")
-        wanted.name, wanted.dtype, wanted.rank, wanted.bytes = names[-1], self._lib.QD_F32, 1, out.nbytes
-        wanted.shape[0], wanted.data = out.size, self._from(out, "char[]")
-        self._call(self._lib.qd_run, self._session, inputs, len(arrays), wanted, 1)
+    def _run_encoder(self, ids: Sequence[int] | Sequence[list[int]], output: str, out: Float32) -> Float32:
+        run_encoder(self._session, np.atleast_2d(np.array(ids, np.int32)), output, out, self.path)
         return out
 
     @cached_property

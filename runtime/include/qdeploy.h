@@ -250,7 +250,8 @@ qd_status qd_sequence_restore(qd_engine *engine, const char *path, uint32_t cont
                               qd_error *err);                  /* of the same content and kind of cache [one] */
 
 qd_status qd_run(qd_session *session, const qd_tensor *in, size_t n_in, qd_tensor *out, size_t n_out,
-                 qd_error *err);                               /* encoders: one sequence [one] */
+                 qd_error *err);                               /* encoders: sequences of one length, [n, tokens]; what of
+                         a shorter one is padding the attention mask says [one] */
 qd_status qd_io(const qd_model *model, int output, uint32_t index, qd_tensor *out); /* names and shapes [any] */
 /* [cdef] */
 

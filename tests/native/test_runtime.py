@@ -16,6 +16,7 @@ import qdeploy
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.run import Weights, run
 from qdeploy.native import Runtime, isas
+from qdeploy.native.encoding import run_encoder
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama-gptq"
 PROMPT = "ROMEO:\nBut soft, what light"
@@ -348,6 +349,22 @@ def test_verify_runs_an_encoder_on_a_text(tmp_path: Path):
     qdeploy.convert(source, tmp_path / "minilm.qd", to="native", quantize="rtn:int8")
     report = qdeploy.verify(source, tmp_path / "minilm.qd", text="hello")
     assert report["equal"] and report["logits"]["relative_l2"] < 1e-3
+
+
+@pytest.mark.parametrize("quantize", [[], "rtn:int8"])
+def test_a_sentence_does_not_depend_on_the_others_of_a_call(tmp_path: Path, quantize: str | list[str]):
+    qdeploy.convert(_minilm(), tmp_path / "minilm.qd", to="native", quantize=quantize)
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    texts = [" ".join(words[i % 10 :] + words * (i % 3)) for i in range(30)] + ["", "one", "two"]
+    with Runtime(tmp_path / "minilm.qd", context=128, threads=2) as runtime:
+        alone = np.concatenate([runtime.embed([text]) for text in texts])
+        np.testing.assert_array_equal(runtime.embed(texts), alone)
+        long, short = (runtime.tokenizer.encode(text).ids for text in (texts[0], "one two"))
+        ids, out = np.zeros((2, len(long)), np.int32), np.empty((2, alone.shape[1]), np.float32)
+        ids[0], ids[1, : len(short)] = long, short
+        mask = np.array([[1] * len(long), [1] * len(short) + [0] * (len(long) - len(short))], np.int32)
+        run_encoder(runtime._session, ids, "sentence_embedding", out, "", mask)
+        np.testing.assert_array_equal(out, np.concatenate([alone[:1], runtime.embed(["one two"])]))
 
 
 def test_sentence_embeddings_equal_the_interpreters(tmp_path: Path):

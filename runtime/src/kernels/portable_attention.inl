@@ -80,6 +80,8 @@ struct TileProducts {
   static void rows(const TileProduct& m, const T* b, uint32_t r0) {
     uint32_t c = 0;
     for (; c + 16 * kVectorsAtOnce <= m.columns; c += 16 * kVectorsAtOnce) entries<R, kVectorsAtOnce>(m, b, r0, c);
+    if constexpr (kVectorsAtOnce > 2)
+      for (; c + 32 <= m.columns; c += 32) entries<R, 2>(m, b, r0, c);
     for (; c < m.columns; c += 16) entries<R, 1>(m, b, r0, c);
   }
   // T: float, uint16_t (halves), int8_t or int16_t (pairs).

@@ -37,6 +37,7 @@ struct Job {  // attention of one node
     group = a.heads / a.kv_heads;
     first_head = cached ? s.model.cache.at[n.state] : 0;
     mask = n.inputs[3] == kNone ? nullptr : s.w.ids[n.inputs[3]];
+    if (mask && std::find(mask, mask + s.tokens, 0) == mask + s.tokens) mask = nullptr;
   }
   uint32_t queries(const Span& span) const { return span.tokens * group; }
   uint32_t ranges(const Span& span) const { return (queries(span) + kQueryRows - 1) / kQueryRows; }

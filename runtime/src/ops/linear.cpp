@@ -177,11 +177,12 @@ bool linear_fits(const NodeCheck& g) {
 namespace {
 
 // Rows of values that do not lie one behind the other: row_at(i) is the row, to(i) where its result goes.
+// So many at once, if there is room.
 template <class RowAt, class To>
-void multiply_rows(Step& s, const Node& n, uint32_t count, RowAt row_at, To to) {
+void multiply_rows(Step& s, const Node& n, uint32_t most, uint32_t count, RowAt row_at, To to) {
   const Matrix& m = s.model.file.matrices[n.matrix];
   uint64_t stride = round_up(m.rows, 16);
-  uint32_t at_once = static_cast<uint32_t>(std::min<uint64_t>(kLinearTokens, s.row_floats / stride)), picks[kLinearTokens];
+  uint32_t at_once = static_cast<uint32_t>(std::min<uint64_t>(most, s.row_floats / stride)), picks[kLinearTokens];
   for (uint32_t first = 0; first < count; first += at_once) {
     uint32_t rows = std::min(at_once, count - first);
     for (uint32_t i = 0; i < rows; ++i) picks[i] = row_at(first + i);
@@ -198,7 +199,7 @@ void run_logits(Step& s, const Node& n) {
   uint32_t wanted[kMostSpans], count = 0;
   for (uint32_t i = 0; i < s.span_count; ++i)
     if (s.spans[i].logits) wanted[count++] = i;
-  multiply_rows(s, n, count, [&](uint32_t i) { return s.spans[wanted[i]].first + s.spans[wanted[i]].tokens - 1; },
+  multiply_rows(s, n, kLinearTokens, count, [&](uint32_t i) { return s.spans[wanted[i]].first + s.spans[wanted[i]].tokens - 1; },
                 [&](uint32_t i) { return s.spans[wanted[i]].logits; });
 }
 
@@ -209,8 +210,8 @@ void run_linear(Step& s, const Node& n) {
   const File& f = s.model.file;
   if (f.header.kind == kDecoder && n.outputs[0] == f.header.logits_value && node_reads_logits_row(f, n))
     return run_logits(s, n);
-  if (is_per_sequence(s, n.inputs[0]))
-    return multiply_rows(s, n, s.span_count, [&](uint32_t i) { return s.spans[i].first; },
+  if (is_per_sequence(s, n.inputs[0]))  // one by one: a vector does not depend on the others of a batch
+    return multiply_rows(s, n, 1, s.span_count, [&](uint32_t i) { return s.spans[i].first; },
                          [&](uint32_t i) { return value_at(s, n.outputs[0], s.spans[i].first); });
   const float* bias = s.model.floats(n.tensors[0]);
   uint32_t width = f.header.slot_width, rows = static_cast<uint32_t>(round_up(m.rows, 16));
