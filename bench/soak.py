@@ -103,10 +103,9 @@ class Soak:
     def governor(self) -> None:
         """Moves the budget every second, and looks whether it is kept."""
         draw = random.Random(0)
-        memory = self.server.call("GET", "/v1/memory")[1]
-        floor, ceiling = memory["floor"], memory["ceiling"]
         while time.monotonic() < self.end:
-            budget = draw.randint(floor, int(1.2 * ceiling))
+            memory = self.server.call("GET", "/v1/memory")[1]
+            budget = draw.randint(memory["floor"], int(1.2 * memory["ceiling"]))
             status, _ = self.server.call("PUT", "/v1/memory", {"budget": budget})
             self.count(f"budget {status}")
             time.sleep(1)

@@ -16,8 +16,11 @@ from qdeploy.errors import QdeployError
 from qdeploy.native import Engine, NoMemoryError, Runtime, UnderFloorError
 from qdeploy.native.engine import Sequence
 from qdeploy.serve.generation import Answer, Failed, Generation
-from qdeploy.serve.metrics import Metrics
+from qdeploy.serve.metrics import Metrics, budget_of
 from qdeploy.serve.refusal import Refusal
+
+_BLOCK = 64
+"""Tokens of a block of keys and values."""
 
 
 class Scheduler:
@@ -33,7 +36,7 @@ class Scheduler:
 
     def __init__(self, model: Runtime, *, sequences: int, metrics: Metrics, ends: frozenset[int], context: int) -> None:
         self._model, self._metrics, self._ends, self._context = model, metrics, ends, context
-        self.engine = Engine(model, sequences=sequences)
+        self.engine = _engine(model, sequences, context)
         self._sequences = sequences
         self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
         self._waiting: deque[Answer] = deque()
@@ -196,3 +199,12 @@ class Scheduler:
         self._remove(work)
         work.cancel()
         work.tell(Failed(error))
+
+
+def _engine(model: Runtime, sequences: int, context: int) -> Engine:
+    """The engine; without a budget, the prompt cache may take as much again as all sequences that are full."""
+    if budget_of(model.stats):
+        return Engine(model, sequences=sequences)
+    with Engine(model, sequences=sequences) as trial:
+        block = trial.stats["block_bytes"]
+    return Engine(model, sequences=sequences, kv=2 * sequences * -(-context // _BLOCK) * block)
