@@ -50,7 +50,8 @@ ARROWS = {
         "coverage": "ir",
         "latency": "contracts errors integer ir progress quantize registry store",
         "allocation": "calibrate errors integer ir latency limits options progress quantize registry store",
-        "proof": "contracts derive errors extras integer ir options passes progress recover registry spec store version",
+        "proof": "contracts derive errors extras integer ir options passes progress recover registry spec store "
+        "version",
         "conversion": "allocation calibrate contracts derive errors extras ir limits options progress proof registry "
         "spec store version",
         "planning": "contracts derive elastic errors native registry spec",
