@@ -162,7 +162,8 @@ void sessions_are_refused_when_their_sum_is_more_than_the_machine_has() {
   Opened probe(file, 1);
   qd_memory one = QD_INIT(qd_memory);
   CHECK(qd_memory_now(probe.model, &one) == QD_OK);
-  uint64_t per_token = one.kv, machine = qd::machine_bytes();
+  // a cache is made of blocks of 64 tokens
+  uint64_t per_token = one.kv / 64, machine = qd::machine_bytes();
   if (machine == UINT64_MAX || machine / 5 * 2 / per_token >= 1u << 24) return;  // no machine that would refuse
   uint32_t context = static_cast<uint32_t>(machine / 5 * 2 / per_token);
   std::vector<qd_session*> sessions(4);
