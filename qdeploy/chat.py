@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from qdeploy.arch.generation import chat_templates
@@ -55,9 +56,11 @@ def render(files: Mapping[str, bytes], messages: Messages, where: str, **more: A
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    environment.globals["raise_exception"] = _refuse
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
     values = {**_special(files), "add_generation_prompt": True, **more, "messages": [dict(m) for m in messages]}
     try:
         return environment.from_string(template).render(**values)
@@ -75,6 +78,21 @@ def render(files: Mapping[str, bytes], messages: Messages, where: str, **more: A
 
 def _refuse(text: object) -> None:
     raise BadArgumentError("the chat template refuses these messages", found=text)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter as transformers has it: without the escapes of HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
 
 
 def _special(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -177,3 +177,13 @@ def test_unrelated_models_are_described_when_they_cannot_be_compared(testdata: P
     with pytest.raises(BadArgumentError, match="share no tensor name") as caught:
         qdeploy.diff(TINY, testdata / "architectures/arch-bert-a")
     assert "llama" in caught.value.found and "bert" in caught.value.found
+
+
+def test_a_template_has_what_transformers_gives_it():
+    template = (
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson(indent=2) }}{% endfor %}"
+        "{{ strftime_now('%Y') | length }}{{ '<' | tojson }}"
+    )
+    messages = [{"role": "user"}, {"role": "user"}]
+    text = render({"chat_template.jinja": template.encode()}, messages, "here")
+    assert text == '{\n  "role": "user"\n}4"<"'
