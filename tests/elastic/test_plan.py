@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,3 +124,19 @@ def test_a_budget_is_used_but_never_exceeded(pieces, kind, fixed, budget) -> Non
     held = resident(curve.order[: point.count])
     errors = [[p for p in pieces if p.tensor == n][count - 1].error_after for n, count in held.items()]
     assert point.loss == pytest.approx(sum(errors), abs=1e-9)
+
+
+@pytest.mark.parametrize(("columns", "group"), [(172, 64), (330, 128)])
+def test_a_short_last_group_costs_what_it_holds(columns: int, group: int) -> None:
+    from qdeploy.backends.native.sums import lower_matrix
+    from qdeploy.ir.tensor import Buffer, plain
+    from qdeploy.quantize import parse
+    from qdeploy.quantize.contract import Weight
+
+    values = np.random.default_rng(0).standard_normal((64, columns)).astype(np.float32)
+    spec = parse(f"rtn:int4,group={group}")
+    tensor = spec.quantizer.quantize(Weight("w", plain(Buffer.of("w", values, "F32"), "f32")), (), spec.grid)
+    for layout in ("elastic", "whole"):
+        lowered = lower_matrix("w", tensor, layout)
+        nbytes = sum(sum(term.sizes.values()) for term in lowered.terms)
+        assert 8 * nbytes / values.size < 5.3 and lowered.columns.order is None

@@ -143,8 +143,11 @@ def is_blockwise(param: Param, grid: Grid) -> bool:
 
 
 def common_group(params: list[Param], grid: Grid) -> int:
-    """The greatest run of columns over which no param changes; params have no index."""
-    return math.gcd(*(min(p.tile[1], grid.columns) for p in params)) if params else grid.columns
+    """The greatest run of columns over which no param changes; params have no index.
+
+    Runs begin at the first column, so that the last one may be short; a param that is one for a row has no say.
+    """
+    return math.gcd(*(p.tile[1] for p in params if p.tile[1] < grid.columns)) or grid.columns
 
 
 def spread(param: Param, grid: Grid, group: int, groups: int) -> RowReader:
