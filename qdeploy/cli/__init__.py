@@ -33,6 +33,7 @@ VERBS = {
     "plan": "Show what a memory budget gives.",
     "calibrate": "Measure the inputs of layers on a text.",
     "allocate": "Choose bits per layer within a limit.",
+    "eval": "Measure perplexity, and distance from another model.",
     "bench": "Measure a native model, or single layers, on this machine.",
     "formats": "List what can be read and written.",
 }
