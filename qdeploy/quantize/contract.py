@@ -31,12 +31,14 @@ class Needs:
             the layers before have become by then; the tensor that is made of n statistics has n levels.
         streams: 0, or N: the inputs are followed side by side on the float model and at N rungs, with what the layers
             before have become at that rung. The quantizer gets 1 + N statistics: of the float model, then of each rung.
+        costs: Whether what each rung costs the network is measured on the data, where that is not too much work.
     """
 
     kinds: frozenset[Kind] = frozenset()
     text: str = ""
     levels: int = 0
     streams: int = 0
+    costs: bool = False
 
 
 @dataclass(frozen=True)

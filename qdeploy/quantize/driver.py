@@ -17,6 +17,7 @@ from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
 from qdeploy.quantize.contract import Statistics, Weight
+from qdeploy.quantize.measured import measured_rungs, with_errors
 from qdeploy.quantize.networks import META as NETWORK_META
 from qdeploy.quantize.networks import layer_weights, rounded
 from qdeploy.quantize.samples import read_samples
@@ -36,7 +37,7 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
     """See `qdeploy.quantize.quantize_model`."""
     if _is_network(model):
         return _quantized_network(model, specs)
-    weights = chosen_weights(model, specs)
+    weights, source = chosen_weights(model, specs), model
     _refuse_idle(model, specs, [id(spec) for spec in weights.values()], tuple(weights))
     losses: dict[str, float] = {}
     shifts: dict[str, QTensor] = {}
@@ -54,7 +55,7 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
             known = statistics.get(weight.name)
             tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
     model = dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
-    return shifted(model, shifts)
+    return _with_costs(source, shifted(model, shifts), specs)
 
 
 def _is_network(model: Model) -> bool:
@@ -219,7 +220,7 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
 def _by_streams(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str, QTensor]:
     """The tensors of a quantizer that follows the inputs at every rung of what it has made so far."""
     needs, waiting = spec.quantizer.needs, {weight.name: weight for weight in weights}
-    samples = read_samples(model, needs.text)
+    samples, _ = read_samples(model, needs.text).parted()
     how = f"{needs.streams} rungs, followed in order on" if needs.streams else "inputs of layers from"
     model.notes.append(f"{spec.method}: {how} {samples.tokens} tokens of the calibration text")
     tensors: dict[str, QTensor] = {}
@@ -232,3 +233,17 @@ def _by_streams(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str
     run_streams(model, samples, waiting, needs.streams, quantize)
     unseen = [weight for name, weight in waiting.items() if name not in tensors]
     return tensors | {weight.name: spec.quantizer.quantize(weight, (), spec.grid) for weight in unseen}
+
+
+def _with_costs(source: Model, model: Model, specs: Sequence[Spec]) -> Model:
+    """The model with what each rung costs the network, where a quantizer asks for it and names its data."""
+    texts = [spec.quantizer.needs.text for spec in specs if spec.quantizer.needs.costs and spec.quantizer.needs.text]
+    text = next((text for text in texts if not StatisticsFolder.is_one(text)), "")
+    if not text:
+        return model
+    _, held_back = read_samples(source, text).parted()
+    costs = measured_rungs(source, model, held_back)
+    if not costs:
+        model.notes.append("the losses of rungs are predicted from the errors of their layers")
+    known = {name: with_errors(model.tensors[name], errors) for name, errors in costs.items()}
+    return dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, known))

@@ -27,6 +27,7 @@ SEPARATOR = "<|endoftext|>"
 LENGTH, TOKENS = 512, 65536
 """Tokens of a sequence, and of all sequences together."""
 _TEXT_LIMIT = 64 << 20
+_HELD_BACK = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,14 @@ class Samples:
         for start in range(0, len(self.ids), step):
             lengths = self.lengths[start : start + step]
             yield Samples(self.ids[start : start + step, : lengths.max()], lengths)
+
+    def parted(self) -> tuple[Samples, Samples]:
+        """All but every 16th sequence, and those, which nothing is fitted to; all twice where there are too few."""
+        held_back = np.arange(len(self.ids)) % _HELD_BACK == _HELD_BACK - 1
+        if not held_back.any():
+            return self, self
+        first, second = (Samples(self.ids[which], self.lengths[which]) for which in (~held_back, held_back))
+        return first, second
 
     def inputs(self, model: Model) -> dict[str, Array]:
         """The inputs of a graph; UnsupportedError where it takes others than ids, a mask and types of tokens."""

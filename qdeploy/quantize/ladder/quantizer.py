@@ -60,7 +60,7 @@ class Ladder:
     def needs(self) -> Needs:
         """Second moments and means of the inputs; for `best` of every level, in order."""
         streams = PROFILES[self.profile].planes - 1 if self.effort == "best" and self.calibrate else 0
-        return Needs(frozenset({"moments", "means"}), self.calibrate, streams=streams)
+        return Needs(frozenset({"moments", "means"}), self.calibrate, streams=streams, costs=True)
 
     def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
         """Fits the ladder of one matrix, now.
