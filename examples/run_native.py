@@ -6,9 +6,18 @@ python examples/run_native.py MODEL.qd "ROMEO:" [--tokens 40]
 from __future__ import annotations
 
 import argparse
+import json
+import math
 
 from qdeploy.native import Runtime
 from qdeploy.sizes import human
+
+
+def perplexity(model: Runtime, rung: int) -> str:
+    """What the file tells of the nearest rung that was measured and is not above this one."""
+    points = json.loads(model.metadata("losses") or b"{}").get("points", [])
+    below = [(measured, loss) for measured, loss in points if measured <= rung]
+    return f", perplexity {math.exp(below[-1][1]):.2f} at rung {below[-1][0]}" if below else ""
 
 
 def main() -> None:
@@ -26,7 +35,8 @@ def main() -> None:
             model.reset()
             text = "".join(model.generate(args.prompt, args.tokens))
             stats = model.stats
-            print(f"--- {human(budget)}: rung {stats['rung']} of {stats['rungs']}, {human(stats['total'])} held")
+            held = f"rung {stats['rung']} of {stats['rungs']}, {human(stats['total'])} held"
+            print(f"--- {human(budget)}: {held}{perplexity(model, stats['rung'])}")
             print(args.prompt + text)
 
 

@@ -10,12 +10,13 @@ Native files are run by the runtime, token by token, at each rung that is asked 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -30,16 +31,16 @@ from qdeploy.quantize.samples import Samples, read_samples
 TOKENS = 16384
 """That are read of a text, unless told otherwise."""
 Report = dict[str, Any]
+Activations = Literal["int8", "exact"]
 
 
 class Predictor(Protocol):
-    """What gives scores for every token of a sequence.
+    """What gives scores for every token of a sequence."""
 
-    Attributes:
-        points: What it is measured at: {"rung", "bytes", "stored"} of a file with budgets, one empty otherwise.
-    """
-
-    points: Sequence[Report]
+    @property
+    def points(self) -> Sequence[Report]:
+        """What it is measured at: {"rung", "bytes", "stored"} of a file with budgets, one that is empty otherwise."""
+        ...
 
     def scores(self, ids: Array, point: int) -> Array:
         """Scores float [tokens, vocabulary] (of encoders a vector [1, width]) of ids int64 [tokens] at a point."""
@@ -54,7 +55,7 @@ def evaluate(
     budgets: int = 1,
     tokens: int = TOKENS,
     length: int = 0,
-    activations: str = "int8",
+    activations: Activations = "int8",
     threads: int = 0,
     progress: Progress = SILENT,
 ) -> Report:
@@ -98,7 +99,7 @@ def _opened(
     budgets: int,
     tokens: int,
     length: int,
-    activations: str,
+    activations: Activations,
     threads: int,
     stack: ExitStack,
 ) -> tuple[Predictor, Samples]:
@@ -136,7 +137,7 @@ class _Runtime:
         self,
         path: str | os.PathLike[str],
         budgets: int,
-        activations: str,
+        activations: Activations,
         threads: int,
         stack: ExitStack,
     ) -> None:
@@ -182,18 +183,12 @@ def rung_points(runtime: Any, count: int) -> list[Report]:
     floor = _floor(runtime)
     wanted = np.linspace(sizes[floor - 1], sizes[-1], max(count, 2))[-max(count, 1) :]
     rungs = sorted({max(floor, int(np.searchsorted(sizes, size, "right"))) for size in wanted})
-    stored = {int(rung): loss for rung, loss in stored_losses(runtime.metadata("losses"))}
+    entry = runtime.metadata("losses")
+    stored = dict(json.loads(entry).get("points", [])) if entry else {}
     return [
         {"rung": rung, "bytes": sizes[rung - 1], **({"stored": stored[rung]} if rung in stored else {})}
         for rung in rungs
     ]
-
-
-def stored_losses(text: bytes | None) -> list[tuple[int, float]]:
-    """(rung, loss per token) as the file's writer measured them."""
-    import json
-
-    return [(int(rung), float(loss)) for rung, loss in json.loads(text)["points"]] if text else []
 
 
 def _floor(runtime: Any) -> int:

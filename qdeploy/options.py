@@ -147,6 +147,11 @@ class TargetOptions:
         return ""
 
     @property
+    def reads_text(self) -> bool:
+        """Whether `calibrate` may name a text: weights that nothing else quantizes then become ladders."""
+        return False
+
+    @property
     def reads_rows(self) -> bool:
         """Whether the output reads quantized embeddings row by row, so that they may be rounded without a cost."""
         return False

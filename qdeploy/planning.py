@@ -52,7 +52,8 @@ def plan(
 
     Returns:
         {"floor", "ceiling": bytes, "budget", "fits": the rung that the budget gives, "rung": the one that `tensors` and
-        `layers` speak of, "rungs": [{"rung", "stack", "total", "bits", "error"}], "tensors": {name: {"bits", "bytes",
+        `layers` speak of, "rungs": [{"rung", "stack", "total", "bits", "error", and "loss" where
+        it was measured}], "tensors": {name: {"bits", "bytes",
         "parameters", "pieces", "of"}}, "layers": {name: {"bits", "bytes", "parameters"}}, "notes"}.
 
     Raises:
@@ -119,6 +120,7 @@ def _planned(memory: MemoryPlan, path: str, budget: int | None, context: int, th
                 "total": p.nbytes,
                 "bits": 8 * ends[p.count] / max(1, weights),
                 "error": p.loss,
+                **({"loss": stack.losses[stack.rung(p.count)]} if stack.rung(p.count) in stack.losses else {}),
             }
             for p in curve.points
         ],

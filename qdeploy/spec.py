@@ -15,6 +15,7 @@ it is allowed.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,7 +138,7 @@ class ConversionSpec:
             BadArgumentError: The target has no such option, or the option no such value.
         """
         settings = options_class(to)
-        values = dict(values)
+        values = _with_ladders(settings, dict(values))
         _refuse_unhonoured(to, settings, values)
         source, passes, integers, target = (
             _taken(part, values) for part in (SourceOptions, Passes, Integers, settings)
@@ -261,6 +262,15 @@ def _refuse_unhonoured(to: str, settings: type[TargetOptions], values: dict[str,
         allowed=", ".join(known.name for known in options_of(settings)) or "none of its own",
         todo=" ".join(filter(None, todo)),
     )
+
+
+def _with_ladders(settings: type[TargetOptions], values: dict[str, object]) -> dict[str, object]:
+    """A calibration text as what it means to a target that reads one: ladders, whose losses are measured on it."""
+    if not values.get("calibrate") or not settings().reads_text:
+        return values
+    text = str(values.pop("calibrate"))
+    measure = {} if os.path.isdir(text) else {"measure": text}
+    return {**measure, **values, "quantize": values.get("quantize") or (f"ladder:calibrate={text}",)}
 
 
 def _makes_integers(to: str, settings: type[TargetOptions], values: Mapping[str, object]) -> bool:

@@ -54,11 +54,12 @@ ARROWS = {
         "version",
         "conversion": "allocation calibrate contracts derive errors extras ir limits options progress proof registry "
         "spec store version",
+        "evaluation": "errors ir native progress quantize registry",
         "planning": "contracts derive elastic errors native registry spec",
         "native": "_native chat errors extras sizes stopping streaming",
         "serve": "chat errors extras native sizes stopping store streaming",
-        "cli": "allocation calibrate catalog chat contracts conversion coverage errors extras integer ir latency "
-        "limits native options planning progress proof quantize registry serve sizes spec streaming version",
+        "cli": "allocation calibrate catalog chat contracts conversion coverage errors evaluation extras integer ir "
+        "latency limits native options planning progress proof quantize registry serve sizes spec streaming version",
         "formats": "arch contracts errors extras ir options pack patterns progress store",
         "backends": "arch contracts elastic errors extras integer ir measure native options pack passes progress "
         "quantize store",

@@ -4,6 +4,7 @@
     config           the architecture's configuration, as in config.json
     source           format of the checkpoint, and how each matrix was encoded there
     features         what a reader must know, a line "<bit> <name>" for each; absent where there is nothing
+    losses           what rungs lost on a text when the file was written (losses.py); absent where nobody measured
     conversion       the options of the conversion, so that the source can be derived again
     tokenizer.json   and other files of the source, under their names
 

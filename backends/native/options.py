@@ -23,8 +23,10 @@ class Options(TargetOptions):
             as the authors of a BitStack checkpoint publish it ("reference").
         sensitivities: What an error of a tensor costs the model: a file of perplexities as BitStack's authors publish
             them (reduced_ppl_average.json), or the factors themselves by tensor. Empty: all tensors count the same.
+        measure: A text on which losses of rungs are measured once the file is written: every 16th of its sequences.
         conversion: The other options of the conversion, as JSON; kept in the metadata, so that the source can be
             derived again when the file is held against it.
+        losses: The metadata's entry of measured losses; empty: there is none.
 
     Raises:
         BadArgumentError: A value is not one of those.
@@ -48,13 +50,24 @@ class Options(TargetOptions):
         metavar="FILE",
         mapping=True,
     )
+    measure: str = option(
+        "",
+        "A text: of two orders the better one on it is taken, and the file tells the loss of ten of its rungs.",
+        metavar="FILE",
+    )
     conversion: Mapping[str, object] = field(default_factory=dict)
+    losses: bytes = b""
 
     def __post_init__(self) -> None:
         """Refuses combinations of values that each option alone allows."""
         refuse_unknown(self)
         if self.sensitivities and self.order != "gain":
             raise BadArgumentError("sensitivities weigh the order by gain", found=f"order {self.order}", allowed="gain")
+
+    @property
+    def reads_text(self) -> bool:
+        """A calibration text makes ladders, and their losses are measured on it."""
+        return True
 
     @property
     def reads_rows(self) -> bool:

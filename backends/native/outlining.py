@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from qdeploy.backends.native.layout import LINE, PAGE, SectionId, StateKind, aligned
+from qdeploy.backends.native.losses import unpacked
 from qdeploy.backends.native.reading import ModelFile
 from qdeploy.elastic.pieces import Piece
 
@@ -36,6 +37,7 @@ class Outline:
         weights: Weights of each matrix, by name, in the order of the graph.
         encoder: Whether it is an encoder; the activations of one are not counted here.
         context: Tokens that the model was made for.
+        losses: Loss per token of some rungs, as they were measured when the file was written.
     """
 
     order: tuple[Piece, ...]
@@ -44,6 +46,7 @@ class Outline:
     weights: dict[str, int]
     encoder: bool
     context: int
+    losses: dict[int, float] = field(default_factory=dict)
 
     def rung(self, count: int) -> int:
         """The rung of a prefix of so many pieces."""
@@ -76,7 +79,9 @@ def outline(file: ModelFile) -> Outline:
     sizes = (matrices["rows"].astype(np.int64) * matrices["columns"]).tolist()
     weights, encoder = dict(zip(names, sizes, strict=True)), bool(file.header["kind"])
     whole = (*(pair[1] for pair in first.values()), *stored[floor:])
-    return Outline(order, whole, floor, weights, encoder, int(file.header["context"]))
+    return Outline(
+        order, whole, floor, weights, encoder, int(file.header["context"]), unpacked(file.metadata.get("losses"))
+    )
 
 
 def _committed_bytes(file: ModelFile, rungs: Any) -> list[int]:

@@ -62,14 +62,15 @@ def compare(model: Model, path: str, options: Options, progress: Progress) -> It
 def _recorded_options(file: ModelFile, options: Options) -> Options:
     """The options that the file was written with, from its own metadata."""
     conversion = document(file, "conversion")
-    own = {name: conversion.pop(name) for name in ("layout", "order", "sensitivities") if name in conversion}
+    own = {name: conversion.pop(name) for name in ("layout", "order", "sensitivities", "measure") if name in conversion}
     weights = own.get("sensitivities", {})
     numbers = isinstance(weights, dict) and all(isinstance(w, (int, float)) for w in weights.values())
     if not numbers or not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
         raise BadFileError(
             "the file's sensitivities are not numbers", where=str(file.path), found=type(weights).__name__
         )
-    return replace(options, **own, conversion=conversion)
+    entry = file.metadata.get("losses", b"")
+    return replace(options, **own, conversion=conversion, losses=entry)
 
 
 def _difference(file: ModelFile, tensor: QTensor, matrix: int) -> tuple[bool, float, float | None, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from qdeploy.backends.native import layout as f
-from qdeploy.backends.native import metadata, recurrence
+from qdeploy.backends.native import losses, metadata, recurrence
 from qdeploy.backends.native.checksum import crc32c, page_checksums
 from qdeploy.backends.native.layout import LINE, NONE, PAGE, SectionId, aligned
 from qdeploy.backends.native.naming import FILE, MAGIC
@@ -73,17 +74,51 @@ def write_model(model: Model, target: Path, options: Options, progress: Progress
         UnsupportedError: The graph has an op that the runtime does not have.
         OutputError: The file cannot be written.
     """
-    file = plan_file(model, options)
-    with _begun(file, target) as out:
-        _write_stack(out, file, progress)
-        _write_front(out, file, int(file.header["file_bytes"][0]))
-        os.fsync(out)
+    file = (
+        _measured(model, target, options, progress) if options.measure else _written(model, target, options, progress)
+    )
     sizes = [sum(t.plane_bytes(p) for t in m.terms for p in range(t.planes)) for m in file.matrices]
     choices = tuple(
         Choice(m.name, m.form, m.reason, m.lossless, size) for m, size in zip(file.matrices, sizes, strict=True)
     )
     notes = tuple(f"{c.tensor}: {c.reason}" for c in choices if c.reason.startswith("slow") or not c.lossless)
     return Lowered((FILE,), choices, notes)
+
+
+def _written(model: Model, target: Path, options: Options, progress: Progress) -> File:
+    file = plan_file(model, options)
+    with _begun(file, target) as out:
+        _write_stack(out, file, progress)
+        _write_front(out, file, int(file.header["file_bytes"][0]))
+        os.fsync(out)
+    return file
+
+
+def _measured(model: Model, target: Path, options: Options, progress: Progress) -> File:
+    """The file in the better of two orders, with the losses of some rungs in its metadata."""
+    samples = losses.held_back(model, options.measure)
+    options = replace(options, losses=losses.blank())
+
+    def run(file: File, folder: Path, count: int) -> dict[int, float]:
+        sizes = [int(size) for size in file.records[SectionId.RUNGS]["bytes"]]
+        return losses.measured(folder, sizes, file.stack.floor, samples, count, progress)
+
+    if options.order == "gain":
+        with tempfile.TemporaryDirectory(dir=target) as other:
+            even = run(
+                _written(model, Path(other), replace(options, order="uniform"), progress), Path(other), losses.CHOOSING
+            )
+        own = run(_written(model, target, options, progress), target, losses.CHOOSING)
+        if sum(even.values()) / len(even) < sum(own.values()) / len(own):
+            options = replace(options, order="uniform")
+    file = _written(model, target, options, progress)
+    entry = losses.packed(run(file, target, losses.POINTS), samples.tokens)
+    section = file.records[SectionId.METADATA].tobytes().replace(options.losses, entry, 1)
+    file.records[SectionId.METADATA] = np.frombuffer(section, np.uint8)
+    with open(target / FILE, "r+b", buffering=0) as out:
+        _write_front(out.fileno(), file, int(file.header["file_bytes"][0]))
+        os.fsync(out.fileno())
+    return file
 
 
 def write_head(model: Model, target: Path, options: Options) -> Path:
@@ -142,7 +177,9 @@ def plan_file(model: Model, options: Options) -> File:
         "order": options.order,
         "sensitivities": dict(stack.sensitivities),
     }
+    conversion |= {"measure": options.measure} if options.measure else {}
     meta = metadata.entries(model, conversion, plan.features)
+    meta |= {"losses": options.losses} if options.losses else {}
     names = [*plan.matrices, *(v.name for v in plan.values if v.role)]
     packed, places = metadata.pack(meta, names)
     file.records[SectionId.METADATA] = np.frombuffer(packed, np.uint8)

@@ -39,7 +39,7 @@ def command(
     budgets: int,
     tokens: int,
     length: int,
-    activations: str,
+    activations: Any,
     threads: int,
     as_json: bool,
     quiet: bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import click
@@ -92,19 +93,26 @@ def command(
 def _print(report: dict[str, Any], rows: int, each: bool) -> None:
     rungs = report["rungs"]
     step = max(1, (len(rungs) - 1) // (rows - 1)) if len(rungs) > 1 else 1
-    shown = [r for i, r in enumerate(rungs) if i % step == 0 or r is rungs[-1] or r["rung"] == report["fits"]]
+    measured = any("loss" in r for r in rungs)
+    shown = [
+        r
+        for i, r in enumerate(rungs)
+        if ("loss" in r if measured else i % step == 0) or r is rungs[-1] or r["rung"] == report["fits"]
+    ]
     lines = [
         [
             str(r["rung"]),
             human(r["total"]),
             f"{r['bits']:.2f}",
             f"{r['error']:.4g}",
+            f"{math.exp(min(r['loss'], 700.0)):.4g}" if "loss" in r else "",
             "fits" if r["rung"] == report["fits"] else "",
         ]
         for r in shown
     ]
     screen = console()
-    screen.print(table(["rung", "memory", "bits/weight", "predicted loss", ""], lines, right=(0, 1, 2, 3)))
+    heads = ["rung", "memory", "bits/weight", "predicted loss", "perplexity" if measured else "", ""]
+    screen.print(table(heads, lines, right=(0, 1, 2, 3, 4)))
     members = report["tensors"] if each else report["layers"]
     kind = "tensor" if each else "layer"
     parts = [[name, f"{m['parameters']:,}", f"{m['bits']:.2f}", human(m["bytes"])] for name, m in members.items()]

@@ -93,6 +93,11 @@ class Stack(Protocol):
         ...
 
     @property
+    def losses(self) -> dict[int, float]:
+        """Loss per token of some rungs, where they were measured."""
+        ...
+
+    @property
     def floor_bytes(self) -> int:
         """Bytes of the first pieces."""
         ...

@@ -42,18 +42,21 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
     losses: dict[str, float] = {}
     shifts: dict[str, QTensor] = {}
     tensors: dict[str, QTensor] = {}
+    followed: dict[str, list[tuple[Spec, Weight]]] = {}
     for spec in specs:
         own = [Weight(name, model.tensors[name], losses, shifts) for name, taker in weights.items() if taker is spec]
         if spec.quantizer.needs.levels and spec.quantizer.needs.text:
             tensors |= _by_levels(model, spec, own)
             continue
         if _is_followed(spec):
-            tensors |= _by_streams(model, spec, own)
+            followed.setdefault(spec.quantizer.needs.text, []).extend((spec, weight) for weight in own)
             continue
         statistics = _measured(model, spec)
         for weight in own:
             known = statistics.get(weight.name)
             tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
+    for text, members in followed.items():
+        tensors |= _by_streams(model, text, members)
     model = dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
     return _with_costs(source, shifted(model, shifts), specs)
 
@@ -217,22 +220,27 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
     return quantized_tensors | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
 
 
-def _by_streams(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str, QTensor]:
-    """The tensors of a quantizer that follows the inputs at every rung of what it has made so far."""
-    needs, waiting = spec.quantizer.needs, {weight.name: weight for weight in weights}
-    samples, _ = read_samples(model, needs.text).parted()
-    how = f"{needs.streams} rungs, followed in order on" if needs.streams else "inputs of layers from"
-    model.notes.append(f"{spec.method}: {how} {samples.tokens} tokens of the calibration text")
+def _by_streams(model: Model, text: str, members: Sequence[tuple[Spec, Weight]]) -> dict[str, QTensor]:
+    """The tensors of quantizers that follow the inputs of layers on a text, at rungs of what they have made so far."""
+    waiting = {weight.name: (spec, weight) for spec, weight in members}
+    streams = max((spec.quantizer.needs.streams for spec, _ in members), default=0)
+    samples, _ = read_samples(model, text).parted()
+    how = f"{streams} rungs, followed in order on" if streams else "inputs of layers from"
+    methods = ", ".join(dict.fromkeys(spec.method for spec, _ in members))
+    model.notes.append(f"{methods}: {how} {samples.tokens} tokens of the calibration text")
     tensors: dict[str, QTensor] = {}
 
     def quantize(name: str, statistics: Sequence[Statistics]) -> Quantized | None:
-        if name in waiting and name not in tensors:
-            tensors[name] = spec.quantizer.quantize(waiting[name], statistics, spec.grid)
-        return (tensors[name], waiting[name].shifts.get(name)) if name in tensors else None
+        if name not in waiting:
+            return None
+        spec, weight = waiting[name]
+        if name not in tensors:
+            tensors[name] = spec.quantizer.quantize(weight, statistics, spec.grid)
+        return tensors[name], weight.shifts.get(name)
 
-    run_streams(model, samples, waiting, needs.streams, quantize)
-    unseen = [weight for name, weight in waiting.items() if name not in tensors]
-    return tensors | {weight.name: spec.quantizer.quantize(weight, (), spec.grid) for weight in unseen}
+    run_streams(model, samples, waiting, streams, quantize)
+    unseen = [pair for name, pair in waiting.items() if name not in tensors]
+    return tensors | {weight.name: spec.quantizer.quantize(weight, (), spec.grid) for spec, weight in unseen}
 
 
 def _with_costs(source: Model, model: Model, specs: Sequence[Spec]) -> Model:

@@ -36,6 +36,8 @@ def with_embeddings(model: Model, specs: Sequence[str]) -> tuple[str, ...]:
     Raises:
         BadArgumentError: A spec does not parse.
     """
+    if any(_is_ladder(spec) for spec in specs):
+        return _deep_heads(model, specs)
     tables = _default_tables(model, specs)
     if not tables:
         return tuple(specs)
@@ -45,6 +47,42 @@ def with_embeddings(model: Model, specs: Sequence[str]) -> tuple[str, ...]:
         "and a --quantize of its own with only=REGEX rounds it otherwise"
     )
     return (*specs, f"{EMBEDDINGS},only=^({names})$")
+
+
+def _is_ladder(spec: str) -> bool:
+    parsed = parse(spec)
+    return parsed.method == "ladder" and not parsed.names.only
+
+
+def _deep_heads(model: Model, specs: Sequence[str]) -> tuple[str, ...]:
+    """The specs, and before them ladders of eight planes for embeddings and output projections.
+
+    Those are what a budget cuts least: a row of an embedding is all that the network sees of a token.
+    """
+    try:
+        nodes, kind = model.graph.nodes, model.graph.meta.get("kind")
+    except UnsupportedError:
+        return tuple(specs)
+    spoken_for = [parse(spec).names for spec in specs if parse(spec).names.only]
+    gathered = [node.inputs[0] for node in nodes if node.op == "Gather"]
+    heads = [node.inputs[1] for node in nodes if node.op == "Linear" and "logits" in node.outputs]
+    general = next(spec for spec in specs if _is_ladder(spec))
+    chosen = [
+        name
+        for name in dict.fromkeys((*gathered, *heads))
+        if name in model.tensors
+        and len(model.tensors[name].shape) == 2
+        and isinstance(view(model.tensors[name]), Floats)
+        and parse(general).names.take(name)
+        and not any(names.take(name) for names in spoken_for)
+    ]
+    if not chosen or kind not in _READ_BY_ROWS:
+        return tuple(specs)
+    names = "|".join(re.escape(name).replace(",", ".") for name in chosen)
+    model.notes.append(f"eight planes, of which a budget takes as many as it has room for: {_named(model, chosen)}")
+    method, _, options = general.partition(":")
+    deep = ",".join([part for part in options.split(",") if part and not part.startswith("profile=")])
+    return (f"{method}:{deep}{',' if deep else ''}profile=deep,only=^({names})$", *specs)
 
 
 def note_floats(model: Model) -> None:

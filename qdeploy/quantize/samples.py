@@ -143,6 +143,8 @@ def _arrays(path: str, length: int) -> Iterator[Sequence[int]]:
 
 def _from_text(model: Model, path: str, length: int) -> Iterator[list[int]]:
     text, encode = _text(path), tokenizer_of(model)
+    if not text.strip():
+        return
     if model.graph.meta.get("kind") == "encoder":
         for line in text.splitlines():
             if line.strip():

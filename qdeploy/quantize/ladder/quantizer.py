@@ -81,7 +81,9 @@ class Ladder:
             loops = Loops(Metric.diagonal(np.ones(values.shape[1]), group))
             return self._finished(weight, values, self._fitted(values, loops), None)
         moment = centred(statistics[0])
-        rungs = (statistics[1], *statistics[1:]) if len(statistics) > 1 else ()  # one plane alone is never run
+        planes, rungs = PROFILES[self.profile].planes, tuple(statistics[1:])
+        if rungs:  # levels with fewer planes than any that are followed make up for the least of those
+            rungs = ((rungs[0],) * planes + rungs)[-planes:]
         targets = [made_up(values, moment, statistics[0], rung) for rung in rungs]
         fitted = self._fitted(values, Loops(Metric.of(moment, group)), targets)
         return self._finished(weight, values, fitted, moment, statistics[0], rungs)
