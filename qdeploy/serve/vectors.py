@@ -44,8 +44,8 @@ async def _embedded(service: Service, texts: list[str], form: str) -> Response:
     rows, tokens = [], 0
     for place, text in enumerate(texts):
         async with service.encoding:  # a text at a time, so that others come in between
-            vector = (await asyncio.to_thread(service.model.embed, [text]))[0]
-        tokens += len(service.tokenizer.encode(text).ids)
+            count, vector = await asyncio.to_thread(_one, service, text)
+        tokens += count
         values: Any = [float(value) for value in vector]
         if form == "base64":
             values = base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
@@ -53,6 +53,16 @@ async def _embedded(service: Service, texts: list[str], form: str) -> Response:
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     body = {"object": "list", "data": rows, "model": service.name, "usage": usage}
     return as_json({**body, "qdeploy": service.computed()})
+
+
+def _one(service: Service, text: str) -> tuple[int, Any]:
+    """How many tokens a text has, and its vector; a text that would be cut is refused."""
+    service.tokenizer.no_truncation()
+    count, most = len(service.tokenizer.encode(text).ids), service.model.context
+    if count > most:
+        sentence = f"input has a text of {count} tokens, and the model takes {most}"
+        raise Refusal(400, sentence, param="input", code="context_length_exceeded")
+    return count, service.model.embed([text])[0]
 
 
 async def tokenize(request: Request) -> Response:
