@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +64,12 @@ def test_curl_completes(client: Client):
     command = ["curl", "-sSN", f"http://127.0.0.1:{client.port}/v1/completions", "-d", body]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert shown.startswith('data: {"id": "cmpl-') and shown.endswith("data: [DONE]\n\n")
+
+
+def test_no_request_is_lost_and_the_budget_is_kept_while_it_moves(tiny: Path):
+    soak = Path(__file__).resolve().parents[2] / "bench" / "soak.py"
+    command = [sys.executable, str(soak), str(tiny), "--seconds", "10", "--clients", "8", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["lost"] == [] and report["statuses"]["200"] > 20, done.stdout
+    assert set(report["statuses"]) <= {"200", "503", "vanished", "budget 200", "budget 409"}
