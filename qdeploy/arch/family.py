@@ -99,8 +99,8 @@ BUILT_IN = {
     "minimax": ("minimax_m2",),
     "mixtral": ("mixtral", "phimoe"),
     "modernbert": ("modernbert",),
-    "nemotron": ("nemotron_h",),
     "mpnet": ("mpnet",),
+    "nemotron": ("nemotron_h",),
     "neox": ("gpt_neox",),
     "nomic": ("nomic_bert",),
     "olmo": ("olmo2", "olmo3", "exaone4"),
@@ -108,14 +108,14 @@ BUILT_IN = {
     "opt": ("opt",),
     "phi": ("phi3",),
     "qwen": ("qwen2", "qwen3"),
-    "whisper": ("whisper",),
-    "roberta": ("roberta", "xlm-roberta", "camembert"),
     "qwen_moe": ("qwen2_moe", "qwen3_moe"),
     "qwen_next": ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    "roberta": ("roberta", "xlm-roberta", "camembert"),
     "stablelm": ("stablelm",),
+    "starcoder": ("starcoder2",),
     "t5": ("t5", "mt5"),
     "vit": ("vit", "deit", "dinov2"),
-    "starcoder": ("starcoder2",),
+    "whisper": ("whisper",),
 }
 """File in arch/families/ -> the model types that it builds."""
 _IN_GGUF = {
