@@ -201,6 +201,13 @@ class Planning:
             self.plan.tensors.append(np.ascontiguousarray(values, np.float32))
         return self._small[name]
 
+    def _number(self, name: str) -> int:
+        """The number of a small tensor, which may be one float that a node says."""
+        maker = self.makers.get(name)
+        if maker is None or maker.op != "Constant" or "value_float" not in maker.attrs:
+            return self.tensor(name)
+        return self.new_tensor(name, np.array([maker.attrs["value_float"]], np.float32))
+
     def new_tensor(self, name: str, values: Array) -> int:
         """The number of a small tensor that is made here."""
         if name not in self._small:
@@ -388,7 +395,7 @@ class Planning:
                 raise UnsupportedError("a sum or product of two widths", where=node.name)
             self.emit(op, (first, second), node.outputs[0], width, kind)
             return
-        tensor = self.tensor(b)
+        tensor = self._number(b)
         if len(self.plan.tensors[tensor]) not in (1, width):
             raise UnsupportedError("a constant of another width", where=node.name, found=self.tensor_of(b).shape)
         self.emit(op, (first,), node.outputs[0], width, kind, tensors=(tensor,))

@@ -22,7 +22,7 @@ from qdeploy.errors import BadFileError, QdeployError, UnsupportedError
         ("llama", "sliding_window", 128),
         ("llama", "residual_multiplier", 0.22),
         ("llama", "logits_scaling", 8.0),
-        ("llama", "hidden_act", "quick_gelu"),
+        ("llama", "hidden_act", "mish"),
         ("llama", "layer_types", ["full_attention", "sliding_attention"]),
         ("llama", "kv_lora_rank", 64),
         ("llama", "use_bidirectional_attention", True),

@@ -63,6 +63,7 @@ CASES = {
     "a bare decoder": causal("LlamaModel"),
     "a decoder that scores sequences": causal("LlamaForSequenceClassification"),
     "a decoder that scores tokens": causal("LlamaForTokenClassification"),
+    "an activation with a number of its own": causal("LlamaModel", hidden_act="quick_gelu"),
 }
 
 
