@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qdeploy.arch.config import Config
-from qdeploy.arch.generation import generation_of
+from qdeploy.arch.generation import encoder_meta
 from qdeploy.arch.mlp import Mlp
+from qdeploy.arch.pooling import last_token
 from qdeploy.arch.self_attention import SelfAttention
-from qdeploy.arch.sentence import add_sentence_embedding
+from qdeploy.arch.sentence import add_hidden_states
 from qdeploy.arch.stack import Block, Branch, Decoder, Layer, TokenStack, refuse_unread
 from qdeploy.arch.task_heads import Head, add_head
 from qdeploy.errors import UnsupportedError
@@ -48,7 +49,7 @@ def build_bidirectional(model: Model, config: Config, encoder: Bidirectional) ->
     return _Encoding(model, config, encoder).graph()
 
 
-_SCORES = {"SequenceClassification": Head("score", last=True, biased=False), "TokenClassification": Head("score")}
+_SCORES = {"SequenceClassification": Head("score", pool=last_token, biased=False), "TokenClassification": Head("score")}
 """Heads that transformers puts on every causal decoder."""
 
 
@@ -61,8 +62,7 @@ def encoder_of(config: Config, decoder: Decoder) -> Bidirectional | None:
     Raises:
         UnsupportedError: Its layers keep states of another kind than keys and values.
     """
-    named = config.fields.get("architectures") or []
-    name = str(named[0]) if isinstance(named, list) and named else ""
+    name = config.class_name
     task = name.rpartition("For")[2]
     if (not name.endswith("Model") or name.endswith("LMHeadModel")) and task not in _SCORES:
         return None
@@ -119,22 +119,10 @@ class _Encoding(TokenStack):
         return x
 
     def _outputs(self, x: str) -> list[Value]:
-        named = self.config.fields.get("architectures") or []
-        head = self.encoder.heads.get(str(named[0])) if isinstance(named, list) and named else None
+        head = self.encoder.heads.get(self.config.class_name)
         if head is not None:
             return add_head(self.builder, self.config, head, x, (self.embedding, self.hidden))
-        self.builder.node("Identity", x, name="last_hidden_state")
-        outputs = [Value("last_hidden_state", "F32", ("batch", "sequence", self.hidden))]
-        if width := add_sentence_embedding(self.builder, self.hidden):
-            outputs.append(Value("sentence_embedding", "F32", ("batch", width)))
-        return outputs
+        return add_hidden_states(self.builder, x, self.hidden)
 
     def _meta(self) -> dict[str, Attr]:
-        meta: dict[str, Attr] = {
-            "kind": "encoder",
-            "model_type": self.decoder.model_type,
-            "context": self.decoder.context,
-            "vocab": self.vocab,
-        }
-        tokens = generation_of(self.builder.model, self.vocab).tokens
-        return {**meta, "pad_token_id": tokens["pad_token_id"]} if "pad_token_id" in tokens else meta
+        return encoder_meta(self.builder.model, self.decoder.model_type, self.decoder.context, self.vocab)

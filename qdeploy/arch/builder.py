@@ -102,6 +102,11 @@ class Builder:
             self.node("Transpose", name, name=turned, perm=[1, 0])
         return turned
 
+    def linear(self, x: str, module: str, shape: tuple[int, int], fields: str, name: str) -> str:
+        """Adds the product with a stored matrix [out, in], and its stored bias."""
+        weight = self.weight(f"{module}.weight", shape, fields)
+        return self.node("Linear", x, weight, self.weight(f"{module}.bias", shape[:1], fields), name=name)
+
     def stored(self, parameter: str) -> QTensor | None:
         """The tensor of a canonical parameter; None where there is none."""
         name = self._locate(parameter)

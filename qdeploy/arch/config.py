@@ -71,6 +71,19 @@ class Config:
             raise self._wrong(name, f"a list of {length} entries")
         return value
 
+    def sizes(self, name: str, length: int) -> list[int]:
+        """A list of `length` positive integers; BadFileError as for `size`."""
+        value = self.entries(name, length, int)
+        if not all(1 <= entry < LARGEST and not isinstance(entry, bool) for entry in value):
+            raise self._wrong(name, f"{length} positive integers")
+        return value
+
+    @property
+    def class_name(self) -> str:
+        """The class that `architectures` names first; "" where it names none."""
+        named = self.fields.get("architectures") or []
+        return str(named[0]) if isinstance(named, list) and named else ""
+
     def choose(self, name: str, table: Mapping[str, str], default: str) -> str:
         """The table's entry for a string field; UnsupportedError for a value that the table does not have."""
         value = self.text(name, default)

@@ -15,10 +15,10 @@ from typing import Any
 
 from qdeploy.arch.builder import ACTIVATIONS, Builder, layer_count
 from qdeploy.arch.config import Config
-from qdeploy.arch.generation import generation_of
+from qdeploy.arch.generation import encoder_meta
 from qdeploy.arch.names import Names
 from qdeploy.arch.relative import add_distance_bias, buckets_by_distance
-from qdeploy.arch.sentence import add_sentence_embedding
+from qdeploy.arch.sentence import add_hidden_states
 from qdeploy.arch.task_heads import Head, add_head
 from qdeploy.ir.graph import Attr, Graph, Value
 from qdeploy.ir.model import Model
@@ -135,22 +135,14 @@ class Encoding:
         self.prepare()
         for i in range(self.layers):
             x = self._layer(i, x)
-        head = self._head()
+        head = self.family.heads.get(self.config.class_name)  # without one, hidden states
         if head is None:
-            add.node("Identity", x, name="last_hidden_state")
-            outputs = [Value("last_hidden_state", "F32", ("batch", "sequence", self.hidden))]
-            if width := add_sentence_embedding(add, self.hidden):
-                outputs.append(Value("sentence_embedding", "F32", ("batch", width)))
+            outputs = add_hidden_states(add, x, self.hidden)
         else:
             outputs = add_head(add, self.config, head, x, self._embedding_table())
         names = ("input_ids", "attention_mask", *(("token_type_ids",) if self.family.types else ()))
         inputs = tuple(Value(name, "I64", ("batch", "sequence")) for name in names)
         return add.graph(inputs, tuple(outputs), self._meta())
-
-    def _head(self) -> Head | None:
-        """The head of the class that `architectures` names; without one, hidden states."""
-        named = self.config.fields.get("architectures") or []
-        return self.family.heads.get(str(named[0])) if isinstance(named, list) and named else None
 
     def _embedding_table(self) -> tuple[str, int]:
         return self._table("word", self.config.size("vocab_size"), "vocab_size"), self.width
@@ -242,9 +234,7 @@ class Encoding:
     def linear(self, x: str, module: str, name: str, rows: int, columns: int) -> str:
         """Adds a stored projection [rows, columns] with its bias."""
         fields = "hidden_size" if rows == columns else "intermediate_size, hidden_size"
-        weight = self.builder.weight(f"{module}.weight", (rows, columns), fields)
-        bias = self.builder.weight(f"{module}.bias", (rows,), fields)
-        return self.builder.node("Linear", x, weight, bias, name=name)
+        return self.builder.linear(x, module, (rows, columns), fields, name)
 
     def _skip(self, x: str, skip: str, module: str, name: str) -> str:
         norm = self.norm(module, self.hidden)
@@ -258,15 +248,8 @@ class Encoding:
         )
 
     def _meta(self) -> dict[str, Attr]:
-        vocab = self.config.size("vocab_size")
-        meta: dict[str, Attr] = {
-            "kind": "encoder",
-            "model_type": str(self.config.fields.get("model_type", "bert")),
-            "context": self.places - self.pad - 1,
-            "vocab": vocab,
-        }
-        tokens = generation_of(self.builder.model, vocab).tokens
-        return {**meta, "pad_token_id": tokens["pad_token_id"]} if "pad_token_id" in tokens else meta
+        kind = str(self.config.fields.get("model_type", "bert"))
+        return encoder_meta(self.builder.model, kind, self.places - self.pad - 1, self.config.size("vocab_size"))
 
 
 def _usual(config: Mapping[str, Any], fields: Fields) -> dict[str, Any]:

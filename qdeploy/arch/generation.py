@@ -64,6 +64,13 @@ def generation_of(model: Model, vocab: int) -> Generation:
     return Generation(tokens, sampling, tuple(notes))
 
 
+def encoder_meta(model: Model, model_type: str, context: int, vocab: int) -> dict[str, Any]:
+    """What backends need to know of an encoder of text: kind, type and sizes, and the id of padding if there is one."""
+    meta = {"kind": "encoder", "model_type": model_type, "context": context, "vocab": vocab}
+    tokens = generation_of(model, vocab).tokens
+    return {**meta, "pad_token_id": tokens["pad_token_id"]} if "pad_token_id" in tokens else meta
+
+
 def chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
     """The templates of a conversation by name ("default"); empty where there is none.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qdeploy.arch.builder import Builder
 
 MASK = "attention_mask"
+Pool = Callable[[Builder, str, str], str]
+"""Adds what makes one vector of those of all tokens, under a name."""
 
 
 def first_token(add: Builder, x: str, name: str) -> str:

@@ -344,6 +344,12 @@ def _stacked(builder: Builder, module: str, heads: int, size: int) -> str:
     return builder.constant(f"{module}.norms", stacked)
 
 
+def cacheless(hidden: int, heads: int, size: int, **more: Any) -> SelfAttention:
+    """Attention over a whole sequence at once, with a key head per query head; `more` as for `SelfAttention`."""
+    settings = {"scale": size**-0.5, "cached": False, "mask": "", **more}
+    return SelfAttention(hidden, heads, heads, size, 0, 0, **settings)
+
+
 def read_interleaved(config: Config, default: bool = False) -> bool:
     """Whether pairs of rotary positions are neighbours: `rope_interleaved`, which readers of GGUF files set."""
     return config.flag("rope_interleaved", default)

@@ -22,11 +22,12 @@ from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir.element import element_dtype
+from qdeploy.ir.graph import Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Float32
 from qdeploy.store.folder import JSON_LIMIT, parse_json
 
-_POOLS: Mapping[str, Callable[[Builder, str, str], str]] = {
+_POOLS: Mapping[str, pooling.Pool] = {
     "cls_token": pooling.first_token,
     "max_tokens": pooling.greatest,
     "mean_tokens": pooling.mean,
@@ -47,16 +48,26 @@ _LARGEST = 1 << 28
 """Bytes of the weights of one module."""
 
 
-def add_sentence_embedding(add: Builder, hidden: int) -> int:
-    """Adds the output `sentence_embedding` after `last_hidden_state`, if the model is a sentence model.
+def add_hidden_states(add: Builder, x: str, hidden: int) -> list[Value]:
+    """Adds the output `last_hidden_state` [B, T, hidden], and `sentence_embedding` if the model is a sentence model.
 
     Args:
         add: The graph.
-        hidden: The width of `last_hidden_state`.
+        x: The hidden states.
+        hidden: Their width.
 
     Returns:
-        The width of the embedding; 0 where the model is none.
+        The outputs of the graph.
     """
+    add.node("Identity", x, name="last_hidden_state")
+    outputs = [Value("last_hidden_state", "F32", ("batch", "sequence", hidden))]
+    if width := _add_sentence_embedding(add, hidden):
+        outputs.append(Value("sentence_embedding", "F32", ("batch", width)))
+    return outputs
+
+
+def _add_sentence_embedding(add: Builder, hidden: int) -> int:
+    """The width of the embedding; 0 where the model is no sentence model."""
     modules = _json(add.model, "modules.json")
     if modules is None:
         return 0

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from qdeploy.arch.builder import ACTIVATIONS, Builder
 from qdeploy.arch.config import Config
-from qdeploy.arch.pooling import first_token, last_token
+from qdeploy.arch.pooling import Pool
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Value
 
 
@@ -23,10 +24,9 @@ class Head:
 
     Attributes:
         final: The module of the last projection.
-        first: Whether it looks at the first token only.
-        last: Whether it looks at the last token that the mask lets pass.
-        mean_before: Whether it looks at the mean of all tokens that the mask lets pass.
-        mean_behind: Whether the scores of all tokens are averaged.
+        pool: What makes one score of those of all tokens (`pooling.py`); None: each token has its own.
+        early: Whether it is made of the hidden states, and not of the scores. Engines have products for tokens, so that
+            a pool that takes a token comes late: all before is the same for every token.
         dense: A projection before the last; "" for none.
         act: The activation behind it: a name of `ACTIVATIONS`, "hidden" for that of the layers, "" for none.
         norm: A norm behind that; "" for none.
@@ -42,10 +42,8 @@ class Head:
     """
 
     final: str
-    first: bool = False
-    last: bool = False
-    mean_before: bool = False
-    mean_behind: bool = False
+    pool: Pool | None = None
+    early: bool = False
     dense: str = ""
     act: str = ""
     norm: str = ""
@@ -75,8 +73,8 @@ def add_head(add: Builder, config: Config, head: Head, x: str, table: tuple[str,
     """
     hidden = config.size("hidden_size")
     width = hidden
-    if head.mean_before:
-        x = add.node("MeanPool", x, "attention_mask", name="head.mean")
+    if head.pool and head.early:
+        x = head.pool(add, x, "head.mean")
     if head.dense:
         width = table[1] if head.width == "embedding" else hidden
         weight = add.weight(f"{head.dense}.weight", (width, hidden), "hidden_size")
@@ -94,12 +92,11 @@ def add_head(add: Builder, config: Config, head: Head, x: str, table: tuple[str,
 
 def _scores(add: Builder, config: Config, head: Head, x: str, table: tuple[str, int], width: int) -> list[Value]:
     labels = config.size("vocab_size") if head.tied else 1 if head.single else label_count(config)
-    name = "head.scores" if head.first or head.last or head.answers or head.single or head.mean_behind else "logits"
+    late = head.pool if not head.early else None
+    name = "head.scores" if late or head.answers or head.single else "logits"
     stored = add.has(f"{head.final}.weight")
     weight = table[0] if head.tied and not stored else add.weight(f"{head.final}.weight", (labels, width), "id2label")
-    if (
-        head.tied and stored and config.fields.get("tie_word_embeddings") is not False
-    ):  # some files store the table under both names
+    if head.tied and stored and config.fields.get("tie_word_embeddings") is not False:  # one table under two names
         add.same(weight, table[0])
     field = "vocab_size" if head.tied else "id2label"
     bias = add.bias(head.bias or f"{head.final}.bias", labels, head.biased, field)
@@ -111,23 +108,28 @@ def _scores(add: Builder, config: Config, head: Head, x: str, table: tuple[str, 
         return [Value("logits", "F32", ("batch", "sequence"))]
     if head.answers:
         return [_answer(add, name, place, output) for place, output in enumerate(("start_logits", "end_logits"))]
-    if head.first:  # taken last: all before is the same for every token, and engines have it for tokens
-        first_token(add, name, "logits")
-        return [Value("logits", "F32", ("batch", labels))]
-    if head.last:
-        last_token(add, name, "logits")
-        return [Value("logits", "F32", ("batch", labels))]
-    if head.mean_behind:
-        add.node("MeanPool", name, "attention_mask", name="logits")
-    if head.mean_behind or head.mean_before:
-        return [Value("logits", "F32", ("batch", labels))]
-    return [Value("logits", "F32", ("batch", "sequence", labels))]
+    if late:
+        late(add, name, "logits")
+    return [Value("logits", "F32", ("batch", labels) if head.pool else ("batch", "sequence", labels))]
 
 
 def _answer(add: Builder, scores: str, place: int, output: str) -> Value:
     column = add.node("Slice", scores, name=f"{output}.column", starts=[place], ends=[place + 1], axes=[2])
     add.node("Squeeze", column, name=output, axes=[2])
     return Value(output, "F32", ("batch", "sequence"))
+
+
+def classifier_pooling(config: Config, kinds: tuple[str, ...]) -> str:
+    """Reads `classifier_pooling`: one of `kinds`, the first where it is absent; UnsupportedError for another."""
+    pooling = config.text("classifier_pooling", kinds[0])
+    if pooling not in kinds:
+        raise UnsupportedError(
+            "an unsupported kind of pooling",
+            where=f"{config.where}: classifier_pooling",
+            found=pooling,
+            allowed=", ".join(kinds),
+        )
+    return pooling
 
 
 def label_count(config: Config) -> int:

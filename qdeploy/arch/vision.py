@@ -66,9 +66,7 @@ def grid_of(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _pair(config: Config, field: str) -> tuple[int, int]:
     if isinstance(config.fields.get(field), list):
-        height, width = config.entries(field, 2, int)
-        if min(height, width) < 1:
-            raise config.contradiction(field, [height, width], "positive extents")
+        height, width = config.sizes(field, 2)
         return height, width
     return (config.size(field),) * 2
 

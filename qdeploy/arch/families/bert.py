@@ -11,6 +11,7 @@ from typing import Any
 from qdeploy.arch.encoder import Encoder
 from qdeploy.arch.family import Family, Gguf, Metadata, Shapes
 from qdeploy.arch.names import Names, Row
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.task_heads import Head
 
 REFUSED: dict[str, tuple[object, ...]] = {
@@ -42,7 +43,7 @@ HEADS: dict[str, Head | None] = {
         tied=True,
         bias=f"{_MASKED}.bias",
     ),
-    "BertForSequenceClassification": Head("classifier", first=True, dense="pooler.dense", act="tanh"),
+    "BertForSequenceClassification": Head("classifier", pool=first_token, dense="pooler.dense", act="tanh"),
     "BertForTokenClassification": Head("classifier"),
     "BertForQuestionAnswering": Head("qa_outputs", answers=True),
 }

@@ -21,7 +21,7 @@ from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
 from qdeploy.arch.mlp import Mlp, MlpParts
 from qdeploy.arch.names import Names
-from qdeploy.arch.self_attention import Parts, SelfAttention
+from qdeploy.arch.self_attention import Parts, cacheless
 from qdeploy.arch.stack import Decoder, Modules, Norm, Stack, TokenStack
 from qdeploy.arch.vision import Patches, VisionStack, grid_of, token_at
 from qdeploy.ir.graph import Graph, Value
@@ -143,18 +143,13 @@ def _layers(model: Model, config: Config, root: str, length: int, norm: str, cau
     """The layers of a tower; `model_type` of its configuration says which family's."""
     defaults, layers = _defaults(config), f"{root}encoder.layers"
     hidden, (size, heads) = config.size("hidden_size"), heads_of(config)
-    attention = SelfAttention(
+    attention = cacheless(
         hidden,
         heads,
-        heads,
         size,
-        0,
-        length,
-        scale=size**-0.5,
         qkv_bias=True,
         o_bias=True,
         bidirectional=not causal,
-        cached=False,
         mask="attention_mask" if "text" in root else "",
         parts=_PARTS,
         layers=layers,
@@ -206,9 +201,9 @@ class _TextTower(TokenStack):
         if self.defaults.causal:
             return x, self._at_end(x, places)
         shape = (self.pooled_size, self.hidden)
-        weight = add.weight(f"{root}head.weight", shape, "projection_size, hidden_size")
-        bias = add.weight(f"{root}head.bias", shape[:1], "projection_size")
-        return x, add.node("Linear", token_at(self, x, -1, "last"), weight, bias, name="pooled")
+        return x, add.linear(
+            token_at(self, x, -1, "last"), f"{root}head", shape, "projection_size, hidden_size", "pooled"
+        )
 
     def _at_end(self, x: str, places: str) -> str:
         """The vector of the first end token, [B, hidden]."""
@@ -287,25 +282,19 @@ class _VisionTower(VisionStack):
         scale = (hidden // heads) ** -0.5
         attributes = {"heads": heads, "kv_heads": heads, "scale": scale, "causal": False, "window": 0}
         mixed = add.node("Attention", query, seen(1), seen(2), name="probe.attention", **attributes)
-        out = add.weight(f"{head}.attention.out_proj.weight", (hidden, hidden), fields)
-        out_bias = add.weight(f"{head}.attention.out_proj.bias", (hidden,), fields)
-        mixed = add.node("Linear", mixed, out, out_bias, name="probe.o")
+        mixed = add.linear(mixed, f"{head}.attention.out_proj", (hidden, hidden), fields, "probe.o")
         norm = self.decoder.norm
         normed = norm.add(add, mixed, norm.parameters(add, f"{head}.layernorm", hidden), "probe.norm")
         raised = self._head_mlp(normed, head)
         return token_at(self, add.node("Add", mixed, raised, name="probe.sum"), 0, "pooled")
 
     def _head_mlp(self, x: str, head: str) -> str:
-        add, inner = self.builder, self.config.size("intermediate_size", 3072)
-        weights = []
-        for part, shape in (("fc1", (inner, self.hidden)), ("fc2", (self.hidden, inner))):
-            weights.append(add.weight(f"{head}.mlp.{part}.weight", shape, "intermediate_size, hidden_size"))
-            weights.append(add.weight(f"{head}.mlp.{part}.bias", shape[:1], "intermediate_size, hidden_size"))
-        up, up_bias, down, down_bias = weights
-        raised = add.node("Linear", x, up, up_bias, name="probe.up")
+        add, hidden, inner = self.builder, self.hidden, self.config.size("intermediate_size", 3072)
+        fields = "intermediate_size, hidden_size"
+        raised = add.linear(x, f"{head}.mlp.fc1", (inner, hidden), fields, "probe.up")
         activation = self.config.choose("hidden_act", ACTIVATIONS, self.defaults.act)
         active = add.activation(activation, raised, "probe.act")
-        return add.node("Linear", active, down, down_bias, name="probe.down")
+        return add.linear(active, f"{head}.mlp.fc2", (hidden, inner), fields, "probe.down")
 
 
 def _root(model: Model, root: str) -> str:

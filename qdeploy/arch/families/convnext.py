@@ -19,6 +19,7 @@ from qdeploy.ir.graph import Graph, Value
 from qdeploy.ir.model import Model
 
 _EPSILON = 1e-6
+_USUAL = {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]}
 _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 """Orders of axes: channels last, and channels behind the batch."""
 
@@ -27,8 +28,9 @@ def build(model: Model) -> Graph:
     """Builds the graph of a bare model or of one that classifies images."""
     config, add = Config(model.config), Builder(model, NAMES)
     stages = config.size("num_stages", 4)
-    widths = [config.size("size", None) for config in _entries(config, "hidden_sizes", stages)]
-    depths = [config.size("size", None) for config in _entries(config, "depths", stages)]
+    widths, depths = (
+        config.sizes(field, stages) if config.has(field) else usual[:stages] for field, usual in _USUAL.items()
+    )
     (rows, columns), side = grid_of(config)
     channels = config.size("num_channels", 3)
     x = _convolved(add, PIXELS, "embeddings.patch_embeddings", (widths[0], channels, *side), "embed.patches")
@@ -45,12 +47,6 @@ def build(model: Model) -> Graph:
     last = config.positive("layer_norm_eps", 1e-12)
     outputs = _outputs(add, config, x, widths[-1], last, (rows >> stages - 1, columns >> stages - 1))
     return add.graph((image,), outputs, {"kind": "vision", "model_type": "convnext"})
-
-
-def _entries(config: Config, field: str, stages: int) -> list[Config]:
-    defaults = {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]}[field]
-    values = config.entries(field, stages, int) if config.has(field) else defaults[:stages]
-    return [Config({"size": value}, f"{config.where}: {field}") for value in values]
 
 
 def _convolved(add: Builder, x: str, module: str, shape: tuple[int, ...], name: str) -> str:
@@ -75,9 +71,9 @@ def _layer(add: Builder, config: Config, x: str, module: str, width: int, name: 
     mixed = add.node("Transpose", mixed, name=f"{name}.channels", perm=_LAST)
     norm = [add.weight(f"{module}.layernorm.{part}", (width,), "hidden_sizes") for part in ("weight", "bias")]
     mixed = add.node("LayerNormalization", mixed, *norm, name=f"{name}.norm", epsilon=_EPSILON)
-    raised = _linear(add, mixed, f"{module}.pwconv1", (4 * width, width), f"{name}.up")
+    raised = add.linear(mixed, f"{module}.pwconv1", (4 * width, width), "hidden_sizes", f"{name}.up")
     active = add.activation(config.choose("hidden_act", ACTIVATIONS, "gelu"), raised, f"{name}.act")
-    lowered = _linear(add, active, f"{module}.pwconv2", (width, 4 * width), f"{name}.down")
+    lowered = add.linear(active, f"{module}.pwconv2", (width, 4 * width), "hidden_sizes", f"{name}.down")
     if config.number("layer_scale_init_value", 1e-6) > 0:
         scale = add.weight(f"{module}.layer_scale_parameter", (width,), "hidden_sizes")
         lowered = add.node("Mul", lowered, scale, name=f"{name}.scaled")
@@ -85,21 +81,15 @@ def _layer(add: Builder, config: Config, x: str, module: str, width: int, name: 
     return add.node("Add", x, back, name=name)
 
 
-def _linear(add: Builder, x: str, module: str, shape: tuple[int, int], name: str) -> str:
-    weight = add.weight(f"{module}.weight", shape, "hidden_sizes")
-    return add.node("Linear", x, weight, add.weight(f"{module}.bias", shape[:1], "hidden_sizes"), name=name)
-
-
 def _outputs(
     add: Builder, config: Config, x: str, width: int, epsilon: float, grid: tuple[int, int]
 ) -> tuple[Value, ...]:
     mean = add.node("ReduceMean", x, name="mean", axes=[2, 3], keepdims=0)
     norm = [add.weight(f"layernorm.{part}", (width,), "hidden_sizes") for part in ("weight", "bias")]
-    named = config.fields.get("architectures") or []
-    if named and str(named[0]).endswith("ForImageClassification"):
+    if config.class_name.endswith("ForImageClassification"):
         pooled = add.node("LayerNormalization", mean, *norm, name="pooled", epsilon=epsilon)
         labels = label_count(config)
-        _linear(add, pooled, "classifier", (labels, width), "logits")
+        add.linear(pooled, "classifier", (labels, width), "hidden_sizes", "logits")
         return (Value("logits", "F32", ("batch", labels)),)
     add.node("LayerNormalization", mean, *norm, name="pooler_output", epsilon=epsilon)
     add.node("Identity", x, name="last_hidden_state")

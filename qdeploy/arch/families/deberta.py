@@ -13,6 +13,7 @@ from qdeploy.arch.encoder import Encoder, Encoding, Modules
 from qdeploy.arch.families.bert import REFUSED
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.task_heads import Head
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph
@@ -113,7 +114,7 @@ def _heads(config: Config) -> dict[str, Head | None]:
     act = config.choose("pooler_hidden_act", ACTIVATIONS, "gelu")
     return {
         "DebertaV2Model": None,
-        "DebertaV2ForSequenceClassification": Head("classifier", first=True, dense="pooler.dense", act=act),
+        "DebertaV2ForSequenceClassification": Head("classifier", pool=first_token, dense="pooler.dense", act=act),
         "DebertaV2ForTokenClassification": Head("classifier"),
         "DebertaV2ForQuestionAnswering": Head("qa_outputs", answers=True),
     }

@@ -9,6 +9,7 @@ from qdeploy.arch.encoder import Encoder, Fields, Modules
 from qdeploy.arch.families.bert import REFUSED
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.task_heads import Head
 
 NAMES = Names((), prefixes=("distilbert.", ""))
@@ -17,7 +18,7 @@ HEADS: dict[str, Head | None] = {
     "DistilBertForMaskedLM": Head(
         "vocab_projector", dense="vocab_transform", act="hidden", norm="vocab_layer_norm", tied=True
     ),
-    "DistilBertForSequenceClassification": Head("classifier", first=True, dense="pre_classifier", act="relu"),
+    "DistilBertForSequenceClassification": Head("classifier", pool=first_token, dense="pre_classifier", act="relu"),
     "DistilBertForTokenClassification": Head("classifier"),
     "DistilBertForQuestionAnswering": Head("qa_outputs", answers=True),
 }

@@ -9,6 +9,7 @@ from qdeploy.arch.encoder import Encoder
 from qdeploy.arch.families.bert import REFUSED
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.task_heads import Head
 
 NAMES = Names((), prefixes=("electra.", ""))
@@ -25,7 +26,9 @@ HEADS: dict[str, Head | None] = {
         tied=True,
         width="embedding",
     ),
-    "ElectraForSequenceClassification": Head("classifier.out_proj", first=True, dense="classifier.dense", act="gelu"),
+    "ElectraForSequenceClassification": Head(
+        "classifier.out_proj", pool=first_token, dense="classifier.dense", act="gelu"
+    ),
     "ElectraForTokenClassification": Head("classifier"),
     "ElectraForQuestionAnswering": Head("qa_outputs", answers=True),
 }

@@ -12,14 +12,12 @@ from qdeploy.arch.decoder import heads_of
 from qdeploy.arch.family import Family
 from qdeploy.arch.layers import PRE
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token, mean
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, rms_norm
 from qdeploy.arch.stack import Decoder, Modules
-from qdeploy.arch.task_heads import Head
-from qdeploy.errors import UnsupportedError
+from qdeploy.arch.task_heads import Head, classifier_pooling
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
-
-_POOLING = ("late", "bos", "mean")
 
 
 def build(model: Model) -> Graph:
@@ -57,21 +55,13 @@ def build(model: Model) -> Graph:
 
 
 def _heads(config: Config, biased: bool) -> dict[str, Head | None]:
-    pooling = config.text("classifier_pooling", "late")
-    if pooling not in _POOLING:
-        raise UnsupportedError(
-            "an unsupported kind of pooling",
-            where=f"{config.where}: classifier_pooling",
-            found=pooling,
-            allowed=", ".join(_POOLING),
-        )
+    pooling = classifier_pooling(config, ("late", "bos", "mean"))
     classifier = Head(
         "classifier",
         dense="dense",
         act="gelu",
-        first=pooling == "bos",
-        mean_before=pooling == "mean",
-        mean_behind=pooling == "late",
+        pool=first_token if pooling == "bos" else mean,
+        early=pooling == "mean",
     )
     return {
         "EuroBertModel": None,

@@ -17,17 +17,16 @@ from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
 from qdeploy.arch.mlp import MlpParts
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token, mean
 from qdeploy.arch.prenorm import attention_layers, gated_mlp, with_local_rotation
 from qdeploy.arch.rope import for_layers
 from qdeploy.arch.self_attention import Parts
 from qdeploy.arch.stack import Decoder, Layer, Modules, Norm
-from qdeploy.arch.task_heads import Head
-from qdeploy.errors import UnsupportedError
+from qdeploy.arch.task_heads import Head, classifier_pooling
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 
 _THETA = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
-_POOLING = ("cls", "mean")
 
 
 def build(model: Model) -> Graph:
@@ -87,14 +86,7 @@ def _rotation(config: Config, kind: str) -> Config:
 
 
 def _heads(config: Config) -> dict[str, Head | None]:
-    pooling = config.text("classifier_pooling", "cls")
-    if pooling not in _POOLING:
-        raise UnsupportedError(
-            "an unsupported kind of pooling",
-            where=f"{config.where}: classifier_pooling",
-            found=pooling,
-            allowed=", ".join(_POOLING),
-        )
+    pooling = classifier_pooling(config, ("cls", "mean"))
     shared: dict[str, Any] = {
         "dense": "head.dense",
         "act": config.choose("classifier_activation", ACTIVATIONS, "gelu"),
@@ -107,7 +99,7 @@ def _heads(config: Config) -> dict[str, Head | None]:
         "ModernBertModel": None,
         "ModernBertForMaskedLM": Head("decoder", tied=True, biased=config.flag("decoder_bias", True), **shared),
         "ModernBertForSequenceClassification": Head(
-            "classifier", first=pooling == "cls", mean_before=pooling == "mean", **shared
+            "classifier", pool=mean if pooling == "mean" else first_token, early=pooling == "mean", **shared
         ),
         "ModernBertForTokenClassification": Head("classifier", **shared),
         "ModernBertForQuestionAnswering": Head("classifier", answers=True, **shared),

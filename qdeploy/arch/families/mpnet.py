@@ -9,6 +9,7 @@ from qdeploy.arch.encoder import Encoder, Modules
 from qdeploy.arch.families.bert import REFUSED
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.task_heads import Head
 
 NAMES = Names((), prefixes=("", "mpnet."))
@@ -17,7 +18,9 @@ HEADS: dict[str, Head | None] = {
     "MPNetForMaskedLM": Head(
         "lm_head.decoder", dense="lm_head.dense", act="gelu", norm="lm_head.layer_norm", tied=True, bias="lm_head.bias"
     ),
-    "MPNetForSequenceClassification": Head("classifier.out_proj", first=True, dense="classifier.dense", act="tanh"),
+    "MPNetForSequenceClassification": Head(
+        "classifier.out_proj", pool=first_token, dense="classifier.dense", act="tanh"
+    ),
     "MPNetForTokenClassification": Head("classifier"),
     "MPNetForQuestionAnswering": Head("qa_outputs", answers=True),
 }

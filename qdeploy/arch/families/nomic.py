@@ -17,6 +17,7 @@ from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
 from qdeploy.arch.mlp import MlpParts
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.prenorm import attention_layers, gated_mlp
 from qdeploy.arch.self_attention import Parts
 from qdeploy.arch.stack import Decoder, Modules, Norm
@@ -65,7 +66,7 @@ _HEADS: dict[str, Head | None] = {
         tied=True,
         bias=f"{_PREDICTIONS}.bias",
     ),
-    "NomicBertForSequenceClassification": Head("classifier", first=True, dense="pooler.dense", act="tanh"),
+    "NomicBertForSequenceClassification": Head("classifier", pool=first_token, dense="pooler.dense", act="tanh"),
     "NomicBertForTokenClassification": Head("classifier"),
 }
 

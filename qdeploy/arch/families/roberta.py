@@ -11,6 +11,7 @@ from qdeploy.arch.encoder import Encoder
 from qdeploy.arch.families.bert import REFUSED
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
+from qdeploy.arch.pooling import first_token
 from qdeploy.arch.task_heads import Head
 
 NAMES = Names((), prefixes=("roberta.", ""))
@@ -19,7 +20,7 @@ _HEADS: dict[str, Head | None] = {
     "ForMaskedLM": Head(
         "lm_head.decoder", dense="lm_head.dense", act="gelu", norm="lm_head.layer_norm", tied=True, bias="lm_head.bias"
     ),
-    "ForSequenceClassification": Head("classifier.out_proj", first=True, dense="classifier.dense", act="tanh"),
+    "ForSequenceClassification": Head("classifier.out_proj", pool=first_token, dense="classifier.dense", act="tanh"),
     "ForTokenClassification": Head("classifier"),
     "ForQuestionAnswering": Head("qa_outputs", answers=True),
 }

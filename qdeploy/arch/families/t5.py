@@ -16,8 +16,8 @@ from qdeploy.arch.family import Family
 from qdeploy.arch.mlp import Mlp, MlpParts
 from qdeploy.arch.names import Names
 from qdeploy.arch.relative import add_distance_bias, buckets_by_distance
-from qdeploy.arch.self_attention import Parts, SelfAttention
-from qdeploy.arch.sentence import add_sentence_embedding
+from qdeploy.arch.self_attention import Parts, SelfAttention, cacheless
+from qdeploy.arch.sentence import add_hidden_states
 from qdeploy.arch.seq2seq import MEMORY, TARGET, Towers, embedded
 from qdeploy.arch.stack import Branch, Decoder, Layer, Modules, Norm, Stack
 from qdeploy.errors import UnsupportedError
@@ -43,7 +43,7 @@ def build(model: Model) -> Graph:
     table = _table(towers)
     inputs = tuple(Value(name, "I64", ("batch", "sequence")) for name in ("input_ids", "attention_mask"))
     memory = towers.within("encoder", lambda: _run(towers.encoder, config, table, "input_ids", True))
-    if _is_encoder(config):
+    if config.class_name.endswith("EncoderModel"):
         return _encoder_alone(towers, inputs, memory, config)
     outputs = [towers.remember(memory, "sequence")]
     x = towers.within("decoder", lambda: _run(towers.decoder, config, table, TARGET, False))
@@ -54,17 +54,9 @@ def build(model: Model) -> Graph:
     return towers.graph(inputs, tuple(outputs), config.text("model_type"), config.size("n_positions", 512))
 
 
-def _is_encoder(config: Config) -> bool:
-    named = config.fields.get("architectures") or []
-    return bool(named) and str(named[0]).endswith("EncoderModel")
-
-
 def _encoder_alone(towers: Towers, inputs: tuple[Value, ...], x: str, config: Config) -> Graph:
     add = towers.builder
-    add.node("Identity", x, name="last_hidden_state")
-    outputs = [Value("last_hidden_state", "F32", ("batch", "sequence", towers.hidden))]
-    if width := add_sentence_embedding(add, towers.hidden):
-        outputs.append(Value("sentence_embedding", "F32", ("batch", width)))
+    outputs = add_hidden_states(add, x, towers.hidden)
     meta: dict[str, Attr] = {"kind": "encoder", "model_type": config.text("model_type"), "vocab": towers.vocab}
     return add.graph(inputs, tuple(outputs), {**meta, "context": config.size("n_positions", 512)})
 
@@ -97,7 +89,12 @@ def _stack(model: Model, config: Config, decoding: bool) -> Decoder:
     attention = _attention(config, layers, module="layer.0.SelfAttention", bias=f"{side}.{_BIAS}", **own)
     branches = [Branch(attention, "layer.0.layer_norm")]
     if decoding:
-        cross: dict[str, Any] = {"memory": MEMORY, "label": "cross_attn", "bidirectional": True}
+        cross: dict[str, Any] = {
+            "memory": MEMORY,
+            "label": "cross_attn",
+            "bidirectional": True,
+            "mask": "attention_mask",
+        }
         block = _attention(config, layers, module="layer.1.EncDecAttention", **cross)
         branches.append(Branch(block, "layer.1.layer_norm"))
     place = len(branches)
@@ -113,20 +110,7 @@ def _stack(model: Model, config: Config, decoding: bool) -> Decoder:
 def _attention(config: Config, layers: str, **more: Any) -> SelfAttention:
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     size = config.size("d_kv", 64)
-    return SelfAttention(
-        hidden,
-        heads,
-        heads,
-        size,
-        0,
-        0,
-        scale=1.0,
-        cached=False,
-        parts=_PARTS,
-        layers=layers,
-        size_field="d_kv",
-        **more,
-    )
+    return cacheless(hidden, heads, size, scale=1.0, parts=_PARTS, layers=layers, size_field="d_kv", **more)
 
 
 def _mlp(config: Config, layers: str, module: str) -> Mlp:

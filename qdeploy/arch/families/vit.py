@@ -18,7 +18,7 @@ from qdeploy.arch.family import Family
 from qdeploy.arch.layers import Placement
 from qdeploy.arch.mlp import Mlp, MlpParts
 from qdeploy.arch.names import Names
-from qdeploy.arch.self_attention import Parts, SelfAttention
+from qdeploy.arch.self_attention import Parts, cacheless
 from qdeploy.arch.stack import Decoder, Modules, Norm
 from qdeploy.arch.task_heads import label_count
 from qdeploy.arch.vision import Patches, VisionStack, grid_of, token_at
@@ -80,19 +80,13 @@ def build(model: Model) -> Graph:
 
 def _layers(model: Model, config: Config, kind: _Kind, length: int) -> Decoder:
     hidden, (size, heads) = config.size("hidden_size"), heads_of(config)
-    attention = SelfAttention(
+    attention = cacheless(
         hidden,
         heads,
-        heads,
         size,
-        0,
-        length,
-        scale=size**-0.5,
         qkv_bias=config.flag("qkv_bias", True),
         o_bias=True,
         bidirectional=True,
-        cached=False,
-        mask="",
         parts=_PARTS,
         module="attention",
         layers="encoder.layer",
@@ -125,8 +119,7 @@ def _mlp(config: Config, hidden: int) -> Mlp:
 
 
 def _outputs(stack: VisionStack, config: Config, x: str) -> list[Value]:
-    named = config.fields.get("architectures") or []
-    name = str(named[0]) if isinstance(named, list) and named else ""
+    name = config.class_name
     if "ForImageClassification" in name:
         return _scores(stack, config, x, name)
     add = stack.builder
@@ -160,9 +153,8 @@ def _scores(stack: VisionStack, config: Config, x: str, name: str) -> list[Value
 
 
 def _linear(stack: VisionStack, x: str, module: str, name: str, rows: int = 0, times: int = 1) -> str:
-    add, rows = stack.builder, rows or stack.hidden
-    weight = add.weight(f"{module}.weight", (rows, times * stack.hidden), "id2label, hidden_size")
-    return add.node("Linear", x, weight, add.weight(f"{module}.bias", (rows,), "id2label"), name=name)
+    shape = (rows or stack.hidden, times * stack.hidden)
+    return stack.builder.linear(x, module, shape, "id2label, hidden_size", name)
 
 
 FAMILY = Family(

@@ -16,7 +16,7 @@ from qdeploy.arch.config import Config
 from qdeploy.arch.family import Family
 from qdeploy.arch.mlp import Mlp, MlpParts
 from qdeploy.arch.names import Names
-from qdeploy.arch.self_attention import Parts, SelfAttention
+from qdeploy.arch.self_attention import Parts, SelfAttention, cacheless
 from qdeploy.arch.seq2seq import MEMORY, TARGET, Towers, embedded
 from qdeploy.arch.stack import Branch, Decoder, Layer, Modules, Norm
 from qdeploy.ir.graph import Graph, Value
@@ -92,11 +92,8 @@ def _attention(config: Config, side: str, **more: Any) -> SelfAttention:
     hidden, heads = config.size("hidden_size"), config.size(f"{side}_attention_heads", 6)
     if hidden % heads:
         raise config.contradiction(f"d_model, {side}_attention_heads", f"{hidden}, {heads}", "a multiple")
-    shared: dict[str, Any] = {"qkv_bias": True, "o_bias": True, "cached": False, "mask": "", "parts": _PARTS}
-    size = hidden // heads
-    return SelfAttention(
-        hidden, heads, heads, size, 0, 0, scale=size**-0.5, layers=f"model.{side}.layers", **shared, **more
-    )
+    layers = f"model.{side}.layers"
+    return cacheless(hidden, heads, hidden // heads, qkv_bias=True, o_bias=True, parts=_PARTS, layers=layers, **more)
 
 
 NAMES = Names((), ("",))
