@@ -1,13 +1,68 @@
-"""Events of a generation gathered into whole answers."""
+"""Events of a generation gathered into whole answers, and what chats and completions have in common."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qdeploy.serve.body import read_fields
+from qdeploy.serve.fields import Fields
 from qdeploy.serve.generation import Ended, Event, Piece, PromptScores
+from qdeploy.serve.prompts import Settings
 from qdeploy.serve.scores import Score
+from qdeploy.serve.service import Service
+from qdeploy.serve.wire import as_events, while_connected
+
+REASONS = {"stop": "stop", "length": "length", "context": "length"}
+"""Why an answer ended, in the words of OpenAI's API."""
+
+
+class Judged(Protocol):
+    """A request that was judged."""
+
+    @property
+    def settings(self) -> Settings:
+        """What it asks for."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Of the answer."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """When, in seconds since 1970."""
+        ...
+
+
+Wanted = TypeVar("Wanted", bound=Judged)
+
+
+async def respond(
+    request: Request,
+    take: Callable[[Service, Fields], Wanted],
+    stream: Callable[[Wanted], AsyncGenerator[dict[str, Any], None]],
+    whole: Callable[[Wanted], Coroutine[Any, Any, Response]],
+) -> Response:
+    """Judges a request in a thread of its own, and answers as a whole or as a stream of server-sent events."""
+    service: Service = request.app.state.service
+    fields = await read_fields(request, service.limits)
+    wanted = await asyncio.to_thread(take, service, fields)
+    if wanted.settings.stream:
+        return await as_events(stream(wanted))
+    return await while_connected(request, whole(wanted))
+
+
+def frame(wanted: Judged, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all objects of an answer have in common."""
+    common = {"id": wanted.name, "object": kind, "created": wanted.created, "model": wanted.settings.model}
+    return {**common, "choices": choices}
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -13,8 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qdeploy.serve.answers import Collected, collect, usage
-from qdeploy.serve.body import read_fields
+from qdeploy.serve.answers import REASONS, Collected, collect, frame, respond, usage
 from qdeploy.serve.conversation import checked_messages, conversation_ids
 from qdeploy.serve.fields import Fields
 from qdeploy.serve.generation import Ended, Generation, Piece
@@ -24,9 +22,7 @@ from qdeploy.serve.refusal import Refusal
 from qdeploy.serve.scores import chat_form
 from qdeploy.serve.service import Service
 from qdeploy.serve.tools import Parsed, Tools, parse_calls, parse_forced, take_tools
-from qdeploy.serve.wire import as_events, as_json, while_connected
-
-_REASONS = {"stop": "stop", "length": "length", "context": "length"}
+from qdeploy.serve.wire import as_json
 
 
 @dataclass(frozen=True)
@@ -68,20 +64,10 @@ class Chat:
         content, calls = parse_calls(written, self.service.template)
         return (content, calls) if calls else (answer.text, [])
 
-    def frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """What all objects of the answer have in common."""
-        frame = {"id": self.name, "object": kind, "created": self.created, "model": self.settings.model}
-        return {**frame, "choices": choices}
-
 
 async def chat_completions(request: Request) -> Response:
     """Answers a conversation, as a whole or as a stream of server-sent events."""
-    service: Service = request.app.state.service
-    fields = await read_fields(request, service.limits)
-    chat = await asyncio.to_thread(_taken, service, fields)
-    if chat.settings.stream:
-        return await as_events(_stream(chat))
-    return await while_connected(request, _whole(chat))
+    return await respond(request, _taken, _stream, _whole)
 
 
 def _taken(service: Service, fields: Fields) -> Chat:
@@ -114,10 +100,10 @@ async def _whole(chat: Chat) -> Response:
         if calls:
             message["tool_calls"] = [call.as_json() for call in calls]
         scores = None if chat.top is None else chat_form(chat.service.tokenizer, answer.scores)
-        reason = "tool_calls" if calls else _REASONS[answer.ended.reason]
+        reason = "tool_calls" if calls else REASONS[answer.ended.reason]
         choices.append({"index": index, "message": message, "logprobs": scores, "finish_reason": reason})
     ends = [answer.ended for answer in answers]
-    body = {**chat.frame("chat.completion", choices), "usage": usage(len(chat.ids), ends)}
+    body = {**frame(chat, "chat.completion", choices), "usage": usage(len(chat.ids), ends)}
     return as_json({**body, "qdeploy": chat.service.computed(ends[-1].rung)})
 
 
@@ -142,13 +128,13 @@ async def _stream(chat: Chat) -> AsyncGenerator[dict[str, Any], None]:
                 for chunk in _last(chat, event.index, kept[event.index]):
                     yield chunk
     if chat.settings.usage:
-        body = {**chat.frame("chat.completion.chunk", []), "usage": usage(len(chat.ids), ends)}
+        body = {**frame(chat, "chat.completion.chunk", []), "usage": usage(len(chat.ids), ends)}
         yield {**body, "qdeploy": chat.service.computed(ends[-1].rung)}
 
 
 def _last(chat: Chat, index: int, answer: Collected) -> list[dict[str, Any]]:
     """The chunks that end an answer."""
-    chunks, reason = [], _REASONS[answer.ended.reason]
+    chunks, reason = [], REASONS[answer.ended.reason]
     if chat.tools.listed:
         content, calls = chat.parsed(answer)
         delta: dict[str, Any] = {"content": content} if content or not calls else {}
@@ -165,4 +151,4 @@ def _chunk(
     chat: Chat, index: int, delta: dict[str, Any], reason: str | None = None, scores: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
-    return chat.frame("chat.completion.chunk", [choice])
+    return frame(chat, "chat.completion.chunk", [choice])

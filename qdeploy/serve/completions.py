@@ -13,8 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qdeploy.serve.answers import Collected, collect, usage
-from qdeploy.serve.body import read_fields
+from qdeploy.serve.answers import REASONS, Collected, collect, frame, respond, usage
 from qdeploy.serve.fields import Fields
 from qdeploy.serve.generation import Ended, Generation, Piece, PromptScores
 from qdeploy.serve.grammar import take_response_format
@@ -22,10 +21,10 @@ from qdeploy.serve.prompts import Settings, checked_most, prompt_ids, take_setti
 from qdeploy.serve.refusal import Refusal
 from qdeploy.serve.scores import Score, completion_form
 from qdeploy.serve.service import Service
-from qdeploy.serve.wire import as_events, as_json, while_connected
+from qdeploy.serve.wire import as_json
 
 _DEFAULT_TOKENS, _MOST_LOGPROBS = 16, 5
-_REASONS = {"stop": "stop", "length": "length", "context": "length"}
+_KIND = "text_completion"
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,10 @@ class Completions:
         """A prompt as text; "" where it is not wanted."""
         return str(self.service.tokenizer.decode(self.prompts[place])) if self.echo else ""
 
-    def frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """What all objects of the answer have in common."""
-        frame = {"id": self.name, "object": "text_completion", "created": self.created, "model": self.settings.model}
-        return {**frame, "choices": choices}
-
 
 async def completions(request: Request) -> Response:
     """Continues one or more texts, as a whole or as a stream of server-sent events."""
-    service: Service = request.app.state.service
-    fields = await read_fields(request, service.limits)
-    wanted = await asyncio.to_thread(_taken, service, fields)
-    if wanted.settings.stream:
-        return await as_events(_stream(wanted))
-    return await while_connected(request, _whole(wanted))
+    return await respond(request, _taken, _stream, _whole)
 
 
 def _taken(service: Service, fields: Fields) -> Completions:
@@ -116,7 +105,7 @@ async def _whole(wanted: Completions) -> Response:
             number = place * wanted.settings.choices + index
             choices.append(_choice(wanted, place, number, answer, prompt_scores))
             ends.append(answer.ended)
-    body = {**wanted.frame(choices), "usage": usage(sum(map(len, wanted.prompts)), ends)}
+    body = {**frame(wanted, _KIND, choices), "usage": usage(sum(map(len, wanted.prompts)), ends)}
     return as_json({**body, "qdeploy": wanted.service.computed(ends[-1].rung)})
 
 
@@ -132,7 +121,7 @@ def _choice(
     scores = [*prompt_scores, *answer.scores]
     form = None if wanted.top is None else completion_form(wanted.service.tokenizer, scores)
     text = wanted.prompt_text(place) + answer.text
-    return {"index": number, "text": text, "logprobs": form, "finish_reason": _REASONS[answer.ended.reason]}
+    return {"index": number, "text": text, "logprobs": form, "finish_reason": REASONS[answer.ended.reason]}
 
 
 async def _stream(wanted: Completions) -> AsyncGenerator[dict[str, Any], None]:
@@ -140,7 +129,7 @@ async def _stream(wanted: Completions) -> AsyncGenerator[dict[str, Any], None]:
     offsets = [len(wanted.prompt_text(0))] * wanted.settings.choices
     if wanted.echo:
         for index in range(wanted.settings.choices):
-            yield wanted.frame([_delta(index, wanted.prompt_text(0))])
+            yield frame(wanted, _KIND, [_delta(index, wanted.prompt_text(0))])
     async with aclosing(wanted.service.run(lambda tell: wanted.generation(0, tell))) as events:
         async for event in events:
             if isinstance(event, Piece):
@@ -148,16 +137,16 @@ async def _stream(wanted: Completions) -> AsyncGenerator[dict[str, Any], None]:
                 if wanted.top is not None:
                     form = completion_form(wanted.service.tokenizer, list(event.scores), offsets[event.index])
                 offsets[event.index] += len(event.text)
-                yield wanted.frame([_delta(event.index, event.text, form)])
+                yield frame(wanted, _KIND, [_delta(event.index, event.text, form)])
             elif isinstance(event, PromptScores):
                 form = completion_form(wanted.service.tokenizer, list(event.scores))
-                yield wanted.frame([_delta(0, "", form)])
+                yield frame(wanted, _KIND, [_delta(0, "", form)])
             elif isinstance(event, Ended):
                 ends.append(event)
-                last = wanted.frame([_delta(event.index, "", None, _REASONS[event.reason])])
+                last = frame(wanted, _KIND, [_delta(event.index, "", None, REASONS[event.reason])])
                 yield {**last, "qdeploy": wanted.service.computed(event.rung)}
     if wanted.settings.usage:
-        body = {**wanted.frame([]), "usage": usage(len(wanted.prompts[0]), ends)}
+        body = {**frame(wanted, _KIND, []), "usage": usage(len(wanted.prompts[0]), ends)}
         yield {**body, "qdeploy": wanted.service.computed(ends[-1].rung)}
 
 

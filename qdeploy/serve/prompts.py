@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from qdeploy.serve.fields import Fields, valid_text
 from qdeploy.serve.refusal import Refusal
@@ -30,7 +29,6 @@ class Settings:
     usage: bool
     deadline: float
     most: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def take_settings(service: Service, fields: Fields, *names_of_most: str) -> Settings:
