@@ -10,10 +10,9 @@ Native files are run by the runtime, token by token, at each rung that is asked 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -105,7 +104,9 @@ def _opened(
 ) -> tuple[Predictor, Samples]:
     backend = registry.artifact_backend(path)
     if backend is not None and backend.memory is not None:
-        runtime = _Runtime(path, budgets, activations, threads, stack)
+        outline = backend.memory.outline(str(path))
+        runtime = _Runtime(path, activations, threads, stack)
+        runtime.points = _points(runtime.rungs, outline.rung(len(outline.weights)), budgets, outline.losses)
         return runtime, read_samples(runtime.model, text, tokens=tokens, length=length)
     if backend is not None:
         raise UnsupportedError("outputs of this target are not evaluated", where=str(path), found=backend.name)
@@ -136,7 +137,6 @@ class _Runtime:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        budgets: int,
         activations: Activations,
         threads: int,
         stack: ExitStack,
@@ -144,7 +144,8 @@ class _Runtime:
         from qdeploy.native import Runtime
 
         self._runtime = stack.enter_context(Runtime(path, threads=threads, activations=activations))
-        self.points = rung_points(self._runtime, budgets)
+        self.rungs = [size for size, _ in self._runtime.rungs()]
+        self.points: list[Report] = []
         meta = self._runtime.meta
         files = [_carried(name, data) for name in _TOKENIZERS if (data := self._runtime.metadata(name)) is not None]
         self.model = Model("native", str(path), {}, {}, "hf", tuple(files), build_graph=lambda _: _graph_of(meta))
@@ -155,8 +156,7 @@ class _Runtime:
             outputs = self._runtime.run(ids)
             name = "sentence_embedding" if "sentence_embedding" in outputs else next(iter(outputs))
             return np.asarray(outputs[name]).reshape(-1, outputs[name].shape[-1])[:1]
-        self._runtime.reset()
-        return np.stack([self._runtime.decode([int(token)]) for token in ids])
+        return np.asarray(self._runtime.logits(ids))
 
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -177,33 +177,14 @@ def _graph_of(meta: dict[str, Any]) -> Any:
     return Graph(tuple(Value(name, "I64", ("batch", "sequence")) for name in names), (), (), meta=meta)
 
 
-def rung_points(runtime: Any, count: int) -> list[Report]:
-    """Rungs of a runtime, evenly by the bytes of the stack: {"rung", "bytes", "stored" where it is}."""
-    sizes = [size for size, _ in runtime.rungs()]
-    floor = _floor(runtime)
-    wanted = np.linspace(sizes[floor - 1], sizes[-1], max(count, 2))[-max(count, 1) :]
-    rungs = sorted({max(floor, int(np.searchsorted(sizes, size, "right"))) for size in wanted})
-    entry = runtime.metadata("losses")
-    stored = dict(json.loads(entry).get("points", [])) if entry else {}
+def _points(sizes: Sequence[int], floor: int, count: int, stored: Mapping[int, float]) -> list[Report]:
+    """Rungs of a file, evenly by the bytes of its stack: {"rung", "bytes", "stored" where it is}."""
+    from qdeploy.native.rungs import evenly_apart
+
     return [
         {"rung": rung, "bytes": sizes[rung - 1], **({"stored": stored[rung]} if rung in stored else {})}
-        for rung in rungs
+        for rung in evenly_apart(sizes, floor, count)
     ]
-
-
-def _floor(runtime: Any) -> int:
-    """The least rung that runs."""
-    last = int(runtime.stats["rungs"])
-    low, high = 1, last
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            runtime.set_rung(middle)
-            high = middle
-        except BadArgumentError:
-            low = middle + 1
-    runtime.set_rung(last)
-    return low
 
 
 @dataclass

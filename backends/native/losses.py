@@ -67,9 +67,9 @@ def measured(
         progress: Told of sequences.
     """
     from qdeploy.native import Runtime
+    from qdeploy.native.rungs import evenly_apart
 
-    wanted = np.linspace(sizes[floor - 1], sizes[-1], count)
-    rungs = sorted({max(floor, int(np.searchsorted(sizes, size, "right"))) for size in wanted})
+    rungs = evenly_apart(sizes, floor, count)
     sums = dict.fromkeys(rungs, 0.0)
     progress.start("losses of rungs", len(samples.ids), "sequences")
     with Runtime(str(folder / FILE)) as runtime:
