@@ -37,19 +37,21 @@ class SourceFile:
 
 
 class ReplacedTensors(Mapping[str, QTensor]):
-    """The tensors of a model with some of them replaced, in the order of the original."""
+    """The tensors of a model with some of them replaced, in the order of the original, and new ones behind."""
 
     def __init__(self, tensors: Mapping[str, QTensor], replaced: Mapping[str, QTensor]) -> None:
         self._tensors, self._replaced = tensors, replaced
+        self._new = [name for name in replaced if name not in tensors]
 
     def __getitem__(self, name: str) -> QTensor:
         return self._replaced[name] if name in self._replaced else self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        yield from self._tensors
+        yield from self._new
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._tensors) + len(self._new)
 
 
 @dataclass

@@ -10,7 +10,7 @@ A stack that is stored as one tensor [experts, out, in] is cut by its first axis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir import slices
 from qdeploy.ir.graph import Graph, Node
-from qdeploy.ir.model import Model
+from qdeploy.ir.model import Model, ReplacedTensors
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 
@@ -28,23 +28,6 @@ WEIGHTS = range(3, 6)
 _BIASES = range(6, 9)
 
 Named = tuple[str, QTensor]
-
-
-class Parts(Mapping[str, QTensor]):
-    """A model's tensors, and those that were cut out of them."""
-
-    def __init__(self, tensors: Mapping[str, QTensor], cut: Mapping[str, QTensor]) -> None:
-        self._tensors, self._cut = tensors, cut
-
-    def __getitem__(self, name: str) -> QTensor:
-        return self._cut[name] if name in self._cut else self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._tensors
-        yield from self._cut
-
-    def __len__(self) -> int:
-        return len(self._tensors) + len(self._cut)
 
 
 def with_matrices(model: Model) -> Model:
@@ -60,7 +43,7 @@ def with_matrices(model: Model) -> Model:
         return model
     nodes = tuple(work.experts(node) if node.op == "Experts" else work.linear(node) for node in graph.nodes)
     graph = _without_unused(replace(graph, nodes=_ordered(nodes, work.stacks), constants=work.constants))
-    return replace(model, tensors=Parts(model.tensors, work.cut), build_graph=lambda _: graph)
+    return replace(model, tensors=ReplacedTensors(model.tensors, work.cut), build_graph=lambda _: graph)
 
 
 @dataclass

@@ -10,7 +10,6 @@ from qdeploy import registry
 from qdeploy.errors import QdeployError
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
-from qdeploy.passes.expand import expand_graph
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _TEXT_MODELS = ("decoder", "encoder")
@@ -59,6 +58,8 @@ def _missing(model: Model, target: str) -> str:
     graph, kind = model.graph, model.graph.meta.get("kind")
     if target == "native":
         return "no: it runs language models and encoders of text"
+    from qdeploy.passes.expand import expand_graph
+
     lowered = registry.backend(target).ops()
     if target == "tvm" and kind != "integer":
         missing = _without_integer_form(model)

@@ -24,11 +24,10 @@ from qdeploy.ir.run import Cache, run
 from qdeploy.ir.tensor import Array, Float32, QTensor
 from qdeploy.passes.expand import expand_graph
 from qdeploy.quantize.contract import Kind, Statistics
-from qdeploy.store.folder import Folder
+from qdeploy.quantize.samples import read_text
 
 SEQUENCE, SEQUENCES = 512, 32
 """Tokens per sequence, and how many sequences of a text are used."""
-_TEXT_LIMIT = 64 << 20
 KEPT = ("Linear", "SkipNorm", "MeanPool", "Positions")
 """Composites that run as they are; others are expanded, since the inputs of their inner layers are wanted, too."""
 
@@ -143,19 +142,8 @@ def _token_ids(model: Model, path: str) -> list[int]:
     if tokenizer is None:
         raise UnsupportedError("the model has no tokenizer", where=model.path, allowed="a tokenizer.json beside it")
     encoder = Tokenizer.from_str(bytes(tokenizer.read()).decode())
-    text = _text(path)
+    text = read_text(path, "the calibration text")
     ids: list[int] = encoder.encode(text).ids
     if not text.strip() or not ids:
         raise BadArgumentError("the calibration text is empty", where=path)
     return ids
-
-
-def _text(path: str) -> str:
-    folder = Folder(path, trust_links=True)
-    if not folder.only:
-        raise BadArgumentError("the calibration text is a folder", where=path, allowed="a text file")
-    file = folder.open(folder.only)
-    try:
-        return file.read(0, min(file.size, _TEXT_LIMIT)).decode("utf-8", "replace")
-    finally:
-        file.close()

@@ -155,17 +155,17 @@ def _group(width: int, wished: int) -> int:
     return common if common >= _SMALL_BLOCK else -1
 
 
+def _order(rank: int, outputs: _Axes) -> list[int]:
+    """All axes, outputs first."""
+    return [*outputs, *(i for i in range(rank) if i not in outputs)]
+
+
 @dataclass(frozen=True)
 class _Matrix:
     """A float tensor as the matrix [outputs, summed entries]."""
 
     source: QTensor
     outputs: _Axes
-
-    @property
-    def order(self) -> list[int]:
-        """Axes of the tensor: outputs first."""
-        return [*self.outputs, *(i for i in range(len(self.source.shape)) if i not in self.outputs)]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -180,7 +180,12 @@ class _Matrix:
         def read(start: int, stop: int) -> Array:
             if self.outputs == (0,):
                 return stored.read(start, stop).reshape(stop - start, width)
-            return stored.read().reshape(self.source.shape).transpose(self.order).reshape(self.shape)[start:stop]
+            return (
+                stored.read()
+                .reshape(self.source.shape)
+                .transpose(_order(len(self.source.shape), self.outputs))
+                .reshape(self.shape)[start:stop]
+            )
 
         buffer = Buffer("data", stored.dtype, self.shape, ComputedRows(read))
         return QTensor(self.shape, self.source.dtype, (Term(Codes(self.shape, (buffer,), PLAIN, seen.codes.table)),))
@@ -210,7 +215,7 @@ class _Turned:
 
     def _back(self, rows: Array, summed: Shape) -> Array:
         """[outputs, ...] in the order of the tensor, with these extents of the summed axes."""
-        order = _Matrix(QTensor(self.shape, self.dtype, ()), self.outputs).order
+        order = _order(len(self.shape), self.outputs)
         extents = [self.shape[i] for i in self.outputs] + list(summed)
         return np.ascontiguousarray(rows.reshape(extents).transpose(np.argsort(order)))
 

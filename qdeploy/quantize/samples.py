@@ -142,7 +142,7 @@ def _arrays(path: str, length: int) -> Iterator[Sequence[int]]:
 
 
 def _from_text(model: Model, path: str, length: int) -> Iterator[list[int]]:
-    text, encode = _text(path), tokenizer_of(model)
+    text, encode = read_text(path), tokenizer_of(model)
     if not text.strip():
         return
     if model.graph.meta.get("kind") == "encoder":
@@ -200,10 +200,11 @@ def tokenizer_of(model: Model) -> Encode:
     return Encode(model)
 
 
-def _text(path: str) -> str:
+def read_text(path: str, what: str = "the text") -> str:
+    """Reads a text file, at most its first 64 MB; BadArgumentError, which says `what` it is, for a folder."""
     folder = Folder(path, trust_links=True)
     if not folder.only:
-        raise BadArgumentError("the text is a folder", where=path, allowed="a text file")
+        raise BadArgumentError(f"{what} is a folder", where=path, allowed="a text file")
     file = folder.open(folder.only)
     try:
         return file.read(0, min(file.size, _TEXT_LIMIT)).decode("utf-8", "replace")
