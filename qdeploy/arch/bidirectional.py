@@ -53,19 +53,14 @@ _SCORES = {"SequenceClassification": Head("score", pool=last_token, biased=False
 """Heads that transformers puts on every causal decoder."""
 
 
-def encoder_of(config: Config, decoder: Decoder) -> Bidirectional | None:
+def encoder_of(config: Config, decoder: Decoder) -> Bidirectional:
     """What a decoder becomes that is stored without its output projection: hidden states, or scores of classes.
-
-    Returns:
-        None where `architectures` names a causal language model, or nothing.
 
     Raises:
         UnsupportedError: Its layers keep states of another kind than keys and values.
     """
     name = config.class_name
     task = name.rpartition("For")[2]
-    if (not name.endswith("Model") or name.endswith("LMHeadModel")) and task not in _SCORES:
-        return None
     if decoder.modules.positions:
         raise _no_encoder(name, "a table of positions")
     layers = tuple(_without_cache(layer, name) for layer in decoder.layers)

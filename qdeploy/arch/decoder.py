@@ -7,8 +7,8 @@ A head that is not stored is the embedding's tensor, used a second time.
 
 from __future__ import annotations
 
-from qdeploy.arch.bidirectional import build_bidirectional, encoder_of
 from qdeploy.arch.config import Config
+from qdeploy.arch.family import is_headless
 from qdeploy.arch.generation import generation_of
 from qdeploy.arch.stack import Decoder, TokenStack, refuse_unread
 from qdeploy.errors import BadFileError, UnsupportedError
@@ -32,9 +32,10 @@ def build_decoder(model: Model, config: Config, decoder: Decoder) -> Graph:
 
     Raises as `build_graph` says.
     """
-    encoder = encoder_of(config, decoder)
-    if encoder is not None:
-        return build_bidirectional(model, config, encoder)
+    if is_headless(config.class_name):  # few are: the others start without what only these need
+        from qdeploy.arch.bidirectional import build_bidirectional, encoder_of
+
+        return build_bidirectional(model, config, encoder_of(config, decoder))
     refuse_unread(config, decoder.refused)
     return _Decoding(model, config, decoder).graph()
 

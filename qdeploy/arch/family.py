@@ -169,13 +169,19 @@ def gguf_architectures() -> tuple[str, ...]:
 
 
 _CAUSAL = "ForCausalLM"
+_HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification")
+"""What follows a causal decoder's name in classes that hold it without its output projection."""
+
+
+def is_headless(class_name: str) -> bool:
+    """Whether a class holds a causal decoder without its output projection, alone or behind scores of classes."""
+    return class_name.endswith(_HEADLESS) and not class_name.endswith("LMHeadModel")
 
 
 def _with_headless(heads: tuple[str, ...]) -> tuple[str, ...]:
     """Of causal language models, those without a head and those that score sequences or tokens, too."""
-    others = ("Model", "ForSequenceClassification", "ForTokenClassification")
     stems = [name.removesuffix(_CAUSAL) for name in heads if name.endswith(_CAUSAL)]
-    return tuple(dict.fromkeys((*heads, *(stem + other for stem in stems for other in others))))
+    return tuple(dict.fromkeys((*heads, *(stem + other for stem in stems for other in _HEADLESS))))
 
 
 def check_head(model_type: str, config: Mapping[str, Any], family: Family) -> None:
