@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import qdeploy
+from tests.conversing import model_with_template
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama-gptq"
 TEMPLATE = "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}BOT:"
@@ -17,11 +17,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% end
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat")
-    source = Path(shutil.copytree(TINY, folder / "model"))
-    (source / "chat_template.jinja").write_text(TEMPLATE)
-    qdeploy.convert(source, folder / "tiny.qd", to="native", check="none")
-    return folder / "tiny.qd"
+    return model_with_template(tmp_path_factory.mktemp("chat"), TEMPLATE)
 
 
 def talk(model: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:

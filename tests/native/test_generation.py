@@ -16,6 +16,7 @@ from qdeploy.cli import main
 from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
 from qdeploy.native import Runtime, UnderFloorError
 from qdeploy.stopping import StopTexts
+from tests.conversing import model_with_template
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama-gptq"
 TEMPLATE = (
@@ -27,11 +28,7 @@ SAID = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native")
-    source = Path(shutil.copytree(TINY, folder / "model"))
-    (source / "chat_template.jinja").write_text(TEMPLATE)
-    qdeploy.convert(source, folder / "tiny.qd", to="native", check="none")
-    return folder / "tiny.qd"
+    return model_with_template(tmp_path_factory.mktemp("native"), TEMPLATE)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qdeploy
 from qdeploy.native import Engine, Runtime
 from qdeploy.serve.application import application
 from qdeploy.serve.limits import Limits
@@ -25,6 +23,7 @@ from qdeploy.serve.listening import bind, server
 from qdeploy.serve.opening import open_model
 from qdeploy.serve.service import Service
 from qdeploy.streaming import TextStream
+from tests.conversing import model_with_template
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama-gptq"
 TEMPLATE = (
@@ -124,11 +123,7 @@ Serve = Callable[..., Any]
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder with a chat template, of 256 tokens of context."""
-    folder = tmp_path_factory.mktemp("served")
-    source = Path(shutil.copytree(TINY, folder / "model"))
-    (source / "chat_template.jinja").write_text(TEMPLATE)
-    qdeploy.convert(source, folder / "tiny.qd", to="native", check="none")
-    return folder / "tiny.qd"
+    return model_with_template(tmp_path_factory.mktemp("served"), TEMPLATE)
 
 
 @pytest.fixture(scope="module")
