@@ -152,6 +152,13 @@ def xielu(planning: Planning, node: Node) -> None:
     planning.emit(Op.XIELU, (source,), node.outputs[0], planning.width(source), attrs=words)
 
 
+def hadamard(planning: Planning, node: Node) -> None:
+    """Blocks of columns turned by Hadamard's matrix."""
+    source, size = planning.source(node.inputs[0]), int(node.attrs["size"])  # type: ignore[arg-type]
+    kind = planning.plan.values[source].kind
+    planning.emit(Op.HADAMARD, (source,), node.outputs[0], planning.width(source), kind, attrs=(size,))
+
+
 def are_positions(planning: Planning, node: Node) -> bool:
     """Whether a node moves positions by a number."""
     makers = [planning.makers.get(name) for name in node.inputs]

@@ -41,6 +41,7 @@ class Feature(IntFlag):
     XIELU = 1 << 4
     LADDER = 1 << 5
     SEQUENCES = 1 << 6
+    HADAMARD = 1 << 7
 
 
 class SectionId(IntEnum):
@@ -152,6 +153,7 @@ class Op(IntEnum):
     LAST = 28
     GREATEST = 29
     TOKEN_POSITIONS = 30
+    HADAMARD = 31
 
 
 FEATURES = {
@@ -170,6 +172,7 @@ FEATURES = {
     Op.LAST: Feature.SEQUENCES,
     Op.GREATEST: Feature.SEQUENCES,
     Op.TOKEN_POSITIONS: Feature.SEQUENCES,
+    Op.HADAMARD: Feature.HADAMARD,
 }
 """What an op needs of a reader, for those that came later."""
 

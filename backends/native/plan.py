@@ -435,6 +435,7 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Rotary": heads.rotary,
     "Clip": heads.clip,
     "XIELU": heads.xielu,
+    "Hadamard": heads.hadamard,
     "Route": mixtures.route,
     "Experts": mixtures.experts,
     "ShortConv": recurrence.conv,

@@ -30,7 +30,7 @@ from qdeploy.passes.frequencies import within_first_frequencies
 from qdeploy.quantize.networks import META as WEIGHT_ONLY
 
 MASK = "attention_mask"
-_KEPT = ("Linear", "SkipNorm", "Experts")
+_KEPT = ("Linear", "SkipNorm", "Experts", "Hadamard")
 """Composites that have a form of their own in ONNX."""
 
 FOLDED = "rounded alone; ONNX Runtime widens it when it opens the file, and computes in float32"

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from qdeploy.backends.onnx.experts import emit_experts, emit_route
+from qdeploy.backends.onnx.hadamard import emit_hadamard
 from qdeploy.backends.onnx.passthrough import emit_opaque, emit_operator
 from qdeploy.backends.onnx.proto import MICROSOFT, GraphBuilder, onnx_type
 from qdeploy.backends.onnx.recurrent import emit_gated_delta, emit_mamba2, emit_short_conv
@@ -201,6 +202,7 @@ _SPECIAL: Mapping[str, Emitter] = {
     "Mamba2": emit_mamba2,
     "Route": emit_route,
     "Experts": emit_experts,
+    "Hadamard": emit_hadamard,
     "Opaque": emit_opaque,
     "Lookup": _lookup,
 }

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from qdeploy.arch import build_graph
+from qdeploy.arch.turned import Step, Turn, turned
 from qdeploy.backends.native import BACKEND
 from qdeploy.backends.native.options import Options
 from qdeploy.ir.model import Model, SourceFile
@@ -451,6 +452,7 @@ LATER: dict[str, Mapping[str, Any]] = {
     "ladder": DECODER | {"model_type": "llama"},
     "last-token": ENCODER | {"model_type": "roberta", "pooling": "lasttoken", "pad_token_id": 19},
     "greatest-token": ENCODER | {"model_type": "bert", "pooling": "max_tokens"},
+    "hadamard": DECODER | {"model_type": "llama"},
 }
 """Networks of features that came later, a file each."""
 
@@ -465,10 +467,11 @@ def _later() -> dict[str, tuple[Model, Options]]:
         shapes = own[name]() if name in own else shapes
         ladders = [ladder(4, 32), ladder(2, 16), ladder(8, 64, bias=False), ladder(4, 32, zero=True, bias=False)]
         ladders += [ladder(3, 48, zero=True), ladder(4, 128)]
-        networks[name] = (
-            _model(name, config, shapes, ladders if name == "ladder" else forms),
-            Options(layout="elastic"),
-        )
+        model = _model(name, config, shapes, ladders if name == "ladder" else forms)
+        if name == "hadamard":
+            step = Step("Hadamard", size=16)
+            model = turned(model, {weight: Turn((step,), (step,)) for weight in shapes if "_proj" in weight})
+        networks[name] = (model, Options(layout="elastic"))
     return networks
 
 

@@ -41,6 +41,7 @@ from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
 from qdeploy.ir.ops.experts import EXPERT_ROWS
+from qdeploy.ir.ops.hadamard import HADAMARD_ROWS
 from qdeploy.ir.ops.image import IMAGE_ROWS
 from qdeploy.ir.ops.integer import INTEGER_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
@@ -417,6 +418,7 @@ OPS = {
         Op("Rotary", QDEPLOY, "heads rotated by their positions behind a state; [B, T, heads * D]", rotary),
         Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
         *EXPERT_ROWS,
+        *HADAMARD_ROWS,
         *RECURRENT_ROWS,
         *ELEMENTWISE_ROWS,
         *SHAPE_ROWS,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
 from qdeploy.ir.attention import attention, rotate
 from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Graph, Node, Value
@@ -198,6 +198,25 @@ def test_a_composite_is_its_expansion(kind: str, batch: int, length: int, width:
         assert one.dtype == other.dtype and one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     assert all(OPS[name].source.startswith("ONNX") for name in ops)
+
+
+@pytest.mark.parametrize(("size", "width"), [(1, 3), (2, 6), (16, 48), (64, 64)])
+def test_a_hadamard_transform_is_a_product_with_the_matrix_and_takes_itself_back(size: int, width: int) -> None:
+    x = np.random.default_rng(size).standard_normal((2, 3, width)).astype(np.float32)
+    node = Node("Hadamard", ("x",), ("y",), {"size": size})
+    whole, parts, ops = composite(node, {"x": x})
+    np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5, atol=1e-6)
+    signs = np.array([[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)])
+    wanted = x.reshape(2, 3, -1, size).astype(np.float64) @ signs / math.sqrt(size)
+    np.testing.assert_allclose(whole[0], wanted.reshape(x.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(op("Hadamard").numpy(whole[0], size=size), x, rtol=1e-5, atol=1e-6)
+    assert all(OPS[name].source.startswith("ONNX") for name in ops)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8])
+def test_blocks_that_have_no_hadamard_transform_are_refused(size: int) -> None:
+    with pytest.raises(BadFileError, match="Hadamard"):
+        op("Hadamard").numpy(X[..., :4], size=size)
 
 
 def test_expansion_stops_where_the_caller_wants() -> None:
