@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterator
 from typing import TypeGuard
 
+from qdeploy.arch.turned import turned
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
@@ -37,6 +38,7 @@ from qdeploy.formats.huggingface.schemes import Scheme, Schemes
 from qdeploy.formats.huggingface.sparse import FORMATS as SPARSE_FORMATS
 from qdeploy.formats.huggingface.sparse import SparseLayer, sparse_layers
 from qdeploy.formats.huggingface.sparse import declared as sparse_format
+from qdeploy.formats.huggingface.transforms import Transforms
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
@@ -90,12 +92,21 @@ def read(folder: Folder) -> Model:
         claims.append(Layer(checkpoint, module, scheme).claim())
     if settings.values.get("kv_cache_scheme"):
         unapplied.add("the cache of keys and values", "all layers")
-    notes.extend(unapplied.notes())
-    return assemble(checkpoint, NAME, claims, notes)
+    transforms = Transforms(checkpoint, settings, lambda: _shapes(checkpoint, claims))
+    notes.extend((*unapplied.notes(), *transforms.notes))
+    return turned(assemble(checkpoint, NAME, claims, notes), transforms.turns, transforms.stored)
+
+
+def _shapes(checkpoint: Checkpoint, claims: list[Claim]) -> dict[str, Shape]:
+    """The shape of every linear layer by its name."""
+    shapes = {claim.parameter: claim.build().shape for claim in claims}
+    shapes |= {
+        name: e.shape for name, e in checkpoint.entries.items() if name.endswith(".weight") and len(e.shape) == 2
+    }
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
 
 
 def _refuse_what_changes_layers(settings: Settings) -> None:
-    settings.refuse("transform_config")
     form = sparse_format(settings)
     if form and form not in SPARSE_FORMATS:
         raise UnsupportedError(

@@ -10,22 +10,21 @@ Layers may differ; what a layer is follows from its tensors. Weight [N, K], grou
 
 `weight_scale_2` beside INT4 codes (W4A8) belongs to the inputs. `input_scale`, `k_scale` and `v_scale` are carried as
 tensors of their own. Blocks of FP8 share the rows and columns evenly where that gives whole numbers, as ModelOpt's
-dequantizer spreads them. Where a layer has a `pre_quant_scale` [K], its inputs are multiplied by it first; such
-networks are refused as graphs, and their tensors convert. (Layout: modelopt 0.47, torch/export.)
+dequantizer spreads them. Where a layer has a `pre_quant_scale` [K], its inputs are multiplied by it first, in a node of
+the graph. (Layout: modelopt 0.47, torch/export.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.arch.turned import Step, Turn, turned
+from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, tiles
 from qdeploy.formats.huggingface.rearranged import codecs
-from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
 from qdeploy.store.folder import Folder
@@ -64,19 +63,9 @@ def read(folder: Folder) -> Model:
         unapplied.add("the cache of keys and values", "all layers")
     notes.extend(unapplied.notes())
     model = assemble(checkpoint, NAME, claims, notes)
-    first = next((name for name in checkpoint.entries if name.endswith(_PRE)), "")
-    return replace(model, build_graph=_refusal(first)) if first and model.build_graph else model
-
-
-def _refusal(name: str) -> Callable[[Model], Graph]:
-    def build(model: Model) -> Graph:
-        raise UnsupportedError(
-            "a layer that scales its inputs per column is not built",
-            where=name,
-            todo="Convert its tensors with --to ir.",
-        )
-
-    return build
+    scaled = [name for name in checkpoint.entries if name.endswith(_PRE)]
+    turns = {f"{name.removesuffix(_PRE)}.weight": Turn(before=(Step("Mul", name),)) for name in scaled}
+    return turned(model, turns) if turns else model
 
 
 class _Layer(Parts):

@@ -69,7 +69,7 @@ class Schemes:
             raise BadFileError("no groups of layers are described", where=f"{settings.where}.config_groups")
         self.where = settings.where
         self._groups = [self._group(settings, str(name), values) for name, values in groups.items()]
-        self._ignore = _names(settings.values.get("ignore"), f"{settings.where}.ignore")
+        self._ignore = target_names(settings.values.get("ignore"), f"{settings.where}.ignore")
 
     def of(self, module: str) -> Scheme:
         """The scheme of a layer whose tensors are packed.
@@ -78,11 +78,11 @@ class Schemes:
             BadFileError: The configuration leaves the layer unquantized.
             AmbiguousError: Groups that say different things mean it equally.
         """
-        if _rank(self._ignore, module) < _NEVER:
+        if rank_of(self._ignore, module) < NEVER:
             raise self._contradiction(module, "ignore")
-        ranks = [_rank(targets, module) for targets, _ in self._groups]
+        ranks = [rank_of(targets, module) for targets, _ in self._groups]
         best = min(ranks)
-        if best == _NEVER:
+        if best == NEVER:
             raise self._contradiction(module, "config_groups: no target")
         chosen = [scheme for rank, (_, scheme) in zip(ranks, self._groups, strict=True) if rank == best]
         if len({_meaning(scheme) for scheme in chosen}) > 1:
@@ -108,7 +108,7 @@ class Schemes:
             "; ".join(text for text in acts if text),
             str(settings.values.get("version") or ""),
         )
-        return _names(own.get("targets"), f"{group.where}.targets"), scheme
+        return target_names(own.get("targets"), f"{group.where}.targets"), scheme
 
     def _contradiction(self, module: str, field: str) -> BadFileError:
         return BadFileError(
@@ -120,12 +120,13 @@ class Schemes:
         )
 
 
-_BY_NAME, _BY_PATTERN, _BY_CLASS, _NEVER = range(4)
+_BY_NAME, _BY_PATTERN, _BY_CLASS, NEVER = range(4)
+"""How closely targets mean a module; NEVER: not at all."""
 
 
-def _rank(targets: Iterable[Target], module: str) -> int:
+def rank_of(targets: Iterable[Target], module: str) -> int:
     """How closely targets mean a module: by name, by a pattern, by its class, or not at all."""
-    rank = _NEVER
+    rank = NEVER
     for target in targets:
         if target == module:
             return _BY_NAME
@@ -140,7 +141,8 @@ def _class(module: str) -> str:
     return "Embedding" if module.rpartition(".")[2] in _EMBEDDINGS else "Linear"
 
 
-def _names(value: object, where: str) -> tuple[Target, ...]:
+def target_names(value: object, where: str) -> tuple[Target, ...]:
+    """A list of targets; BadFileError where it is none."""
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):

@@ -28,6 +28,7 @@ FAMILIES = ("tinyllama", "tinyllama2", "tinyqwen2", "tinyqwen3", "tinybitnet")
         ("modelopt-w4a16nvfp4", 1e-5),
         ("modelopt-mxfp4", 1e-5),
         ("modelopt-fp8-block", 1e-5),
+        ("modelopt-int", 1e-5),  # inputs are scaled first
         ("bitnet-", 1e-5),
         ("fbgemm-", 1e-5),
         ("aqlm-", 1e-5),

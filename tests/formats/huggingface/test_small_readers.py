@@ -194,13 +194,6 @@ def test_two_rows_to_a_byte(tmp_path: Path) -> None:
     assert_reads_as(folder, f"{P}.weight", codes.astype(np.float32) * np.repeat(scales, 32, 1))
 
 
-def test_inputs_that_are_scaled_first_are_carried_and_refused_as_a_graph(testdata: Path) -> None:
-    model = open_(testdata / "formats/modelopt-int8sq-tinyllama2")
-    assert "model.layers.0.mlp.up_proj.pre_quant_scale" in model.tensors
-    with pytest.raises(UnsupportedError, match="pre_quant_scale"):
-        _ = model.graph
-
-
 def test_a_method_that_is_spelled_otherwise_is_shown_its_nearest(tmp_path: Path) -> None:
     tensors: Stored = {f"{P}.weight": ("F32", np.ones((2, 2), np.float32))}
     with pytest.raises(UnsupportedError, match="resembles compressed-tensors"):
