@@ -74,6 +74,14 @@ BUILT_IN = (
         tested=_LIBRARY,
     ),
     FormatRow(
+        "exl2",
+        f"{_HUGGINGFACE}.exl2",
+        looks=(Looks(methods=("exl2",)), Looks(methods=("",), tensors=r'\.q_weight"')),
+        tested=_LAYOUT,
+    ),
+    FormatRow("spqr", f"{_HUGGINGFACE}.spqr", looks=(Looks(methods=("spqr",)),), tested=_LAYOUT),
+    FormatRow("exl3", f"{_HUGGINGFACE}.exl3", looks=(Looks(methods=("exl3",)),), tested=_LAYOUT),
+    FormatRow(
         "bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),), tested=_LAYOUT
     ),
     FormatRow(

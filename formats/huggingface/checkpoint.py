@@ -13,7 +13,8 @@ a quantized parameter that no packing understands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,6 +59,15 @@ _QUANTIZED_SUFFIXES = (
     ".biases",
     "_scales",
     ".global_scale",
+    ".q_weight",
+    ".q_scale",
+    ".q_scale_max",
+    ".q_groups",
+    ".q_invperm",
+    ".trellis",
+    ".dense_weights",
+    ".mcg",
+    ".mul1",
 )
 _CODES = ("U8", "I8", "I32", "U32", "F8_E4M3", "F8_E5M2")
 """Storage types of weights that mean nothing without a scale."""
@@ -182,8 +192,8 @@ class Checkpoint:
             return sorted(set(self._weight_map.values()))
         if self.folder.has("model.safetensors"):
             return ["model.safetensors"]
-        names = [n for n in self.folder.names() if n.endswith(".safetensors") and "/" not in n]
-        if len(names) != 1:
+        names = self._weight_files
+        if len(names) != 1 and not _are_all_of(names):
             raise BadFileError(
                 "no weights that can be read" if not names else "several weight files and no index",
                 where=str(self.folder.path),
@@ -193,15 +203,25 @@ class Checkpoint:
             )
         return names
 
+    @property
+    def _weight_files(self) -> list[str]:
+        return [n for n in self.folder.names() if n.endswith(".safetensors") and "/" not in n]
+
     @cached_property
     def _is_indexed(self) -> bool:
-        """Whether the index counts: not beside a whole file, if none of the shards that it names is there."""
+        """Whether the index counts: not beside whole weights, if none of the shards that it names is there."""
         if self.folder.only or not self.folder.has(INDEX):
             return False
-        if not self.folder.has("model.safetensors"):
-            return True
         named = set(_weight_map(self.folder).values())
-        stale = "model.safetensors" not in named and not any(_is_there(self.folder, name) for name in named)
+        absent = not any(_is_there(self.folder, name) for name in named)
+        if not self.folder.has("model.safetensors"):
+            replaced = absent and (len(self._weight_files) == 1 or _are_all_of(self._weight_files))
+            if replaced:
+                self.notes.append(
+                    f"{INDEX} was left out: it names shards that are not there, beside others that are whole"
+                )
+            return not replaced
+        stale = "model.safetensors" not in named and absent
         if stale:
             self.notes.append(f"{INDEX} was left out: it names shards that are not there, beside model.safetensors")
         elif "model.safetensors" not in named:
@@ -291,6 +311,12 @@ def _joined(own: list[str], notes: list[str] | None) -> list[str]:
     return joined
 
 
+def modules_of(checkpoint: Checkpoint, suffixes: Sequence[str]) -> list[str]:
+    """Names of the modules that have a stored tensor with one of these endings, in file order."""
+    names = (name.removesuffix(s) for name in checkpoint.entries for s in suffixes if name.endswith(s))
+    return list(dict.fromkeys(names))
+
+
 class LazyTensors(Mapping[str, QTensor]):
     """Tensors that are described at their first use."""
 
@@ -316,6 +342,14 @@ def _weight_map(folder: Folder) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise BadFileError("the index has no weight_map", where=INDEX, allowed='{"weight_map": {tensor: file}}')
     return table
+
+
+def _are_all_of(names: list[str]) -> bool:
+    """Whether files are all shards of one set, which their names number: NAME-00001-of-00003.safetensors and so on."""
+    parts = [re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", name) for name in names]
+    sets = {(part[1], part[3]) for part in parts if part is not None}
+    numbers = sorted(int(part[2]) for part in parts if part is not None)
+    return len(sets) == 1 and len(numbers) == len(names) and numbers == list(range(1, int(next(iter(sets))[1]) + 1))
 
 
 def _leads_out(name: str) -> bool:

@@ -18,6 +18,7 @@ from qdeploy.formats.huggingface.rearranged import codec
 from qdeploy.formats.huggingface.strips import StripRows, strips
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Shape, Source, SourceTensor, Term
+from qdeploy.store.codec import Codec
 from qdeploy.store.safetensors import TensorEntry
 
 FLOATS = ("F16", "BF16", "F32")
@@ -77,6 +78,10 @@ class Parts:
                 key, dtype, shape, StripRows(how, self.checkpoint.entries[name], self.checkpoint.origins[name])
             )
         return self.checkpoint.unpacked(key, dtype, shape, name, codec(part, arrangement))
+
+    def codec_of(self, name: str, arrangement: str) -> Codec:
+        """The codec of a stored tensor by its arrangement."""
+        return codec(self._stored(name), arrangement)
 
     def several(self, name: str, arrangement: str, dtype: str, shape: Shape) -> tuple[Buffer, ...]:
         """The buffers that the arrangement makes of a stored tensor, all of one storage type and shape."""

@@ -20,6 +20,9 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     apart, books              several codebooks in one tensor (`vectors.py`)
     across, along, column     codes in any order of fields of a word (`fields.py`)
     tiled, warped, stacked    codes in the order of a kernel (`tiles.py`)
+    trellis                   codes that overlap (`trellis.py`)
+    octets KEY                a vector of words as bytes
+    spqr, outliers            words of SpQR (`outliers.py`)
     turned KEY                the transpose
     flat KEY COLUMNS          the numbers of rows of COLUMNS as one run
     kept HEX                  a few bytes that say what the others are: they are in the text itself
@@ -35,9 +38,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadFileError
-from qdeploy.formats.huggingface import fields, vectors
+from qdeploy.formats.huggingface import fields, outliers, vectors
 from qdeploy.formats.huggingface.strips import strips
 from qdeploy.formats.huggingface.tiles import stacked, tiled, warped
+from qdeploy.formats.huggingface.trellis import trellis
 from qdeploy.formats.huggingface.words import transposed
 from qdeploy.ir.tensor import Source, SourceTensor
 from qdeploy.pack import bits as streams
@@ -271,6 +275,12 @@ def _flat(part: SourceTensor, key: str, columns: str) -> Codec:
     return Codec((key,), lambda raw: (raw.reshape(-1),), lambda run: run.reshape(-1, wide), group=wide)
 
 
+def _octets(part: SourceTensor, key: str) -> Codec:
+    """Words [n] <-> U8 [n * bytes of a word]."""
+    word = storage_dtype(part.dtype)
+    return Codec((key,), lambda raw: (raw.view(np.uint8),), lambda octets: octets.view(word), group=word.itemsize)
+
+
 def _swizzled(part: SourceTensor, key: str, rows: str, groups: str) -> Codec:
     """[32 * a, 16 * b] <-> [rows, groups], rows = at most 128 a, groups = at most 4 b; what fills tiles up is zero."""
     across, count = part.shape[1] // 16, int(groups)
@@ -313,6 +323,7 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "merged": _merged,
     "shaped": _shaped,
     "flat": _flat,
+    "octets": _octets,
     "apart": vectors.apart,
     "books": vectors.books,
     "across": fields.across,
@@ -321,6 +332,9 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "tiled": tiled,
     "warped": warped,
     "stacked": stacked,
+    "trellis": trellis,
+    "spqr": outliers.spqr,
+    "outliers": outliers.arranged,
     "turned": lambda part, key: transposed(key),
     "swizzled": _swizzled,
     "kept": _kept,

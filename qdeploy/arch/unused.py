@@ -20,7 +20,7 @@ BUFFERS = {
         r"(^|\.)embeddings\.(position_ids|token_type_ids)$",  # 0, 1, 2, ... and zeros
         r"\.(attention|attn)\.masked_bias$",  # GPT-NeoX, GPT-2: the number that masks
         r"(^|\.)embeddings\.mask_token$",  # stands for patches that were left out in training
-        r"\.row_offsets$",  # sparse weights of compressed-tensors: counted from the mask
+        r"\.(row_offsets|in_perm)$",  # of compressed-tensors and SpQR: counted from the mask; an order that is none
         r"\.(q_bias|(alpha|beta)_[0-9]+)$",  # AnyBCQ: what its layers have room for, and no width that is stored uses
     ),
     "gguf": (r"^rope_freqs", r"\.rope_freqs", r"attn_rot_embd"),  # read for the frequencies, or computed

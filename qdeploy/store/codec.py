@@ -33,6 +33,7 @@ class Codec:
         axis: The axis of the source tensor along which slabs are cut.
         group: Buffer rows per step.
         units: Units of the source tensor per step.
+        each: The same for each buffer, where they differ; empty: all have `group`.
         rows: Rows of the buffers, where the last step holds fewer than `group`: what `unpack` makes of its padding is
             dropped, and `pack` is given fewer rows. 0 where every step is full.
     """
@@ -44,6 +45,11 @@ class Codec:
     group: int = 1
     units: int = 1
     rows: int = 0
+    each: tuple[int, ...] = ()
+
+    def group_of(self, key: str) -> int:
+        """Rows of a buffer per step."""
+        return self.each[self.keys.index(key)] if self.each else self.group
 
 
 class Slabs(Protocol):
@@ -83,8 +89,8 @@ class UnpackedRows:
 
     def read(self, start: int, stop: int) -> Array:
         """Returns buffer rows [start, stop)."""
-        how = self.codec
-        first, last = start // how.group, -(-stop // how.group)
+        how, group = self.codec, self.codec.group_of(self.key)
+        first, last = start // group, -(-stop // group)
         low, high = first * how.units, min(last * how.units, self.origin.extent)
         raw = self.source.slab(how.axis, low, high)
         arrays = how.unpack(raw)
@@ -93,7 +99,7 @@ class UnpackedRows:
         if not self.origin.covers(low, high):
             self.origin.prove(low, high, raw, how.pack(*arrays))
         rows = arrays[how.keys.index(self.key)]
-        return rows[start - first * how.group : stop - first * how.group]
+        return rows[start - first * group : stop - first * group]
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,13 @@ def restore(how: Codec, buffers: Sequence[Readable], shape: tuple[int, ...]) -> 
         yield 0, how.pack()
         return
     extent = shape[how.axis] if shape else 1
-    step_bytes = how.group * max(sum(b.row_bytes for b in buffers), 1)
+    groups = [how.group_of(key) for key in how.keys]
+    step_bytes = max(sum(group * b.row_bytes for group, b in zip(groups, buffers, strict=True)), 1)
     steps = max(1, SLAB_BYTES // step_bytes)
     for start in range(0, extent, steps * how.units):
-        low = start // how.units * how.group
-        yield start, how.pack(*(b.read(low, min(low + steps * how.group, b.shape[0])) for b in buffers))
+        first = start // how.units
+        parts = (b.read(first * n, min((first + steps) * n, b.shape[0])) for n, b in zip(groups, buffers, strict=True))
+        yield start, how.pack(*parts)
 
 
 def keep_slabs() -> None:

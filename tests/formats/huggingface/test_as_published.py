@@ -157,3 +157,33 @@ def test_a_hostile_expression_costs_a_moment(expression: str):
     except QdeployError as error:
         assert error.where == "dynamic"
     assert time.process_time() - start < 1.5
+
+
+def split(folder: Path) -> None:
+    """The weights in two files that are numbered, as converters without an index write them."""
+    every = tensors(folder)
+    for number, names in enumerate((list(every)[::2], list(every)[1::2]), 1):
+        save_file({name: every[name] for name in names}, folder / f"output-0000{number}-of-00002.safetensors")
+    (folder / "model.safetensors").unlink()
+
+
+def test_shards_that_number_themselves_need_no_index(folder: Path):
+    wanted = qdeploy.load(folder).tensors
+    wanted = {name: wanted[name].decode() for name in wanted}
+    split(folder)
+    model = qdeploy.load(folder)
+    assert set(model.tensors) == set(wanted)
+    np.testing.assert_array_equal(model.tensors["lm_head.weight"].decode(), wanted["lm_head.weight"])
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "model-00001-of-00007.safetensors"}}))
+    model = qdeploy.load(folder)
+    assert set(model.tensors) == set(wanted) and any("was left out" in note for note in model.notes)
+
+
+def test_a_shard_that_is_missing_among_numbered_ones_is_refused(folder: Path):
+    split(folder)
+    (folder / "output-00001-of-00002.safetensors").rename(folder / "output-00003-of-00002.safetensors")
+    with pytest.raises(BadFileError, match="no index"):
+        qdeploy.load(folder)
+    (folder / "output-00003-of-00002.safetensors").rename(folder / "output-00001-of-00003.safetensors")
+    with pytest.raises(BadFileError, match="no index"):
+        qdeploy.load(folder)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import layers_exl
 import layers_quark
 import layers_small
 import layers_sparse
+import layers_spqr
 import layers_vptq
 import pytest
 from layers import Layer, P
@@ -21,6 +23,8 @@ LAYERS = [
     *layers_quark.layers(),
     *layers_vptq.layers(),
     *layers_sparse.layers(),
+    *layers_exl.layers(),
+    *layers_spqr.layers(),
 ]
 each = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.label)
 
