@@ -123,7 +123,7 @@ def binary(planning: Planning, node: Node) -> None:
 
 
 def rotary(planning: Planning, node: Node) -> None:
-    """Heads turned by their positions."""
+    """Heads rotated by their positions."""
     source, rope = planning.source(node.inputs[0]), node.attrs["rope"]
     if not isinstance(rope, dict) or rope.get("long"):
         raise UnsupportedError("a rotation that is not described", where=node.name)

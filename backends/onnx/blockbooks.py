@@ -43,8 +43,8 @@ class BlockBooksForm:
 
     def linear(self, builder: GraphBuilder, x: str, output: str) -> None:
         """The weight, unpacked anew, and a product."""
-        turned = builder.node("Transpose", [self._weight(builder, x)], perm=[1, 0])
-        builder.node("MatMul", [x, turned], output)
+        transposed = builder.node("Transpose", [self._weight(builder, x)], perm=[1, 0])
+        builder.node("MatMul", [x, transposed], output)
 
     def gather(self, builder: GraphBuilder, ids: str, output: str) -> None:
         """Rows of the weight, which is unpacked as a whole."""

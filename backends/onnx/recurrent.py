@@ -51,9 +51,9 @@ def emit_short_conv(scope: Scope, node: Node) -> None:
     """Lowers a ShortConv node."""
     builder, (past, present) = scope.builder, scope.fixed_state(node)
     x, weight, *bias = (scope.value(name) for name in node.inputs)
-    turned = builder.node("Transpose", [x], perm=[0, 2, 1])  # [B, C, T]
-    line = builder.node("Concat", [past, turned], axis=2)
-    channels = builder.node("Shape", [turned], start=1, end=2)
+    transposed = builder.node("Transpose", [x], perm=[0, 2, 1])  # [B, C, T]
+    line = builder.node("Concat", [past, transposed], axis=2)
+    channels = builder.node("Shape", [transposed], start=1, end=2)
     shape = builder.node("Concat", [channels, _ints(builder, 1, -1)], axis=0)
     taps = builder.node("Reshape", [weight, shape])
     group = _channels(scope, node)

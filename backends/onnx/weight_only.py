@@ -22,6 +22,7 @@ from qdeploy.errors import UnsupportedError
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.dtype import dtype
 from qdeploy.ir.tensor import Array, Codes, QTensor
+from qdeploy.ir.views import Affine, view
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ def folded_form(name: str, tensor: QTensor) -> FoldedForm:
     Raises:
         UnsupportedError: It is not integers with a scale.
     """
-    codes = tensor.terms[0].values if len(tensor.terms) == 1 else None
-    scale = codes.scale.values if isinstance(codes, Codes) and codes.scale is not None else None
-    if not isinstance(codes, Codes) or not isinstance(scale, Codes) or not isinstance(codes.table, str):
+    seen = view(tensor)
+    scale = seen.codes.scale.values if isinstance(seen, Affine) and seen.codes.scale is not None else None
+    if not isinstance(seen, Affine) or not isinstance(scale, Codes) or seen.codes.offset is not None or seen.divides:
         raise UnsupportedError("a weight of a network that is not integers with a scale", where=name)
-    return FoldedForm(name, tensor, codes, scale)
+    return FoldedForm(name, tensor, seen.codes, scale)

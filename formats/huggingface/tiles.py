@@ -62,12 +62,12 @@ def warped(part: SourceTensor, key: str, count: str) -> Codec:
 
     def unpack(raw: Words) -> tuple[Words, ...]:
         octets = np.ascontiguousarray(raw).view(np.uint8).reshape(*raw.shape, 4)[..., ::-1]
-        chunks = [_turned(c.reshape(*raw.shape[:2], -1, n, 4)) for c, n in _chunks(octets, cut, words)]
+        chunks = [_transposed(c.reshape(*raw.shape[:2], -1, n, 4)) for c, n in _chunks(octets, cut, words)]
         return tuple(REVERSED[np.concatenate(chunks, axis=2)])
 
     def pack(*planes: Words) -> Words:
         octets = REVERSED[np.stack(planes)].reshape(len(planes), -1, words, 4)
-        chunks = [_turned(c.reshape(*c.shape[:2], -1, 4, n)) for c, n in _chunks(octets, cut, words)]
+        chunks = [_transposed(c.reshape(*c.shape[:2], -1, 4, n)) for c, n in _chunks(octets, cut, words)]
         whole = np.concatenate(chunks, axis=2).reshape(octets.shape)[..., ::-1]
         return np.ascontiguousarray(whole).view("<i4")[..., 0]
 
@@ -80,6 +80,6 @@ def _chunks(octets: Words, cut: int, words: int) -> list[tuple[Words, int]]:
     return [(part, n) for part, n in parts if part.shape[2]]
 
 
-def _turned(chunks: Words) -> Words:
+def _transposed(chunks: Words) -> Words:
     """[p, n, chunks, a, b] -> [p, n, chunks * b * a]."""
     return chunks.swapaxes(3, 4).reshape(*chunks.shape[:2], -1)

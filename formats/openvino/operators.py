@@ -39,13 +39,13 @@ def _convert(net: Network, layer: Layer) -> None:
 
 def _matmul(net: Network, layer: Layer) -> None:
     x, weight = net.inputs(layer)
-    turned = [layer.data.get(f"transpose_{side}", "false").lower() in ("true", "1") for side in "ab"]
-    if turned[0]:
+    transposed = [layer.data.get(f"transpose_{side}", "false").lower() in ("true", "1") for side in "ab"]
+    if transposed[0]:
         x = _swapped(net, layer, 0, x)
-    if turned[1] and layer.inputs[1] in net.weights.names and net.rank(layer.inputs[1]) == 2:
+    if transposed[1] and layer.inputs[1] in net.weights.names and net.rank(layer.inputs[1]) == 2:
         net.add(layer, "Linear", [x, weight])
         return
-    net.add(layer, "MatMul", [x, _swapped(net, layer, 1, weight) if turned[1] else weight])
+    net.add(layer, "MatMul", [x, _swapped(net, layer, 1, weight) if transposed[1] else weight])
 
 
 def _swapped(net: Network, layer: Layer, place: int, name: str) -> str:

@@ -53,7 +53,7 @@ class Builder:
         self.scope = ""
         self._nodes: list[Node] = []
         self._used: set[str] = set()
-        self._turned: set[str] = set()
+        self._transposed: set[str] = set()
 
     def has(self, parameter: str) -> bool:
         """Whether a canonical parameter is among the tensors."""
@@ -92,15 +92,15 @@ class Builder:
         return name
 
     def matrix(self, parameter: str, shape: tuple[int, int], fields: str) -> str:
-        """As `weight`, for what a Linear node multiplies with: turned where the family stores it [in, out]."""
-        stored = self.stored(parameter) if self.names.turned and self.model.dialect == "hf" else None
+        """As `weight`, for what a Linear node multiplies with: transposed where the family stores it [in, out]."""
+        stored = self.stored(parameter) if self.names.transposed and self.model.dialect == "hf" else None
         if stored is None or not isinstance(view(stored), Floats):
             return self.weight(parameter, shape, fields)
-        name, turned = self.weight(parameter, shape[::-1], fields), f"{parameter}.turned"
-        if turned not in self._turned:
-            self._turned.add(turned)
-            self.node("Transpose", name, name=turned, perm=[1, 0])
-        return turned
+        name, transposed = self.weight(parameter, shape[::-1], fields), f"{parameter}.turned"
+        if transposed not in self._transposed:
+            self._transposed.add(transposed)
+            self.node("Transpose", name, name=transposed, perm=[1, 0])
+        return transposed
 
     def linear(self, x: str, module: str, shape: tuple[int, int], fields: str, name: str) -> str:
         """Adds the product with a stored matrix [out, in], and its stored bias."""

@@ -89,8 +89,8 @@ class LatentAttention:
             q = builder.node("Linear", low, weight, name=f"{label}.q")
         size = self.plain + self.rotated
         plain = self._cut(builder, q, size, (0, self.plain), f"{label}.q.plain")
-        turned = self._cut(builder, q, size, (self.plain, size), f"{label}.q.rotated")
-        return self._joined(builder, turned, plain, f"{label}.q.heads")
+        rotary = self._cut(builder, q, size, (self.plain, size), f"{label}.q.rotated")
+        return self._joined(builder, rotary, plain, f"{label}.q.heads")
 
     def _key_and_value(self, builder: Builder, x: str, source: str, label: str) -> tuple[str, str]:
         both = self._down(builder, x, f"{source}.kv_a_proj_with_mqa", self.latent + self.rotated, f"{label}.kv_a")
@@ -102,12 +102,12 @@ class LatentAttention:
         kv = builder.node("Linear", low, weight, name=f"{label}.kv")
         shared = builder.node("Slice", both, name=f"{label}.k.shared", starts=ends[:1], ends=ends[1:], axes=[2])
         tiled = builder.node("Concat", *[shared] * self.heads, name=f"{label}.k.repeated", axis=2)
-        turned = builder.node("Reshape", tiled, name=f"{label}.k.rotated", shape=[0, 0, self.heads, self.rotated])
+        rotary = builder.node("Reshape", tiled, name=f"{label}.k.rotated", shape=[0, 0, self.heads, self.rotated])
         size = self.plain + self.value
         plain = self._cut(builder, kv, size, (0, self.plain), f"{label}.k.plain")
         value = self._cut(builder, kv, size, (self.plain, size), f"{label}.v")
         value = builder.node("Reshape", value, name=f"{label}.v.heads", shape=[0, 0, self.heads * self.value])
-        return self._joined(builder, turned, plain, f"{label}.k.heads"), value
+        return self._joined(builder, rotary, plain, f"{label}.k.heads"), value
 
     def _down(self, builder: Builder, x: str, module: str, rows: int, name: str) -> str:
         weight = builder.weight(f"{module}.weight", (rows, self.hidden), _FIELDS)

@@ -77,7 +77,7 @@ class Names:
         rows: Each module in Hugging Face's spelling, which is the canonical one, and in GGUF's.
         prefixes: What a Hugging Face name may begin with besides; the usual one first.
         older: Endings of canonical names, and how older checkpoints spell them.
-        turned: Whether matrices of floats are stored [in, out] in Hugging Face's checkpoints.
+        transposed: Whether matrices of floats are stored [in, out] in Hugging Face's checkpoints.
         parameters: As `rows`, of whole parameters whose names do not end the same in both spellings.
     """
 
@@ -85,7 +85,7 @@ class Names:
     prefixes: tuple[str, ...] = ("",)
     older: tuple[tuple[str, str], ...] = ()
     parameters: tuple[Row, ...] = ()
-    turned: bool = False
+    transposed: bool = False
 
     def to_gguf(self, name: str) -> str:
         """Returns the GGUF name of a parameter; UnsupportedError for a name outside of the table."""

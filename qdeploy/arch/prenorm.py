@@ -91,4 +91,4 @@ def with_local_rotation(
 
 def without_rotation(attention: Sequence[SelfAttention], rotated: Sequence[bool]) -> list[SelfAttention]:
     """The same layers, those without rotary positions where `rotated` is false."""
-    return [block if turns else replace(block, rotation=None) for block, turns in zip(attention, rotated, strict=True)]
+    return [block if rope else replace(block, rotation=None) for block, rope in zip(attention, rotated, strict=True)]

@@ -58,5 +58,5 @@ def add_distance_bias(
     numbers = add.integers(f"{name}.numbers", buckets.tolist())
     bucket = add.node("Gather", numbers, index, name=f"{name}.buckets", axis=0)
     values = add.node("Gather", table, bucket, name=f"{name}.values", axis=0)  # [T, S, heads]
-    turned = add.node("Transpose", values, name=f"{name}.heads", perm=[2, 0, 1])
-    return add.node("Unsqueeze", turned, name=name, axes=[0])
+    transposed = add.node("Transpose", values, name=f"{name}.heads", perm=[2, 0, 1])
+    return add.node("Unsqueeze", transposed, name=name, axes=[0])

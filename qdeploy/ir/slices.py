@@ -78,15 +78,13 @@ def rows(tensor: QTensor, start: int, stop: int, step: int = 1) -> QTensor:
 
 def transposed(tensor: QTensor) -> QTensor:
     """The transpose of a matrix of floats; UnsupportedError for any other."""
-    if not isinstance(view(tensor), Floats) or len(tensor.shape) != 2:
+    seen = view(tensor)
+    if not isinstance(seen, Floats) or len(tensor.shape) != 2:
         raise UnsupportedError("only matrices of floats can be transposed", found=list(tensor.shape))
-    codes = tensor.terms[0].values
-    if not isinstance(codes, Codes):
-        raise UnsupportedError("only matrices of floats can be transposed", found=type(codes).__name__)
-    data = codes.data[0]
-    turned = Buffer(data.key, data.dtype, data.shape[::-1], _Columns(data))
+    data = seen.codes.data[0]
+    columns = Buffer(data.key, data.dtype, data.shape[::-1], _Columns(data))
     shape = tensor.shape[::-1]
-    return QTensor(shape, tensor.dtype, (Term(replace(codes, shape=shape, data=(turned,))),))
+    return QTensor(shape, tensor.dtype, (Term(replace(seen.codes, shape=shape, data=(columns,))),))
 
 
 def _mapped(tensor: QTensor, shape: Shape, codes: Callable[[Codes], Codes], param: Callable[[Param], Param]) -> QTensor:

@@ -39,7 +39,7 @@ def with_matrices(model: Model) -> Model:
     graph = model.graph
     makers = {name: node for node in graph.nodes for name in node.outputs}
     work = _Work(model, makers)
-    if not any(node.op == "Experts" or work.is_turned(node) for node in graph.nodes):
+    if not any(node.op == "Experts" or work.is_transposed(node) for node in graph.nodes):
         return model
     nodes = tuple(work.experts(node) if node.op == "Experts" else work.linear(node) for node in graph.nodes)
     graph = _without_unused(replace(graph, nodes=_ordered(nodes, work.stacks), constants=work.constants))
@@ -56,14 +56,14 @@ class _Work:
     def __post_init__(self) -> None:
         self.constants = dict(self.model.graph.constants)
 
-    def is_turned(self, node: Node) -> bool:
+    def is_transposed(self, node: Node) -> bool:
         """Whether a node multiplies with the transpose of a tensor."""
         maker = self.makers.get(node.inputs[1]) if node.op == "Linear" else None
         return maker is not None and maker.op == "Transpose" and maker.inputs[0] in self.model.tensors
 
     def linear(self, node: Node) -> Node:
         """The node with a matrix that lies as it is multiplied."""
-        if not self.is_turned(node):
+        if not self.is_transposed(node):
             return node
         stored = self.makers[node.inputs[1]].inputs[0]
         name = f"{stored}.T"

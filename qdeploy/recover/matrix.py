@@ -202,8 +202,8 @@ def _of_one_scale(floats: Floats, grid: Grid, sample: Stored, solution: Solution
     for kind in (grid.family.scale,) if grid.family.scale else scales.TYPES:
         value, fine = scales.within(np.array([low]), np.array([high]), kind)
         if fine[0]:
-            turned = grid.family.whole and (least < grid.family.range[0] or most > grid.family.range[1])
-            return replace(grid, scale=kind, factor=-float(value[0]) if turned else float(value[0]))
+            negated = grid.family.whole and (least < grid.family.range[0] or most > grid.family.range[1])
+            return replace(grid, scale=kind, factor=-float(value[0]) if negated else float(value[0]))
     return None
 
 
@@ -265,8 +265,8 @@ def _signed(solution: Solution, grid: Grid) -> tuple[Float64, Float64]:
     if not grid.family.whole or grid.family.zero:
         return solution.levels, value
     low, high = grid.family.range
-    turned = (solution.levels.min(axis=1) < low) | (solution.levels.max(axis=1) > high)
-    sign = np.where(turned, -1.0, 1.0)
+    negated = (solution.levels.min(axis=1) < low) | (solution.levels.max(axis=1) > high)
+    sign = np.where(negated, -1.0, 1.0)
     return solution.levels * sign[:, None], value * sign
 
 

@@ -81,6 +81,6 @@ NAMES = Names(
         ("lm_head", "output"),
     ),
     prefixes=("transformer.", ""),
-    turned=True,
+    transposed=True,
 )
 FAMILY = Family(name="gpt2", heads={"gpt2": ("GPT2LMHeadModel",)}, names=NAMES, build=build)

@@ -40,11 +40,11 @@ def build(model: Model) -> Graph:
 def _attention(config: Config, layers: int) -> list[SelfAttention]:
     head_dim, kv_heads = heads_of(config, head_dim=128, kv_heads=min(8, config.size("num_attention_heads")))
     interval = config.size("no_rope_layer_interval", 4)
-    turned = [(i + 1) % interval != 0 for i in range(layers)]
+    has_rope = [(i + 1) % interval != 0 for i in range(layers)]
     if config.fields.get("no_rope_layers"):  # the name notwithstanding, 1 stands for a layer with rotary positions
-        turned = [bool(flag) for flag in config.entries("no_rope_layers", layers, int)]
+        has_rope = [bool(flag) for flag in config.entries("no_rope_layers", layers, int)]
     config.read.add("no_rope_layers")
-    kinds = check_layer_types(config, layers, _KINDS) or [_KINDS[not turns] for turns in turned]
+    kinds = check_layer_types(config, layers, _KINDS) or [_KINDS[not rope] for rope in has_rope]
     chunk = config.size("attention_chunk_size", 8192) if _KINDS[0] in kinds else 0
     config.read.add("attention_chunk_size")
     bias, norm = config.flag("attention_bias", False), QueryKeyNorm(config.positive("rms_norm_eps", 1e-5), weight=False)
@@ -61,8 +61,8 @@ def _attention(config: Config, layers: int) -> list[SelfAttention]:
     rotated = {"qk_norm": replace(norm, after_rotation=True) if config.flag("use_qk_norm", True) else None}
     plain = {"rotation": None, "position_scale": _position_scale(config)}
     return [
-        replace(block, chunk=chunk if kind == _KINDS[0] else 0, **(rotated if turns else plain))
-        for block, turns, kind in zip(attention, turned, kinds, strict=True)
+        replace(block, chunk=chunk if kind == _KINDS[0] else 0, **(rotated if rope else plain))
+        for block, rope, kind in zip(attention, has_rope, kinds, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ struct Job {  // attention of one node
   Attention a;
   AttentionKind kind;
   CacheShape shape;
-  Rotation turned;
+  Rotation rotation;
   uint32_t group;        // query heads of a KV head
   uint64_t first_head;   // of a block
   const int32_t* mask;   // per row of the step
@@ -33,7 +33,7 @@ struct Job {  // attention of one node
     bool cached = n.state != kNone;
     shape = cached ? cache_shape(s.model.settings.cache, a.head_dim, value_dim(f.states[n.state]))
                    : cache_shape(QD_KV_F32, a.head_dim, a.head_dim);
-    turned = rotation_of(s, n, a);
+    rotation = rotation_of(s, n, a);
     group = a.heads / a.kv_heads;
     first_head = cached ? s.model.cache.at[n.state] : 0;
     mask = n.inputs[3] == kNone ? nullptr : s.w.ids[n.inputs[3]];
@@ -53,7 +53,7 @@ void store_key(const Job& j, const Span& span, uint32_t head, uint32_t token, co
   const Step& s = j.s;
   uint32_t row = span.first + token, at = span.past + token;
   std::memcpy(key, value_at(s, j.n.inputs[1], row) + head * j.a.head_dim, j.a.head_dim * sizeof(float));
-  turn(s, j.turned, row, key);
+  turn(s, j.rotation, row, key);
   HeadBlock block = head_block(j.shape, span.sequence->blocks[at / kBlockTokens] + j.first_head, head);
   store_token(*s.model.settings.kernels, j.shape, block, at % kBlockTokens, key,
               value_at(s, j.n.inputs[2], row) + head * j.shape.value_dim, room.token);
@@ -149,7 +149,7 @@ class Ready {
     float* q = room.queries + uint64_t{i} * depth;
     std::memcpy(q, value_at(j_.s, j_.n.inputs[0], row(i)) + query_head(i) * width, width * sizeof(float));
     if (depth > width) q[width] = 0;
-    turn(j_.s, j_.turned, row(i), q);
+    turn(j_.s, j_.rotation, row(i), q);
     scale_by_position(j_, position, q);
     visible_[i] = visible_at(j_, *r_.span, position);
   }

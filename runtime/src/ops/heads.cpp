@@ -113,7 +113,7 @@ void run_join(Step& s, const Node& n) {
   });
 }
 
-// Heads turned by their positions. Attributes: u heads, u rotary_dim, u interleaved, f factor; tensor 0: inv_freq.
+// Heads rotated by their positions. Attributes: u heads, u rotary_dim, u interleaved, f factor; tensor 0: inv_freq.
 bool rotate_fits(const NodeCheck& g) {
   const uint32_t* a = g.attributes();
   if (!tokens_fit(g) || !same_shape(g.in(0), g.out(0)) || a[0] == 0 || g.in(0)->width % a[0]) return false;
