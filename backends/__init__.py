@@ -10,8 +10,8 @@ from __future__ import annotations
 from qdeploy.contracts.backends import BackendRow
 
 BUILT_IN = (
-    BackendRow("onnx", "qdeploy.backends.onnx:BACKEND"),
+    BackendRow("onnx", "qdeploy.backends.onnx:BACKEND", packages=("onnx",)),
     BackendRow("native", "qdeploy.backends.native:BACKEND", magic=b"qdeploy\n"),
-    BackendRow("tvm", "qdeploy.backends.tvm:BACKEND"),
+    BackendRow("tvm", "qdeploy.backends.tvm:BACKEND", packages=("tvm",)),
 )
 """The targets of this project; `magic` is what their outputs begin with, where they are files."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy import registry
-from qdeploy.contracts.backends import Backend, Level
+from qdeploy.contracts import answers
+from qdeploy.contracts.backends import BackendRow, Level
 from qdeploy.contracts.results import CheckResult
 from qdeploy.derive import completed, derived, restated
 from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
@@ -31,8 +32,6 @@ from qdeploy.version import VERSION
 
 Report = dict[str, Any]
 _NONFINITE = "carried as it is, and the output is not run"
-_NEEDS = {"onnx": ("onnx",), "tvm": ("tvm",)}
-"""Packages without which a target cannot be written: asked for before anything is read."""
 
 
 def load(path: str | os.PathLike[str], *, format: str = "", trust_links: bool = False, **more: Any) -> Model:
@@ -124,18 +123,18 @@ def run(
 ) -> Report:
     """Converts a checkpoint as a spec says; arguments, result and errors are those of `convert`."""
     path = Path(output)
-    require(*_NEEDS.get(spec.to, ()), purpose=f"the target {spec.to}")
-    backend = None if spec.to in (PACKAGE, SOURCE) else registry.backend(spec.to)
+    row = None if spec.to in (PACKAGE, SOURCE) else registry.BACKENDS.get(spec.to).resolved()
+    require(*(row.packages if row is not None else ()), purpose=f"the target {spec.to}")
     _refuse_nesting(Path(source), path)
-    refuse_existing(path, force, backend is not None and backend.file is not None, _magic(spec.to))
+    refuse_existing(path, force, row is not None and row.load().file is not None, row.magic if row is not None else b"")
     keep_slabs()
     model = _open(source, spec)
     spec = completed(model, spec)
     if spec.integers is not None and spec.passes.allocate:
         spec = spec.with_layer_bits(_bits(restated(model, spec), spec, progress))
     model = derived(model, spec, progress)
-    if backend is not None:
-        return _to_backend(model, path, backend, spec, force, progress)
+    if row is not None:
+        return _to_backend(model, path, row, spec, force, progress)
     if spec.to == SOURCE:
         return _to_source(model, path, spec, force, progress)
     return _to_package(model, path, spec, force, progress)
@@ -162,10 +161,11 @@ def _bits(model: Model, spec: ConversionSpec, progress: Progress) -> dict[str, A
 def _open(source: str | os.PathLike[str], spec: ConversionSpec) -> Model:
     """The model, with every index and scale of it checked."""
     model = registry.open_model(source, **vars(spec.source))
-    for name, tensor in model.tensors.items():
-        rules.check(tensor, name)
-        rules.check_values(tensor, name)
-        _check_finite(model, name, spec.source.allow_nonfinite)
+    with registry.FORMATS.get(model.format).blamed("while its tensors were read"):
+        for name, tensor in model.tensors.items():
+            rules.check(tensor, name)
+            rules.check_values(tensor, name)
+            _check_finite(model, name, spec.source.allow_nonfinite)
     return model
 
 
@@ -203,21 +203,23 @@ def _to_package(model: Model, path: Path, spec: ConversionSpec, force: bool, pro
 
 
 def _to_backend(
-    model: Model, path: Path, backend: Backend, spec: ConversionSpec, force: bool, progress: Progress
+    model: Model, path: Path, row: BackendRow, spec: ConversionSpec, force: bool, progress: Progress
 ) -> Report:
     from qdeploy.proof.report import make_report
     from qdeploy.proof.roundtrip import prove
 
-    file, options = backend.file, spec.target
+    file, options = row.load().file, spec.target
     if file is not None:
-        options = file.recording(options, spec.embedded_record())
+        answers.refuse_file_name(row, file.name)
+        with row.blamed("while it recorded the conversion"):
+            options = file.recording(options, spec.embedded_record())
     identity, only = _identity(model, spec.to, os.urandom(8).hex()), file.name if file is not None else ""
-    with staged(path, identity, force, keep=False, only=only, magic=_magic(spec.to)) as stage:
-        lowered = backend.lower(model, stage.path, options, progress)
+    with staged(path, identity, force, keep=False, only=only, magic=row.magic) as stage:
+        lowered = answers.lower(row, model, stage.path, options, progress)
         prove(model, model.tensors, progress)
         level = "none" if any(_NONFINITE in note for note in model.notes) else spec.check
         progress.start("running the output against its source", 1, "check")
-        checks = backend.check(model, stage.path, lowered, level)
+        checks = answers.check(row, model, stage.path, lowered, level)
         progress.advance(1, spec.to)
         unrun = _not_run(level, checks)
         notes = [*lowered.notes, *([unrun] if unrun else [])]
@@ -239,12 +241,6 @@ def _not_run(level: Level, checks: Sequence[CheckResult]) -> str:
         return ""
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return f"nothing here can run the output{why}, so it was written without this check; --check none accepts that"
-
-
-def _magic(to: str) -> bytes:
-    """What the files of a target begin with, where its output is one file."""
-    row = registry.BACKENDS.rows().get(to)
-    return row.resolved().magic if row is not None else b""
 
 
 def _to_source(model: Model, path: Path, spec: ConversionSpec, force: bool, progress: Progress) -> Report:

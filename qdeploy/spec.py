@@ -22,13 +22,16 @@ from typing import Any
 
 from qdeploy import registry
 from qdeploy.calibrate.integers import Integers
+from qdeploy.catalog.table import is_built_in
 from qdeploy.contracts.backends import LEVELS, Level
-from qdeploy.errors import BadArgumentError
+from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.options import Option, SourceOptions, TargetOptions, option, options_of, refuse_unknown, requested
 
 PACKAGE, SOURCE = "ir", "source"
 _RECORDED: dict[str, object] = {"activations": "exact", "quantize": [], "requantize": False, "check": "auto"}
 """Options that the record of every output holds, even at their defaults."""
+_CALL = {"to", "src", "dst", "source", "output", "force", "progress", "as_json", "json", "quiet", "debug", "help"}
+"""What else `qdeploy.convert` and its command line take, which no option of a target may be called."""
 _ANYWHERE: dict[str, object] = {"activations": "exact", "requantize": False, "jobs": 1}
 """Options of some targets that `qdeploy.convert` names for all: these values leave them off."""
 
@@ -215,7 +218,12 @@ def options_class(to: str) -> type[TargetOptions]:
     """The dataclass of a target's options; UnsupportedError where there is no such target."""
     if to == SOURCE:
         return TargetOptions
-    return PackageOptions if to == PACKAGE else registry.backend(to).options
+    if to == PACKAGE:
+        return PackageOptions
+    settings = registry.backend(to).options
+    if not is_built_in(registry.BACKENDS.get(to)):
+        _refuse_clashes(to, settings, target_options(before=to))
+    return settings
 
 
 def shared_options() -> dict[str, Option]:
@@ -224,17 +232,43 @@ def shared_options() -> dict[str, Option]:
     return {known.name: known for group in groups for known in options_of(group)}
 
 
-def target_options() -> dict[str, type[TargetOptions]]:
-    """The dataclasses of options of all targets that can be loaded, by the target's name."""
-    from qdeploy.errors import UnsupportedError
+def target_options(before: str = "") -> dict[str, type[TargetOptions]]:
+    """The dataclasses of options of all targets that can be loaded, by the target's name; those in front of `before`.
 
+    A plug-in whose options cannot be told from others is left out, as one that cannot be imported.
+    """
     targets: dict[str, type[TargetOptions]] = {PACKAGE: PackageOptions}
     for name, row in registry.BACKENDS.rows().items():
+        if name == before:
+            break
         try:
-            targets[name] = row.load().options
+            settings = row.load().options
+            if not is_built_in(row):
+                _refuse_clashes(name, settings, targets)
+            targets[name] = settings
         except UnsupportedError:  # `qdeploy formats` says why
             continue
     return targets
+
+
+def _refuse_clashes(to: str, settings: type[TargetOptions], others: Mapping[str, type[TargetOptions]]) -> None:
+    """Raises UnsupportedError where an option of a plug-in's target has the name of something else.
+
+    Targets may share the name of an option, which then is one option of the command line, of one type.
+    """
+    taken = _CALL | set(shared_options()) | {known.flag for known in shared_options().values() if known.flag}
+    elsewhere = [known for other in others.values() for known in options_of(other)]
+    for known in options_of(settings):
+        alike = [other for other in elsewhere if known.name == other.name]
+        flags = {other.flag or other.name for other in elsewhere if other.name != known.name}
+        clash = {known.name, known.flag} & taken or {known.flag or known.name} & flags
+        if clash or any(type(other.default) is not type(known.default) for other in alike):
+            raise UnsupportedError(
+                f"an option of the target {to} has the name of another option",
+                where=registry.BACKENDS.get(to).place,
+                found=known.name,
+                todo="Report it to whoever brings the target.",
+            )
 
 
 def _taken(part: type[Any], values: Mapping[str, object]) -> dict[str, Any]:

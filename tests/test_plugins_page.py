@@ -32,7 +32,12 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
         yield names
     finally:
-        for table, name in ((registry.FORMATS, "flat"), (registry.BACKENDS, "text"), (QUANTIZERS, "signs")):
+        for table, name in (
+            (registry.FORMATS, "flat"),
+            (registry.FORMATS, "inverted"),
+            (registry.BACKENDS, "text"),
+            (QUANTIZERS, "signs"),
+        ):
             table.remove(name)
         if is_known("e3m4"):
             unregister("e3m4")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdeploy.arch.names import Names
+from qdeploy.catalog.extensions import load_extensions
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
@@ -80,21 +81,21 @@ BUILT_IN = {
     "deepseek": ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
     "distilbert": ("distilbert",),
     "electra": ("electra",),
-    "ernie": ("ernie4_5_moe",),
+    "ernie": ("ernie4_5_moe", "gguf:ernie4_5-moe"),
     "eurobert": ("eurobert",),
     "falcon": ("falcon_h1",),
     "gemma": ("gemma2", "gemma3_text"),
     "glm": ("glm4",),
-    "glm_moe": ("glm4_moe",),
+    "glm_moe": ("glm4_moe", "gguf:glm4moe"),
     "gpt2": ("gpt2",),
-    "gpt_oss": ("gpt_oss",),
+    "gpt_oss": ("gpt_oss", "gguf:gpt-oss"),
     "granite": ("granite", "granitemoe"),
     "granite_hybrid": ("granitemoehybrid",),
     "hunyuan": ("hunyuan_v1_dense", "hunyuan_v1_moe"),
     "kimi": ("kimi_linear",),
     "lfm2": ("lfm2", "lfm2_moe"),
     "llama": ("llama", "mistral", "ministral", "ministral3", "smollm3", "arcee", "ernie4_5", "seed_oss"),
-    "llama4": ("llama4_text",),
+    "llama4": ("llama4_text", "gguf:llama4"),
     "mamba": ("mamba2",),
     "minimax": ("minimax_m2",),
     "mixtral": ("mixtral", "phimoe"),
@@ -108,7 +109,7 @@ BUILT_IN = {
     "opt": ("opt",),
     "phi": ("phi3",),
     "qwen": ("qwen2", "qwen3"),
-    "qwen_moe": ("qwen2_moe", "qwen3_moe"),
+    "qwen_moe": ("qwen2_moe", "qwen3_moe", "gguf:qwen2moe", "gguf:qwen3moe"),
     "qwen_next": ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     "roberta": ("roberta", "xlm-roberta", "camembert"),
     "stablelm": ("stablelm",),
@@ -117,25 +118,21 @@ BUILT_IN = {
     "vit": ("vit", "deit", "dinov2"),
     "whisper": ("whisper",),
 }
-"""File in arch/families/ -> the model types that it builds."""
-_IN_GGUF = {
-    "ernie4_5-moe": "ernie",
-    "glm4moe": "glm_moe",
-    "gpt-oss": "gpt_oss",
-    "llama4": "llama4",
-    "qwen2moe": "qwen_moe",
-    "qwen3moe": "qwen_moe",
-}
-"""GGUF's names of architectures that are no model types, and the files of their families."""
+"""File in arch/families/ -> the model types that it builds; "gguf:" GGUF's names of architectures that are no types."""
 
+_GGUF = "gguf:"
 _REGISTERED: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Adds a family at run time; BadArgumentError where one of its model types is taken."""
-    taken = sorted(set(family.heads) & set(model_types()))
+    """Adds a family at run time; BadArgumentError where its name, a model type or a name in GGUF is taken."""
+    if family.name in BUILT_IN or family.name in _REGISTERED:
+        raise BadArgumentError("a family of this name is there already", found=family.name)
+    taken = set(family.heads) & set(model_types())
+    if family.gguf:
+        taken |= set(family.gguf) & {*gguf_architectures(), *model_types()}
     if taken:
-        raise BadArgumentError("a model type has a family already", found=", ".join(taken))
+        raise BadArgumentError("a model type has a family already", found=", ".join(sorted(taken)))
     _REGISTERED[family.name] = family
 
 
@@ -147,16 +144,25 @@ def forget(name: str) -> None:
 def model_types() -> tuple[str, ...]:
     """Every model type that has a family."""
     added = [kind for family in _REGISTERED.values() for kind in family.heads]
-    return (*(kind for kinds in BUILT_IN.values() for kind in kinds), *added)
+    built_in = (kind for kinds in BUILT_IN.values() for kind in kinds if not kind.startswith(_GGUF))
+    return (*built_in, *added)
 
 
 def family_of(model_type: object) -> Family | None:
-    """The family of a `model_type` or of a GGUF architecture; None where there is none."""
+    """The family of a `model_type` or of a GGUF architecture, here or in an extension; None where there is none."""
+    family = _listed(model_type)
+    if family is None and isinstance(model_type, str) and model_type:
+        load_extensions()
+        family = _listed(model_type)
+    return family
+
+
+def _listed(model_type: object) -> Family | None:
     for family in _REGISTERED.values():
         if model_type in family.heads or model_type in family.gguf:
             return family
     for file, kinds in BUILT_IN.items():
-        if model_type in kinds or _IN_GGUF.get(str(model_type)) == file:
+        if model_type in kinds or f"{_GGUF}{model_type}" in kinds:
             row: Family = importlib.import_module(f"qdeploy.arch.families.{file}").FAMILY
             return row
     return None

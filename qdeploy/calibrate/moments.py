@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.calibrate.calibrate import fitted
-from qdeploy.integer.plan import LAYERS
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Node
 from qdeploy.ir.model import Model
@@ -21,6 +20,7 @@ from qdeploy.ir.run import batches, run
 from qdeploy.ir.tensor import Array
 from qdeploy.passes.fold import fold
 from qdeploy.progress import SILENT, Progress
+from qdeploy.quantize.allocate import LAYERS
 
 ROWS = 4096
 """Rows of a batch that are used, evenly spread."""

@@ -14,6 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 _METADATA = (".dist-info", ".egg-info")
+_ALL_GROUPS = b"[qdeploy.formats][qdeploy.backends][qdeploy.quantizers][qdeploy.extensions]"
 
 
 class EntryPoint(NamedTuple):
@@ -49,7 +50,7 @@ def _entry_points(paths: tuple[str, ...]) -> Iterator[bytes]:
             entries = os.listdir(path or ".")
         except OSError:
             if path.endswith((".zip", ".egg", ".whl")) and os.path.isfile(path):
-                yield b"[qdeploy.formats][qdeploy.backends][qdeploy.quantizers]"  # may hold any: it has to be parsed
+                yield _ALL_GROUPS  # an archive may hold any: it has to be parsed
             continue
         for entry in entries:
             if entry.endswith(_METADATA):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Self
 
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import QdeployError, UnsupportedError
 from qdeploy.extras import missing
 
 BUILT_IN = "built-in"
+ADDED = "the program that runs"
+"""Who brings a row that was added at run time and does not say so itself."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Row:
     Attributes:
         name: As in `--format`, `--to` or `--quantize`.
         target: The object, or where it is: "package.module" or "package.module:attribute".
-        origin: "built-in", or the distribution that brings it.
+        origin: "built-in", the distribution that brings it, or `ADDED`.
     """
 
     name: str
@@ -53,7 +57,35 @@ class Row:
                 raise
             raise UnsupportedError(
                 f"the plug-in {self.name} cannot be imported: {type(error).__name__}: {error}",
-                where=f"{self.target} of {self.origin}",
+                where=self.place,
+            ) from error
+
+    @property
+    def place(self) -> str:
+        """Where the object is and who brings it, as errors say it."""
+        kind = self.target if isinstance(self.target, type) else type(self.target)
+        target = self.target if isinstance(self.target, str) else f"{kind.__module__}.{kind.__qualname__}"
+        return f"{target} of {self.origin}"
+
+    @contextmanager
+    def blamed(self, doing: str) -> Iterator[None]:
+        """Lets errors name the plug-in that raised them; what this project's own code raises passes as it is.
+
+        Args:
+            doing: When it was ("while it read"), for the message.
+
+        Raises:
+            UnsupportedError: A plug-in raised an error that is not of this family, or ended the process.
+        """
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if self.origin == BUILT_IN or isinstance(error, QdeployError | OSError | MemoryError):
+                raise
+            raise UnsupportedError(
+                f"the plug-in {self.name} failed {doing}: {type(error).__name__}: {error}",
+                where=self.place,
+                todo="Report it to whoever brings the plug-in, with what --debug shows.",
             ) from error
 
     def resolved(self) -> Self:
@@ -70,7 +102,7 @@ class Row:
         """The error for an object that does not satisfy its contract."""
         return UnsupportedError(
             f"the plug-in {self.name} is not a {contract}",
-            where=f"{self.target} of {self.origin}",
+            where=self.place,
             found=type(loaded).__name__,
             allowed=f"the protocol {contract}",
         )

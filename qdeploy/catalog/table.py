@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Generic, TypeVar
 
 from qdeploy.catalog.plugins import installed
-from qdeploy.catalog.rows import BUILT_IN, Row
+from qdeploy.catalog.rows import ADDED, BUILT_IN, Row
 from qdeploy.errors import BadArgumentError, UnsupportedError
 
 R = TypeVar("R", bound=Row)
@@ -44,10 +45,20 @@ class Table(Generic[R]):
     def rows(self) -> dict[str, R]:
         """All rows by name; what a distribution or a caller brings never shadows what is built in."""
         rows = self.built_in()
-        for row in (*self._added.values(), *(self._row(p.name, p.target, p.origin) for p in installed(self._group))):
+        for row in self._brought():
             if row.name not in self._reserved:
                 rows.setdefault(row.name, row)
         return rows
+
+    def shadowed(self) -> list[R]:
+        """The rows of distributions whose names are taken, so that nobody can ask for them."""
+        rows = self.rows()
+        return [row for row in self._brought() if rows.get(row.name) != row]
+
+    def _brought(self) -> Iterator[R]:
+        """What this project does not bring: the rows that were added, then those of distributions."""
+        yield from self._added.values()
+        yield from (self._row(point.name, point.target, point.origin) for point in installed(self._group))
 
     def get(self, name: str) -> R:
         """The row of a name; UnsupportedError lists those that there are."""
@@ -61,10 +72,14 @@ class Table(Generic[R]):
         return rows[name]
 
     def add(self, row: R) -> None:
-        """Adds a row for as long as the process runs; BadArgumentError where its name is taken."""
+        """Adds a row for as long as the process runs; BadArgumentError where its name is taken, or is no word."""
+        if not row.name or set(row.name) & set(" ,:="):
+            raise BadArgumentError(
+                f"not the name of a {self.kind}", found=row.name, allowed="a word without spaces, commas, colons and ="
+            )
         if row.name in self._reserved or row.name in self.rows():
             raise BadArgumentError(f"a {self.kind} of this name is there already", found=row.name)
-        self._added[row.name] = row
+        self._added[row.name] = replace(row, origin=ADDED) if row.origin == BUILT_IN else row
 
     def remove(self, name: str) -> None:
         """Takes away a row that was added; BadArgumentError where none was."""

@@ -119,7 +119,8 @@ def _print(report: dict[str, Any], dst: str) -> None:
         screen.print(f"  quantized here: {len(losses)} tensors, SNR {min(losses):.1f} to {max(losses):.1f} dB")
     for note in report["notes"]:
         screen.print(f"  [yellow]note[/] {note}")
-    place = f"; the report is in {dst}/report.json" if os.path.isdir(dst) else ""
+    written = os.path.isfile(os.path.join(dst, "report.json"))  # source files come without one
+    place = f"; the report is in {dst}/report.json" if written else ""
     screen.print(f"[bold]{dst}[/] ({report['target']}){place}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def command(ops: bool, as_json: bool) -> None:
     """List readable formats and targets: the built-in ones, and those of installed plug-ins.
 
-    A plug-in registers under the entry point group qdeploy.formats, qdeploy.backends or qdeploy.quantizers.
+    A plug-in registers under the entry point group qdeploy.formats, qdeploy.backends, qdeploy.quantizers or
+    qdeploy.extensions.
 
     \b
     Examples:
@@ -51,6 +53,7 @@ def command(ops: bool, as_json: bool) -> None:
 
 def _print_ops(as_json: bool) -> None:
     """The table of ops against targets; a target that is not installed has no column."""
+    from qdeploy.catalog.extensions import load_extensions
     from qdeploy.coverage import coverage
     from qdeploy.errors import QdeployError
     from qdeploy.integer.integerize import RULES
@@ -59,9 +62,12 @@ def _print_ops(as_json: bool) -> None:
     lowered: dict[str, frozenset[str]] = {"as integers": frozenset(RULES)}
     for name in BACKENDS.rows():
         try:
-            lowered[name] = BACKENDS.get(name).load().ops()
+            row = BACKENDS.get(name)
+            with row.blamed("while it listed its ops"):
+                lowered[name] = frozenset(row.load().ops())
         except QdeployError as error:
             click.echo(f"{name}: not available: {error.what}", err=True)
+    load_extensions()
     rows = coverage(lowered)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
@@ -72,22 +78,48 @@ def _print_ops(as_json: bool) -> None:
 
 def listed() -> list[dict[str, Any]]:
     """A row for everything that there is; what cannot be loaded says why."""
+    from qdeploy.catalog.extensions import extensions
     from qdeploy.quantize.specs import QUANTIZERS, usage
     from qdeploy.registry import BACKENDS, FORMATS
 
     kinds: tuple[tuple[str, Mapping[str, Row], Callable[[str], tuple[str, bool]]], ...] = (
         ("quantize", QUANTIZERS.rows(), lambda name: (usage(name), False)),
         ("read", FORMATS.rows(), lambda name: _format(FORMATS.get(name).load())),
-        ("target", BACKENDS.rows(), lambda name: (BACKENDS.get(name).load().title, True)),
+        ("target", BACKENDS.rows(), lambda name: (_title(name), True)),
     )
-    return [_row(kind, row, name, describe) for kind, rows, describe in kinds for name, row in rows.items()]
+    rows = [_row(kind, row, name, describe) for kind, rows, describe in kinds for name, row in rows.items()]
+    rows += [_row("extension", row, row.name, partial(_extension, row)) for row in extensions()]
+    shadowed = (("quantize", QUANTIZERS.shadowed()), ("read", FORMATS.shadowed()), ("target", BACKENDS.shadowed()))
+    return rows + [_shadowed(kind, row) for kind, hidden in shadowed for row in hidden]
+
+
+def _extension(row: Row, name: str) -> tuple[str, bool]:
+    row.loaded()
+    return "number types, ops or families of models", False
+
+
+def _title(target: str) -> str:
+    """The line about a target; UnsupportedError also where its options cannot be told from others."""
+    from qdeploy.registry import backend
+    from qdeploy.spec import options_class
+
+    options_class(target)
+    return backend(target).title
+
+
+def _shadowed(kind: str, row: Row) -> dict[str, Any]:
+    """A row of a distribution that nobody can ask for."""
+    title = "not available: the name is taken"
+    return {"name": row.name, "kind": kind, "writes": False, "title": title, "tested": "", "from": row.origin}
 
 
 def _row(kind: str, row: Row, name: str, describe: Callable[[str], tuple[str, bool]]) -> dict[str, Any]:
     from qdeploy.errors import QdeployError
 
     try:
-        title, writes = describe(name)
+        with row.blamed("while it was listed"):
+            title, writes = describe(name)
+            title = str(title)
     except QdeployError as error:
         title, writes = f"not available: {error.what}", False
     return {

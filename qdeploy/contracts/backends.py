@@ -7,11 +7,13 @@ and `text` are the part, or None. A backend may derive from `Backend`, and then 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from qdeploy.catalog.rows import Row as RegistryRow
+from qdeploy.errors import UnsupportedError
+from qdeploy.options import TargetOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from qdeploy.elastic.pieces import Piece
     from qdeploy.integer.layer_shapes import LayerShape
     from qdeploy.ir.model import Model
-    from qdeploy.options import TargetOptions
     from qdeploy.progress import Progress
 
 Level = Literal["auto", "nodes", "full", "none"]
@@ -226,13 +227,31 @@ class BackendRow(RegistryRow):
 
     Attributes:
         magic: What its outputs begin with, where they are files; by this they are known without an import.
+        packages: Modules without which the target cannot be written; they are looked for before anything is read.
     """
 
     magic: bytes = b""
+    packages: tuple[str, ...] = ()
 
     def load(self) -> Backend:
         """The backend; UnsupportedError where it cannot be imported or is not a backend."""
         loaded = self.resolved().loaded()
         if not isinstance(loaded, Backend):
             raise self.refused(loaded, "qdeploy.contracts.backends.Backend")
+        with self.blamed("while it was loaded"):
+            options: object = loaded.options
+        if not _declares_options(options):
+            raise UnsupportedError(
+                f"the options of {self.name} are not those of a target",
+                where=self.place,
+                found=repr(options),
+                allowed="a dataclass that derives from qdeploy.options.TargetOptions, with a default for every field",
+            )
         return loaded
+
+
+def _declares_options(options: object) -> bool:
+    """Whether this is the dataclass of a target's options, of which there is one where the user asks for nothing."""
+    if not (isinstance(options, type) and issubclass(options, TargetOptions) and is_dataclass(options)):
+        return False
+    return all(field.default is not MISSING or field.default_factory is not MISSING for field in fields(options))

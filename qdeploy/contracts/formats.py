@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from qdeploy.catalog.rows import Row
+from qdeploy.errors import BadArgumentError
 
 if TYPE_CHECKING:
     from qdeploy.contracts.clues import Clues
@@ -89,6 +90,26 @@ class Looks(NamedTuple):
     keys: tuple[str, ...] = ()
     tensors: str = ""
 
+    def refuse_wrong(self, name: str) -> None:
+        """Raises BadArgumentError for a condition of a wrong type, and for a pattern that is none."""
+        for field, value in self._asdict().items():
+            kind = bytes if field == "magic" else str
+            if field == "tensors":
+                continue
+            if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+                raise BadArgumentError(
+                    f"a condition of {name} has a wrong type",
+                    where=field,
+                    found=repr(value),
+                    allowed=f"a tuple of {kind.__name__}",
+                )
+        try:
+            re.compile(self.tensors.encode())
+        except (re.error, AttributeError) as error:
+            raise BadArgumentError(
+                f"a condition of {name} is not a regular expression: {error}", where="tensors", found=repr(self.tensors)
+            ) from error
+
     def fit(self, clues: Clues) -> bool:
         """Whether a checkpoint meets all of the conditions; the cheap ones are looked at first."""
         return (
@@ -114,6 +135,13 @@ class FormatRow(Row):
 
     looks: tuple[Looks, ...] = ()
     tested: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses conditions that mean something else than they seem to: a text in the place of several texts."""
+        if not isinstance(self.looks, tuple) or not all(isinstance(looks, Looks) for looks in self.looks):
+            raise BadArgumentError(f"what {self.name} looks like is not a tuple of Looks", found=self.looks)
+        for looks in self.looks:
+            looks.refuse_wrong(self.name)
 
     def load(self) -> Format:
         """The format; UnsupportedError where it cannot be imported or is not a format."""

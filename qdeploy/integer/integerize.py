@@ -27,7 +27,7 @@ from qdeploy.integer import sums as integer_sums
 from qdeploy.integer.builder import Arithmetic, Builder, Rule
 from qdeploy.integer.functions import FUNCTION_RULES
 from qdeploy.integer.intervals import INT32, Intervals, check_ranges
-from qdeploy.integer.plan import LAYERS, Bits, Plan
+from qdeploy.integer.plan import Bits, Plan
 from qdeploy.integer.quantized_value import Float64, Grid, QuantizedValue, full_grid
 from qdeploy.integer.transformer import TRANSFORMER_RULES
 from qdeploy.ir.element import as_value
@@ -35,6 +35,7 @@ from qdeploy.ir.graph import Attr, Graph, Node, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
 from qdeploy.passes.fold import fold
+from qdeploy.quantize.allocate import LAYERS
 from qdeploy.quantize.smooth import Channels
 
 _FLOATS = ("F32", "F16", "BF16", "F64")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
-from qdeploy.integer.plan import LAYERS
 from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
@@ -17,6 +16,7 @@ from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array
 from qdeploy.passes.fold import fold
 from qdeploy.passes.shapes import chosen_axes
+from qdeploy.quantize.allocate import LAYERS
 
 _CONV_ATTRS = ("strides", "pads", "dilations", "group", "auto_pad")
 

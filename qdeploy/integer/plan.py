@@ -20,8 +20,7 @@ from qdeploy.integer.intervals import Intervals
 from qdeploy.integer.quantized_value import Grid, range_grid, signed_grid
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.ops.table import op
-
-LAYERS = frozenset({"Conv", "Linear", "Gemm"})
+from qdeploy.quantize.allocate import LAYERS
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.integer.builder import Builder
 from qdeploy.integer.intervals import INT32, where
-from qdeploy.integer.plan import LAYERS
 from qdeploy.integer.quantized_value import Float64, Grid, QuantizedValue, fine_grid
 from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Node
+from qdeploy.quantize.allocate import LAYERS
 
 
 def add(build: Builder, node: Node) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from qdeploy.catalog.extensions import load_extensions
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.store.storage import storage_dtype
 
@@ -132,13 +133,17 @@ _WIDEST = 64
 
 def dtype(name: str) -> DType:
     """Returns the row of a number type; raises UnsupportedError for an unknown name."""
-    if name not in _ROWS:
-        raise UnsupportedError("unknown number format", found=name, allowed=", ".join(_ROWS))
+    if not is_known(name):
+        raise UnsupportedError(
+            "unknown number format", found=name, allowed=", ".join(_ROWS), todo=" ".join(load_extensions())
+        )
     return _ROWS[name]
 
 
 def is_known(name: str) -> bool:
-    """Whether there is a row of this name."""
+    """Whether there is a row of this name, here or in an extension."""
+    if name not in _ROWS:
+        load_extensions()
     return name in _ROWS
 
 
@@ -193,9 +198,12 @@ def register(row: DType) -> None:
     """Adds a number type; it is then decoded, packaged, inspected and converted as those that stand here.
 
     Raises:
-        BadArgumentError: The row contradicts itself, or its name, element type or number in ONNX is taken.
+        BadArgumentError: The row contradicts itself, its name, element type or number in ONNX is taken, or it has a
+            number in the runtime, whose formats stand in its own table (numbers.def).
     """
     _check(row)
+    if row.native:
+        raise BadArgumentError("the runtime's formats of numbers are built in", where=row.name, found=row.native)
     for other in rows():
         for field in ("name", "element", "onnx"):
             if getattr(row, field) and getattr(row, field) == getattr(other, field):
@@ -216,19 +224,41 @@ def unregister(name: str) -> None:
 
 def _check(row: DType) -> None:
     wide = 8 * storage_dtype(row.storage).itemsize
-    if not 1 <= row.bits <= _WIDEST or not row.name:
-        wrong: Any = f"{row.bits} bits"
+    levelled = row.kind in ("sign", "ternary", "levels")
+    by_rule = row.kind in ("unsigned", "signed", "bool", "exponent")
+    if row.kind not in get_args(Kind):
+        wrong: Any = f"kind {row.kind}"
+    elif type(row.bits) is not int or not 1 <= row.bits <= _WIDEST or not row.name:
+        wrong = f"{row.bits} bits"
     elif row.bits > wide or (row.bits > 8 and row.bits != wide):
         wrong = f"{row.bits} bits in {row.storage}"
     elif row.levels and (row.bits > 8 or len(row.levels) != 1 << row.bits):
         wrong = f"{len(row.levels)} levels for {row.bits} bits"
-    elif not row.levels and row.kind in ("sign", "ternary", "levels"):
-        wrong = f"{row.kind} without levels"
+    elif (levelled and not row.levels) or (by_rule and row.levels):
+        wrong = f"{row.kind} {'with' if row.levels else 'without'} levels"
+    elif not all(isinstance(level, int | float) for level in row.levels):
+        wrong = "levels that are not numbers"
+    elif row.ml_dtypes and _bits_of_ml_dtypes(row) != row.bits:
+        wrong = f"{row.bits} bits, and ml_dtypes.{row.ml_dtypes}"
     elif not row.levels and row.kind in ("float", "exponent") and row.numpy.kind in "iu":
         wrong = f"{row.kind} without a type of ml_dtypes"
     else:
         return
     raise BadArgumentError("a number format contradicts itself", where=row.name, found=wrong)
+
+
+def _bits_of_ml_dtypes(row: DType) -> int:
+    """The width of the type of ml_dtypes that a row names; 0 where there is none of that name and storage."""
+    import ml_dtypes
+
+    extended = getattr(ml_dtypes, row.ml_dtypes, None)
+    if extended is None or np.dtype(extended).itemsize != storage_dtype(row.storage).itemsize:
+        return 0
+    info = ml_dtypes.iinfo if row.is_integer else ml_dtypes.finfo
+    try:
+        return int(info(extended).bits)
+    except (TypeError, ValueError):  # a float where the row says integer, or the other way round
+        return 0
 
 
 @cache

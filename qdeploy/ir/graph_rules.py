@@ -8,16 +8,6 @@ from qdeploy.errors import BadFileError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.ops.table import op
 
-_CHOICES = {
-    "kind": ("rms", "layer"),
-    "activation": ("", "silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh"),
-    "scores": ("softmax", "sigmoid", "softmax_of_chosen", "mixer"),
-    "group_score": ("two", "best"),
-    "weighted": ("outputs", "inputs"),
-    "approximate": ("none", "tanh"),
-}
-_KINDS = {"ShortConv": "conv", "GatedDeltaNet": "recurrent", "Mamba2": "recurrent"}
-"""What kind of state an op keeps; "kv" otherwise."""
 _LISTS = {"Reshape": ("shape",), "Unsqueeze": ("axes",), "Slice": ("starts", "ends")}
 """Lists of integers that are attributes, or inputs behind the first one in this order."""
 
@@ -53,7 +43,7 @@ def check_signature(node: Node) -> None:
         )
     if not any(node.outputs):
         raise BadFileError("a node has no output", where=_where(node))
-    for name, allowed in _CHOICES.items():
+    for name, allowed in row.choices.items():
         if name in node.attrs and node.attrs[name] not in allowed:
             raise BadFileError(
                 "a node has an unknown variant",
@@ -106,7 +96,7 @@ def check_states(graph: Graph) -> None:
     if len(keepers) != sum(bool(node.attrs.get("state")) for node in graph.nodes):
         raise BadFileError("two nodes keep one state", where="states")
     for name, node in keepers.items():
-        if declared[name].kind != _KINDS.get(node.op, "kv"):
+        if declared[name].kind != op(node.op).state:
             raise BadFileError("a state of another kind than its node's", where=_where(node), found=declared[name].kind)
         if node.op == "Attention" and node.attrs.get("kv_heads") != declared[name].heads:
             raise BadFileError(

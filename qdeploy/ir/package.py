@@ -30,7 +30,7 @@ from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.ir import rules
-from qdeploy.ir.dtype import rows as number_types
+from qdeploy.ir.dtype import is_known
 from qdeploy.ir.encoding import tensor_from_json
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.graph_json import graph_from_json
@@ -223,7 +223,7 @@ class Package:
                 allowed=str(FORMAT),
                 todo="Use a newer qdeploy.",
             )
-        unknown = sorted(set(manifest["requires"]) - FEATURES - {f"type:{row.name}" for row in number_types()})
+        unknown = sorted(name for name in set(manifest["requires"]) - FEATURES if not _is_known_type(name))
         if unknown:
             raise UnsupportedError(
                 "the package needs what this version does not know",
@@ -253,3 +253,8 @@ class LazyTensors(Mapping[str, QTensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _is_known_type(requirement: str) -> bool:
+    """Whether an entry of `requires` is a number type, here or in an extension."""
+    return requirement.startswith("type:") and is_known(requirement.removeprefix("type:"))

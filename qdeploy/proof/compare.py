@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from qdeploy import registry
-from qdeploy.contracts.backends import Backend
+from qdeploy.contracts.answers import compare
+from qdeploy.contracts.backends import BackendRow
 from qdeploy.derive import derived
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.decode import slabs
@@ -133,7 +134,7 @@ def _named(model: Model) -> str:
 
 def _compare(model: Model, b: str | os.PathLike[str], spec: ConversionSpec, text: str, progress: Progress) -> Report:
     if spec.to != PACKAGE:
-        return _against_artifact(registry.backend(spec.to), model, str(b), spec, text, progress)
+        return _against_artifact(registry.BACKENDS.get(spec.to), model, str(b), spec, text, progress)
     other = registry.open_model(b)
     shared = [name for name in model.tensors if name in other.tensors]
     if not shared:
@@ -194,12 +195,12 @@ def _as_bytes(array: Any) -> Any:
 
 
 def _against_artifact(
-    backend: Backend, model: Model, path: str, spec: ConversionSpec, text: str, progress: Progress
+    row: BackendRow, model: Model, path: str, spec: ConversionSpec, text: str, progress: Progress
 ) -> Report:
-    rows = [asdict(TensorDiff(*row)) for row in backend.compare(model, path, spec.target, progress)]
-    report: Report = {"a": model.format, "b": backend.name, "only": [], "tensors": rows}
+    rows = [asdict(TensorDiff(*result)) for result in compare(row, model, path, spec.target, progress)]
+    report: Report = {"a": model.format, "b": row.name, "only": [], "tensors": rows}
     if text:
         from qdeploy.proof.logits import artifact_logits
 
-        report["logits"] = artifact_logits(backend, model, path, text, spec.target)
+        report["logits"] = artifact_logits(row.load(), model, path, text, spec.target)
     return report

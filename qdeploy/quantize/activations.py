@@ -24,7 +24,7 @@ from qdeploy.ir.run import Cache, run
 from qdeploy.ir.tensor import Array, Float32, QTensor
 from qdeploy.passes.expand import expand_graph
 from qdeploy.quantize.contract import Kind, Statistics
-from qdeploy.quantize.samples import read_text
+from qdeploy.quantize.samples import read_samples, read_text
 
 SEQUENCE, SEQUENCES = 512, 32
 """Tokens per sequence, and how many sequences of a text are used."""
@@ -135,6 +135,11 @@ def _scale(norms: Any) -> Float32:
 
 
 def _token_ids(model: Model, path: str) -> list[int]:
+    """The ids of a text by the model's tokenizer.json, or those that an .npz or .npy file holds."""
+    if path.endswith((".npz", ".npy")):
+        samples = read_samples(model, path)
+        stored_ids: list[int] = samples.ids[samples.mask].tolist()
+        return stored_ids
     require("tokenizers", purpose="calibrating on a text")
     from tokenizers import Tokenizer
 

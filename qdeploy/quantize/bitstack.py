@@ -59,7 +59,7 @@ class BitStack:
     @property
     def needs(self) -> Needs:
         """How large the columns of the inputs are."""
-        return Needs(frozenset({"norms"}), self.calibrate)
+        return Needs(frozenset({"norms"}), self.calibrate, without="all activation scales are 1")
 
     def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
         """Describes the decomposed tensor; it is decomposed when one of its buffers is first read.

@@ -8,16 +8,19 @@ needs, and passes both to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, is_dataclass
-from typing import ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import ClassVar, Literal, Protocol, TypeGuard, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from qdeploy.catalog.rows import Row
+from qdeploy.errors import BadArgumentError
 from qdeploy.ir.tensor import Float32, QTensor
 
 Kind = Literal["norms", "moments", "means"]
+MOST_LEVELS = 64
+"""Runs of the network over the data that a quantizer may ask for."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Needs:
         streams: 0, or N: the inputs are followed side by side on the float model and at N rungs, with what the layers
             before have become at that rung. The quantizer gets 1 + N statistics: of the float model, then of each rung.
         costs: Whether what each rung costs the network is measured on the data, where that is not too much work.
+        without: What the user is told where no text is named: what the weights lack then.
     """
 
     kinds: frozenset[Kind] = frozenset()
@@ -39,6 +43,19 @@ class Needs:
     levels: int = 0
     streams: int = 0
     costs: bool = False
+    without: str = "it sees weights alone"
+
+    def __post_init__(self) -> None:
+        """Refuses what no driver measures, or could not measure in a lifetime."""
+        if unknown := set(self.kinds) - set(get_args(Kind)):
+            raise BadArgumentError(
+                "no such statistics of inputs", found=", ".join(map(str, unknown)), allowed=", ".join(get_args(Kind))
+            )
+        for name, count in (("levels", self.levels), ("streams", self.streams)):
+            if type(count) is not int or not 0 <= count <= MOST_LEVELS:
+                raise BadArgumentError(
+                    f"a quantizer cannot be given so many {name}", found=count, allowed=f"0..{MOST_LEVELS}"
+                )
 
 
 @dataclass(frozen=True)
@@ -65,10 +82,12 @@ class Grid:
     Attributes:
         bits: Of a code; 0: the quantizer has no codes of so many bits.
         group: Weights of a row that share a scale; -1: the whole row.
+        type: The number type, one of the quantizer's `TYPES`; "" where it has none.
     """
 
     bits: int = 0
     group: int = -1
+    type: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,5 +143,8 @@ class QuantizerRow(Row):
 
 
 def _is_quantizer(loaded: object) -> TypeGuard[type[Quantizer]]:
-    """Whether this is a dataclass with the members of a quantizer."""
-    return isinstance(loaded, type) and is_dataclass(loaded) and isinstance(loaded, Quantizer)
+    """Whether this is a dataclass with the members of a quantizer, which can be made without an argument."""
+    if not (isinstance(loaded, type) and is_dataclass(loaded) and isinstance(loaded, Quantizer)):
+        return False
+    named = isinstance(loaded.TYPES, tuple) and all(isinstance(name, str) for name in loaded.TYPES)
+    return named and all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(loaded))

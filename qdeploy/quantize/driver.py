@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.model import Model, ReplacedTensors
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
@@ -26,11 +27,8 @@ from qdeploy.quantize.specs import Spec
 from qdeploy.quantize.statistics import InputFile, StatisticsFolder
 from qdeploy.quantize.streams import Quantized, run_streams
 
-_WITHOUT = {
-    "": "all activation scales are 1",
-    "ladder": "it sees weights alone, and is far worse below four planes; give calibrate=FILE",
-}
-_LINEAR_WEIGHTS = {"Linear": slice(1, 2), "GatedMlp": slice(1, 4), "Stack": slice(0, None)}
+_STACK = "Stack"
+"""The op that makes one tensor of the weights of experts, each of which is a matrix of its own."""
 
 
 def quantized(model: Model, specs: Sequence[Spec]) -> Model:
@@ -45,16 +43,16 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
     followed: dict[str, list[tuple[Spec, Weight]]] = {}
     for spec in specs:
         own = [Weight(name, model.tensors[name], losses, shifts) for name, taker in weights.items() if taker is spec]
-        if spec.quantizer.needs.levels and spec.quantizer.needs.text:
+        if spec.needs.levels and spec.needs.text:
             tensors |= _by_levels(model, spec, own)
             continue
         if _is_followed(spec):
-            followed.setdefault(spec.quantizer.needs.text, []).extend((spec, weight) for weight in own)
+            followed.setdefault(spec.needs.text, []).extend((spec, weight) for weight in own)
             continue
         statistics = _measured(model, spec)
         for weight in own:
             known = statistics.get(weight.name)
-            tensors[weight.name] = spec.quantizer.quantize(weight, () if known is None else (known,), spec.grid)
+            tensors[weight.name] = spec.quantized(weight, () if known is None else (known,))
     for text, members in followed.items():
         tensors |= _by_streams(model, text, members)
     model = dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
@@ -79,12 +77,12 @@ def _quantized_network(model: Model, specs: Sequence[Spec]) -> Model:
         spec = next((s for s in specs if s.names.take(name)), None)
         if spec is None or not isinstance(view(model.tensors[name]), Floats):
             continue
-        if not spec.grid.bits or (spec.quantizer.needs.kinds and spec.quantizer.needs.text):
+        if not spec.grid.bits or (spec.needs.kinds and spec.needs.text):
             raise UnsupportedError(
                 "this method is for models of text", where=model.path, found=spec.method, allowed="rtn"
             )
         takers.add(id(spec))
-        tensors[name] = rounded(Weight(name, model.tensors[name], losses), outputs, spec.quantizer, spec.grid)
+        tensors[name] = rounded(Weight(name, model.tensors[name], losses), outputs, spec)
     _refuse_idle(model, specs, takers, tuple(layers))
     listed = dataclasses.replace(graph, meta={**graph.meta, NETWORK_META: sorted(tensors)})
     replaced = ReplacedTensors(model.tensors, tensors)
@@ -133,8 +131,8 @@ def linear_weights(model: Model) -> tuple[str, ...]:
         return tuple(n for n, t in matrices.items() if isinstance(view(t), Floats))
     names: dict[str, None] = {}
     for node in nodes:
-        if node.op in _LINEAR_WEIGHTS:
-            names.update((name, None) for name in node.inputs[_LINEAR_WEIGHTS[node.op]])
+        places = range(len(node.inputs)) if node.op == _STACK else [place for place, _ in op(node.op).weights]
+        names.update((node.inputs[place], None) for place in places if place < len(node.inputs))
     stored = {name: model.tensors[name].shape for name in names if name in model.tensors}
     return tuple(name for name, shape in stored.items() if len(shape) == 2 and math.prod(shape) > 0)
 
@@ -154,11 +152,11 @@ def embedding_tables(model: Model) -> tuple[str, ...]:
 
 def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
     """The statistics of the float model by weight, which the model's notes tell of."""
-    needs = spec.quantizer.needs
+    needs = spec.needs
     if not needs.kinds:
         return {}
     if not needs.text:
-        model.notes.append(f"{spec.method} without a calibration text: {_WITHOUT.get(spec.method, _WITHOUT[''])}")
+        model.notes.append(f"{spec.method} without a calibration text: {needs.without}")
         return {}
     if StatisticsFolder.is_one(needs.text):
         return _Stored(StatisticsFolder(Path(needs.text)).inputs())
@@ -169,7 +167,7 @@ def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
 
 def _is_followed(spec: Spec) -> bool:
     """Whether weights are quantized while a run comes to them: where rungs are followed, or means are wanted."""
-    needs = spec.quantizer.needs
+    needs = spec.needs
     stored = bool(needs.text) and StatisticsFolder.is_one(needs.text)
     if stored and needs.streams:
         raise BadArgumentError(
@@ -199,7 +197,7 @@ class _Stored(Mapping[str, Statistics]):
 
 def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str, QTensor]:
     """The tensors of a quantizer that is given statistics per level, each measured with what there is by then."""
-    needs = spec.quantizer.needs
+    needs = spec.needs
     ids = pieces_of(model, needs.text)
     model.notes.append(f"{spec.method}: {needs.levels} levels, measured in order on {ids.size} tokens")
     waiting = {weight.name: weight for weight in weights}
@@ -213,17 +211,17 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
                 for sequence in x:
                     sums.add(sequence)
                 known[name] = (*known[name], sums.statistics())
-                quantized_tensors[name] = spec.quantizer.quantize(waiting[name], known[name], spec.grid)
+                quantized_tensors[name] = spec.quantized(waiting[name], known[name])
 
         observe(model.graph, {"input_ids": ids}, ReplacedTensors(model.tensors, quantized_tensors), watch)
     unseen = {name: weight for name, weight in waiting.items() if name not in quantized_tensors}
-    return quantized_tensors | {name: spec.quantizer.quantize(weight, (), spec.grid) for name, weight in unseen.items()}
+    return quantized_tensors | {name: spec.quantized(weight, ()) for name, weight in unseen.items()}
 
 
 def _by_streams(model: Model, text: str, members: Sequence[tuple[Spec, Weight]]) -> dict[str, QTensor]:
     """The tensors of quantizers that follow the inputs of layers on a text, at rungs of what they have made so far."""
     waiting = {weight.name: (spec, weight) for spec, weight in members}
-    streams = max((spec.quantizer.needs.streams for spec, _ in members), default=0)
+    streams = max((spec.needs.streams for spec, _ in members), default=0)
     samples, _ = read_samples(model, text).parted()
     how = f"{streams} rungs, followed in order on" if streams else "inputs of layers from"
     methods = ", ".join(dict.fromkeys(spec.method for spec, _ in members))
@@ -235,17 +233,17 @@ def _by_streams(model: Model, text: str, members: Sequence[tuple[Spec, Weight]])
             return None
         spec, weight = waiting[name]
         if name not in tensors:
-            tensors[name] = spec.quantizer.quantize(weight, statistics, spec.grid)
+            tensors[name] = spec.quantized(weight, statistics)
         return tensors[name], weight.shifts.get(name)
 
     run_streams(model, samples, waiting, streams, quantize)
     unseen = [pair for name, pair in waiting.items() if name not in tensors]
-    return tensors | {weight.name: spec.quantizer.quantize(weight, (), spec.grid) for spec, weight in unseen}
+    return tensors | {weight.name: spec.quantized(weight, ()) for spec, weight in unseen}
 
 
 def _with_costs(source: Model, model: Model, specs: Sequence[Spec]) -> Model:
     """The model with what each rung costs the network, where a quantizer asks for it and names its data."""
-    texts = [spec.quantizer.needs.text for spec in specs if spec.quantizer.needs.costs and spec.quantizer.needs.text]
+    texts = [spec.needs.text for spec in specs if spec.needs.costs and spec.needs.text]
     text = next((text for text in texts if not StatisticsFolder.is_one(text)), "")
     if not text:
         return model

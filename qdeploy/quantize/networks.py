@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.codes import read_codes
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, ComputedRows, Param, QTensor, Shape, Term
-from qdeploy.ir.views import Floats, view
-from qdeploy.quantize.contract import Grid, Quantizer, Weight
+from qdeploy.ir.views import Affine, Floats, view
+from qdeploy.quantize.contract import Weight
+from qdeploy.quantize.specs import Spec
 
 META = "weight_only"
 """Where the meta of a graph lists the tensors that were quantized alone, without their layer's inputs."""
@@ -125,7 +127,7 @@ def _outputs(node: Node, place: int, rank: int) -> Sequence[int] | None:
     return {"Conv": (0,), "Linear": (0,), "ConvTranspose": (0, 1) if group > 1 else (1,), "Gemm": gemm}.get(op)
 
 
-def rounded(weight: Weight, outputs: _Axes, quantizer: Quantizer, grid: Grid) -> QTensor:
+def rounded(weight: Weight, outputs: _Axes, spec: Spec) -> QTensor:
     """A weight of a network, quantized; nothing is computed before its buffers are read.
 
     Scales belong to blocks of the summed axes, of as many entries as asked for, or of a divisor of that where it does
@@ -134,18 +136,43 @@ def rounded(weight: Weight, outputs: _Axes, quantizer: Quantizer, grid: Grid) ->
     Args:
         weight: A plain float tensor of any rank.
         outputs: Its axes of outputs.
-        quantizer: Rounds matrices.
-        grid: The number type and the group size.
+        spec: Rounds matrices, to a number type and in groups.
+
+    Raises:
+        UnsupportedError: The method gives something that is not a grid of codes in the place of the tensor's own axes.
     """
     shape = weight.tensor.shape
     matrix = _Matrix(weight.tensor, outputs)
     leading = outputs == tuple(range(len(outputs)))
     whole = not leading and len(shape) - len(outputs) > 1
-    how = replace(grid, group=-1 if whole else _group(matrix.shape[1], grid.group))
-    result = quantizer.quantize(replace(weight, tensor=matrix.tensor()), (), how)
+    grid = replace(spec.grid, group=-1 if whole else _group(matrix.shape[1], spec.grid.group))
+    result = spec.quantized(replace(weight, tensor=matrix.tensor()), (), grid)
+    keeps = result.scale is None and result.offset is None if leading else _is_symmetric(result, grid.bits)
+    if not keeps:
+        raise UnsupportedError(
+            "this method cannot round tensors of several axes",
+            where=weight.name,
+            found=spec.method,
+            allowed="integer codes with their middle for a zero point, and a float16 scale per group",
+            todo="Leave the tensor out with skip=REGEX.",
+        )
     if leading:
         return QTensor(shape, weight.tensor.dtype, result.terms)
-    return _Turned(result, shape, outputs, grid.bits, weight.tensor.dtype).tensor()
+    return _Rearranged(result, shape, outputs, grid.bits, weight.tensor.dtype).tensor()
+
+
+def _is_symmetric(matrix: QTensor, bits: int) -> bool:
+    """Whether a matrix is what `nearest.grouped_tensor` makes: unsigned codes around their middle, and scales."""
+    seen = view(matrix)
+    if not isinstance(seen, Affine) or seen.codes.table != f"uint{bits}" or seen.codes.offset is not None:
+        return False
+    zero, scale = (param.values if param is not None else None for param in (seen.codes.zero, seen.codes.scale))
+    if seen.divides or not isinstance(zero, Codes) or not isinstance(scale, Codes):
+        return False
+    if (scale.table, scale.layout) != ("f16", PLAIN) or scale.zero or scale.scale or scale.offset:
+        return False
+    middle = 1 << (bits - 1)
+    return zero.shape == (1, 1) and zero.table == "uint8" and int(zero.data[0].read().reshape(-1)[0]) == middle
 
 
 def _group(width: int, wished: int) -> int:
@@ -192,7 +219,7 @@ class _Matrix:
 
 
 @dataclass(frozen=True)
-class _Turned:
+class _Rearranged:
     """Codes of a matrix [outputs, summed entries], brought back to the order of the tensor's own axes."""
 
     matrix: QTensor
@@ -214,10 +241,10 @@ class _Turned:
         return values
 
     def _back(self, rows: Array, summed: Shape) -> Array:
-        """[outputs, ...] in the order of the tensor, with these extents of the summed axes."""
+        """[outputs, ...] in the order of the tensor's axes; `summed`: the shape of the summed ones."""
         order = _order(len(self.shape), self.outputs)
-        extents = [self.shape[i] for i in self.outputs] + list(summed)
-        return np.ascontiguousarray(rows.reshape(extents).transpose(np.argsort(order)))
+        shape = [self.shape[i] for i in self.outputs] + list(summed)
+        return np.ascontiguousarray(rows.reshape(shape).transpose(np.argsort(order)))
 
     @cached_property
     def _stored(self) -> Array:

@@ -1,6 +1,6 @@
 """Layers that add something to their outputs: what a quantizer found that its weights do not hold.
 
-requires   Linear and GatedMlp nodes with the weights that shifts are named after
+requires   linear layers (ops with weights) with the weights that shifts are named after
 ensures    each has a bias: its own and the shift, as a constant NAME/bias of the graph
 """
 
@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
+from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Float32, QTensor, Term
-
-_BIASES = {"Linear": ((1, 2),), "GatedMlp": ((1, 4), (2, 5), (3, 6))}
-"""For each op the places of its weights, and of their biases."""
 
 
 def shifted(model: Model, shifts: Mapping[str, QTensor]) -> Model:
@@ -34,9 +33,11 @@ def _shifted(
     node: Node, graph: Graph, model: Model, shifts: Mapping[str, QTensor], constants: dict[str, QTensor]
 ) -> Node:
     inputs = list(node.inputs)
-    for weight, place in _BIASES.get(node.op, ()):
-        if inputs[weight] not in shifts:
+    for weight, place in op(node.op).weights:
+        if weight >= len(inputs) or inputs[weight] not in shifts:
             continue
+        if not place:
+            raise UnsupportedError("a layer that takes no bias cannot add anything", where=node.name, found=node.op)
         inputs += [""] * (place + 1 - len(inputs))
         name, own = f"{inputs[weight]}/bias", inputs[place]
         values = shifts[inputs[weight]].decode()

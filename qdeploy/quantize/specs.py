@@ -9,14 +9,17 @@ fields of the method's dataclass say.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qdeploy.catalog.table import Table
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.ir.dtype import dtype, is_known
+from qdeploy.ir.rules import check
+from qdeploy.ir.tensor import QTensor
 from qdeploy.options import Option, option, options_of
-from qdeploy.quantize.contract import Grid, Quantizer, QuantizerRow
+from qdeploy.quantize.contract import Grid, Needs, Quantizer, QuantizerRow, Statistics, Weight
 
 QUANTIZERS: Table[QuantizerRow] = Table("quantization method", "qdeploy.quantize", QuantizerRow, "qdeploy.quantizers")
 SIGN_PLANES = "sign-planes"
@@ -85,6 +88,40 @@ class Spec:
     grid: Grid
     names: Names
 
+    @property
+    def needs(self) -> Needs:
+        """What the quantizer asks of the data; UnsupportedError where a plug-in does not say it."""
+        with QUANTIZERS.get(self.method).blamed("while it said what it needs"):
+            needs: object = self.quantizer.needs
+        if not isinstance(needs, Needs):
+            raise UnsupportedError(
+                f"the quantizer {self.method} does not say what it needs",
+                where=QUANTIZERS.get(self.method).place,
+                found=repr(needs),
+                allowed="qdeploy.quantize.contract.Needs",
+            )
+        return needs
+
+    def quantized(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid | None = None) -> QTensor:
+        """What the quantizer makes of a weight, on a grid of its own or on that of the spec.
+
+        Raises:
+            UnsupportedError: A plug-in fails, or makes something else than a tensor of the weight's shape.
+        """
+        row = QUANTIZERS.get(self.method)
+        with row.blamed(f"while it quantized {weight.name}"):
+            tensor: object = self.quantizer.quantize(weight, statistics, grid or self.grid)
+        if not isinstance(tensor, QTensor) or tensor.shape != weight.tensor.shape:
+            shape = tensor.shape if isinstance(tensor, QTensor) else type(tensor).__name__
+            raise UnsupportedError(
+                f"the quantizer {self.method} made something else of a weight",
+                where=f"{weight.name}, {row.place}",
+                found=shape,
+                allowed=f"a QTensor of shape {weight.tensor.shape}",
+            )
+        check(tensor, weight.name)
+        return tensor
+
 
 def parse(text: str) -> Spec:
     """Parses `rtn:int4,group=128,clip=none,skip=REGEX,only=REGEX` or `bitstack:blocks=8,rank=16,calibrate=FILE,...`.
@@ -110,8 +147,16 @@ def parse(text: str) -> Spec:
     group = int(Groups(**values[Groups]).group) if quantizer.TYPES else -1
     if group == 0:
         raise BadArgumentError("not a group size", found=0, allowed=f"1..{_MOST_GROUP}, or -1 for a whole row")
-    bits = int(re.sub(r"\D", "", kind) or 0)
-    return Spec(method, quantizer(**settings), Grid(bits, group), names)
+    with QUANTIZERS.get(method).blamed("while it was asked for"):
+        return Spec(method, quantizer(**settings), Grid(_bits(kind), group, kind), names)
+
+
+def _bits(kind: str) -> int:
+    """The width of a number type: what its row says, or the number at the end of a name that has no row."""
+    if is_known(kind):
+        return dtype(kind).bits
+    digits = re.search(r"\d+$", kind)
+    return int(digits[0]) if digits else 0
 
 
 def parse_lowering(text: str) -> int:
@@ -137,17 +182,25 @@ def usages() -> list[tuple[str, str]]:
     lines = []
     for name, row in QUANTIZERS.rows().items():
         try:
-            quantizer = row.load()
+            parts = parts_of(row.load())
         except UnsupportedError:  # `qdeploy formats` says why
             continue
-        helps = (f"{known.name}: {known.help}" for part in parts_of(quantizer)[:-1] for known in options_of(part))
+        helps = (f"{known.name}: {known.help}" for part in parts[:-1] for known in options_of(part))
         lines.append((usage(name), " ".join(helps)))
     return lines
 
 
 def parts_of(quantizer: type[Quantizer]) -> tuple[type[Any], ...]:
-    """The dataclasses that declare the options of a method."""
-    return (quantizer, Groups, Names) if quantizer.TYPES else (quantizer, Names)
+    """The dataclasses that declare the options of a method; UnsupportedError where one name stands for two options."""
+    shared: tuple[type[Any], ...] = (Groups, Names) if quantizer.TYPES else (Names,)
+    taken = {"type"} | {known.name for part in shared for known in options_of(part)}
+    if clash := sorted(taken & {known.name for known in options_of(quantizer)}):
+        raise UnsupportedError(
+            "an option of a quantizer has the name of an option that all of them have",
+            where=f"{quantizer.__module__}.{quantizer.__qualname__}",
+            found=", ".join(clash),
+        )
+    return (quantizer, *shared)
 
 
 def _shape(known: Option) -> str:

@@ -18,7 +18,7 @@ from qdeploy.ir.model import Model
 from qdeploy.options import SourceOptions
 from qdeploy.registry.sniffing import Candidates, describe
 from qdeploy.store.folder import Folder
-from qdeploy.store.report_form import REPORT, read_report
+from qdeploy.store.report_form import REPORT, is_report, read_report
 
 if TYPE_CHECKING:
     from qdeploy.contracts.backends import Backend, BackendRow
@@ -31,7 +31,9 @@ def _backend_row(name: str, target: object, origin: str) -> BackendRow:
 
 
 FORMATS: Table[FormatRow] = Table("format", "qdeploy.formats", FormatRow)
-BACKENDS: Table[BackendRow] = Table("target", "qdeploy.backends", _backend_row, reserved=("ir", "source"))
+_WITHOUT_BACKEND = ("ir", "source")
+"""Targets that are no backend's: packages, and the source's own files."""
+BACKENDS: Table[BackendRow] = Table("target", "qdeploy.backends", _backend_row, reserved=_WITHOUT_BACKEND)
 
 add_format = FORMATS.add
 add_backend = BACKENDS.add
@@ -48,16 +50,31 @@ def format_module(name: str) -> Format:
 
 
 def artifact_backend(path: str | os.PathLike[str]) -> Backend | None:
-    """The backend whose output this is, or None: a folder's report names it, a file begins with its row's magic."""
+    """The backend whose output this is, or None: a folder's report names it, a file begins with its row's magic.
+
+    Raises:
+        UnsupportedError: The report names a target that is not installed.
+        BadFileError: The report is damaged.
+    """
     if os.path.isfile(path):
         return _by_magic(path)
     if not os.path.isfile(os.path.join(path, "report.json")):
         return None
     report = Folder(path).json(REPORT)
     name = report.get("target") if isinstance(report, dict) else None
-    rows = BACKENDS.rows()
-    if not isinstance(name, str) or name not in rows:
+    if not isinstance(name, str) or name in _WITHOUT_BACKEND:
         return None
+    rows = BACKENDS.rows()
+    if name not in rows and not is_report(report):
+        return None
+    if name not in rows:
+        raise UnsupportedError(
+            "this is an output of a target that is not installed",
+            where=str(path),
+            found=name,
+            allowed=", ".join(rows),
+            todo="Install the plug-in that wrote it, or a newer version of this program.",
+        )
     read_report(path)
     return rows[name].load()
 
@@ -109,8 +126,13 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
             todo="Name one with --format.",
         )
     model = read(best[0], folder)
-    model.notes.extend(candidates.notes)
+    model.notes.extend([*candidates.notes, *_shadowed()])
     return model
+
+
+def _shadowed() -> list[str]:
+    """Notes on formats of distributions that nobody is asked about, because their names are taken."""
+    return [f"the format {row.name} of {row.origin} was left out: its name is taken" for row in FORMATS.shadowed()]
 
 
 def _nearest(method: str) -> str:
@@ -132,13 +154,21 @@ def read(row: FormatRow, folder: Folder) -> Model:
             found=f"--signature {folder.options.signature}",
             todo="Leave --signature out.",
         )
-    model: Any = reader.read(folder)
+    with row.blamed(f"while it read {folder.path / folder.only}"):
+        model: object = reader.read(folder)
     if not isinstance(model, Model):
         raise UnsupportedError(
             f"the reader {row.name} gave no model",
-            where=f"{row.target} of {row.origin}",
+            where=row.place,
             found=type(model).__name__,
             allowed="qdeploy.ir.model.Model",
+        )
+    if model.format != row.name:
+        raise UnsupportedError(
+            f"the reader {row.name} gave a model of another format",
+            where=row.place,
+            found=model.format,
+            allowed=row.name,
         )
     return model
 

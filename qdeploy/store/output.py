@@ -22,12 +22,10 @@ from typing import Any
 
 from qdeploy.errors import OutputError, QdeployError
 from qdeploy.store.folder import Folder, parse_json
-from qdeploy.store.report_form import REPORT
+from qdeploy.store.report_form import REPORT, is_report
 from qdeploy.store.staging import MARK, exchange, lock, prefix, prepare, rename, unlock
 
 _HEAD = 64 << 10
-_FIELDS = {"qdeploy", "source", "target", "options", "summary", "tensors"}
-"""What the report of every version has."""
 _lock, _unlock = lock, unlock
 
 
@@ -185,7 +183,7 @@ def is_output(folder: Path) -> bool:
         report = Folder(folder).json(REPORT)
     except QdeployError:
         return False
-    if not isinstance(report, dict) or not report.keys() >= _FIELDS:
+    if not is_report(report):
         return False
     return "content" not in report or report["content"] == content_hash(folder)
 

@@ -20,6 +20,7 @@ _ROW = {
     "snr_db?": float,
     "forms?": [{"form": str, "reason": str, "lossless": bool, "bytes": int}],
 }
+_FIELDS = {"qdeploy", "source", "target", "options", "summary", "tensors"}
 REPORT_FORM = {
     "qdeploy": str,
     "source": {"format": str, "model_type": Any, ...: Any},
@@ -33,6 +34,11 @@ REPORT_FORM = {
     ...: Any,
 }
 """What every version so far has written."""
+
+
+def is_report(content: object) -> bool:
+    """Whether JSON has the fields that the report of every version has."""
+    return isinstance(content, dict) and content.keys() >= _FIELDS
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:

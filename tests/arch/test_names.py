@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, NoReturn
+
 import gguf
 import pytest
 
-from qdeploy.arch.family import family_of
+from qdeploy.arch.family import Family, Gguf, family_of, forget, register
 from qdeploy.arch.names import Names, layer_of
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadArgumentError, UnsupportedError
 
 ARCH = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -91,3 +94,28 @@ def test_the_stored_name_is_found() -> None:
     assert names("bert").locate(name, "hf", [name, f"bert.{name}"]) == name
     assert names("bert").locate(name, "gguf", ["token_embd_norm.weight"]) == "token_embd_norm.weight"
     assert names("llama").locate("lm_head.weight", "hf", ["bert.lm_head.weight"]) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "llama"},
+        {"name": "twice"},
+        {"heads": {"llama": ("LlamaForCausalLM",)}},
+        {"gguf": {"llama": Gguf(lambda metadata, shapes, name: {})}},
+        {"gguf": {"qwen3moe": Gguf(lambda metadata, shapes, name: {})}},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_family_takes_no_name_from_another(changed: dict[str, Any]):
+    def refuse(model: object) -> NoReturn:
+        raise AssertionError
+
+    mine = Family("mine", {"mine": ("MineForCausalLM",)}, Names(()), refuse)
+    register(replace(mine, name="twice"))
+    try:
+        with pytest.raises(BadArgumentError, match="already"):
+            register(replace(mine, **{"heads": {"other": ("OtherForCausalLM",)}, **changed}))
+        assert family_of("llama") is not None and family_of("llama").name == "llama"  # type: ignore[union-attr]
+    finally:
+        forget("twice")

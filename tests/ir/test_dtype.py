@@ -237,12 +237,27 @@ def test_a_clash_is_refused_and_nothing_is_added(row: DType, taken: str) -> None
         DType("few", 2, "levels", "U8", levels=(1, 2, 3)),
         DType("none", 2, "levels", "U8"),
         DType("nothing", 8, "float", "U8"),
+        DType("decimal", 8, "decimal", "U8"),  # type: ignore[arg-type]
+        DType("levelled", 2, "unsigned", "U8", levels=(1, 2, 3, 5)),
+        DType("spelled", 1, "levels", "U8", levels=("1", "2")),  # type: ignore[arg-type]
+        DType("unknown", 8, "float", "U8", ml_dtypes="float8_e9m9"),
+        DType("longer", 8, "float", "U8", ml_dtypes="bfloat16"),
+        DType("narrower", 8, "float", "U8", ml_dtypes="float4_e2m1fn"),
+        DType("other", 4, "unsigned", "U8", ml_dtypes="float4_e2m1fn"),
+        DType("half", 4.5, "unsigned", "U8"),  # type: ignore[arg-type]
     ],
     ids=lambda row: row.name or "unnamed",
 )
 def test_a_row_that_contradicts_itself_is_refused(row: DType) -> None:
     with pytest.raises(BadArgumentError, match="contradicts"):
         table.register(row)
+
+
+@pytest.mark.parametrize("number", [5, 9])
+def test_a_type_that_is_added_has_no_number_of_the_runtime(number: int) -> None:
+    """Its formats are compiled: a number of another type would give its codes another meaning."""
+    with pytest.raises(BadArgumentError, match="the runtime's formats of numbers"):
+        table.register(DType("mine", 8, "levels", "U8", native=number, levels=tuple(range(256))))
 
 
 def test_built_in_types_cannot_be_taken_back() -> None:

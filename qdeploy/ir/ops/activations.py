@@ -50,6 +50,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": lambda x: np.tanh(x),
 }
 """By their names in attributes of nodes."""
+ACTIVATION_CHOICES = {"activation": ("", *ACTIVATIONS)}
+"""What the attribute `activation` of an op may be; "" leaves the activation out, where the op allows that."""
 
 
 def activation_of(name: str) -> Callable[[Array], Array]:

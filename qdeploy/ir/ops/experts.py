@@ -9,7 +9,7 @@ import numpy as np
 from qdeploy.ir.expand import experts as expansion
 from qdeploy.ir.experts import experts, route, stack
 from qdeploy.ir.ops import intervals
-from qdeploy.ir.ops.activations import activation_of, sigmoid
+from qdeploy.ir.ops.activations import ACTIVATION_CHOICES, activation_of, sigmoid
 from qdeploy.ir.ops.row import QDEPLOY, Op
 from qdeploy.ir.tensor import Array
 
@@ -40,6 +40,22 @@ def _experts(
 
 EXPERT_ROWS = (
     Op("Stack", QDEPLOY, "tensors of one shape along a new first axis", stack, moves=True, interval=intervals.concat),
-    Op("Route", QDEPLOY, "router logits [B, T, E] to experts I64 [B, T, k] and their weights [B, T, k]", route),
-    Op("Experts", QDEPLOY, "the weighted sum of each token's experts; weights [E, N, K]", _experts, expansion),
+    Op(
+        "Route",
+        QDEPLOY,
+        "router logits [B, T, E] to experts I64 [B, T, k] and their weights [B, T, k]",
+        route,
+        choices={
+            "scores": ("softmax", "sigmoid", "softmax_of_chosen", "mixer"),
+            "group_score": ("two", "best"),
+        },
+    ),
+    Op(
+        "Experts",
+        QDEPLOY,
+        "the weighted sum of each token's experts; weights [E, N, K]",
+        _experts,
+        expansion,
+        choices={**ACTIVATION_CHOICES, "weighted": ("outputs", "inputs")},
+    ),
 )

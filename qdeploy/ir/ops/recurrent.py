@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qdeploy.ir.ops.activations import activation_of
+from qdeploy.ir.ops.activations import ACTIVATION_CHOICES, activation_of
 from qdeploy.ir.ops.row import QDEPLOY, Op
 from qdeploy.ir.recurrent import Past, causal_conv, gated_delta, selective_scan
 from qdeploy.ir.tensor import Array
@@ -56,7 +56,14 @@ def _scan(
 
 
 RECURRENT_ROWS = (
-    Op("ShortConv", QDEPLOY, "each channel of x [B, T, C] with its own last tokens, weight [C, 1, K]", _conv),
-    Op("GatedDeltaNet", QDEPLOY, "the gated delta rule over heads; [B, T, heads * V]", _delta),
-    Op("Mamba2", QDEPLOY, "a selective state space over heads; [B, T, heads * P]", _scan),
+    Op(
+        "ShortConv",
+        QDEPLOY,
+        "each channel of x [B, T, C] with its own last tokens, weight [C, 1, K]",
+        _conv,
+        choices=ACTIVATION_CHOICES,
+        state="conv",
+    ),
+    Op("GatedDeltaNet", QDEPLOY, "the gated delta rule over heads; [B, T, heads * V]", _delta, state="recurrent"),
+    Op("Mamba2", QDEPLOY, "a selective state space over heads; [B, T, heads * P]", _scan, state="recurrent"),
 )

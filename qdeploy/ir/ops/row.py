@@ -6,6 +6,9 @@
     interval      between which numbers the result lies, from the intervals of the inputs (intervals.py)
     constants     attributes that the ONNX operator of the same name takes as inputs, in their order
     result        the element type of the result, where the op alone decides it
+    choices       the values that an attribute may have, where they are words
+    state         what kind of state it keeps (graph.State), where it keeps one
+    weights       which inputs are matrices of a linear layer, which quantizers take, and which are their biases
 
 Shapes need no trait: they are found by running the numpy function on zeros (`qdeploy/passes/shapes.py`).
 """
@@ -13,8 +16,8 @@ Shapes need no trait: they are found by running the numpy function on zeros (`qd
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -78,6 +81,10 @@ class Op:
         interval: Between which numbers the result lies.
         constants: Attributes that are inputs in ONNX.
         result: Element type of the result, where the op alone decides it.
+        choices: Attribute -> the values that it may have; any value where an attribute is not named.
+        state: The kind of the state that it keeps, where it keeps one.
+        weights: Of a linear layer: the places of the matrices [N, K] that it multiplies with, each with the place of
+            its bias, 0 where it can have none.
     """
 
     name: str
@@ -91,6 +98,9 @@ class Op:
     interval: IntervalRule | None = None
     constants: tuple[str, ...] = ()
     result: str = ""
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    state: str = "kv"
+    weights: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def arity(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.catalog.extensions import load_extensions
 from qdeploy.errors import BadArgumentError, UnsupportedError
 from qdeploy.ir.attention import attention, rotary
 from qdeploy.ir.expand import (
@@ -36,7 +37,7 @@ from qdeploy.ir.expand import (
     xielu_nodes,
 )
 from qdeploy.ir.ops import integer_intervals, intervals
-from qdeploy.ir.ops.activations import activation_of, erf, gelu, sigmoid, xielu
+from qdeploy.ir.ops.activations import ACTIVATION_CHOICES, activation_of, erf, gelu, sigmoid, xielu
 from qdeploy.ir.ops.cast import cast
 from qdeploy.ir.ops.conv import CONV_ROWS
 from qdeploy.ir.ops.elementwise import ELEMENTWISE_ROWS, opaque
@@ -68,8 +69,9 @@ def forget(name: str) -> None:
 
 def op(name: str) -> Op:
     """Returns the row of an op; raises UnsupportedError for a name that is not in the table."""
+    failures = load_extensions() if name not in OPS else ()
     if name not in OPS:
-        raise UnsupportedError("unknown op", found=name, allowed=", ".join(sorted(OPS)))
+        raise UnsupportedError("unknown op", found=name, allowed=", ".join(sorted(OPS)), todo=" ".join(failures))
     return OPS[name]
 
 
@@ -278,7 +280,13 @@ OPS = {
         ),
         Op("Erf", ONNX, "the error function", erf, monotone=True),
         Op("Sqrt", ONNX, "the square root", lambda x: np.sqrt(x), monotone=True),
-        Op("Gelu", ONNX, "x * Phi(x), exactly or by the tanh formula", gelu),
+        Op(
+            "Gelu",
+            ONNX,
+            "x * Phi(x), exactly or by the tanh formula",
+            gelu,
+            choices={"approximate": ("none", "tanh")},
+        ),
         Op("RMSNormalization", "ONNX 23", "x / sqrt(mean(x^2) + epsilon) * weight, last axis", _rms_normalization),
         Op(
             "LayerNormalization",
@@ -352,14 +360,31 @@ OPS = {
             interval=intervals.clip,
             constants=("min", "max"),
         ),
-        Op("Linear", QDEPLOY, "x @ weight.T + bias; weight [N, K]", _linear, linear, interval=intervals.layer),
-        Op("SkipNorm", QDEPLOY, "s = x + skip; gives norm(s) and s; kind rms or layer", _skip_norm, skip_norm),
+        Op(
+            "Linear",
+            QDEPLOY,
+            "x @ weight.T + bias; weight [N, K]",
+            _linear,
+            linear,
+            interval=intervals.layer,
+            weights=((1, 2),),
+        ),
+        Op(
+            "SkipNorm",
+            QDEPLOY,
+            "s = x + skip; gives norm(s) and s; kind rms or layer",
+            _skip_norm,
+            skip_norm,
+            choices={"kind": ("rms", "layer")},
+        ),
         Op(
             "GatedMlp",
             QDEPLOY,
             "Linear(act(Linear(x, gate)) * Linear(x, up), down), each with its bias where it is there",
             _gated_mlp,
             gated_mlp,
+            choices=ACTIVATION_CHOICES,
+            weights=((1, 4), (2, 5), (3, 6)),
         ),
         Op(
             "XIELU",

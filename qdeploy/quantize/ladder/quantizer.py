@@ -60,7 +60,13 @@ class Ladder:
     def needs(self) -> Needs:
         """Second moments and means of the inputs; for `best` of every level, in order."""
         streams = PROFILES[self.profile].planes - 1 if self.effort == "best" and self.calibrate else 0
-        return Needs(frozenset({"moments", "means"}), self.calibrate, streams=streams, costs=True)
+        return Needs(
+            frozenset({"moments", "means"}),
+            self.calibrate,
+            streams=streams,
+            costs=True,
+            without="it sees weights alone, and is far worse below four planes; give calibrate=FILE",
+        )
 
     def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
         """Fits the ladder of one matrix, now.

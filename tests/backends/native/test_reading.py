@@ -73,3 +73,18 @@ def test_every_released_feature_has_a_golden_file_and_files_without_bits_are_val
     bits = [int(ModelFile(path).header["features"]) for path in GOLDEN]
     assert 0 in bits
     assert {1 << i for used in bits for i in range(64) if used >> i & 1} == {int(feature) for feature in Feature}
+
+
+def test_every_bit_that_is_not_known_is_refused_by_both_readers(tmp_path: Path):
+    pytest.importorskip("qdeploy._native", reason="the native runtime is not built", exc_type=ImportError)
+    from qdeploy.native import Runtime
+
+    for bit in range(64):
+        if any(1 << bit == int(feature) for feature in Feature):
+            continue
+        path = Path(shutil.copy(GOLDEN[0], tmp_path / f"{bit}.qd"))
+        with_features(path, 1 << bit, f"{bit} tiles\n".encode())
+        for opened in (ModelFile, Runtime):
+            with pytest.raises(UnsupportedError, match=rf"feature|{bit}") as refused:
+                opened(path)
+            assert f"{bit} (tiles)" in str(refused.value), opened
