@@ -109,6 +109,9 @@ def norm(planning: Planning, node: Node) -> None:
 
 def binary(planning: Planning, node: Node) -> None:
     """Heads times, or plus, a constant with a number for each of their elements."""
+    if all(name in planning.heads for name in node.inputs) and node.op == "Mul":
+        _scaled(planning, node)
+        return
     name, other = node.inputs if node.inputs[0] in planning.heads else node.inputs[::-1]
     view = planning.heads[name]
     if view.shared or planning.is_computed(other) or other in planning.heads:
@@ -120,6 +123,15 @@ def binary(planning: Planning, node: Node) -> None:
     width, tensors = view.count * view.size, (planning.tensor(other),)
     value = planning.emit(op, (view.value,), node.outputs[0], width, tensors=tensors)
     planning.heads[node.outputs[0]] = HeadView(value, view.count, view.size)
+
+
+def _scaled(planning: Planning, node: Node) -> None:
+    """Heads times one number for each."""
+    heads, factors = sorted((planning.heads[name] for name in node.inputs), key=lambda view: -view.size)
+    if factors.size != 1 or heads.count != factors.count or heads.shared or factors.shared:
+        raise UnsupportedError("heads and other heads", where=node.name)
+    value = planning.emit(Op.SCALE, (heads.value, factors.value), node.outputs[0], heads.count * heads.size)
+    planning.heads[node.outputs[0]] = HeadView(value, heads.count, heads.size)
 
 
 def rotary(planning: Planning, node: Node) -> None:

@@ -42,6 +42,7 @@ class Feature(IntFlag):
     LADDER = 1 << 5
     SEQUENCES = 1 << 6
     HADAMARD = 1 << 7
+    MEASURES = 1 << 8
 
 
 class SectionId(IntEnum):
@@ -154,6 +155,8 @@ class Op(IntEnum):
     GREATEST = 29
     TOKEN_POSITIONS = 30
     HADAMARD = 31
+    OUTLIERS = 32
+    MAGNITUDE = 33
 
 
 FEATURES = {
@@ -173,6 +176,8 @@ FEATURES = {
     Op.GREATEST: Feature.SEQUENCES,
     Op.TOKEN_POSITIONS: Feature.SEQUENCES,
     Op.HADAMARD: Feature.HADAMARD,
+    Op.OUTLIERS: Feature.MEASURES,
+    Op.MAGNITUDE: Feature.MEASURES,
 }
 """What an op needs of a reader, for those that came later."""
 

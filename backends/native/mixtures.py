@@ -38,8 +38,8 @@ def route(planning: Planning, node: Node) -> None:
         float(attrs.get("scale", 1.0)),
         float(attrs.get("jitter", 0.0)),
     )
-    bias = tuple(planning.tensor(name) for name in node.inputs[1:] if name)
-    value = planning.emit(Op.ROUTE, (logits,), node.outputs[0], 2 * top, tensors=bias, attrs=words)
+    tensors = tuple(planning.tensor(name) if name else NONE for name in node.inputs[1:])
+    value = planning.emit(Op.ROUTE, (logits,), node.outputs[0], 2 * top, tensors=tensors, attrs=words)
     planning.rename(node.outputs[1], value)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.backends.native import heads, mixtures, recurrence
+from qdeploy.backends.native import heads, measures, mixtures, recurrence, tables
 from qdeploy.backends.native.heads import HeadView
 from qdeploy.backends.native.layout import FEATURES, NONE, Activation, Feature, Op, Role, ValueKind, aligned
 from qdeploy.backends.native.parts import Array
@@ -84,6 +84,8 @@ class Plan:
         for node in self.nodes:
             needed |= FEATURES.get(node.op, Feature(0))
             needed |= Feature.HEADS if node.op == Op.POSITIONS and node.attrs else Feature(0)
+            second = self.values[node.inputs[1]].width if len(node.inputs) > 1 else 0
+            needed |= Feature.MEASURES if measures.measures(node, second) else Feature(0)
             needed |= Feature.ATTENTION if node.op == Op.ATTENTION and len(node.attrs) > 9 else Feature(0)
         return needed
 
@@ -245,20 +247,6 @@ class Planning:
         return value
 
     # ---- ops
-
-    def _gather(self, node: Node) -> None:
-        weight, ids = node.inputs
-        matrix, width = self.matrix(weight), self.model.tensors[weight].shape[1]
-        if self.is_computed(ids):
-            self.emit(Op.EMBED, (self.source(ids),), node.outputs[0], width, matrix=matrix)
-            return
-        maker = self.makers.get(ids)
-        if maker is not None and maker.op == "TokenPositions":
-            places, pad = (self.source(maker.inputs[0]),), int(maker.attrs["pad"])  # type: ignore[arg-type]
-            self.emit(Op.TOKEN_POSITIONS, places, node.outputs[0], width, matrix=matrix, attrs=(pad,))
-            return
-        first = heads.first_position(self, ids, node)
-        self.emit(Op.POSITIONS, (), node.outputs[0], width, matrix=matrix, attrs=(first,) if first else ())
 
     def _linear(self, node: Node) -> None:
         x, weight, *bias = node.inputs
@@ -425,10 +413,12 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Add": Planning._binary,
     "Mul": Planning._binary,
     "MeanPool": Planning._mean_pool,
+    "Outliers": measures.outliers,
+    "Magnitude": measures.magnitude,
     "LastToken": Planning._pick,
     "GreatestToken": Planning._pick,
     "LpNormalization": Planning._normalize,
-    "Gather": Planning._gather,
+    "Gather": tables.gather,
     "Reshape": heads.reshape,
     "Slice": heads.cut,
     "Concat": heads.join,
@@ -443,7 +433,7 @@ _OPS: Mapping[str, Callable[[Planning, Node], None]] = {
     "Mamba2": recurrence.scan,
 }
 """How each op is planned, for those that stand alone."""
-_SILENT = frozenset({"Identity", "Positions", "PositionsBehind", "TokenPositions", "Constant", "Stack"})
+_SILENT = frozenset({"Identity", "Positions", "PositionsBehind", "TokenPositions", "IdsWithin", "Constant", "Stack"})
 """What is no node: an alias, positions, which the Gather of a table takes the place of, a list of matrices."""
 
 

@@ -28,6 +28,7 @@ def lowered_graph(model: Model, options: Options) -> GraphLowering | IntegerLowe
     """The graph of a model, lowered into a builder."""
     integers = model.graph.meta.get("kind") == "integer"
     lowering = IntegerLowering(model, options) if integers else GraphLowering(model, options)
+    lowering.builder.explicit_zeros = options.integer == "fast"
     lowering.run()
     return lowering
 
@@ -39,7 +40,8 @@ def assemble(model: Model, target: Path, options: Options, progress: Progress) -
     digests = builder.data.write(target / DATA_FILE, progress, options.jobs)
     states = lowering.graph.states
     cached = bool(states) and all(state.kind == "kv" for state in states)
-    config = genai_config(model, lowering.graph) if cached else None
+    alike = len({(state.heads, state.head_dim, state.value_dim) for state in states}) == 1  # genai knows one extent
+    config = genai_config(model, lowering.graph) if cached and alike else None
     try:
         (target / MODEL_FILE).write_bytes(builder.model().SerializeToString(deterministic=True))
         side = write_side_files(model, target, config)

@@ -68,6 +68,9 @@ def emit_route(scope: Scope, node: Node) -> None:
     if attrs.get("normalize"):
         weights = builder.node("Div", [weights, _sum_of(builder, weights, attrs)])
     scale = builder.constant(attrs.get("scale", 1.0), "float32")
+    if len(node.inputs) > 2:
+        flat = builder.node("Reshape", [scope.value(node.inputs[2]), _ints(builder, [-1])])
+        scale = builder.node("Mul", [builder.node("Gather", [flat, node.outputs[0]], axis=0), scale])
     builder.node("Mul", [weights, scale], node.outputs[1])
 
 

@@ -60,6 +60,7 @@ class GraphLowering:
             self.builder.source_opset = int(self.graph.meta.get("opset", 0))  # type: ignore[arg-type]
         self.rulings: dict[str, Ruling] = {}
         self._stacks = {n.outputs[0]: n.inputs for n in self.graph.nodes if n.op == "Stack"}
+        self._kept: set[int] = set()
         self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
         self._computed = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
         self.builder.reserved = self._computed | set(model.tensors)
@@ -195,6 +196,9 @@ class GraphLowering:
         place, state = self._states[str(node.attrs["state"])]
         query, key, value = (self.value(name) for name in node.inputs[:3])
         past, present = ((f"{kind}.{place}.key", f"{kind}.{place}.value") for kind in ("past_key_values", "present"))
+        if place in self._kept:  # the same keys once more, of which the first node's go out
+            present = (self.builder.fresh("key"), self.builder.fresh("value"))
+        self._kept.add(place)
         sinks = self.value(node.inputs[4]) if len(node.inputs) > 4 else ""
         heads = Heads(state.head_dim, state.value_dim or state.head_dim)
         self._decoder.emit(node, heads, (query, key, value, sinks), past, present)

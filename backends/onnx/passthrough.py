@@ -204,6 +204,8 @@ class StoredForm:
         zero = _sole(self.codes.zero) if self.codes.zero else None
         if zero is not None:
             inputs.append(_declare(builder, f"{self.name}.:zero", zero, self.element, shape))
+        elif builder.explicit_zeros and self.element == "I8" and len(shape) == 1:
+            inputs.append(builder.zeros(f"{self.name}.:zero", shape))
         attrs: dict[str, Any] = {"axis": self.axis or 0} | ({"block_size": self.block} if self.block else {})
         return builder.once("DequantizeLinear", inputs, **attrs)
 

@@ -44,7 +44,13 @@ def itemsize(number: int) -> int:
 
 
 class GraphBuilder:
-    """Collects a graph. Values are names; a node's outputs are given or made up."""
+    """Collects a graph. Values are names; a node's outputs are given or made up.
+
+    Attributes:
+        explicit_zeros: Whether int8 weights with a scale per row say that their zero points are 0: with the session
+            option session.x64quantprecision, ONNX Runtime makes such weights unsigned and gives them one zero point
+            alone, which does not load.
+    """
 
     def __init__(self, name: str = "qdeploy") -> None:
         self.graph = onnx.GraphProto(name=name)
@@ -58,6 +64,7 @@ class GraphBuilder:
         self.imports = {"": OPSET, MICROSOFT: 1}
         self.reserved: Collection[str] = ()
         self.source_opset = OPSET
+        self.explicit_zeros = False
 
     def fresh(self, hint: str) -> str:
         """An unused value name."""
@@ -112,6 +119,13 @@ class GraphBuilder:
             name = self._constants[key] = self.fresh("constant")
             self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
         return self._constants[key]
+
+    def zeros(self, name: str, shape: tuple[int, ...]) -> str:
+        """Zeros of int8 under a name of their own, in the graph itself."""
+        if name not in self._declared:
+            self._declared.add(name)
+            self.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.int8), name))
+        return name
 
     def extent(self, rows: int, unit: int = 1) -> int:
         """How many rows of a weight this graph has, or units of rows: all, unless it is a sample (see checking.py)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Builder:
         constants: The graph's own tensors so far.
         states: Caches so far.
         scope: What the names of nodes begin with, so that two towers of one graph keep theirs apart.
+        keys_and_values: What goes into each cache, by its name, for layers that share one.
     """
 
     def __init__(self, model: Model, names: Names) -> None:
@@ -51,9 +52,11 @@ class Builder:
         self.constants: dict[str, QTensor] = {}
         self.states: list[State] = []
         self.scope = ""
+        self.keys_and_values: dict[str, tuple[str, str]] = {}
         self._nodes: list[Node] = []
         self._used: set[str] = set()
         self._transposed: set[str] = set()
+        self._left_out: dict[str, list[str]] = {}
 
     def has(self, parameter: str) -> bool:
         """Whether a canonical parameter is among the tensors."""
@@ -102,10 +105,18 @@ class Builder:
             self.node("Transpose", name, name=transposed, perm=[1, 0])
         return transposed
 
-    def linear(self, x: str, module: str, shape: tuple[int, int], fields: str, name: str) -> str:
+    def linear(self, x: str, module: str, shape: tuple[int, int], fields: str, name: str, *, bias: bool = True) -> str:
         """Adds the product with a stored matrix [out, in], and its stored bias."""
         weight = self.weight(f"{module}.weight", shape, fields)
-        return self.node("Linear", x, weight, self.weight(f"{module}.bias", shape[:1], fields), name=name)
+        return self.node(
+            "Linear", x, weight, self.weight(f"{module}.bias", shape[:1], fields) if bias else "", name=name
+        )
+
+    def leave_out(self, parameters: Iterable[str], reason: str) -> None:
+        """Says in a note that parameters, where they are stored, take no part in what the network computes."""
+        names = [name for name in map(self._locate, parameters) if name is not None]
+        self._used.update(names)
+        self._left_out.setdefault(reason, []).extend(names)
 
     def stored(self, parameter: str) -> QTensor | None:
         """The tensor of a canonical parameter; None where there is none."""
@@ -185,6 +196,10 @@ class Builder:
     def graph(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], meta: Mapping[str, Attr]) -> Graph:
         """The finished graph; UnsupportedError where a tensor of the model is left over."""
         refuse_unused(self.model, self._used)
+        for reason, names in self._left_out.items():
+            note = f"left out, since {reason}: {len(names)} tensors ({', '.join(names[:1])}, ...)"
+            if names and note not in self.model.notes:
+                self.model.notes.append(note)
         return Graph(inputs, outputs, tuple(self._nodes), tuple(self.states), self.constants, meta)
 
     def _locate(self, parameter: str) -> str | None:

@@ -37,10 +37,10 @@ def build_decoder(model: Model, config: Config, decoder: Decoder) -> Graph:
 
         return build_bidirectional(model, config, encoder_of(config, decoder))
     refuse_unread(config, decoder.refused)
-    return _Decoding(model, config, decoder).graph()
+    return Decoding(model, config, decoder).graph()
 
 
-class _Decoding(TokenStack):
+class Decoding(TokenStack):
     """A decoder's graph under construction."""
 
     def graph(self) -> Graph:
@@ -48,6 +48,8 @@ class _Decoding(TokenStack):
         x = self.tokens()
         if self.decoder.modules.positions:
             x = self._placed(x)
+        if self.decoder.layer_inputs is not None:
+            self.decoder.layer_inputs.add(self.builder, x)
         self._logits(self.hidden_states(x))
         return self.builder.graph(
             (Value("input_ids", "I64", ("batch", "sequence")),),

@@ -38,6 +38,7 @@ class Routing:
         jitter: Of "mixer".
         bias: The parameter that is added to the scores for the choice, within the module; "" for none.
         bias_shape: Its extents before the experts'.
+        scales: The parameter with a factor for each expert's weight, within the module; "" for none.
     """
 
     top_k: int
@@ -52,6 +53,7 @@ class Routing:
     jitter: float = 0.0
     bias: str = ""
     bias_shape: tuple[int, ...] = ()
+    scales: str = ""
 
     def attributes(self) -> dict[str, Attr]:
         """Those of the node, without what is as by default."""
@@ -78,6 +80,7 @@ class ExpertParts:
         fused: The tensor of gate and up together.
         fused_down: The tensor of down, where gate and up are one.
         pairs: Whether rows of gate and up alternate there; otherwise one is behind the other.
+        rows_first: Whether floats without a suffix are [experts, out, in] there, as what is quantized always is.
         suffix: What such a tensor's name ends with.
         bias_suffix: What its bias' name ends with.
     """
@@ -90,6 +93,7 @@ class ExpertParts:
     fused: str = "gate_up_proj"
     fused_down: str = "down_proj"
     pairs: bool = False
+    rows_first: bool = False
     suffix: str = ""
     bias_suffix: str = "_bias"
 
@@ -140,8 +144,12 @@ class Experts:
 
     def add(self, builder: Builder, layer: int, x: str) -> str:
         """Adds the router, the experts and the shared block."""
+        return self.add_routed(builder, layer, x, x)
+
+    def add_routed(self, builder: Builder, layer: int, x: str, seen: str) -> str:
+        """The same, where the router sees another value than the experts."""
         source, name = f"{self.layers}.{layer}.{self.module}".rstrip("."), f"layers.{layer}.moe"
-        ids, weights = self._routed(builder, source, name, x)
+        ids, weights = self._routed(builder, source, name, seen)
         attributes: dict[str, Any] = {"count": self.count, "activation": self.activation}
         attributes |= {"alpha": self.alpha} if self.alpha != 1 else {}
         attributes |= {"limit": self.limit} if self.limit else {}
@@ -161,6 +169,9 @@ class Experts:
         if routing.bias:
             shape = (*routing.bias_shape, self.count)
             inputs.append(builder.weight(f"{source}.{routing.bias}", shape, "the number of experts"))
+        if routing.scales:
+            scales = builder.weight(f"{source}.{routing.scales}", (self.count,), "the number of experts")
+            inputs += [""] * (2 - len(inputs)) + [scales]
         return builder.pair("Route", tuple(inputs), f"{name}.ids", f"{name}.weights", **routing.attributes())
 
     def _shared(self, builder: Builder, layer: int, source: str, name: str, x: str) -> str:
@@ -222,7 +233,7 @@ class Experts:
     def _oriented(self, builder: Builder, parameter: str, shape: tuple[int, int]) -> str:
         """A stored tensor as [experts, out, in]: floats under a name without "weight" are [experts, in, out]."""
         stored = builder.stored(parameter)
-        if self.parts.suffix or stored is None or not isinstance(view(stored), Floats):
+        if self.parts.suffix or self.parts.rows_first or stored is None or not isinstance(view(stored), Floats):
             return builder.weight(parameter, (self.count, *shape), _FIELDS)
         weight = builder.weight(parameter, (self.count, *shape[::-1]), _FIELDS)
         return builder.node("Transpose", weight, name=f"{parameter}.turned", perm=[0, 2, 1])

@@ -42,6 +42,7 @@ class Mlp:
         activation: One of `builder.ACTIVATIONS`'s values.
         bias: Every projection has a bias.
         gated: Whether there is a gate beside `up`.
+        outliers: Of what the gate gives, only what is above mean + outliers * deviation is activated; None: all.
         norm_epsilon: Of the norm before `down`, where `parts` has one.
         parts: What the parameters are called.
         module: Of the layer; "" where its parts stand in the layer itself.
@@ -53,6 +54,7 @@ class Mlp:
     activation: str
     bias: bool = False
     gated: bool = True
+    outliers: float | None = None
     norm_epsilon: float = 1e-6
     parts: MlpParts = field(default_factory=MlpParts)
     module: str = "mlp"
@@ -71,10 +73,13 @@ class Mlp:
         biases = {
             part: builder.bias(f"{modules[part]}.bias", size, self.bias, "mlp_bias") for part, size in sizes.items()
         }
-        if self.gated and not any(biases.values()) and self.activation in _FUSED and not self.parts.norm:
+        whole = self.outliers is None and not self.parts.norm
+        if self.gated and not any(biases.values()) and self.activation in _FUSED and whole:
             return builder.node("GatedMlp", x, *weights.values(), name=name, activation=self.activation)
         first = "gate" if self.gated else "up"
         raised = builder.node("Linear", x, weights[first], biases[first], name=f"{name}.{first}")
+        if self.outliers is not None:
+            raised = builder.node("Outliers", raised, name=f"{name}.outliers", factor=self.outliers)
         inner = builder.activation(self.activation, raised, f"{name}.act")
         if self.gated:
             up = builder.node("Linear", x, weights["up"], biases["up"], name=f"{name}.up")

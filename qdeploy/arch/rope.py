@@ -9,6 +9,7 @@ variants change that vector once and for all:
     yarn      a ramp between interpolated and original frequencies, and a factor on cosine and sine (arXiv 2309.00071)
     longrope  one divisor per pair (arXiv 2402.13753), from one of two tables: the short one up to
               `original_max_position_embeddings` tokens, the long one beyond
+    proportional  exponents -2 i / head_dim; pairs beyond `partial_rotary_factor` of the head do not turn (Gemma 4)
 
 Both spellings are read: `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5). Each
 step is rounded to float32 where transformers rounds it, so that the vectors agree; only powers are taken in float64
@@ -86,6 +87,7 @@ class _Source:
     dim: int
     context: int
     original: int
+    head_dim: int
 
     def plain(self) -> Float32:
         return np.float32(1) / self.powers()
@@ -118,8 +120,10 @@ def read_rope(config: Config, head_dim: int, context: int) -> Rope:
     scaling = _dictionary(config)
     theta = scaling.positive("rope_theta", config.positive("rope_theta", 10000.0))
     part = scaling.positive("partial_rotary_factor", config.positive("partial_rotary_factor", 1.0))
-    dim = int(head_dim * part)
-    if dim % 2 or not 2 <= dim <= head_dim or theta == 1:
+    kind = scaling.text("rope_type", scaling.text("type", "default"))
+    proportional = kind == "proportional"
+    dim = int(head_dim * part) // 2 * 2 if proportional else int(head_dim * part)
+    if dim % 2 or (proportional and head_dim % 2) or not 2 <= dim <= head_dim or theta == 1:
         raise config.contradiction(
             "head_dim, partial_rotary_factor, rope_theta",
             f"rotary extent {dim}",
@@ -128,7 +132,6 @@ def read_rope(config: Config, head_dim: int, context: int) -> Rope:
     original = config.size(
         "original_max_position_embeddings", scaling.size("original_max_position_embeddings", context)
     )
-    kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind not in _KINDS:
         raise UnsupportedError(
             "an unknown kind of rotary scaling",
@@ -136,7 +139,7 @@ def read_rope(config: Config, head_dim: int, context: int) -> Rope:
             found=kind,
             allowed=", ".join(_KINDS),
         )
-    return _KINDS[kind](_Source(scaling, theta, dim, context, original))
+    return _KINDS[kind](_Source(scaling, theta, dim, context, original, head_dim))
 
 
 def for_layers(config: Config, kind: str) -> Config:
@@ -145,6 +148,15 @@ def for_layers(config: Config, kind: str) -> Config:
     if not isinstance(parameters, dict) or not isinstance(parameters.get(kind), dict):
         return config
     return Config({**config.fields, "rope_parameters": parameters[kind], "rope_scaling": None}, config.where)
+
+
+def with_default_rotations(config: Config, rotations: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration, with the rotations of its kinds of layers where it describes none."""
+    if config.has("rope_parameters"):
+        return config
+    return Config(
+        {**config.fields, "rope_parameters": {kind: dict(of) for kind, of in rotations.items()}}, config.where
+    )
 
 
 def with_default_part(config: Config, part: float) -> Config:
@@ -259,6 +271,13 @@ def _longrope(source: _Source) -> Rope:
     return replace(rope, long=beyond)
 
 
+def _proportional(source: _Source) -> Rope:
+    whole = replace(source, dim=source.head_dim)
+    turning = np.arange(source.head_dim // 2) < source.dim // 2
+    factor = np.float32(source.config.positive("factor", 1.0))
+    return whole.rope(np.where(turning, whole.plain(), np.float32(0)) / factor)
+
+
 _KINDS: dict[str, Callable[[_Source], Rope]] = {
     "default": _default,
     "linear": _linear,
@@ -266,4 +285,5 @@ _KINDS: dict[str, Callable[[_Source], Rope]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

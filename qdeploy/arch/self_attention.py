@@ -76,6 +76,7 @@ class Parts:
         fused_by_head: Whether its rows are ordered by head: q, k and v of the first head, then of the next.
         norm: A norm before the output projection; "" for none.
         sinks: A score per head that has no value; "" for none.
+        head_gate: A projection to one number per head, whose sigmoid the head's result is multiplied with; "" for none.
         unbiased: Of "q", "k" and "v", those without a bias where the others have one (Whisper's keys).
     """
 
@@ -89,6 +90,7 @@ class Parts:
     fused_by_head: bool = False
     norm: str = ""
     sinks: str = ""
+    head_gate: str = ""
     unbiased: tuple[str, ...] = ()
 
 
@@ -113,6 +115,9 @@ class SelfAttention:
         norm_epsilon: Of the norm before the output projection, where `parts` has one.
         position_scale: As for `ir/attention.py`; None for none.
         key_multiplier: Multiplied into keys.
+        value_norm: Epsilon of a norm without a weight of every head of values; 0 for none.
+        values_are_keys: Whether values are the keys before their norm and rotation.
+        shared_with: The layer whose keys, values and cache it takes; None: it has its own.
         gated: The query projection gives a gate besides, [q | gate] per head, and the result is multiplied with its
             sigmoid.
         chunk: Of how many positions a query sees only those of its own run; 0 for all.
@@ -149,6 +154,9 @@ class SelfAttention:
     mask: str = "attention_mask"
     memory: str = ""
     bias: str = ""
+    value_norm: float = 0.0
+    values_are_keys: bool = False
+    shared_with: int | None = None
     gated: bool = False
     key_multiplier: float = 1.0
     parts: Parts = field(default_factory=Parts)
@@ -166,7 +174,8 @@ class SelfAttention:
             k, v = self._key_and_value(builder, x, source, label)
         else:
             q, k, v = self._projected(builder, x, source, label)
-        if self.cached:
+        builder.keys_and_values[f"kv.{layer}"] = k, v
+        if self.cached and self.shared_with is None:
             builder.states.append(State(f"kv.{layer}", self.kv_heads, self.head_dim, capacity=self.capacity))
         attributes = self._attributes(builder, layer)
         if self.qk_norm is not None and self.qk_norm.after_rotation:
@@ -184,6 +193,8 @@ class SelfAttention:
         if gate:
             opened = builder.node("Sigmoid", gate, name=f"{label}.opened")
             mixed = builder.node("Mul", mixed, opened, name=f"{label}.gated")
+        if self.parts.head_gate:
+            mixed = self._gated_heads(builder, mixed, x, source, label)
         if self.parts.norm:
             width = self.heads * self.head_dim
             weight = builder.weight(f"{source}.{self.parts.norm}.weight", (width,), "num_attention_heads, head_dim")
@@ -201,7 +212,8 @@ class SelfAttention:
             "scale": self.scale,
             "window": self.window,
         }
-        attributes |= {"state": f"kv.{layer}"} if self.cached else {"head_dim": self.head_dim}
+        cache = layer if self.shared_with is None else self.shared_with
+        attributes |= {"state": f"kv.{cache}"} if self.cached else {"head_dim": self.head_dim}
         if self.rotation is not None:
             attributes["rope"] = rotation_attribute(builder, self.rotation)
         if self.softcap:
@@ -231,12 +243,23 @@ class SelfAttention:
 
     def _key_and_value(self, builder: Builder, x: str, source: str, label: str) -> tuple[str, str]:
         parts, field = self.parts, "num_key_value_heads"
+        if self.shared_with is not None:
+            unused = (parts.k, parts.v, parts.k_norm)
+            names = (f"{source}.{module}.{kind}" for module in unused for kind in ("weight", "bias"))
+            builder.leave_out(names, "their layers take the keys and values of others")
+            return builder.keys_and_values[f"kv.{self.shared_with}"]
         k = self._linear(builder, x, f"{source}.{parts.k}", f"{label}.k", self.kv_heads, field)
         if self.key_multiplier != 1:
             k = builder.scaled(k, self.key_multiplier, f"{label}.k.scaled")
+        v = k
         if self._norm_follows():
             k = self._normed(builder, k, f"{source}.{parts.k_norm}", f"{label}.k", self.kv_heads)
-        return k, self._linear(builder, x, f"{source}.{parts.v}", f"{label}.v", self.kv_heads, field)
+        if not self.values_are_keys:
+            v = self._linear(builder, x, f"{source}.{parts.v}", f"{label}.v", self.kv_heads, field)
+        if self.value_norm:
+            norm = QueryKeyNorm(self.value_norm, weight=False)
+            v = self._normed(builder, v, "", f"{label}.v", self.kv_heads, norm)
+        return k, v
 
     def _gated_query(self, builder: Builder, x: str, source: str, label: str) -> tuple[str, str]:
         both = self._linear(
@@ -253,6 +276,23 @@ class SelfAttention:
         if self._norm_follows():
             q = self._normed(builder, q, f"{source}.{self.parts.q_norm}", f"{label}.q", self.heads)
         return q, gate
+
+    def _gated_heads(self, builder: Builder, mixed: str, x: str, source: str, label: str) -> str:
+        """Each head times one number."""
+        shape = (self.heads, self.hidden)
+        gate = builder.linear(
+            x,
+            f"{source}.{self.parts.head_gate}",
+            shape,
+            "num_attention_heads, hidden_size",
+            f"{label}.gate",
+            bias=False,
+        )
+        opened = builder.node("Sigmoid", gate, name=f"{label}.gate.opened")
+        factors = builder.node("Reshape", opened, name=f"{label}.gate.heads", shape=[0, 0, self.heads, 1])
+        split = builder.node("Reshape", mixed, name=f"{label}.heads", shape=[0, 0, self.heads, self.head_dim])
+        gated = builder.node("Mul", split, factors, name=f"{label}.heads.gated")
+        return builder.node("Reshape", gated, name=f"{label}.gated", shape=[0, 0, self.heads * self.head_dim])
 
     def _norm_follows(self) -> bool:
         """Whether queries and keys are normed right behind their projections."""
@@ -312,8 +352,10 @@ class SelfAttention:
         heads = self.heads if name.endswith(".q") else self.kv_heads
         return builder.node("Rotary", x, name=f"{name}.turned", heads=heads, rope=rope, length_of=f"kv.{layer}")
 
-    def _normed(self, builder: Builder, x: str, module: str, name: str, heads: int) -> str:
-        norm, size = self.qk_norm, self.head_dim
+    def _normed(
+        self, builder: Builder, x: str, module: str, name: str, heads: int, norm: QueryKeyNorm | None = None
+    ) -> str:
+        norm, size = norm or self.qk_norm, self.head_dim
         if norm is None:
             return x
         op = "RMSNormalization" if norm.kind == "rms" else "LayerNormalization"

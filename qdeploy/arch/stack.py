@@ -78,6 +78,14 @@ class Block(Protocol):
         ...
 
 
+class LayerInputs(Protocol):
+    """What gives every layer a vector of each token, which its blocks take by name."""
+
+    def add(self, builder: Builder, x: str) -> None:
+        """Adds the nodes, which read `input_ids` and the embeddings x [B, T, hidden]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Norm:
     """A normalisation over the hidden axis.
@@ -127,10 +135,17 @@ class Branch:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its branches, one after the other, or in parallel on the same input."""
+    """One layer: its branches, one after the other, or in parallel on the same input.
+
+    Attributes:
+        branches: In order.
+        parallel: Whether all read the same input.
+        factor: A stored number that the layer's result is multiplied with; "" for none.
+    """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
+    factor: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +184,7 @@ class Decoder:
         head_bias: Whether the output projection has a bias.
         modules: What the modules outside of the layers are called.
         first_position: The row of the table of positions that the first token takes.
+        layer_inputs: Vectors of each token for each layer, besides the embeddings; None for none.
         refused: Further fields that are refused, as in `REFUSED`; an entry here replaces the one there.
     """
 
@@ -184,6 +200,7 @@ class Decoder:
     head_bias: bool = False
     modules: Modules = field(default_factory=Modules)
     first_position: int = 0
+    layer_inputs: LayerInputs | None = None
     refused: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -216,6 +233,8 @@ class Stack:
         update, last = "", self.decoder.modules.norm
         for i, layer in enumerate(self.decoder.layers):
             x, update = self._parallel(i, layer, x, update) if layer.parallel else self._layer(i, layer, x, update)
+            if layer.factor:
+                x, update = self._multiplied(i, layer.factor, self._sum(x, update, f"layers.{i}.out")), ""
         return self._norm(last, x, update, "norm", last=True) if last else self._sum(x, update, "sum")
 
     def _layer(self, i: int, layer: Layer, x: str, update: str) -> tuple[str, str]:
@@ -244,6 +263,10 @@ class Stack:
                 normed[branch.before] = self._norm(module, x, "", _label(i, branch.before))
             total = self._sum(self._branch(i, branch, normed[branch.before]), total, f"layers.{i}.branches")
         return x, total
+
+    def _multiplied(self, i: int, factor: str, x: str) -> str:
+        number = self.builder.weight(f"{self.decoder.modules.layers}.{i}.{factor}", (1,), "num_hidden_layers")
+        return self.builder.node("Mul", x, number, name=f"layers.{i}.{factor}")
 
     def _branch(self, i: int, branch: Branch, h: str) -> str:
         out = branch.block.add(self.builder, i, h)

@@ -92,15 +92,28 @@ class VisionStack(Stack):
     def embedded(self) -> str:
         """Tokens and patches with their positions, [B, length, hidden]."""
         add, patches, norm = self.builder, self.patches, self.decoder.norm
-        x = self._projected()
+        x, places = self._projected(), self._places()
         if patches.tokens:
-            names = [self._token(parameter) for parameter in patches.tokens]
-            x = add.node("Concat", *names, x, name="embed.sequence", axis=1)
-        shape = (1,) * patches.axes[0] + (patches.length, self.hidden)
-        x = add.node("Add", x, add.weight(patches.positions, shape, "image_size, patch_size"), name="embed")
+            pads = add.integers("embed.pads", [0, len(patches.tokens), 0, 0, 0, 0])
+            x = add.node("Pad", x, pads, name="embed.sequence")
+        x = add.node("Add", x, places, name="embed")
         if not patches.norm:
             return x
         return norm.add(add, x, norm.parameters(add, patches.norm, self.hidden), "embed.norm")
+
+    def _places(self) -> str:
+        """The positions, those of tokens with the tokens themselves, so that zeros may stand where tokens do."""
+        add, patches = self.builder, self.patches
+        shape = (1,) * patches.axes[0] + (patches.length, self.hidden)
+        positions = add.weight(patches.positions, shape, "image_size, patch_size")
+        if not patches.tokens:
+            return positions
+        own = (1,) * patches.axes[1] + (self.hidden,)
+        names = [add.weight(parameter, own, "hidden_size") for parameter in patches.tokens]
+        values = add.model.tensors[positions].decode().reshape(1, patches.length, self.hidden).copy()
+        for place, name in enumerate(names):
+            values[0, place] = add.model.tensors[name].decode().reshape(-1) + values[0, place]
+        return add.constant("embed.places", values)
 
     def _projected(self) -> str:
         add, patches = self.builder, self.patches
@@ -110,14 +123,6 @@ class VisionStack(Stack):
         x = add.node("Conv", PIXELS, weight, bias, name="embed.patches", strides=list(patches.side))
         flat = add.node("Reshape", x, name="embed.flat", shape=[0, 0, -1])  # [B, hidden, patches]
         return add.node("Transpose", flat, name="embed.transposed", perm=[0, 2, 1])
-
-    def _token(self, parameter: str) -> str:
-        """One token for every image: [B, 1, hidden]."""
-        add, name = self.builder, f"embed.{parameter.rpartition('.')[2]}"
-        token = add.weight(parameter, (1,) * self.patches.axes[1] + (self.hidden,), "hidden_size")
-        if self.patches.axes[1] == 0:
-            token = add.node("Reshape", token, name=f"{name}.row", shape=[1, 1, self.hidden])
-        return self.for_every_image(token, name)
 
     def for_every_image(self, x: str, name: str) -> str:
         """[1, n, hidden] -> [B, n, hidden]."""

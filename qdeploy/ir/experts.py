@@ -21,6 +21,7 @@ Scores = Literal["softmax", "sigmoid", "softmax_of_chosen", "mixer"]
 def route(
     logits: Array,
     bias: Array | None = None,
+    scales: Array | None = None,
     *,
     top_k: int,
     scores: Scores = "softmax",
@@ -38,6 +39,7 @@ def route(
     Args:
         logits: float32 [B, T, E].
         bias: E numbers that are added to the scores for the choice alone.
+        scales: E numbers; the weight of an expert is multiplied with its own.
         top_k: How many experts a token goes to.
         scores: "softmax" or "sigmoid" of all logits; "softmax_of_chosen": the choice is made by logits; "mixer": two
             experts, one after the other, each with its softmax among the logits close to it (arXiv 2409.12136).
@@ -67,7 +69,8 @@ def route(
         weights = _softmax(weights)
     if normalize:
         weights = weights / np.maximum(weights.sum(axis=-1, keepdims=True) + np.float32(epsilon), np.float32(least))
-    return ids, weights * np.float32(scale)
+    weights = weights * np.float32(scale)
+    return ids, weights if scales is None else weights * scales.reshape(-1)[ids]
 
 
 def experts(

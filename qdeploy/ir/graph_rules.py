@@ -83,9 +83,9 @@ def check_names(graph: Graph, tensors: Collection[str]) -> None:
 
 
 def check_states(graph: Graph) -> None:
-    """Every state is declared once, kept by exactly one node, and has that node's number of heads."""
+    """Every state is declared once, kept by one node, or by attention of the same keys, and has its number of heads."""
     declared = {state.name: state for state in graph.states}
-    keepers = {str(node.attrs["state"]): node for node in graph.nodes if node.attrs.get("state")}
+    keepers = {str(node.attrs["state"]): node for node in reversed(graph.nodes) if node.attrs.get("state")}
     if len(declared) != len(graph.states) or set(declared) != set(keepers):
         raise BadFileError(
             "the states of the graph are not those that its nodes keep",
@@ -93,8 +93,10 @@ def check_states(graph: Graph) -> None:
             found=", ".join(declared) or "none",
             allowed=", ".join(keepers) or "none",
         )
-    if len(keepers) != sum(bool(node.attrs.get("state")) for node in graph.nodes):
-        raise BadFileError("two nodes keep one state", where="states")
+    for node in graph.nodes:
+        first = keepers.get(str(node.attrs.get("state")))
+        if first is not None and first is not node and not _share(first, node):
+            raise BadFileError("two nodes keep one state, and not the same in it", where=_where(node), found=node.op)
     for name, node in keepers.items():
         if declared[name].kind != op(node.op).state:
             raise BadFileError("a state of another kind than its node's", where=_where(node), found=declared[name].kind)
@@ -105,6 +107,12 @@ def check_states(graph: Graph) -> None:
                 found=declared[name].heads,
                 allowed=str(node.attrs.get("kv_heads")),
             )
+
+
+def _share(first: Node, other: Node) -> bool:
+    """Whether two nodes put the same keys and values into their state."""
+    same = (first.attrs.get(name) == other.attrs.get(name) for name in ("rope", "kv_heads"))
+    return first.op == other.op == "Attention" and first.inputs[1:3] == other.inputs[1:3] and all(same)
 
 
 def check_ropes(graph: Graph) -> None:

@@ -69,13 +69,15 @@ def run(
         BadFileError: A name is not defined, or the shapes of a node's inputs do not fit.
     """
     values: dict[str, Array] = {value.name: _input(value, inputs) for value in graph.inputs}
-    after: dict[str, Cache] = dict(states or {})
+    before: Mapping[str, Cache] = states or {}
+    after: dict[str, Cache] = dict(before)
     last = _last_uses(graph)
     if watch is not None:
         _show(values, watch)
     for place, node in enumerate(graph.nodes):
         arguments = [_value(name, values, graph, weights or {}, node) for name in node.inputs]
-        results = _apply(node, arguments, graph, after)
+        results, kept = _apply(node, arguments, graph, before)
+        after.update(kept)
         outputs = {name: result for name, result in zip(node.outputs, results, strict=False) if name}
         if watch is not None:
             _show(outputs, watch)
@@ -160,7 +162,10 @@ def _value(
     raise BadFileError("a node takes a name that nothing defines", where=f"node {node.name or node.op}", found=name)
 
 
-def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict[str, Cache]) -> Sequence[Array]:
+def _apply(
+    node: Node, arguments: list[Array | None], graph: Graph, states: Mapping[str, Cache]
+) -> tuple[Sequence[Array], dict[str, Cache]]:
+    """What a node gives, and the state that it keeps, from the states as they were before the run."""
     row = op(node.op)
     try:
         attrs: dict[str, Any] = dict(node.attrs)
@@ -180,9 +185,8 @@ def _apply(node: Node, arguments: list[Array | None], graph: Graph, states: dict
             where=f"node {node.name or node.outputs[0]} ({node.op})",
             found=f"inputs {shapes}",
         ) from error
-    if kept and row.keeps_state:
-        states[kept] = cache
-    return result if isinstance(result, tuple) else (result,)
+    after = {kept: cache} if kept and row.keeps_state else {}
+    return result if isinstance(result, tuple) else (result,), after
 
 
 def _rope(attribute: Mapping[str, Any], graph: Graph) -> dict[str, Any]:

@@ -34,6 +34,9 @@ struct File {
   const char* name(uint32_t at) const { return metadata + at; }
 };
 
+// Whether ids must be rows of a node's table; otherwise one beyond them takes row 0.
+inline bool limits_ids(const format::Node& n) { return n.op == format::kEmbed && n.attrs == 0; }
+
 struct Attention {  // the attributes of kAttention
   uint32_t heads, kv_heads, head_dim;
   float scale;

@@ -31,7 +31,7 @@ const qd_tensor* find(const qd_tensor* in, size_t n, const char* name) {
 uint32_t rows_for(const File& f, uint32_t value) {  // ids must be below; a mask may be anything
   uint32_t rows = kNone;
   for (uint32_t i = 0; i < f.count(kNodes); ++i)
-    if (f.nodes[i].op == kEmbed && f.nodes[i].inputs[0] == value)
+    if (limits_ids(f.nodes[i]) && f.nodes[i].inputs[0] == value)
       rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
   return rows;
 }

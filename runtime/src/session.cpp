@@ -20,7 +20,7 @@ bool is_recurrent(const File& f) {
 bool tokens_fit(const File& f, const int32_t* tokens, size_t n, size_t* where) {
   uint32_t rows = f.header.vocab;
   for (uint32_t i = 0; i < f.count(kNodes); ++i)
-    if (f.nodes[i].op == kEmbed) rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
+    if (limits_ids(f.nodes[i])) rows = std::min(rows, f.matrices[f.nodes[i].matrix].rows);
   for (*where = 0; *where < n; ++*where)
     if (static_cast<uint32_t>(tokens[*where]) >= rows) return false;
   return true;

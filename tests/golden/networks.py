@@ -24,6 +24,7 @@ from qdeploy.backends.native.options import Options
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, LowRank, Param, QTensor, Rung, Table, Term, plain
 from qdeploy.pack import planes as packing
+from tests.golden import measured
 
 Make = Callable[[str, tuple[int, int]], QTensor]
 
@@ -453,6 +454,7 @@ LATER: dict[str, Mapping[str, Any]] = {
     "last-token": ENCODER | {"model_type": "roberta", "pooling": "lasttoken", "pad_token_id": 19},
     "greatest-token": ENCODER | {"model_type": "bert", "pooling": "max_tokens"},
     "hadamard": DECODER | {"model_type": "llama"},
+    **measured.CONFIGS,
 }
 """Networks of features that came later, a file each."""
 
@@ -465,6 +467,7 @@ def _later() -> dict[str, tuple[Model, Options]]:
         own = {"head-norms": _cohere_shapes, "delta": _delta_shapes, "scan": _scan_shapes, "xielu": _apertus_shapes}
         own |= {"last-token": _encoder_shapes, "greatest-token": _encoder_shapes}
         shapes = own[name]() if name in own else shapes
+        shapes = measured.shapes(name) if name in measured.CONFIGS else shapes
         ladders = [ladder(4, 32), ladder(2, 16), ladder(8, 64, bias=False), ladder(4, 32, zero=True, bias=False)]
         ladders += [ladder(3, 48, zero=True), ladder(4, 128)]
         model = _model(name, config, shapes, ladders if name == "ladder" else forms)

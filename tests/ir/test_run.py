@@ -136,9 +136,20 @@ def test_a_broken_rule_is_an_error(graph: Graph) -> None:
 
 
 def test_two_nodes_cannot_keep_one_state() -> None:
-    second = replace(NODES[2], outputs=("b",))
+    second = replace(NODES[2], inputs=("x", "kv", "x"), outputs=("b",))
     with pytest.raises(BadFileError, match="two nodes"):
         check_graph(tiny(nodes=(*NODES[:3], second, *NODES[3:])), {"embed"})
+
+
+def test_attention_of_the_same_keys_and_values_may_share_a_state() -> None:
+    second = replace(NODES[2], outputs=("b",))
+    graph = tiny(nodes=(*NODES[:3], second, *NODES[3:]), outputs=(Value("b", "F32", ("batch", "sequence", 8)),))
+    check_graph(graph, {"embed"})
+    first, states = run(graph, {"input_ids": np.array([[1, 2]])}, None, WEIGHTS)
+    last, states = run(graph, {"input_ids": np.array([[3]])}, states, WEIGHTS)
+    whole, _ = run(graph, {"input_ids": np.array([[1, 2, 3]])}, None, WEIGHTS)
+    assert states["kv.0"][0].shape[2] == 3
+    np.testing.assert_allclose(np.concatenate((first["b"], last["b"]), axis=1), whole["b"], atol=1e-6)
 
 
 def test_an_unknown_op_is_refused_by_its_name() -> None:

@@ -45,6 +45,7 @@ from qdeploy.ir.ops.experts import EXPERT_ROWS
 from qdeploy.ir.ops.hadamard import HADAMARD_ROWS
 from qdeploy.ir.ops.image import IMAGE_ROWS
 from qdeploy.ir.ops.integer import INTEGER_ROWS
+from qdeploy.ir.ops.measures import MEASURE_ROWS
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops.recurrent import RECURRENT_ROWS
 from qdeploy.ir.ops.rounding import product, rounded_once
@@ -442,6 +443,7 @@ OPS = {
         Op("Attention", QDEPLOY, "rope, append to the state, attend; [B, T, heads * D]", attention),
         Op("Rotary", QDEPLOY, "heads rotated by their positions behind a state; [B, T, heads * D]", rotary),
         Op("Opaque", QDEPLOY, "an operator without a row, by domain, type and version; only ONNX passes it on", opaque),
+        *MEASURE_ROWS,
         *EXPERT_ROWS,
         *HADAMARD_ROWS,
         *RECURRENT_ROWS,

@@ -88,8 +88,8 @@ void mix(const Kernels& k, const Route& r, const float* logits, uint32_t count, 
 }
 
 // values, choice: room for a number per expert. out: top_k experts, then their weights.
-void choose(const Kernels& k, const Route& r, const float* logits, const float* bias, uint32_t count, float* values,
-            float* choice, float* out) {
+void choose(const Kernels& k, const Route& r, const float* logits, const float* bias, const float* scales, uint32_t count,
+            float* values, float* choice, float* out) {
   if (r.scores == kMixer) return mix(k, r, logits, count, choice, values, out);
   std::memcpy(values, logits, count * sizeof(float));
   if (r.scores == kSoftmax) k.softmax(values, count);
@@ -108,7 +108,10 @@ void choose(const Kernels& k, const Route& r, const float* logits, const float* 
   float sum = 0;
   for (uint32_t i = 0; i < r.top_k; ++i) sum += weights[i];
   float divisor = r.normalize ? std::max(sum + r.epsilon, r.least) : 1.0f;
-  for (uint32_t i = 0; i < r.top_k; ++i) weights[i] = weights[i] / divisor * r.scale;
+  for (uint32_t i = 0; i < r.top_k; ++i) {
+    weights[i] = weights[i] / divisor * r.scale;
+    if (scales) weights[i] *= scales[static_cast<uint32_t>(out[i])];
+  }
 }
 
 struct Experts {  // the attributes of kExperts, before the matrices of all experts: up, down, and gate where there is one
@@ -250,13 +253,14 @@ void run_group(Step& s, const Node& n, const Experts& e, const Group& g) {
 }  // namespace
 
 // Logits in 0 -> out 0: the numbers of top_k experts, then their weights. Attributes: Route; tensor 0: a bias per expert
-// that only the choice sees, or none.
+// that only the choice sees, or none; tensor 1: a factor of each expert's weight, or none.
 bool route_fits(const NodeCheck& g) {
   Route r = route_of(g.f, g.n);
   uint32_t count = g.in(0)->width;
   if (g.in(0)->kind != kPerToken || g.out(0)->kind != kPerToken || r.top_k == 0 || r.top_k > count) return false;
   if (count > kMostExperts || r.scores >= kScores || (r.scores == kMixer && r.top_k != 2)) return false;
   if (r.groups == 0 || r.groups > 64 || count % r.groups || r.kept == 0 || r.kept > r.groups || r.counted > 2) return false;
+  if (g.n.tensors[1] != kNone && (r.scores == kMixer || !g.tensor(1, count))) return false;
   return g.out(0)->width == 2 * r.top_k && (g.n.tensors[0] == kNone || g.tensor(0, count));
 }
 
@@ -264,10 +268,11 @@ void run_route(Step& s, const Node& n) {
   Route r = route_of(s.model.file, n);
   uint32_t count = s.model.file.values[n.inputs[0]].width;
   const float* bias = n.tensors[0] == kNone ? nullptr : s.model.floats(n.tensors[0]);
+  const float* scales = n.tensors[1] == kNone ? nullptr : s.model.floats(n.tensors[1]);
   for_tokens(s, n, [&](uint32_t thread, uint32_t t) {
     float* room = s.w.experts.scores + uint64_t{thread} * 2 * s.w.experts.most;
-    choose(*s.model.settings.kernels, r, value_at(s, n.inputs[0], t), bias, count, room, room + s.w.experts.most,
-           value_at(s, n.outputs[0], t));
+    choose(*s.model.settings.kernels, r, value_at(s, n.inputs[0], t), bias, scales, count, room,
+           room + s.w.experts.most, value_at(s, n.outputs[0], t));
   });
 }
 

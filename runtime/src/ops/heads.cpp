@@ -171,17 +171,59 @@ void run_clip(Step& s, const Node& n) {
   });
 }
 
-// in 0 times the one number that in 1 has per token.
+// in 0 times the numbers that in 1 has per token: one for all, or one for each head.
 bool scale_fits(const NodeCheck& g) {
-  return same_shape(g.in(0), g.out(0)) && g.in(1)->kind == g.in(0)->kind && g.in(1)->width == 1;
+  uint32_t heads = g.in(1)->width;
+  return same_shape(g.in(0), g.out(0)) && g.in(1)->kind == g.in(0)->kind && heads > 0 && g.in(0)->width % heads == 0;
 }
 
 void run_scale(Step& s, const Node& n) {
+  uint32_t heads = s.model.file.values[n.inputs[1]].width, size = s.model.file.values[n.outputs[0]].width / heads;
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float *x = value_at(s, n.inputs[0], t), *factors = value_at(s, n.inputs[1], t);
+    float* out = value_at(s, n.outputs[0], t);
+    for (uint32_t h = 0; h < heads; ++h, x += size, out += size)
+      for (uint32_t i = 0; i < size; ++i) out[i] = x[i] * factors[h];
+  });
+}
+
+// What is left above mean + factor * standard deviation of a token's values. Attributes: f factor.
+bool outliers_fit(const NodeCheck& g) { return tokens_fit(g) && same_shape(g.in(0), g.out(0)); }
+
+void run_outliers(Step& s, const Node& n) {
+  float factor = as_float(s.model.file.attributes[n.attr]);
   uint32_t width = s.model.file.values[n.outputs[0]].width;
   for_tokens(s, n, [&](uint32_t, uint32_t t) {
     const float* x = value_at(s, n.inputs[0], t);
-    float *out = value_at(s, n.outputs[0], t), factor = *value_at(s, n.inputs[1], t);
-    for (uint32_t i = 0; i < width; ++i) out[i] = x[i] * factor;
+    float* out = value_at(s, n.outputs[0], t);
+    double sum = 0, squares = 0;
+    for (uint32_t i = 0; i < width; ++i) sum += x[i];
+    double mean = sum / width;
+    for (uint32_t i = 0; i < width; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    float cut = static_cast<float>(mean) + static_cast<float>(std::sqrt(squares / width)) * factor;
+    for (uint32_t i = 0; i < width; ++i) out[i] = x[i] > cut ? x[i] - cut : 0.0f;
+  });
+}
+
+// in 0 with the magnitude of in 1: x * sqrt(mean(y^2)) / sqrt(max(mean(x^2), least)). Attributes: f least.
+bool magnitude_fits(const NodeCheck& g) {
+  return tokens_fit(g) && same_shape(g.in(0), g.out(0)) && same_shape(g.in(1), g.out(0));
+}
+
+void run_magnitude(Step& s, const Node& n) {
+  double least = as_float(s.model.file.attributes[n.attr]);
+  uint32_t width = s.model.file.values[n.outputs[0]].width;
+  for_tokens(s, n, [&](uint32_t, uint32_t t) {
+    const float *x = value_at(s, n.inputs[0], t), *y = value_at(s, n.inputs[1], t);
+    float* out = value_at(s, n.outputs[0], t);
+    double own = 0, wanted = 0;
+    for (uint32_t i = 0; i < width; ++i) {
+      own += double{x[i]} * x[i];
+      wanted += double{y[i]} * y[i];
+    }
+    float to = static_cast<float>(std::sqrt(wanted / width));
+    float from = static_cast<float>(std::sqrt(own / width > least ? own / width : least));
+    for (uint32_t i = 0; i < width; ++i) out[i] = x[i] * to / from;
   });
 }
 

@@ -225,12 +225,16 @@ void run_linear(Step& s, const Node& n) {
   }
 }
 
-// The row of a matrix per id.
+// The row of a matrix per id. Attributes, where there are any: u an id beyond the rows takes row 0.
 bool embed_fits(const NodeCheck& g) { return g.out(0)->kind == kPerToken && g.out(0)->width == g.matrix().columns; }
 
 void run_embed(Step& s, const Node& n) {
   const int32_t* ids = s.w.ids[n.inputs[0]];
-  read_rows(s, n, [&](uint32_t t) { return static_cast<uint32_t>(ids[t]); });
+  uint32_t rows = s.model.file.matrices[n.matrix].rows;
+  read_rows(s, n, [&](uint32_t t) {
+    uint32_t id = static_cast<uint32_t>(ids[t]);
+    return id < rows ? id : 0;  // where it may not be beyond, the walk over the ids has refused it
+  });
 }
 
 // Row first + t of a table for token t. Attributes, where there are any: u first.
