@@ -274,8 +274,8 @@ def _longrope(source: _Source) -> Rope:
 def _proportional(source: _Source) -> Rope:
     whole = replace(source, dim=source.head_dim)
     turning = np.arange(source.head_dim // 2) < source.dim // 2
-    factor = np.float32(source.config.positive("factor", 1.0))
-    return whole.rope(np.where(turning, whole.plain(), np.float32(0)) / factor)
+    frequencies = np.where(turning, whole.plain(), np.float32(0)).astype(np.float32)
+    return whole.rope(frequencies / np.float32(source.config.positive("factor", 1.0)))
 
 
 _KINDS: dict[str, Callable[[_Source], Rope]] = {

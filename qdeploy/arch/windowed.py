@@ -101,8 +101,8 @@ class Windows:
         rows, columns = (self._regions(extent) for extent in self.padded)
         size, (height, width) = self.size, self.padded
         region = (rows[:, None] * 3 + columns[None, :]).reshape(height // size, size, width // size, size)
-        region = region.transpose(0, 2, 1, 3).reshape(self.count, 1, self.tokens)
-        other = region[:, :, :, None] != region[:, :, None, :]
+        of_token = region.transpose(0, 2, 1, 3).reshape(self.count, 1, self.tokens)
+        other = of_token[:, :, :, None] != of_token[:, :, None, :]
         return add.constant(name, np.where(other, np.float32(_UNSEEN), np.float32(0)))
 
     def _regions(self, extent: int) -> Array:

@@ -106,8 +106,9 @@ def _heads(config: Config, layer: int, whole: bool) -> tuple[int, int]:
         if whole and config.flag("attention_k_eq_v", False) and config.has("num_global_key_value_heads"):
             fields = {**fields, "num_key_value_heads": config.size("num_global_key_value_heads")}
     else:
-        every = Config({"per_layer_config": listed}, config.where)
-        fields = listed.get(str(layer), {}) if isinstance(listed, dict) else every.entries("per_layer_config", 0, dict)
+        if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+            raise config.contradiction("per_layer_config", listed, "fields of layers by their numbers")
+        fields = listed.get(str(layer), {})
     of_layer = Config(fields, f"{config.where}: per_layer_config: {layer}")
     of_layer.refuse({name: () for name in fields if name not in ("head_dim", "num_key_value_heads")})
     return of_layer.size("head_dim", head_dim), of_layer.size("num_key_value_heads", kv_heads)
@@ -139,11 +140,11 @@ def _layer(config: Config, attention: SelfAttention, inputs: EmbeddedInputs | No
     else:
         second = Branch(mlp, BOTH.before_mlp, BOTH.after_mlp)
         config.read.update(("num_experts", "top_k_experts", "moe_intermediate_size"))
-    branches = (Branch(attention, BOTH.before_mixer, BOTH.after_mixer), second)
+    branches = [Branch(attention, BOTH.before_mixer, BOTH.after_mixer), second]
     if inputs is not None:
         gate = LayerInputGate(hidden, inputs.extent, _activation(config))
-        branches += (Branch(gate, "", "post_per_layer_input_norm"),)  # type: ignore[assignment]
-    return Layer(branches, factor="layer_scalar")
+        branches.append(Branch(gate, "", "post_per_layer_input_norm"))
+    return Layer(tuple(branches), factor="layer_scalar")
 
 
 def _experts(config: Config) -> Experts:

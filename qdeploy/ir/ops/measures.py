@@ -13,12 +13,12 @@ _LAST: dict[str, Attr] = {"axes": [-1], "keepdims": 1}
 
 
 def _ids_within(ids: Array, *, rows: int) -> Array:
-    return np.where(ids < rows, ids, 0)
+    return np.asarray(np.where(ids < rows, ids, 0))
 
 
 def _outliers(x: Array, *, factor: float) -> Array:
     cut = x.mean(axis=-1, keepdims=True) + x.std(axis=-1, keepdims=True) * np.float32(factor)
-    return np.maximum(x - cut, np.float32(0))
+    return np.asarray(np.maximum(x - cut, np.float32(0)))
 
 
 def _magnitude(x: Array, like: Array, *, least: float) -> Array:
