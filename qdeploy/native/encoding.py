@@ -29,6 +29,7 @@ def run_encoder(
     out: npt.NDArray[np.float32],
     where: str,
     mask: npt.NDArray[np.int32] | None = None,
+    types: npt.NDArray[np.int32] | None = None,
 ) -> None:
     """Writes an output of an encoder.
 
@@ -39,12 +40,13 @@ def run_encoder(
         out: float32 of its shape.
         where: The model's path, for errors.
         mask: int32 of the shape of ids, 0 where a token is padding; None: none is.
+        types: int32 of the shape of ids, which of several texts a token belongs to; None: there is one.
     """
     ffi, lib = library()
     arrays = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids) if mask is None else mask,
-        "token_type_ids": np.zeros_like(ids),
+        "token_type_ids": np.zeros_like(ids) if types is None else types,
     }
     names = [ffi.new("char[]", name.encode()) for name in (*arrays, output)]
     inputs = ffi.new("qd_tensor[]", len(arrays))

@@ -307,8 +307,10 @@ class Runtime:
         self.reset()
         return np.stack([self.decode([int(token)]) for token in ids])
 
-    def run(self, ids: Sequence[int] | npt.NDArray[Any]) -> dict[str, Float32]:
+    def run(self, ids: Sequence[int] | npt.NDArray[Any], types: Sequence[int] | None = None) -> dict[str, Float32]:
         """Every output of an encoder by its name, for one sequence of tokens without padding.
+
+        `types` says of each token which of several texts it belongs to; None: there is one.
 
         Returns:
             Float32 [tokens, width] of an output per token, [1, width] of one per sequence.
@@ -316,7 +318,7 @@ class Runtime:
         if not self.encoder:
             raise UnsupportedError("a decoder gives logits", where=self.path, todo="Use Runtime.logits or decode.")
         tokens = [int(token) for token in ids]
-        return {name: self._run_encoder(tokens, name, self._room(name, len(tokens))) for name in self.outputs}
+        return {name: self._run_encoder(tokens, name, self._room(name, len(tokens)), types) for name in self.outputs}
 
     def _room(self, name: str, tokens: int) -> Float32:
         """An array that takes an output of an encoder."""
@@ -448,8 +450,11 @@ class Runtime:
         ids = self.tokenizer.encode(text).ids
         return self._run_encoder(ids, output, self._room(output, len(ids)))
 
-    def _run_encoder(self, ids: Sequence[int] | Sequence[list[int]], output: str, out: Float32) -> Float32:
-        run_encoder(self._session, np.atleast_2d(np.array(ids, np.int32)), output, out, self.path)
+    def _run_encoder(
+        self, ids: Sequence[Any], output: str, out: Float32, types: Sequence[int] | None = None
+    ) -> Float32:
+        tokens, parts = (np.atleast_2d(np.array(row, np.int32)) for row in (ids, types or ()))
+        run_encoder(self._session, tokens, output, out, self.path, types=parts if types else None)
         return out
 
     @cached_property

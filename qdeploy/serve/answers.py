@@ -49,13 +49,22 @@ async def respond(
     take: Callable[[Service, Fields], Wanted],
     stream: Callable[[Wanted], AsyncGenerator[dict[str, Any], None]],
     whole: Callable[[Wanted], Coroutine[Any, Any, Response]],
+    named: bool = False,
 ) -> Response:
-    """Judges a request in a thread of its own, and answers as a whole or as a stream of server-sent events."""
+    """Judges a request in a thread of its own, and answers as a whole or as a stream of server-sent events.
+
+    Args:
+        request: As it came.
+        take: Judges its fields.
+        stream: The events.
+        whole: The answer as one object.
+        named: Whether events have names, which are their types; such a stream ends without a mark.
+    """
     service: Service = request.app.state.service
     fields = await read_fields(request, service.limits)
     wanted = await asyncio.to_thread(take, service, fields)
     if wanted.settings.stream:
-        return await as_events(stream(wanted))
+        return await as_events(stream(wanted), named)
     return await while_connected(request, whole(wanted))
 
 

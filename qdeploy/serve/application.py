@@ -18,7 +18,9 @@ from qdeploy.serve.chat import chat_completions
 from qdeploy.serve.completions import completions
 from qdeploy.serve.gate import Gate, Keys
 from qdeploy.serve.page import page
+from qdeploy.serve.ranking import rerank
 from qdeploy.serve.refusal import Refusal, refusal_of
+from qdeploy.serve.responses import responses
 from qdeploy.serve.service import Service
 from qdeploy.serve.status import health, memory, metrics, model, models, plan, ready, set_memory
 from qdeploy.serve.vectors import detokenize, embeddings, tokenize
@@ -41,7 +43,9 @@ ROUTES = [
     Route("/v1/memory", set_memory, methods=["PUT"]),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
     Route("/v1/embeddings", embeddings, methods=["POST"]),
+    Route("/v1/rerank", rerank, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
 ]

@@ -19,33 +19,37 @@ def as_json(value: object, status: int = 200, headers: dict[str, str] | None = N
     return Response(text.encode(errors="replace"), status, headers, "application/json")
 
 
-async def as_events(chunks: AsyncGenerator[dict[str, Any], None]) -> Response:
+async def as_events(chunks: AsyncGenerator[dict[str, Any], None], named: bool = False) -> Response:
     """A stream of server-sent events; what goes wrong before the first is an ordinary answer.
 
     Args:
         chunks: Each one an event's JSON. An error later on is an event with "error", and the stream ends.
+        named: Whether an event's name is its "type", and no mark ends the stream.
     """
     first = await anext(chunks, None)
 
     async def lines() -> AsyncIterator[bytes]:
         try:
             if first is not None:
-                yield _event(first)
+                yield _event(first, named)
             async for chunk in chunks:
-                yield _event(chunk)
+                yield _event(chunk, named)
         except Exception as error:  # the status is sent: the client learns of it by an event
-            yield _event(refusal_of(error).body())
+            failed = refusal_of(error).body()
+            yield _event({"type": "error", **failed["error"]} if named else failed, named)
             return
         finally:
             await chunks.aclose()
-        yield b"data: [DONE]\n\n"
+        if not named:
+            yield b"data: [DONE]\n\n"
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
 
-def _event(value: object) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n".encode(errors="replace")
+def _event(value: dict[str, Any], named: bool) -> bytes:
+    head = f"event: {value['type']}\n" if named else ""
+    return f"{head}data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n".encode(errors="replace")
 
 
 class GoneError(Exception):

@@ -48,6 +48,15 @@ def test_the_openai_package_gets_json_and_calls_of_tools(openai: Any):
     assert called.finish_reason == "tool_calls" and called.message.tool_calls[0].function.name == "light"
 
 
+def test_the_openai_package_reads_responses_and_their_events(openai: Any):
+    settings = {"model": "tiny", "input": "hello", "instructions": "be short", "max_output_tokens": 8, "temperature": 0}
+    whole = openai.responses.create(**settings)
+    events = list(openai.responses.create(**settings, stream=True))
+    assert whole.status == "incomplete" and whole.usage.output_tokens == 8 and whole.output_text
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    assert events[-1].response.output_text == whole.output_text
+
+
 def test_the_openai_package_knows_the_errors(openai: Any):
     package = pytest.importorskip("openai")
     with pytest.raises(package.NotFoundError, match="no such model"):
