@@ -10,8 +10,7 @@ import numpy as np
 from qdeploy.errors import BadArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
-    from qdeploy.ir.tensor import Float32
-    from qdeploy.native.runtime import Runtime
+    from qdeploy.native.runtime import Float32, Runtime
 
 Pair = tuple[list[int], list[int]]
 """The tokens of two texts, and which of the two each belongs to."""
