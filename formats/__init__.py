@@ -80,6 +80,7 @@ BUILT_IN = (
         tested=_LAYOUT,
     ),
     FormatRow("spqr", f"{_HUGGINGFACE}.spqr", looks=(Looks(methods=("spqr",)),), tested=_LAYOUT),
+    FormatRow("higgs", f"{_HUGGINGFACE}.higgs", looks=(Looks(methods=("higgs",)),), tested=_LAYOUT),
     FormatRow("exl3", f"{_HUGGINGFACE}.exl3", looks=(Looks(methods=("exl3",)),), tested=_LAYOUT),
     FormatRow(
         "bitstack", f"{_HUGGINGFACE}.bitstack", looks=(Looks(methods=("",), tensors=r'\.qweight_0"'),), tested=_LAYOUT

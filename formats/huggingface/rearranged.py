@@ -21,6 +21,7 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     across, along, column     codes in any order of fields of a word (`fields.py`)
     tiled, warped, stacked    codes in the order of a kernel (`tiles.py`)
     trellis                   codes that overlap (`trellis.py`)
+    flute, pairs              codes and tables of FLUTE's kernels (`flute.py`)
     octets KEY                a vector of words as bytes
     spqr, outliers            words of SpQR (`outliers.py`)
     turned KEY                the transpose
@@ -38,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadFileError
-from qdeploy.formats.huggingface import fields, outliers, vectors
+from qdeploy.formats.huggingface import fields, flute, outliers, vectors
 from qdeploy.formats.huggingface.strips import strips
 from qdeploy.formats.huggingface.tiles import stacked, tiled, warped
 from qdeploy.formats.huggingface.trellis import trellis
@@ -333,6 +334,8 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "warped": warped,
     "stacked": stacked,
     "trellis": trellis,
+    "flute": flute.flute,
+    "pairs": flute.pairs,
     "spqr": outliers.spqr,
     "outliers": outliers.arranged,
     "turned": lambda part, key: transposed(key),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import layers_exl
+import layers_higgs
 import layers_quark
 import layers_small
 import layers_sparse
@@ -24,6 +25,7 @@ LAYERS = [
     *layers_vptq.layers(),
     *layers_sparse.layers(),
     *layers_exl.layers(),
+    *layers_higgs.layers(),
     *layers_spqr.layers(),
 ]
 each = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.label)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from layers import Layer, P
 from layers_exl import exl2, exl3_layer
+from layers_higgs import higgs
 from layers_spqr import spqr
 from published import Stored, write
 
@@ -53,9 +54,24 @@ def of_exl3(name: str, rows: int, columns: int) -> tuple[Layer, np.ndarray]:
     """The effective weight: what the layer computes is x @ weight.T."""
     layer = exl3_layer(name, 3, "mcg", columns // 16, rows // 16)
     suh, svh = (layer.tensors[f"{P}.{part}h"][1].astype(np.float64) for part in ("su", "sv"))
+    return layer, svh[:, None] * (blocks(rows) @ layer.expected @ blocks(columns)) * suh
+
+
+def blocks(count: int) -> np.ndarray:
+    """Hadamard transforms of blocks of 128."""
     turn = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(128)] for i in range(128)]) / np.sqrt(128)
-    left, right = (np.kron(np.eye(count // 128), turn) for count in (rows, columns))
-    return layer, svh[:, None] * (left @ layer.expected @ right) * suh
+    return np.kron(np.eye(count // 128), turn)
+
+
+def of_higgs(name: str, rows: int, columns: int) -> tuple[Layer, np.ndarray]:
+    """The effective weight."""
+    layer = higgs(name, 4, 2, 16, rows, columns)
+    return layer, layer.expected @ blocks(columns)
+
+
+def of_higgs_single(name: str, rows: int, columns: int) -> tuple[Layer, np.ndarray]:
+    layer = higgs(name, 4, 1, 17, rows, columns)
+    return layer, layer.expected @ blocks(columns)
 
 
 def of_spqr(name: str, rows: int, columns: int) -> tuple[Layer, np.ndarray]:
@@ -74,16 +90,22 @@ def stored(maker: Maker) -> tuple[Stored, Stored, dict[str, object]]:
     for norm in ("input", "post_attention"):
         size = np.full(HIDDEN, 0.01, np.float32)
         plain[f"{LAYER}.{norm}_layernorm.weight"] = ("F32", size)
-    packed, floats, settings = dict(plain), dict(plain), {}
+    packed, floats, settings, tuned = dict(plain), dict(plain), {}, {}
     for name, (rows, columns) in SHAPES.items():
         layer, weight = maker(name, rows, columns)
         packed |= {key.replace(P, name): value for key, value in layer.tensors.items()}
         floats[f"{name}.weight"] = ("F32", weight.astype(np.float32))
         settings = layer.settings
+        tuned |= dict.fromkeys([name] if "tune_metadata" in settings else [], settings.get("tune_metadata", {}).get(P))
+    if tuned:
+        settings = {**settings, "tune_metadata": tuned}
     return packed, floats, settings
 
 
-@pytest.mark.parametrize("maker", [of_exl2, of_exl2_in_order, of_exl3, of_spqr], ids=lambda maker: maker.__name__[3:])
+MAKERS = [of_exl2, of_exl2_in_order, of_exl3, of_spqr, of_higgs, of_higgs_single]
+
+
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__[3:])
 def test_every_engine_computes_with_the_numbers_of_the_layout(tmp_path: Path, maker: Maker) -> None:
     packed, floats, settings = stored(maker)
     folder = write(tmp_path / "packed", packed, dict(settings), CONFIG)
