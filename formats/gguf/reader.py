@@ -15,6 +15,7 @@ are not put back: the bytes stay, and the graph rotates neighbours (`rope_interl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -73,7 +74,7 @@ def read(folder: Folder) -> Model:
     config, build = describe(metadata, {name: entry.shape for name, entry in stored.items()})
     side = _side_files(folder, {part.file.name for part in parts})
     derived, notes = _derived_files(metadata, {file.path for file in side})
-    notes = [*dict.fromkeys(note for part in parts for note in part.head.notes), *notes]
+    notes = [*dict.fromkeys(note for part in parts for note in part.head.notes), *notes, *_unapplied(stored)]
     heads = [part.besides() for part in parts]
     origins = tuple(entry.origin for entry in stored.values() if entry.origin is not None)
     return Model(NAME, str(folder.path), tensors, config, "gguf", (*side, *derived, *heads), origins, build, notes)
@@ -130,6 +131,15 @@ def _gathered(parts: list[Part]) -> dict[str, Stored]:
     if not tensors:
         raise UnsupportedError("a GGUF file without tensors", where=parts[0].file.name, todo="Is it only a vocabulary?")
     return tensors
+
+
+def _unapplied(stored: Mapping[str, Stored]) -> list[str]:
+    """What the kernels of bitnet.cpp do besides."""
+    from qdeploy.formats.gguf import bitnet
+
+    names = [name for name, entry in stored.items() if entry.origin and entry.origin.kind == bitnet.NAME]
+    what = "not applied: bitnet.cpp quantizes inputs to 8-bit int per token, too"
+    return [f"{what} ({len(names)} layers, the first {names[0].removesuffix('.weight')})"] if names else []
 
 
 def _tensor(stored: Stored) -> QTensor:

@@ -96,7 +96,7 @@ class _Grid:
         for name, value in (("num_bits", self.bits), ("group_size", self.group)):
             if name in own and own[name] != value:
                 place = f"{tuned.where}.{name}"
-                raise BadFileError("settings contradict each other", where=place, found=own[name], allowed=value)
+                raise BadFileError("settings contradict each other", where=place, found=own[name], allowed=str(value))
         kernel = tuned.integer("template_id")
         tile = kernel // (16 if self.bits == 4 else 4) % 3
         return _LOW if tile or self.bits == 3 else _TALL

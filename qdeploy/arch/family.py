@@ -66,7 +66,7 @@ class Family:
 BUILT_IN = {
     "apertus": ("apertus",),
     "bert": ("bert",),
-    "bitnet": ("bitnet",),
+    "bitnet": ("bitnet", "gguf:bitnet-b1.58", "gguf:bitnet-25"),
     "clip": (
         "clip",
         "clip_text_model",
