@@ -14,7 +14,6 @@ from qdeploy.ir.expand import activation
 from qdeploy.ir.graph import Attr, Graph, Node, State, Value
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Buffer, Float32, QTensor, plain
-from qdeploy.ir.views import Floats, view
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -96,14 +95,20 @@ class Builder:
 
     def matrix(self, parameter: str, shape: tuple[int, int], fields: str) -> str:
         """As `weight`, for what a Linear node multiplies with: transposed where the family stores it [in, out]."""
-        stored = self.stored(parameter) if self.names.transposed and self.model.dialect == "hf" else None
-        if stored is None or not isinstance(view(stored), Floats):
+        if not self.names.transposed or self.model.dialect != "hf" or not self._is_float(parameter):
             return self.weight(parameter, shape, fields)
         name, transposed = self.weight(parameter, shape[::-1], fields), f"{parameter}.turned"
         if transposed not in self._transposed:
             self._transposed.add(transposed)
             self.node("Transpose", name, name=transposed, perm=[1, 0])
         return transposed
+
+    def _is_float(self, parameter: str) -> bool:
+        """Whether a parameter is stored, and as floats."""
+        from qdeploy.ir.views import Floats, view  # few families store matrices so
+
+        stored = self.stored(parameter)
+        return stored is not None and isinstance(view(stored), Floats)
 
     def linear(self, x: str, module: str, shape: tuple[int, int], fields: str, name: str, *, bias: bool = True) -> str:
         """Adds the product with a stored matrix [out, in], and its stored bias."""

@@ -14,7 +14,6 @@ import numpy as np
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.dtype import element_row, elements
 from qdeploy.ir.tensor import Array, QTensor
-from qdeploy.ir.views import Integers, view
 
 
 def element_dtype(name: str) -> np.dtype[Any]:
@@ -32,11 +31,15 @@ def element_name(dtype: np.dtype[Any]) -> str:
 
 def integer_type(tensor: QTensor) -> str | None:
     """Returns the element type of a tensor that is nothing but integers in its own shape; None for any other."""
+    from qdeploy.ir.views import Integers, view  # those who only name types need no view
+
     seen = view(tensor)
     return seen.element if isinstance(seen, Integers) else None
 
 
 def as_value(tensor: QTensor) -> Array:
     """Returns a tensor as nodes take it: integers as such, everything else in float32; its own shape."""
+    from qdeploy.ir.views import Integers, view
+
     seen = view(tensor)
     return seen.value() if isinstance(seen, Integers) else tensor.decode()

@@ -11,12 +11,10 @@ import numpy as np
 
 from qdeploy import registry
 from qdeploy.errors import BadArgumentError, BadFileError, QdeployError
-from qdeploy.ir.decode import read_codes
 from qdeploy.ir.describe import bits_per_weight, encoding
 from qdeploy.ir.dtype import dtype
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Codes, QTensor
-from qdeploy.ir.views import first_codes, view
 from qdeploy.proof.network_facts import network_facts
 from qdeploy.store.folder import Folder
 from qdeploy.store.report_form import read_report
@@ -170,6 +168,9 @@ def _graph(model: Model) -> str:
 
 def _histograms(model: Model) -> dict[str, list[int]]:
     """Counts of every code, summed over the tensors of an encoding; only codes of at most 8 bits."""
+    from qdeploy.ir.decode import read_codes
+    from qdeploy.ir.views import first_codes, view
+
     counts: dict[str, np.ndarray[Any, Any]] = {}
     for tensor in model.tensors.values():
         codes = first_codes(view(tensor))

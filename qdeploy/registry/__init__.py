@@ -7,7 +7,6 @@ reader that cannot be meant. What a row of another distribution does wrong costs
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from qdeploy.catalog.table import Table
@@ -139,6 +138,8 @@ def _nearest(method: str) -> str:
     """What to do with a checkpoint of a quantization method that no reader knows."""
     if not method:
         return "qdeploy formats lists what can be read."
+    from difflib import get_close_matches
+
     similar = get_close_matches(method, FORMATS.rows(), 1)
     meant = f" {method!r} resembles {similar[0]}: if it is that, name it with --format." if similar else ""
     return f"Save the model with a method that qdeploy formats lists, or convert its float original.{meant}"

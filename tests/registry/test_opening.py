@@ -47,7 +47,8 @@ def test_opening_a_gptq_folder_imports_no_reader_that_cannot_be_meant():
     assert not {f"qdeploy.formats.huggingface.{name}" for name in others} & modules
     assert not {m for m in modules if m.startswith("qdeploy.formats.") and m.split(".")[2] in READERS}
     assert not {m for m in modules if m.startswith(("qdeploy.backends.", "qdeploy.quantize", "qdeploy.contracts.back"))}
-    assert not {"rich", "ml_dtypes", "importlib.metadata", "onnx", "hashlib"} & modules
+    assert not {"rich", "ml_dtypes", "importlib.metadata", "onnx", "hashlib", "qdeploy.ir.decode"} & modules
+    assert not {module for module in modules if module.startswith("qdeploy.ir.views")}
 
 
 def test_opening_a_float_folder_imports_no_quantized_reader():
