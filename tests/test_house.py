@@ -81,6 +81,14 @@ def room_of(path: Path) -> str:
     return parts[1] if len(parts) > 2 else path.stem
 
 
+def imported_by_name(node: ast.AST) -> str:
+    """The module that a call of `import_module` names; empty where it is none, or the name is computed."""
+    if not isinstance(node, ast.Call) or not node.args or not ast.unparse(node.func).endswith("import_module"):
+        return ""
+    name = node.args[0]
+    return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else ""
+
+
 def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -88,9 +96,22 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module] if node.module != "qdeploy" else [f"qdeploy.{alias.name}" for alias in node.names]
+        elif name := imported_by_name(node):
+            names = [name]
         for name in names:
             if name.startswith("qdeploy."):
                 yield node.lineno, name.split(".")[1]
+
+
+def test_imports_are_absolute():
+    """A relative import would be seen by none of the tests below."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in files(*ROOMS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_arrows_make_no_circle():
@@ -136,6 +157,7 @@ def modules_imported_by(path: Path, inside_functions: bool) -> set[str]:
                     submodule = f"{child.module}.{alias.name}"
                     yield submodule if submodule in MODULES else child.module
             else:
+                yield imported_by_name(child)
                 yield from visit(child)
 
     imported = set(visit(ast.parse(path.read_text()))) & set(MODULES)
@@ -244,15 +266,14 @@ def test_input_is_never_checked_by_assert():
 
 def test_variables_are_named_after_things():
     """What is found, made or given is always something; `found` alone is the keyword of the error family."""
-    participles = {"found", "made", "given", "held", "said", "asked"}
+    participles = {"found", "made", "given", "held", "said", "asked", "got"}
     wrong = []
     for path in files(*ROOMS):
-        stores = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name))
-        wrong += [
-            f"{path.relative_to(ROOT)}:{name.lineno} {name.id}"
-            for name in stores
-            if isinstance(name.ctx, ast.Store) and name.id in participles
-        ]
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        stores = [(n.lineno, n.id) for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        parameters = [(n.lineno, n.arg) for n in nodes if isinstance(n, ast.arg) and n.arg != "found"]
+        named = [*stores, *parameters]
+        wrong += [f"{path.relative_to(ROOT)}:{line} {name}" for line, name in named if name in participles]
     assert not wrong, "\n".join(wrong)
 
 
