@@ -280,3 +280,10 @@ def test_variables_are_named_after_things():
 def test_the_formatter_decides_everywhere():
     marked = [path for path in files(*ROOMS, *OTHERS) if "# fmt: " + "skip" in path.read_text()]
     assert not marked
+
+
+def test_the_drawing_of_the_house_has_every_room():
+    """The README's tree names each folder of each room that holds code."""
+    tree = (ROOT / "README.md").read_text().partition("## Architecture")[2].partition("**A checkpoint's way")[0]
+    folders = {path.parent for path in files(*ROOMS) if path.parent.parent in {ROOT / room for room in ROOMS}}
+    assert not {folder.name for folder in folders if f"{folder.name}/" not in tree}
