@@ -7,11 +7,13 @@ have no number to change, since values are float32 here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.consumed import Consumed
 from qdeploy.formats.coreml.constants import CONSTEXPR, Values
 from qdeploy.formats.coreml.program import Constant, Function, Operation, Type
 from qdeploy.ir.graph import Graph, Node, Value
@@ -20,6 +22,8 @@ from qdeploy.ir.tensor import Buffer, QTensor, plain
 
 FLOATS = ("f16", "bf16", "f32", "f64")
 _ELEMENTS = {"bool": "BOOL", "int8": "I8", "uint8": "U8", "int16": "I16", "int32": "I32", "int64": "I64"}
+_HARMLESS: Mapping[str, tuple[Any, ...]] = {"name": (), "validate_indices": (), "dtype": (), "num_splits": ()}
+"""Parameters that change no number, or say again what the outputs say."""
 
 
 class Network:
@@ -139,12 +143,14 @@ class Network:
                 allowed=", ".join(sorted(table)),
                 todo="Convert its tensors with --to ir.",
             )
+        parameters = Consumed(operation.inputs)
         try:
-            table[operation.kind](self, operation)
+            table[operation.kind](self, replace(operation, inputs=parameters))
         except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:  # parameters are missing
             raise BadFileError(
                 f"an operator does not fit its kind: {error}", where=self.where(operation), found=operation.kind
             ) from error
+        parameters.refuse_rest(_HARMLESS, f"{self.where(operation)} ({operation.kind})")
 
     def element(self, kind: Type, where: str) -> str:
         """The element type of a value in the graph."""

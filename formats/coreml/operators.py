@@ -73,11 +73,18 @@ def _concat(net: Network, operation: Operation) -> None:
 
 def _split(net: Network, operation: Operation) -> None:
     axis, sizes = int(net.number(operation, "axis", 0)), net.listed(operation, "split_sizes")
-    extent = net.type(operation, "x").shape[axis]
-    count = len(operation.outputs)
+    extent, count = net.type(operation, "x").shape[axis], len(operation.outputs)
+    sizes = sizes or [extent // count] * count
+    if extent < 0 or min(sizes) < 0 or sum(sizes) != extent or len(sizes) != count:
+        raise UnsupportedError(
+            "parts that are not known to make up the whole",
+            where=net.where(operation),
+            found=f"{count} parts of {'a free axis' if extent < 0 else extent}: {sizes}",
+            allowed="an axis of a fixed extent",
+        )
     begin = 0
-    for place, (name, _) in enumerate(operation.outputs):
-        end = begin + (sizes[place] if sizes else extent // count)
+    for size, (name, _) in zip(sizes, operation.outputs, strict=True):
+        end = begin + size
         net.add(operation, "Slice", [net.name(operation, "x")], name, starts=[begin], ends=[end], axes=[axis])
         begin = end
 

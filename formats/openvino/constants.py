@@ -113,7 +113,7 @@ def _shape(text: str, where: str) -> Shape:
 
 
 def _number(text: str | None, where: str) -> int:
-    if text is None or not text.isdigit() or len(text) > 15:
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 15:
         raise BadFileError("a number is missing", where=where, found=text or "nothing")
     return int(text)
 

@@ -135,7 +135,8 @@ def _edges(element: ElementTree.Element, where: str) -> dict[tuple[int, int], Po
 
 def _integer(text: str | None, where: str) -> int:
     cleaned = (text or "").strip()
-    if not cleaned.removeprefix("-").isdigit() or len(cleaned) > 18:
+    digits = cleaned.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()) or len(cleaned) > 18:
         raise BadFileError("a number is missing", where=where, found=cleaned[:40])
     return int(cleaned)
 
@@ -144,18 +145,18 @@ def _sorted(layers: Mapping[int, Layer], where: str) -> tuple[Layer, ...]:
     """Every layer behind its inputs; without recursion, since chains may be long."""
     done: dict[int, Layer] = {}
     for start in layers.values():
-        stack, open_ = [start], {start.number}
+        stack, open_ = [(start, iter(start.inputs))], {start.number}
         while stack:
-            layer = stack[-1]
-            waiting = [number for number, _ in layer.inputs if number not in done]
-            if not waiting:
-                done[layer.number] = stack.pop()
+            layer, inputs = stack[-1]
+            number = next((number for number, _ in inputs if number not in done), None)
+            if number is None:
+                done[layer.number] = layer
                 open_.discard(layer.number)
+                stack.pop()
                 continue
-            number, ports = waiting[0], [port for n, port in layer.inputs if n == waiting[0]]
-            if number not in layers or number in open_ or not set(ports) <= set(layers[number].outputs):
+            if number not in layers or number in open_:
                 raise BadFileError("an edge that leads nowhere, or in a circle", where=f"{where}: {layer.name}")
-            stack.append(layers[number])
+            stack.append((layers[number], iter(layers[number].inputs)))
             open_.add(number)
     for layer in done.values():
         for number, port in layer.inputs:

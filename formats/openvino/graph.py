@@ -7,10 +7,13 @@ become such.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.consumed import Consumed
 from qdeploy.formats.openvino.constants import Constant, Weights
 from qdeploy.formats.openvino.document import Layer, Port
 from qdeploy.ir.graph import Graph, Node, Value
@@ -20,6 +23,10 @@ from qdeploy.ir.tensor import Shape as Extents
 
 _STATIC = 4096
 """Constants up to this many elements can become attributes."""
+_HARMLESS = {"output_type": (), **dict.fromkeys(("allow_axis_skip", "no_clamp", "use_rounding"), ("false",))}
+"""Settings of operators that change no number, with these values, or with any (which integers hold a shape)."""
+_INTEGER = re.compile(r"([iu])(\d+)")
+_OPERATION_SET = re.compile(r"opset\d+|")
 ELEMENTS = {
     "i64": "I64",
     "i32": "I64",
@@ -113,6 +120,15 @@ class Network:
             )
         return ELEMENTS[kind]
 
+    def holds(self, port: Port, kind: str) -> bool:
+        """Whether integers of a kind ("u8") hold every value that a port may have."""
+        precision = self.by_number[port[0]].outputs[port[1]].precision.lower()
+        kinds = {"bool": "u1", "boolean": "u1"}
+        own, wanted = (_INTEGER.fullmatch(kinds.get(name, name)) for name in (precision, kind))
+        if own is None or wanted is None or (own[1] == "i" and wanted[1] == "u"):
+            return False
+        return int(own[2]) + (own[1] != wanted[1]) <= int(wanted[2])
+
     def is_constant(self, port: Port) -> bool:
         """Whether the values of a port are stored integers or floats, and few."""
         constant = self.constants.get(port[0])
@@ -178,7 +194,7 @@ class Network:
         return needed
 
     def _translate(self, layer: Layer, table: Mapping[str, Any]) -> None:
-        if layer.kind not in table:
+        if layer.kind not in table or not _OPERATION_SET.fullmatch(layer.version):
             raise UnsupportedError(
                 "an operator that is not read",
                 where=self.where(layer),
@@ -186,12 +202,14 @@ class Network:
                 allowed=", ".join(sorted(table)),
                 todo="Convert its tensors with --to ir.",
             )
+        settings = Consumed(layer.data)
         try:
-            table[layer.kind](self, layer)
+            table[layer.kind](self, replace(layer, data=settings))
         except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:  # attributes or operands are missing
             raise BadFileError(
                 f"an operator does not fit its kind: {error}", where=self.where(layer), found=layer.kind
             ) from error
+        settings.refuse_rest(_HARMLESS, f"{self.where(layer)} ({layer.kind})")
 
     def _value(self, port: Port) -> Value:
         layer = self.by_number[port[0]]

@@ -8,29 +8,42 @@ from typing import Any
 import numpy as np
 
 from qdeploy.errors import UnsupportedError
+from qdeploy.formats.openvino.constants import FLOATS
 from qdeploy.formats.openvino.document import Layer
-from qdeploy.formats.openvino.graph import Network
+from qdeploy.formats.openvino.graph import ELEMENTS, Network
 
 Importer = Callable[[Network, Layer], None]
+
+_WIDE = ("i32", "i64")
+"""Integers that everything may become: values are int64 here, and do not wrap around as narrower ones would."""
 
 
 def _same(op: str, **attrs: Any) -> Importer:
     """An operator that ONNX has, too, over the same inputs."""
 
     def importer(net: Network, layer: Layer) -> None:
-        if layer.data.get("auto_broadcast", "numpy") not in ("numpy", "none"):
-            raise UnsupportedError(
-                "this way to broadcast is not read", where=net.where(layer), found=layer.data["auto_broadcast"]
-            )
+        _refuse_broadcast(net, layer)
         net.add(layer, op, net.inputs(layer), **attrs)
 
     return importer
 
 
+def _refuse_broadcast(net: Network, layer: Layer) -> None:
+    way = layer.data.get("auto_broadcast", "numpy").lower()
+    if way not in ("numpy", "none"):
+        raise UnsupportedError("this way to broadcast is not read", where=net.where(layer), found=way)
+
+
 def _convert(net: Network, layer: Layer) -> None:
-    target = {"f": "F32", "b": "BOOL" if layer.data["destination_type"] == "boolean" else "F32"}.get(
-        layer.data["destination_type"][0], "I64"
-    )
+    kind = layer.data["destination_type"]
+    if kind not in ELEMENTS or (kind[0] in "iu" and kind not in _WIDE and not net.holds(layer.inputs[0], kind)):
+        raise UnsupportedError(
+            "a conversion to numbers that may not hold the values",
+            where=net.where(layer),
+            found=kind,
+            allowed=", ".join(("boolean", *FLOATS, *_WIDE)),
+        )
+    target = ELEMENTS[kind]
     if net.element(layer.inputs[0]) == target:
         net.alias(layer, layer.inputs[0])
     else:
@@ -135,13 +148,31 @@ def _swish(net: Network, layer: Layer) -> None:
     net.add(layer, "Mul", [x, net.add(layer, "Sigmoid", [inner], net.fresh(layer, "gate"))])
 
 
+def _elu(net: Network, layer: Layer) -> None:
+    net.add(layer, "Elu", net.inputs(layer), alpha=float(layer.data["alpha"]))
+
+
+def _divide(net: Network, layer: Layer) -> None:
+    """Integers are rounded down, as Python does, unless the layer says otherwise: (a - a mod b) / b is exact."""
+    _refuse_broadcast(net, layer)
+    down = layer.data.get("m_pythondiv", "true").lower() in ("true", "1")
+    a, b = net.inputs(layer)
+    if down and net.element(layer.result) == "I64":
+        rest = net.add(layer, "Mod", [a, b], net.fresh(layer, "rest"))
+        a = net.add(layer, "Sub", [a, rest], net.fresh(layer, "multiple"))
+    net.add(layer, "Div", [a, b])
+
+
 def _gelu(net: Network, layer: Layer) -> None:
     mode = layer.data.get("approximation_mode", "ERF").upper()
     net.add(layer, "Gelu", net.inputs(layer)[:1], approximate="tanh" if mode == "TANH" else "none")
 
 
 def _clamp(net: Network, layer: Layer) -> None:
-    net.add(layer, "Clip", net.inputs(layer), min=float(layer.data["min"]), max=float(layer.data["max"]))
+    low, high = float(layer.data["min"]), float(layer.data["max"])
+    if not low <= high:
+        raise ValueError(f"limits {low} and {high}")
+    net.add(layer, "Clip", net.inputs(layer), min=low, max=high)
 
 
 def _hswish(net: Network, layer: Layer) -> None:
@@ -149,14 +180,25 @@ def _hswish(net: Network, layer: Layer) -> None:
 
 
 def _split(net: Network, layer: Layer) -> None:
-    axis = net.integers(layer, 1)
-    ports = sorted(layer.outputs)
-    sizes = net.static(layer, 2) if layer.kind == "VariadicSplit" else []
-    begin = 0
+    """Split and VariadicSplit: a slice for each part."""
+    axis, ports = net.integers(layer, 1), sorted(layer.outputs)
     extent = net.shape(layer.inputs[0])[axis]
-    for place, port in enumerate(ports):
-        size = sizes[place] if sizes else extent // int(layer.data["num_splits"])
-        size = extent - sum(n for n in sizes if n >= 0) if size == -1 else size
+    if layer.kind == "VariadicSplit":
+        sizes = net.static(layer, 2)
+    else:
+        count = int(layer.data["num_splits"])
+        sizes = [extent // count if extent % count == 0 else 0] * count
+    rest = extent - sum(n for n in sizes if n >= 0)
+    sizes = [rest if n == -1 else n for n in sizes]
+    if extent < 0 or min(sizes) < 0 or sum(sizes) != extent or len(sizes) != len(ports):
+        raise UnsupportedError(
+            "parts that are not known to make up the whole",
+            where=net.where(layer),
+            found=f"{len(ports)} parts of {'a free axis' if extent < 0 else extent}: {sizes}",
+            allowed="an axis of a fixed extent",
+        )
+    begin = 0
+    for size, port in zip(sizes, ports, strict=True):
         window = {"starts": [begin], "ends": [begin + size], "axes": [axis]}
         net.add(layer, "Slice", net.inputs(layer)[:1], net.name((layer.number, port)), **window)
         begin += size
@@ -165,8 +207,11 @@ def _split(net: Network, layer: Layer) -> None:
 def _power(net: Network, layer: Layer) -> None:
     """A square is a product: exact, where powers in general are not."""
     x, exponent = net.inputs(layer)
+    _refuse_broadcast(net, layer)
     constant = net.constants.get(layer.inputs[1][0])
-    squared = constant is not None and constant.stored.count == 1 and float(constant.stored.array().reshape(-1)[0]) == 2
+    single = constant is not None and constant.stored.count == 1
+    small = single and len(net.shape(layer.inputs[1])) <= net.rank(layer.inputs[0])  # else the result has more axes
+    squared = constant is not None and small and float(constant.stored.array().reshape(-1)[0]) == 2
     net.add(layer, "Mul" if squared else "Pow", [x, x] if squared else [x, exponent])
 
 
@@ -179,8 +224,8 @@ OPERATORS: dict[str, Importer] = {
     "Concat": _concat,
     "Convert": _convert,
     "Cos": _same("Cos"),
-    "Divide": _same("Div"),
-    "Elu": _same("Elu"),
+    "Divide": _divide,
+    "Elu": _elu,
     "Equal": _same("Equal"),
     "Erf": _same("Erf"),
     "Exp": _same("Exp"),

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.consumed import Consumed
 from qdeploy.formats.tflite.schema import Operator, Parsed, Tensor
 from qdeploy.formats.tflite.stored import Part, element, plain_integers, refuse_unread
 from qdeploy.ir.graph import Attr, Graph, Node, Value
@@ -23,6 +25,14 @@ from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 
 CODES = ("INT8", "INT16")
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
+_DEFAULTS = (0, 1, (), None)
+"""Of options that an importer may leave out."""
+_SAID_AGAIN: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("NewShape", "SqueezeDims", "ValuesCount", "Num", "NumSplits", "DepthMultiplier")
+    + ("InDataType", "OutDataType", "OutType", "OutputType"),
+    (),
+)
+"""Options that say again what the tensors say."""
 _WINDOW = 4096  # greatest extent of a kernel with its gaps: padding is as large
 _TABLES = {"int8": ("I8", "int8"), "int16": ("I16", "int16"), "int32": ("I32", "int32"), "int64": ("I64", "int64")}
 
@@ -215,12 +225,15 @@ def _translate(network: Any, operators: Sequence[Operator], table: Mapping[str, 
             refuse_unread(network.tensor(index).unread, network.where(index))
         if not op.outputs or not op.inputs or op.inputs[0] < 0:
             raise BadFileError("an operator without an input or output", where=network.file, found=op.kind)
+        options = Consumed(op.options)
         try:
-            table[op.kind](network, op)
+            table[op.kind](network, replace(op, options=options))
         except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:  # options or operands are missing
             raise BadFileError(
                 f"an operator does not fit its kind: {error}", where=network.where(op.outputs[0]), found=op.kind
             ) from error
+        defaults: dict[str, tuple[Any, ...]] = dict.fromkeys(options, _DEFAULTS)
+        options.refuse_rest(defaults | _SAID_AGAIN, f"{network.where(op.outputs[0])} ({op.kind})")
 
 
 def _ends(network: Network) -> tuple[list[int], list[int], list[Operator]]:

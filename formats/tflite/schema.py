@@ -9,6 +9,7 @@ writes, whose table is read here by its slots:
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class Operator:
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    options: dict[str, Any]
+    options: Mapping[str, Any]
     unread: tuple[str, ...] = ()
     custom: bytes = b""
 

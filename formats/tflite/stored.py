@@ -58,7 +58,14 @@ class Part:
     block_zeros: Stored | None = None
 
     def tensor(self) -> QTensor:
-        """As the source means it: float, integer, or codes with a scale."""
+        """As the source means it: float, integer, or codes with a scale. Floats have none, whatever the file says."""
+        if self.stored.dtype.is_float:
+            return QTensor(
+                self.stored.shape,
+                self.stored.dtype.element,
+                (Term(self.stored.codes("data", self.stored.shape or (1,))),),
+                source=source_of("tflite", "verbatim", [self.stored]),
+            )
         shape, scales = self.stored.shape, self.described.scales
         scale = self._param("scale", scales, "F32", "f32") if scales.size else self._blocks("scale", self.block_scales)
         zero = self._param("zero", self.described.zeros, "I64", "int64") if self.described.zeros.any() else None

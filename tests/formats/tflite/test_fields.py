@@ -12,6 +12,7 @@ from tflite_files import Network
 from qdeploy.errors import UnsupportedError
 from qdeploy.formats.tflite import reader
 from qdeploy.formats.tflite.fields import IGNORED, OPTIONS
+from qdeploy.ir.run import Weights, run
 from qdeploy.store.folder import Folder
 
 READ = {
@@ -77,3 +78,31 @@ def test_custom_quantization_is_refused(tmp_path: Path):
     with pytest.raises(UnsupportedError) as caught:
         read(tmp_path, extra)
     assert "Details (custom)" in caught.value.found
+
+
+def test_a_scale_of_floats_means_nothing_as_in_the_kernels(tmp_path: Path):
+    for dtype in (np.float32, np.float16):
+        n = Network()
+        x, y = n.value("x", (2, 3), "float32"), n.value("y", (2, 4), "float32")
+        w = n.constant("w", np.full((4, 3), 2, dtype), scale=0.5, zero=3)
+        if dtype == np.float16:
+            half, w = w, n.value("v", (4, 3), "float32")
+            n.add("DEQUANTIZE", [half], [w])
+        n.add("FULLY_CONNECTED", [x, w], [y], FusedActivationFunction=0)
+        (tmp_path / "n.tflite").write_bytes(n.write([x], [y]))
+        model = reader.read(Folder(tmp_path / "n.tflite"))
+        (result,) = run(model.graph, {"x": np.ones((2, 3), np.float32)}, None, Weights(model))[0].values()
+        np.testing.assert_array_equal(result, np.full((2, 4), 6, np.float32))
+
+
+def test_an_option_that_the_importer_does_not_look_at_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from qdeploy.formats.tflite import floats
+
+    monkeypatch.setitem(floats.FLOAT, "FULLY_CONNECTED", floats.FLOAT["RELU"])
+    n = Network()
+    x, y = n.value("x", (2, 3), "float32"), n.value("y", (2, 3), "float32")
+    n.add("FULLY_CONNECTED", [x], [y], WeightsFormat=3)
+    (tmp_path / "n.tflite").write_bytes(n.write([x], [y]))
+    with pytest.raises(UnsupportedError, match="setting of an operator") as caught:
+        _ = reader.read(Folder(tmp_path / "n.tflite")).graph
+    assert caught.value.found == "WeightsFormat"
