@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from qdeploy.errors import BadFileError
+from qdeploy.errors import BadFileError, UnsupportedError
 
 _FLOOR, _BYTES = 1 << 15, 2
 """Nodes that a model may have after its functions are inlined: so many, and one more per so many bytes of the graph."""
+_Id = tuple[str, str, str]
 _DEPTH = 200
 """Functions within functions."""
 
@@ -28,6 +29,7 @@ def inlined(proto: Any, graph_bytes: int, where: str) -> Any:
     Raises:
         BadFileError: They call themselves, cannot be inlined, or would make far more nodes than the file spends bytes
             on.
+        UnsupportedError: They are written in other versions of ONNX than the model.
     """
     if not proto.functions:
         return proto
@@ -36,20 +38,33 @@ def inlined(proto: Any, graph_bytes: int, where: str) -> Any:
 
     _check(proto, _FLOOR + graph_bytes // _BYTES, where)
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        whole = onnx.inliner.inline_local_functions(proto)
     except (ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise BadFileError(f"functions of the model cannot be inlined: {error}", where=where) from error
+    if whole.functions:
+        raise UnsupportedError(
+            "functions of the model are written in other versions of ONNX than the model",
+            where=where,
+            found=", ".join(_shown(_id(function, function.name)) for function in whole.functions),
+            todo="Export the model with functions and graph in one version.",
+        )
+    return whole
 
 
 def _check(proto: Any, most: int, where: str) -> None:
-    bodies = {(function.domain, function.name): function for function in proto.functions}
-    sizes: dict[tuple[str, str], int] = {}
-    open_now: list[tuple[str, str]] = []
+    bodies: dict[_Id, Any] = {}
+    for function in proto.functions:
+        key = _id(function, function.name)
+        if key in bodies:
+            raise BadFileError("a function of the model is made twice", where=where, found=_shown(key))
+        bodies[key] = function
+    sizes: dict[_Id, int] = {}
+    open_now: list[_Id] = []
 
     def size(nodes: Iterable[Any]) -> int:
         total = 0
         for node in nodes:
-            key = (node.domain, node.op_type)
+            key = _id(node, node.op_type)
             total += called(key) if key in bodies else 1
             if total > most:
                 raise BadFileError(
@@ -60,19 +75,28 @@ def _check(proto: Any, most: int, where: str) -> None:
                 )
         return total
 
-    def called(key: tuple[str, str]) -> int:
+    def called(key: _Id) -> int:
         if key in open_now or len(open_now) > _DEPTH:
-            raise BadFileError("functions of the model call themselves", where=where, found="::".join(key))
+            raise BadFileError("functions of the model call themselves", where=where, found=_shown(key))
         if key not in sizes:
             open_now.append(key)
-            sizes[key] = size(_all_nodes(bodies[key].node))
+            sizes[key] = size(all_nodes(bodies[key].node))
             open_now.pop()
         return sizes[key]
 
-    size(_all_nodes(proto.graph.node))
+    size(all_nodes(proto.graph.node))
 
 
-def _all_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+def _id(owner: Any, name: str) -> _Id:
+    """What a call and its function have in common: the domain, the name, and which of several of that name."""
+    return ("" if owner.domain == "ai.onnx" else owner.domain, name, owner.overload)
+
+
+def _shown(key: _Id) -> str:
+    return "::".join(filter(None, key))
+
+
+def all_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
     """Nodes and those of the graphs that are their attributes."""
     waiting = list(nodes)
     while waiting:

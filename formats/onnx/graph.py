@@ -38,7 +38,9 @@ from qdeploy.store.origin import Origin
 MICROSOFT = "com.microsoft"
 STATIC_ELEMENTS = 4096
 """Constants up to this size can become attributes."""
-_TYPE_OF = {"float": "F32", "double": "F64"}
+_N_BITS = frozenset({"K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"})
+_DEQUANTIZED = frozenset({"axis", "block_size", "output_dtype"})
+"""Attributes of dequantizing nodes; with others they stay as they are."""
 
 
 class Network:
@@ -328,6 +330,8 @@ class Network:
 def dequantizer(node: Any) -> tuple[Any, ...] | None:
     """What a node that dequantizes does to its weight: (kind, names of the parameters, how); None for other nodes."""
     attrs = attributes(node)
+    if set(attrs) - (_N_BITS if node.op_type == "MatMulNBits" else _DEQUANTIZED):
+        return None
     if node.op_type == "MatMulNBits" and node.domain == MICROSOFT and not attrs.get("weight_prepacked"):
         how = tuple((key, attrs.get(key, 0)) for key in ("K", "N", "bits", "block_size"))
         whole = all(isinstance(value, int) for _, value in how) and len(node.input) > 2

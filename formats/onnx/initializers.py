@@ -50,7 +50,7 @@ def _open(folder: Folder, file: str, proto: Any, span: Span | None) -> Stored:
     size = bit_stream.row_bytes(math.prod(shape), row.bits)
     count = size if row.bits < 8 else math.prod(shape)
     external = proto.data_location == 1
-    if external + (span is not None) > 1 or (external and _typed(proto)):
+    if external + (span is not None and span.end > span.begin) + _typed(proto) > 1:
         raise BadFileError("a tensor has its data in two places", where=where)
     if external:
         name, begin = _external(folder, proto, size, where)
@@ -87,9 +87,10 @@ def element_of(proto: Any, where: str) -> DType:
     return row
 
 
-def _typed(proto: Any) -> bool:
-    return any(
-        len(getattr(proto, name))
+def _typed(proto: Any) -> int:
+    """How many typed fields hold something."""
+    return sum(
+        len(getattr(proto, name)) > 0
         for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
     )
 
@@ -125,7 +126,9 @@ def typed_units(proto: Any, row: DType, where: str) -> Array:
     size = bit_stream.row_bytes(count, row.bits)
     if proto.data_location == 1:
         raise UnsupportedError("a constant inside of a node lies in another file", where=where)
-    units: Array = np.frombuffer(proto.raw_data, np.uint8) if proto.raw_data else _from_field(proto, row)
+    if _typed(proto) + bool(proto.raw_data) > 1:
+        raise BadFileError("a tensor has its data in two places", where=where)
+    units: Array = np.frombuffer(proto.raw_data, np.uint8) if proto.raw_data else _from_field(proto, row, where)
     if units.nbytes != size:
         raise BadFileError(
             "a tensor's size contradicts its shape",
@@ -136,7 +139,7 @@ def typed_units(proto: Any, row: DType, where: str) -> Array:
     return units.view(storage_dtype(row.storage))
 
 
-def _from_field(proto: Any, row: DType) -> Array:
+def _from_field(proto: Any, row: DType, where: str) -> Array:
     """Typed fields: wide types have fields of their own; everything else lies in the low bits of int32_data."""
     if row.element == "F32":
         return np.array(proto.float_data, np.float32)
@@ -145,6 +148,20 @@ def _from_field(proto: Any, row: DType) -> Array:
     if row.element == "I64":
         return np.array(proto.int64_data, np.int64)
     if row.element in ("U32", "U64"):
-        return np.array(proto.uint64_data, np.uint64).astype(row.numpy)
+        return _fitting(np.array(proto.uint64_data, np.uint64), np.dtype(row.numpy), where)
     unit = max(row.bits, 8) // 8
-    return np.array(proto.int32_data, np.int64).astype(f"<i{unit}")
+    signed = row.kind == "signed" and row.bits >= 8
+    return _fitting(np.array(proto.int32_data, np.int64), np.dtype(f"<{'i' if signed else 'u'}{unit}"), where)
+
+
+def _fitting(numbers: Array, dtype: np.dtype[Any], where: str) -> Array:
+    """Numbers of a wide field in their own type."""
+    limits = np.iinfo(dtype)
+    if numbers.size and not (limits.min <= int(numbers.min()) and int(numbers.max()) <= limits.max):
+        raise BadFileError(
+            "a number does not fit its type",
+            where=where,
+            found=int(numbers.min() if numbers.min() < limits.min else numbers.max()),
+            allowed=f"{limits.min}..{limits.max}",
+        )
+    return numbers.astype(dtype)

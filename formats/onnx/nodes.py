@@ -235,7 +235,7 @@ def _layer_normalization(network: Network, node: Any, attrs: dict[str, Any]) -> 
 def _skip_norm(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     rms = node.op_type == "SkipSimplifiedLayerNormalization"
     outputs, most = [*node.output, "", "", ""][:4], 3 if rms else 4
-    if any(node.input[most:]) or outputs[1] or outputs[2]:
+    if any(node.input[most:]) or outputs[1] or outputs[2] or set(attrs) - {"epsilon"}:
         return False
     settings = {"kind": "rms" if rms else "layer", "epsilon": float(attrs.get("epsilon", 1e-12))}
     made_outputs = (outputs[0], outputs[3]) if outputs[3] else (outputs[0],)

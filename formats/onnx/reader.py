@@ -4,6 +4,7 @@
     initializers.py  initializers: inline, in external data, or typed; stored.py, how they become codes
     constant_outputs.py   outputs that no node makes
     functions.py     functions in the place of their calls
+    soundness.py     what a message may not leave open; nodes behind what they take
     quantized.py     which initializers are one quantized weight
     graph.py         nodes as rows of the table of ops; nodes.py, operator by operator
     attributes.py    attributes as JSON values
@@ -52,6 +53,7 @@ def read(folder: Folder) -> Model:
     from qdeploy.formats.onnx.graph import Network
     from qdeploy.formats.onnx.initializers import open_initializers
     from qdeploy.formats.onnx.scan import scan
+    from qdeploy.formats.onnx.soundness import check_message, in_order
 
     name = _file(folder)
     file = folder.open(name)
@@ -59,7 +61,9 @@ def read(folder: Folder) -> Model:
         skeleton, spans = scan(file)
     finally:
         file.close()
-    proto = with_identities(inlined(_parse(skeleton, name), len(skeleton), name))
+    proto = inlined(_parse(skeleton, name), len(skeleton), name)
+    check_message(proto, name)
+    proto = in_order(with_identities(proto))
     stored = open_initializers(folder, name, proto.graph.initializer, spans)
     network = Network(proto, stored, name, folder)
     own = {name, *(s.origin.file for s in network.stored.values())}

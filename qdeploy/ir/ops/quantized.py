@@ -48,7 +48,12 @@ def spread(param: Array, shape: tuple[int, ...], axis: int, block_size: int) -> 
     """Brings a scale or zero point into a form that is broadcast over the tensor that it belongs to."""
     if param.ndim == 0 or param.size == 1:
         return param.reshape(())
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis {axis} of {len(shape)}")
     if block_size:
+        grid = tuple(-(-n // block_size) if i == axis % len(shape) else n for i, n in enumerate(shape))
+        if param.shape != grid:
+            raise ValueError(f"parameters {list(param.shape)} for blocks of {block_size}, not {list(grid)}")
         return np.repeat(param, block_size, axis=axis)[tuple(slice(n) for n in shape)]
     place = axis % len(shape)
     return param.reshape([-1 if i == place else 1 for i in range(len(shape))])
