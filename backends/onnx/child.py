@@ -10,6 +10,7 @@ does not have} or {"refuses": what else it said}. Exit code 3: onnxruntime is no
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +22,13 @@ _LEAST_SHARE = 1e-3
 """Parts of 1 below this are held to an absolute error."""
 _SHOWN = 200
 """Characters of the library's own words that are shown, from the end."""
-_LACKING = ("NOT_IMPLEMENTED", "not a registered function/op", "under development")
+_LACKING = ("NOT_IMPLEMENTED", "not a registered function/op", "under development", "bad_alloc", "allocate memory")
 """What the library says of what it does not have; of all else it says that the model is wrong."""
+
+
+MEMORY, SECONDS = 4 << 30, 120
+_PER_BYTE, _PER_SECOND = 8, 4 << 20
+"""What a network may take: address space, and CPU, at least and by the bytes of its files."""
 
 
 def main(folder: Path) -> int:
@@ -31,6 +37,7 @@ def main(folder: Path) -> int:
         import onnxruntime
     except ImportError:
         return 3
+    _limit(json.loads((folder / "cases.json").read_text()))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -45,6 +52,19 @@ def main(folder: Path) -> int:
             answers.append(_tried(opened, case, arrays))
     print(json.dumps(answers))
     return 0
+
+
+def _limit(cases: list[dict[str, Any]]) -> None:
+    """Bounds this process by what the models are worth; where it takes more CPU, the system ends it (SIGXCPU)."""
+    folders = {Path(path).parent for case in cases for path in (case["model"], case["source"]) if path}
+    size = sum(file.stat().st_size for folder in folders for file in folder.iterdir() if file.is_file())
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for kind, most in (
+        (resource.RLIMIT_AS, used + MEMORY + _PER_BYTE * size),
+        (resource.RLIMIT_CPU, SECONDS + size // _PER_SECOND),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _tried(opened: Callable[[str], Any], case: Mapping[str, Any], arrays: Mapping[str, Any]) -> float | dict[str, str]:

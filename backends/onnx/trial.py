@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from qdeploy.backends.onnx.proto import MICROSOFT, MODEL_FILE
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.dtype import element_row
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.graph import Graph, Value
+from qdeploy.ir.guard import ELEMENTS
 from qdeploy.ir.model import Model
 from qdeploy.ir.ops.quantized import QUANTIZED_ROWS
 from qdeploy.ir.ops.table import op
@@ -39,6 +42,14 @@ def trial_inputs(graph: Graph, extent: int = 4, last_only: bool = False) -> dict
         last = len(value.shape) - 1
         ones = [axis in batches or (last_only and place != last) for place, axis in enumerate(value.shape)]
         shape = [n if isinstance(n, int) else 1 if one else extent for n, one in zip(value.shape, ones, strict=True)]
+        if math.prod(shape) > ELEMENTS:
+            raise UnsupportedError(
+                "an input is too large to try the network with",
+                where=value.name,
+                found=shape,
+                allowed=f"{ELEMENTS} elements",
+                todo="--check none converts without running it.",
+            )
         arrays[value.name] = _trial(value, rng, shape)
     return arrays
 

@@ -66,6 +66,7 @@ def check_signature(node: Node) -> None:
 
 def check_names(graph: Graph, tensors: Collection[str]) -> None:
     """Every name is made before it is taken, and made once."""
+    tensors = frozenset(tensors)
     defined = {value.name for value in graph.inputs} | set(graph.constants)
     if len(defined) != len(graph.inputs) + len(graph.constants) or not defined.isdisjoint(tensors):
         raise BadFileError("a name is made twice", where="inputs and constants of the graph")

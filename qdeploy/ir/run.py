@@ -13,6 +13,7 @@ import numpy as np
 from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.element import as_value, element_dtype
 from qdeploy.ir.graph import Graph, Node, Value
+from qdeploy.ir.guard import Guard
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, Float32
 
@@ -51,6 +52,7 @@ def run(
     states: Mapping[str, Cache] | None = None,
     weights: Mapping[str, Array] | None = None,
     watch: Callable[[str, Array], None] | None = None,
+    guard: Guard | None = None,
 ) -> tuple[dict[str, Array], dict[str, Cache]]:
     """Runs a graph once.
 
@@ -60,6 +62,7 @@ def run(
         states: Caches by state name; a missing one is empty.
         weights: Float32 arrays by tensor name: `Weights(model)`, or any mapping.
         watch: Is shown every input and every result by its name, in the order in which they are there.
+        guard: Counts what each node costs before it runs, and refuses it.
 
     Returns:
         The graph's outputs by name, and the caches after this run.
@@ -67,6 +70,7 @@ def run(
     Raises:
         BadArgumentError: An input is missing or has another rank, or an id lies outside of the vocabulary.
         BadFileError: A name is not defined, or the shapes of a node's inputs do not fit.
+        UnsupportedError: The guard refuses a node.
     """
     values: dict[str, Array] = {value.name: _input(value, inputs) for value in graph.inputs}
     before: Mapping[str, Cache] = states or {}
@@ -76,6 +80,11 @@ def run(
         _show(values, watch)
     for place, node in enumerate(graph.nodes):
         arguments = [_value(name, values, graph, weights or {}, node) for name in node.inputs]
+        if guard is not None:
+            fixed = [
+                a.size for name, a in zip(node.inputs, arguments, strict=True) if a is not None and name not in values
+            ]
+            guard(node, arguments, fixed)
         results, kept = _apply(node, arguments, graph, before)
         after.update(kept)
         outputs = {name: result for name, result in zip(node.outputs, results, strict=False) if name}

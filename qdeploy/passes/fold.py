@@ -21,9 +21,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qdeploy.errors import UnsupportedError
 from qdeploy.ir.dtype import of_storage, plain_name
 from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.graph import Graph, Node, Value
+from qdeploy.ir.guard import Guard
 from qdeploy.ir.run import run
 from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 from qdeploy.ir.views import Floats, view
@@ -35,6 +37,8 @@ _WHOLE = frozenset({"Linear", "MeanPool", "Positions"})
 """Composites that stay."""
 MAX_FOLDED = 1 << 22
 """Elements of a constant that is computed here."""
+MAX_WORK = 1 << 32
+"""Products that one of them may take."""
 _LAYERS = {"Conv": 0, "Linear": 0, "Gemm": 0}
 """Ops with a weight and a bias, and the axis of the weight's outputs (of a Gemm with transB = 1)."""
 _KEPT = frozenset({"Opaque", "DequantizeLinear"})
@@ -137,7 +141,10 @@ class _Fold:
             return False
         alone = Graph((), tuple(Value(name, "", ()) for name in node.outputs if name), (node,), (), self.constants)
         weights = {name: as_value(self.tensors[name]) for name in node.inputs if name in self.tensors}
-        results, _ = run(alone, {}, {}, weights)
+        try:
+            results, _ = run(alone, {}, {}, weights, guard=Guard(MAX_FOLDED, MAX_WORK))
+        except UnsupportedError:  # it costs too much, or has no meaning for constants
+            return False
         if any(r.size > MAX_FOLDED or of_storage(element_name(r.dtype)) is None for r in results.values()):
             return False
         self.constants.update((name, plain_tensor(array)) for name, array in results.items())

@@ -180,6 +180,121 @@ def _doubling(folder: Path) -> Path:
 
 ONNX["functions that double 30 times"] = _doubling
 
+
+def _called_by_other_names(folder: Path) -> Path:
+    """The same, where each function has a small namesake (its overload), which is not the one that is called."""
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("d", 1)]
+    model = onnx.ModelProto.FromString((_doubling(folder) / "model.onnx").read_bytes())
+    for i in range(30):
+        small = helper.make_function("d", f"f{i}", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], opsets)
+        small.overload = "small"
+        model.functions.append(small)
+    (folder / "source/model.onnx").write_bytes(model.SerializeToString())
+    return folder / "source"
+
+
+ONNX["functions that double, with small namesakes"] = _called_by_other_names
+
+
+def _functions(*bodies: tuple[str, list[onnx.NodeProto], int]) -> Build:
+    """A model that calls the first of some functions (name, nodes, version of ONNX)."""
+
+    def build(folder: Path) -> Path:
+        opset = helper.make_opsetid("d", 1)
+        functions = [
+            helper.make_function("d", name, ["x"], ["y"], nodes, [helper.make_opsetid("", version), opset])
+            for name, nodes, version in bodies
+        ]
+        model = network([helper.make_node(bodies[0][0], ["x"], ["y"], domain="d")], functions=functions)
+        model.opset_import.append(opset)
+        return _saved(folder, model)
+
+    return build
+
+
+_CALL = helper.make_node("f", ["x"], ["y"], domain="d")
+ONNX["function that calls itself"] = _functions(("f", [_CALL], 21))
+ONNX["function twice"] = _functions(*(("f", [helper.make_node(op, ["x"], ["y"])], 21) for op in ("Relu", "Neg")))
+ONNX["function of another version"] = _functions(("f", [helper.make_node("Softmax", ["x"], ["y"])], 11))
+
+
+def _with(change: Callable[[onnx.ModelProto], object], *nodes: onnx.NodeProto) -> Build:
+    """A network of these nodes, changed."""
+
+    def build(folder: Path) -> Path:
+        model = network([*nodes] or [helper.make_node("Softmax", ["x"], ["y"])])
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, [2, 3]))
+        change(model)
+        return _saved(folder, model)
+
+    return build
+
+
+def _typed(kind: int, **fields: list[float]) -> Build:
+    """y = x + w, where w [3] has its elements in typed fields."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.add(name="w", data_type=kind, dims=[3], **fields)
+
+    cast, add = helper.make_node("Cast", ["w"], ["f"], to=FLOAT), helper.make_node("Add", ["x", "f"], ["y"])
+    return _with(change, cast, add)
+
+
+def _sparse(model: onnx.ModelProto) -> None:
+    values, places = helper.make_tensor("w", FLOAT, [1], [4.0]), helper.make_tensor("i", TensorProto.INT64, [1], [1])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [3]))
+
+
+def _referring(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="axis", type=onnx.AttributeProto.INT, ref_attr_name="outer")
+
+
+ONNX |= {
+    "attribute twice": _with(
+        lambda m: m.graph.node[0].attribute.extend([helper.make_attribute("axis", n) for n in (0, 1)])
+    ),
+    "attribute of no function": _with(_referring),
+    "domain imported twice": _with(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 11))),
+    "sparse initializer": _with(_sparse),
+    "number beyond int8": _typed(TensorProto.INT8, int32_data=[300, -200, 1]),
+    "bits beyond float16": _typed(TensorProto.FLOAT16, int32_data=[15360, 1 << 16, 0]),
+    "data in two typed fields": _typed(FLOAT, float_data=[1, 2, 3], int32_data=[7, 8, 9]),
+    "data in raw bytes and a field": _changed(lambda m: m.graph.initializer[0].float_data.extend([1.0] * 12)),
+}
+for _name, _nodes, _weights in (
+    (
+        "bomb Gather of Gather",
+        [
+            _node("Gather", "c i", "a"),
+            _node("Gather", "a j", "b"),
+            _node("ReduceSum", "b", "s", keepdims=0),
+            _node("Add", "x s", "y"),
+        ],
+        {"c": np.ones((1, 3000), np.float32), "i": np.zeros(3000, np.int64), "j": np.zeros((30, 100, 100), np.int64)},
+    ),
+    (
+        "bomb table of sums",
+        [_node("Add", "c d", "a"), _node("ReduceSum", "a", "s", keepdims=0), _node("Add", "x s", "y")],
+        {"c": np.ones((20000, 1), np.float32), "d": np.ones((1, 20000), np.float32)},
+    ),
+    (
+        "bomb outer product",
+        [_node("MatMul", "c d", "a"), _node("ReduceSum", "a", "s", keepdims=0), _node("Add", "x s", "y")],
+        {"c": np.ones((20000, 1), np.float32), "d": np.ones((1, 20000), np.float32)},
+    ),
+):
+    ONNX_HARMLESS[_name] = lambda folder, nodes=_nodes, weights=_weights: _saved(folder, network(nodes, weights))  # type: ignore[misc]
+
+
+def _large_input(folder: Path) -> Path:
+    model = network([_node("Relu", "x", "y")])
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, FLOAT, [1 << 31, 1 << 31]))
+    return _saved(folder, model)
+
+
+ONNX_HARMLESS["input of 2^62 elements"] = _large_input
+
 # ---- TFLite
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,3 +85,28 @@ def test_an_output_that_does_not_run_where_its_source_does_is_a_defect(tmp_path:
     with pytest.raises(ProofError, match="does not run"):
         qdeploy.convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_takes_too_long_is_not_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The process that runs it is ended by the system, and the output stands."""
+    from qdeploy.backends.onnx import checking
+
+    source = _saved(tmp_path / "source", [helper.make_node("MatMul", ["x", "w"], ["y"])])
+    ended = subprocess.CompletedProcess([], -signal.SIGXCPU, "", "")
+    monkeypatch.setattr(checking.subprocess, "run", lambda *args, **how: ended)
+    report = qdeploy.convert(source, tmp_path / "out", to="onnx")
+    assert "far longer" in report["not_run"]
+
+
+def test_the_process_that_runs_a_network_is_bounded_by_the_size_of_its_files(tmp_path: Path):
+    from qdeploy.backends.onnx import child
+
+    (tmp_path / "model.onnx").write_bytes(bytes(1 << 20))
+    limits = (
+        "import resource, sys; from qdeploy.backends.onnx import child\n"
+        f"child._limit([dict(model={str(tmp_path / 'model.onnx')!r}, source='')])\n"
+        "print(resource.getrlimit(resource.RLIMIT_CPU)[0], resource.getrlimit(resource.RLIMIT_AS)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", limits], capture_output=True, text=True, check=True)
+    seconds, size = map(int, done.stdout.split())
+    assert seconds == child.SECONDS and child.MEMORY < size < child.MEMORY + (2 << 30)
