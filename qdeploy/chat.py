@@ -1,14 +1,19 @@
 """A conversation as the text that a model was trained on: its chat template, rendered in a sandbox.
 
 Templates are Jinja programs that come with a checkpoint (`tokenizer_config.json`, `chat_template.jinja`). They run in
-jinja2's immutable sandbox, which lets them read what they are given and nothing else; what they raise is an error here.
+jinja2's immutable sandbox, which lets them read what they are given and nothing else, and in a process whose time and
+memory are bounded (`chat_child.py`); what they raise is an error here.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from qdeploy.arch.generation import chat_templates
@@ -19,6 +24,8 @@ from qdeploy.store.folder import parse_json
 Messages = Sequence[Mapping[str, Any]]
 FILES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
 _LIMIT = 1 << 20
+_SECONDS = 5
+"""Of CPU, which the rendering process has (`chat_child.py`)."""
 
 
 def rendered(metadata: Callable[[str], bytes | None], messages: Messages, where: str, prompt: str = "") -> str:
@@ -53,46 +60,65 @@ def render(files: Mapping[str, bytes], messages: Messages, where: str, **more: A
     if len(template) > _LIMIT:
         raise BadFileError("a chat template is too large", where=where, found=len(template), allowed=str(_LIMIT))
     require("jinja2", purpose="a chat template")
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
     values = {**_special(files), "add_generation_prompt": True, **more, "messages": [dict(m) for m in messages]}
     try:
-        return environment.from_string(template).render(**values)
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise BadFileError("the chat template does not take these messages", where=where, found=error) from error
+        request = json.dumps({"template": template, "values": values})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadArgumentError("messages are no JSON values", found=error) from error
+    reply = _RENDERER.ask(request)
+    if "refused" in reply:
+        raise BadArgumentError("the chat template refuses these messages", found=reply["refused"])
+    if "text" not in reply:
+        raise BadFileError("the chat template does not take these messages", where=where, found=reply["failed"])
+    return reply["text"]
 
 
-def _refuse(text: object) -> None:
-    raise BadArgumentError("the chat template refuses these messages", found=text)
+class _Renderer:
+    """The process that renders (`chat_child.py`); begun at the first template, and anew where one was ended."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._lock, self._owner = threading.Lock(), 0
+
+    def ask(self, request: str) -> dict[str, str]:
+        """What the process answers, or that it was ended over this request."""
+        with self._lock:
+            process = self._running()
+            try:
+                process.stdin.write(request + "\n")  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+                line = process.stdout.readline()  # type: ignore[union-attr]
+            except OSError:
+                line = ""
+            except BaseException:  # an interruption: what is still answered belongs to nobody
+                self.close()
+                raise
+            if not line.endswith("\n"):
+                self.close()
+                return {"failed": f"it takes more than {_SECONDS} s of CPU, or more memory than there is"}
+            reply: dict[str, str] = json.loads(line)
+            return reply
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._owner != os.getpid():
+            child = os.path.join(os.path.dirname(__file__), "chat_child.py")
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", child], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            )
+            self._owner = os.getpid()
+        return self._process
+
+    def close(self) -> None:
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.communicate()
 
 
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter as transformers has it: without the escapes of HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+_RENDERER = _Renderer()
+atexit.register(_RENDERER.close)
 
 
 def _special(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -15,12 +15,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qdeploy.errors import BadFileError
 from qdeploy.ir.model import Model
 from qdeploy.store.folder import parse_json
 
 FILE = "generation_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 1e6),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 1 << 31),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-6, 1e6),
+}
+"""The least and the greatest number that each of them may be."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,9 @@ def generation_of(model: Model, vocab: int) -> Generation:
     """
     file = next((f for f in model.files if f.path == FILE and f.role in ("side", "derived")), None)
     loaded = parse_json(file.data.read().tobytes(), FILE, strict=False) if file is not None else {}
-    own = loaded if isinstance(loaded, dict) else {}
+    if not isinstance(loaded, dict):
+        raise BadFileError("the settings of generation are no object", where=FILE, found=repr(loaded)[:100])
+    own = loaded
     tokens: dict[str, int | list[int]] = {}
     notes: list[str] = []
     for name in TOKENS:
@@ -58,9 +68,7 @@ def generation_of(model: Model, vocab: int) -> Generation:
         ids = _ids(value, vocab, f"{where}: {name}", notes)
         if ids:
             tokens[name] = ids if isinstance(value, list) else ids[0]
-    sampling: dict[str, float | bool] = {name: own[name] for name in _NUMBERS if _is_number(own.get(name))}
-    if isinstance(own.get("do_sample"), bool):
-        sampling["do_sample"] = own["do_sample"]
+    sampling = _sampling(own, notes)
     return Generation(tokens, sampling, tuple(notes))
 
 
@@ -76,18 +84,32 @@ def chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
 
     Args:
         files: Contents of chat_template.jinja, tokenizer_config.json and chat_template.json, as far as there are any.
+
+    Raises:
+        BadFileError: A template is no text.
     """
     if "chat_template.jinja" in files:
-        return {"default": files["chat_template.jinja"].decode("utf-8", "replace")}
+        return {"default": _utf8(files["chat_template.jinja"])}
     for name in ("tokenizer_config.json", "chat_template.json"):
         loaded = parse_json(files[name], name, strict=False) if name in files else None
         template = loaded.get("chat_template") if isinstance(loaded, dict) else None
         if isinstance(template, str):
             return {"default": template}
         if isinstance(template, list):
-            rows = [row for row in template if isinstance(row, dict)]
-            return {str(row.get("name", "default")): str(row.get("template", "")) for row in rows}
+            rows = [(row.get("name", "default"), row.get("template")) for row in template if isinstance(row, dict)]
+            if len(rows) < len(template) or not all(isinstance(part, str) for row in rows for part in row):
+                raise BadFileError("chat templates are no texts with names", where=name, found=repr(template)[:100])
+            return {str(key): str(text) for key, text in rows}
+        if template is not None:
+            raise BadFileError("a chat template is no text", where=name, found=repr(template)[:100])
     return {}
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadFileError("a chat template is not UTF-8", where="chat_template.jinja", found=error) from error
 
 
 def _ids(value: Any, vocab: int, where: str, notes: list[str]) -> list[int]:
@@ -101,5 +123,14 @@ def _ids(value: Any, vocab: int, where: str, notes: list[str]) -> list[int]:
     return known
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+def _sampling(own: Mapping[str, Any], notes: list[str]) -> dict[str, float | bool]:
+    """What is said of sampling and can be meant; the rest is noted."""
+    sampling: dict[str, float | bool] = {}
+    for name in ("do_sample", *_LIMITS):
+        value, (least, most) = own.get(name), _LIMITS.get(name, (0, 0))
+        number = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+        if value is not None and (number if name in _LIMITS else isinstance(value, bool)):
+            sampling[name] = value
+        elif value is not None:
+            notes.append(f"{FILE}: {name} {value!r:.40} cannot be meant, and was left out")
+    return sampling

@@ -63,3 +63,20 @@ def test_the_chat_template_stands_in_a_file_or_in_the_tokenizers_configuration()
     assert chat_templates({"tokenizer_config.json": named.encode()}) == {"default": "b", "tools": "c"}
     assert chat_templates({"tokenizer_config.json": b"{}", "chat_template.json": inside}) == {"default": "a"}
     assert chat_templates({}) == {}
+
+
+def test_settings_that_cannot_be_meant_are_left_out_with_a_note(tmp_path: Path):
+    wrong = {"temperature": "hot", "top_p": 7, "top_k": -3, "min_p": [1], "repetition_penalty": -1, "do_sample": "yes"}
+    path = checkpoint(tmp_path, wrong | {"eos_token_id": 1})
+    qdeploy.convert(path, tmp_path / "out", check="none")
+    search = json.loads((tmp_path / "out/genai_config.json").read_text())["search"]
+    notes = json.loads((tmp_path / "out/report.json").read_text())["notes"]
+    for name, value in wrong.items():
+        assert search.get(name) != value
+        assert any(f"{name} {value!r}" in note for note in notes), name
+
+
+@pytest.mark.parametrize("loaded", [[1, 2], "text", 3])
+def test_a_generation_config_that_is_no_object_is_an_error(tmp_path: Path, loaded: Any):
+    with pytest.raises(BadFileError, match="no object"):
+        _ = qdeploy.load(checkpoint(tmp_path, loaded)).graph
