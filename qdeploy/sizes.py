@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from qdeploy.errors import BadArgumentError
@@ -14,7 +15,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if not match or match[2] not in _UNITS:
         raise BadArgumentError("not a size", found=text, allowed="350MB, 1.5GiB, 4096")
-    return int(float(match[1]) * _UNITS[match[2]])
+    size = float(match[1]) * _UNITS[match[2]]
+    if size == math.inf:
+        raise BadArgumentError("not a size", found=text, allowed="350MB, 1.5GiB, 4096")
+    return int(size)
 
 
 def human(count: float) -> str:

@@ -30,13 +30,15 @@ ARROWS = {
         "extras": "errors",
         "patterns": "errors",
         "stopping": "",
+        "tokenizing": "errors extras",
         "chat": "arch errors extras store",
+        "chat_child": "",
         "catalog": "errors extras",
         "store": "errors options progress",
         "pack": "errors",
         "ir": "catalog errors measure pack progress store",
         "arch": "catalog errors ir store",
-        "quantize": "_fit catalog errors extras ir measure options pack passes progress sizes store",
+        "quantize": "_fit catalog errors extras ir measure options pack passes progress sizes store tokenizing",
         "recover": "errors ir pack progress store",
         "passes": "errors ir store",
         "integer": "errors ir measure pack passes progress quantize store",
@@ -50,13 +52,13 @@ ARROWS = {
         "coverage": "ir",
         "latency": "contracts errors integer ir progress quantize registry store",
         "allocation": "calibrate errors integer ir latency limits options progress quantize registry store",
-        "proof": "contracts derive errors extras integer ir options passes progress recover registry spec store "
+        "proof": "contracts derive errors integer ir options passes progress recover registry spec store tokenizing "
         "version",
         "conversion": "allocation calibrate contracts derive errors extras ir limits options progress proof registry "
         "spec store version",
         "evaluation": "errors ir native progress quantize registry",
         "planning": "contracts derive elastic errors native registry spec",
-        "native": "_native chat errors extras sizes stopping streaming",
+        "native": "_native chat errors sizes stopping store streaming tokenizing",
         "serve": "chat errors extras native sizes stopping store streaming",
         "cli": "allocation calibrate catalog chat contracts conversion coverage errors evaluation extras integer ir "
         "latency limits native options planning progress proof quantize registry serve sizes spec streaming version",

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.errors import BadArgumentError
+from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.samples import TOKENS, Samples, read_samples
 from qdeploy.quantize.statistics import FILE, FORMAT, Gathered, StatisticsFolder, save_arrays
 from qdeploy.quantize.walk import Walk, on_all_cores
+from qdeploy.store.archives import read_arrays
 
 _CHECKPOINT, _EVERY = "checkpoint.npz", 60.0
 """Where a run goes on, and seconds between two of them."""
@@ -154,16 +155,16 @@ class _Run:
     def _restore(self) -> None:
         """Goes on from the checkpoint, where there is one of these samples."""
         try:
-            with np.load(self._target / _CHECKPOINT, allow_pickle=False) as arrays:
-                if bytes(arrays["samples"]).decode() != self._described["samples"]:
-                    return
-                values: list[dict[str, Array]] = [{} for _ in self._walk.values]
-                for key in arrays.files:
-                    number, sign, name = key.partition(":")
-                    if sign:
-                        values[int(number)][name] = arrays[key]
-                self._walk.place, self._walk.values = int(arrays["place"]), values
-        except (OSError, ValueError, KeyError, IndexError):
+            arrays = read_arrays(str(self._target / _CHECKPOINT))
+            if bytes(arrays["samples"]).decode() != self._described["samples"]:
+                return
+            values: list[dict[str, Array]] = [{} for _ in self._walk.values]
+            for key, array in arrays.items():
+                number, sign, name = key.partition(":")
+                if sign:
+                    values[int(number)][name] = array
+            self._walk.place, self._walk.values = int(arrays["place"]), values
+        except (BadFileError, ValueError, KeyError, IndexError):
             return
 
 

@@ -113,7 +113,7 @@ def layer_bits(source: str | Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         where = source
         try:
             tree = json.loads(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BadArgumentError(f"bits per layer cannot be read: {error}", where=where) from error
     if isinstance(tree, Mapping):
         pairs = {str(name): [bits, bits] if isinstance(bits, int) else bits for name, bits in tree.items()}

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError
+from qdeploy.native.arguments import sampling_of, token_ids
 from qdeploy.native.library import byte_count, call, library
 from qdeploy.native.runtime import Runtime
 
@@ -83,7 +84,7 @@ class Engine:
             NoMemoryError: `kv` or the machine does not suffice.
             BadArgumentError: A token that is none, more tokens than the context, or as many sequences as there may be.
         """
-        tokens = np.ascontiguousarray(ids, np.int32)
+        tokens = token_ids(ids)
         pointer = self._ffi.from_buffer("int32_t[]", tokens)
         return self._new(self._lib.qd_sequence_open, self._handle(), pointer, tokens.size, context)
 
@@ -162,7 +163,7 @@ class Sequence:
 
     def push(self, ids: Ids) -> None:
         """More tokens, which the next steps take."""
-        tokens = np.ascontiguousarray(ids, np.int32)
+        tokens = token_ids(ids)
         self._call(self._lib.qd_sequence_push, self._ffi.from_buffer("int32_t[]", tokens), tokens.size)
 
     def sample(self, mask: npt.NDArray[np.uint32] | None = None, **sampling: float) -> int:
@@ -175,10 +176,7 @@ class Sequence:
         words = -(-self.engine.model.vocab // 32)
         if mask is not None and (mask.dtype != np.uint32 or mask.size != words or not mask.flags.c_contiguous):
             raise BadArgumentError("mask", found=f"{mask.dtype} {mask.shape}", allowed=f"uint32 [{words}], contiguous")
-        settings, out = self._ffi.new("qd_sampling *"), self._ffi.new("int32_t *")
-        self._lib.qd_sampling_init(settings)
-        for name, value in sampling.items():
-            setattr(settings, name, value)
+        settings, out = sampling_of(sampling), self._ffi.new("int32_t *")
         words_pointer = self._ffi.NULL if mask is None else self._ffi.from_buffer("uint32_t[]", mask)
         self._call(self._lib.qd_sequence_sample, settings, words_pointer, out)
         return int(out[0])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, SupportsInt
 
 from qdeploy.errors import BadArgumentError, BadFileError, OutputError, QdeployError, UnsupportedError
 from qdeploy.sizes import human, parse_size
@@ -56,7 +57,10 @@ def call(function: Any, *arguments: Any, where: str) -> None:
     """Calls a function whose last parameter is an error, and raises what it says of the file `where`."""
     ffi, _ = library()
     error = ffi.new("qd_error *", [ffi.sizeof("qd_error")])
-    status = status_name(function(*arguments, error))
+    try:
+        status = status_name(function(*arguments, error))
+    except OverflowError as overflow:
+        raise BadArgumentError("a number that C does not hold", where=where, found=overflow) from overflow
     if status in ("QD_OK", "QD_PENDING"):
         return
     text = ffi.string(error.text).decode(errors="replace") or status
@@ -70,6 +74,8 @@ def call(function: Any, *arguments: Any, where: str) -> None:
 
 def byte_count(size: int | str) -> int:
     """A size as a number of bytes: 350 MB may be "350MB"."""
+    if not isinstance(size, str) and not (isinstance(size, SupportsInt) and 0 <= float(size) < math.inf):
+        raise BadArgumentError("a number of bytes that cannot be", found=size, allowed="0 (no limit) to 2^63 - 1")
     count = parse_size(size) if isinstance(size, str) else int(size)
     if not 0 <= count < 1 << 63:
         raise BadArgumentError("a number of bytes that cannot be", found=size, allowed="0 (no limit) to 2^63 - 1")

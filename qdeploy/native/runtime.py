@@ -11,7 +11,6 @@ Calls into the library release the interpreter's lock. A Runtime is used by one 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -24,11 +23,20 @@ import numpy.typing as npt
 
 from qdeploy.chat import Messages, rendered
 from qdeploy.errors import BadArgumentError, QdeployError, UnsupportedError
-from qdeploy.extras import require
+from qdeploy.native.arguments import (
+    check_logits,
+    check_text,
+    meta_of,
+    milliseconds,
+    sampling_of,
+    thread_count,
+    token_ids,
+)
 from qdeploy.native.encoding import alike, run_encoder
 from qdeploy.native.library import NoMemoryError, UnderFloorError, byte_count, call, choice, library, status_name
 from qdeploy.stopping import Reason, StopTexts
 from qdeploy.streaming import TextStream
+from qdeploy.tokenizing import open_tokenizer
 
 Float32 = npt.NDArray[np.float32]
 
@@ -110,7 +118,8 @@ class Runtime:
         options = self._ffi.new("qd_options *")
         self._lib.qd_options_init(options)
         name = self._ffi.new("char[]", isa.encode()) if isa else self._ffi.NULL
-        options.threads, options.isa, options.budget = threads, name, 0 if memory is None else byte_count(memory)
+        options.threads, options.isa = thread_count(threads), name
+        options.budget = 0 if memory is None else byte_count(memory)
         options.activations, options.kv_dtype = choice(activations, "int8", "exact"), choice(kv, "f16", "int8", "f32")
         options.flags = 0 if huge_pages is None else _HUGE_PAGES if huge_pages else _SMALL_PAGES
         self._model = self._make("qd_model *", self._lib.qd_open, os.fsencode(self.path), options)
@@ -189,19 +198,18 @@ class Runtime:
 
     def metadata(self, key: str) -> bytes | None:
         """An entry of the file's metadata ("tokenizer.json", "config", ...), or None."""
-        needed = self._ffi.new("size_t *")
-        status = self._lib.qd_metadata(self._open(), key.encode(), self._ffi.NULL, 0, needed)
+        needed, name = self._ffi.new("size_t *"), key.encode(errors="replace")
+        status = self._lib.qd_metadata(self._open(), name, self._ffi.NULL, 0, needed)
         if status_name(status) == "QD_BAD_ARGUMENT":
             return None
         to = self._ffi.new("char[]", max(1, needed[0]))
-        self._lib.qd_metadata(self._open(), key.encode(), to, needed[0], needed)
+        self._lib.qd_metadata(self._open(), name, to, needed[0], needed)
         return bytes(self._ffi.buffer(to, needed[0] - 1))  # a zero ends it
 
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What the graph says of itself: kind, context, token ids."""
-        text = self.metadata("meta")
-        return dict(json.loads(text)) if text else {}
+        return meta_of(self.metadata("meta"), self.path)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -209,10 +217,7 @@ class Runtime:
         data = self.metadata("tokenizer.json")
         if data is None:
             raise UnsupportedError("the model carries no tokenizer.json", where=self.path, todo="Give token ids.")
-        require("tokenizers", purpose="text in and out of a model")
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_str(data.decode())
+        return open_tokenizer(data, self.path, "text in and out of a model")
 
     # ---- the budget
 
@@ -227,7 +232,7 @@ class Runtime:
 
     def wait(self, seconds: float = 10.0) -> None:
         """Waits until the budget has taken effect and what fits is loaded."""
-        self._call(self._lib.qd_wait_budget, self._open(), int(seconds * 1000))
+        self._call(self._lib.qd_wait_budget, self._open(), milliseconds(seconds))
 
     def follow_pressure(self, on: bool = True) -> None:
         """Lets Linux move the budget: the limit of the process's cgroup, what others in it use, and stalls (PSI).
@@ -256,7 +261,7 @@ class Runtime:
         `unreturned` are bytes of the total that the system did not take back, as the process has locked its memory.
         """
         memory, step = self._memory(), self._ffi.new("qd_step *", [self._ffi.sizeof("qd_step")])
-        self._lib.qd_step_info(self._session, step)
+        self._lib.qd_step_info(self._live(), step)
         counters = {name: int(getattr(memory, name)) for name in _POOLS}
         return {**counters, "tokens": int(step.tokens), "nanoseconds": int(step.nanoseconds)}
 
@@ -265,15 +270,15 @@ class Runtime:
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return int(self._lib.qd_session_length(self._session))
+        return int(self._lib.qd_session_length(self._live()))
 
     def reset(self, keep: int = 0) -> None:
         """Forgets the tokens from `keep` on."""
-        self._call(self._lib.qd_session_trim, self._session, keep)
+        self._call(self._lib.qd_session_trim, self._live(), keep)
 
     def cancel(self) -> None:
         """Makes the running call stop; from any thread."""
-        self._lib.qd_cancel(self._session)
+        self._lib.qd_cancel(self._live())
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> Float32:
         """Takes tokens into the cache.
@@ -288,15 +293,10 @@ class Runtime:
             raise UnsupportedError(
                 "an encoder gives vectors, and no logits", where=self.path, todo="Use Runtime.embed or hidden_states."
             )
-        tokens = np.ascontiguousarray(ids, np.int32)
+        tokens = token_ids(ids)
         logits = np.empty(self.vocab, np.float32)
-        self._call(
-            self._lib.qd_decode,
-            self._session,
-            self._from(tokens, "int32_t[]"),
-            tokens.size,
-            self._from(logits, "float[]"),
-        )
+        past, out = self._from(tokens, "int32_t[]"), self._from(logits, "float[]")
+        self._call(self._lib.qd_decode, self._live(), past, tokens.size, out)
         return logits
 
     def logits(self, ids: Sequence[int] | npt.NDArray[Any]) -> Float32:
@@ -304,6 +304,8 @@ class Runtime:
 
         Tokens go in one by one, as in decoding. The cache holds them afterwards.
         """
+        if not len(ids):
+            raise BadArgumentError("there are no tokens")
         self.reset()
         return np.stack([self.decode([int(token)]) for token in ids])
 
@@ -338,20 +340,10 @@ class Runtime:
             ids: The tokens so far, for the repetition penalty.
             sampling: temperature, top_k, top_p, min_p, repetition_penalty, last_n, seed; greedy without.
         """
-        settings, out = self._ffi.new("qd_sampling *"), self._ffi.new("int32_t *")
-        self._lib.qd_sampling_init(settings)
-        for name, value in sampling.items():
-            setattr(settings, name, value)
-        tokens = np.ascontiguousarray(ids, np.int32)
-        self._call(
-            self._lib.qd_sample,
-            self._session,
-            settings,
-            self._from(np.ascontiguousarray(logits), "float[]"),
-            self._from(tokens, "int32_t[]"),
-            tokens.size,
-            out,
-        )
+        settings, out, tokens = sampling_of(sampling), self._ffi.new("int32_t *"), token_ids(ids)
+        check_logits(logits, self.vocab)
+        scores, past = self._from(np.ascontiguousarray(logits), "float[]"), self._from(tokens, "int32_t[]")
+        self._call(self._lib.qd_sample, self._live(), settings, scores, past, tokens.size, out)
         return int(out[0])
 
     def generate_ids(
@@ -413,6 +405,7 @@ class Runtime:
 
     def _prompt_ids(self, prompt: str, messages: Messages | None) -> list[int]:
         text = prompt if messages is None else rendered(self.metadata, messages, self.path, prompt)
+        check_text(text)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=messages is None).ids
         if not ids:
             raise BadArgumentError("the prompt has no tokens", found=repr(text))
@@ -454,7 +447,7 @@ class Runtime:
         self, ids: Sequence[Any], output: str, out: Float32, types: Sequence[int] | None = None
     ) -> Float32:
         tokens, parts = (np.atleast_2d(np.array(row, np.int32)) for row in (ids, types or ()))
-        run_encoder(self._session, tokens, output, out, self.path, types=parts if types else None)
+        run_encoder(self._live(), tokens, output, out, self.path, types=parts if types else None)
         return out
 
     @cached_property
@@ -487,6 +480,11 @@ class Runtime:
         if self._model is None:
             raise BadArgumentError("the runtime is closed", where=self.path)
         return self._model
+
+    def _live(self) -> Any:
+        """The session; BadArgumentError where the runtime is closed."""
+        self._open()
+        return self._session
 
     def _from(self, array: npt.NDArray[Any], kind: str) -> Any:
         return self._ffi.from_buffer(kind, array) if array.size else self._ffi.NULL

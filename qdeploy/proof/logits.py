@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from qdeploy.contracts.backends import Backend
 from qdeploy.errors import UnsupportedError
-from qdeploy.extras import require
 from qdeploy.ir.model import Model
 from qdeploy.options import TargetOptions
+from qdeploy.tokenizing import open_tokenizer
 
 Float32 = npt.NDArray[np.float32]
 MAX_TOKENS = 128
@@ -57,11 +57,8 @@ def tokenize(model: Model, text: str) -> npt.NDArray[np.int64]:
     carried = {Path(f.path).name: f for f in model.files if f.role in ("side", "derived")}
     if "tokenizer.json" not in carried:
         raise UnsupportedError("the model brings no tokenizer.json, so a text cannot be compared", where=model.path)
-    require("tokenizers", purpose="comparing on a text")
-    from tokenizers import Tokenizer
-
     data: bytes = carried["tokenizer.json"].data.read().tobytes()
-    ids = Tokenizer.from_buffer(data).encode(text).ids[:MAX_TOKENS]
+    ids = open_tokenizer(data, model.path, "comparing on a text").encode(text).ids[:MAX_TOKENS]
     if not ids:
         raise UnsupportedError("the text has no token", found=repr(text))
     return np.array([ids], np.int64)

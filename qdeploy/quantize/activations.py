@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
-from qdeploy.extras import require
 from qdeploy.ir.element import as_value, element_name
 from qdeploy.ir.graph import Graph, Node, Value
 from qdeploy.ir.model import Model
@@ -25,6 +24,7 @@ from qdeploy.ir.tensor import Array, Float32, QTensor
 from qdeploy.passes.expand import expand_graph
 from qdeploy.quantize.contract import Kind, Statistics
 from qdeploy.quantize.samples import read_samples, read_text
+from qdeploy.tokenizing import open_tokenizer
 
 SEQUENCE, SEQUENCES = 512, 32
 """Tokens per sequence, and how many sequences of a text are used."""
@@ -140,13 +140,10 @@ def _token_ids(model: Model, path: str) -> list[int]:
         samples = read_samples(model, path)
         stored_ids: list[int] = samples.ids[samples.mask].tolist()
         return stored_ids
-    require("tokenizers", purpose="calibrating on a text")
-    from tokenizers import Tokenizer
-
     tokenizer = next((f.data for f in model.files if f.path == "tokenizer.json"), None)
     if tokenizer is None:
         raise UnsupportedError("the model has no tokenizer", where=model.path, allowed="a tokenizer.json beside it")
-    encoder = Tokenizer.from_str(bytes(tokenizer.read()).decode())
+    encoder = open_tokenizer(bytes(tokenizer.read()), model.path, "calibrating on a text")
     text = read_text(path, "the calibration text")
     ids: list[int] = encoder.encode(text).ids
     if not text.strip() or not ids:

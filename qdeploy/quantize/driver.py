@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.errors import BadArgumentError, BadFileError, UnsupportedError
 from qdeploy.ir.model import Model, ReplacedTensors
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, QTensor
@@ -159,7 +159,7 @@ def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
         model.notes.append(f"{spec.method} without a calibration text: {needs.without}")
         return {}
     if StatisticsFolder.is_one(needs.text):
-        return _Stored(StatisticsFolder(Path(needs.text)).inputs())
+        return _Stored(StatisticsFolder(Path(needs.text)).inputs(), model)
     statistics, tokens = text_statistics(model, needs.text, needs.kinds)
     model.notes.append(f"{spec.method}: activation scales from {tokens} tokens of the calibration text")
     return statistics
@@ -182,11 +182,22 @@ def _is_followed(spec: Spec) -> bool:
 class _Stored(Mapping[str, Statistics]):
     """Statistics that stand in a folder, read one by one."""
 
-    def __init__(self, files: Mapping[str, InputFile]) -> None:
-        self._files = files
+    def __init__(self, files: Mapping[str, InputFile], model: Model) -> None:
+        self._files, self._model = files, model
 
     def __getitem__(self, weight: str) -> Statistics:
-        return self._files[weight].read()
+        file = self._files[weight]
+        statistics, columns = file.read(), self._model.tensors[weight].shape[-1]
+        width = 0 if statistics.norms is None else statistics.norms.size
+        if width != columns:
+            raise BadFileError(
+                "statistics of an input of another width",
+                where=f"{file.path}: {weight}",
+                found=width,
+                allowed=str(columns),
+                todo="Calibrate the model again.",
+            )
+        return statistics
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

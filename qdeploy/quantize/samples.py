@@ -10,7 +10,7 @@ behind; what stands there is never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadArgumentError, UnsupportedError
-from qdeploy.extras import require
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
+from qdeploy.store.archives import read_array, read_arrays
 from qdeploy.store.folder import Folder
+from qdeploy.tokenizing import open_pieces, open_tokenizer
 
 SEPARATOR = "<|endoftext|>"
 LENGTH, TOKENS = 512, 65536
 """Tokens of a sequence, and of all sequences together."""
 _TEXT_LIMIT = 64 << 20
 _HELD_BACK = 16
+_PURPOSE = "running a model on a text"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,8 @@ def read_samples(model: Model, path: str, *, tokens: int = TOKENS, length: int =
     context = int(meta.get("context", 0) or LENGTH)  # type: ignore[arg-type]
     length = min(length or LENGTH, context)
     if path.endswith((".npz", ".npy")):
-        return _limited(_arrays(path, length), tokens, path)
+        vocab = meta.get("vocab")
+        return _limited(_arrays(path, length, vocab if isinstance(vocab, int) else 0), tokens, path)
     return _limited(_from_text(model, path, length), tokens, path)
 
 
@@ -123,19 +126,27 @@ def _limited(sequences: Iterator[Sequence[int]], tokens: int, path: str) -> Samp
     return Samples(ids, lengths)
 
 
-def _arrays(path: str, length: int) -> Iterator[Sequence[int]]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BadArgumentError(f"the token ids cannot be read: {error}", where=path) from error
-    arrays: Mapping[str, Array] = loaded if path.endswith(".npz") else {"input_ids": loaded}
+def _arrays(path: str, length: int, vocab: int) -> Iterator[Sequence[int]]:
+    arrays = read_arrays(path) if path.endswith(".npz") else {"input_ids": read_array(path)}
     if "input_ids" not in arrays or arrays["input_ids"].dtype.kind not in "iu" or arrays["input_ids"].ndim > 2:
         raise BadArgumentError(
             "no token ids", where=path, found=", ".join(arrays), allowed="input_ids, integers [n, t]"
         )
-    ids = np.atleast_2d(np.asarray(arrays["input_ids"], np.int64))
-    mask = np.asarray(arrays["attention_mask"]) if "attention_mask" in arrays else np.ones_like(ids)
-    for row, there in zip(ids, np.atleast_2d(mask), strict=True):
+    ids = np.atleast_2d(arrays["input_ids"])
+    mask = np.atleast_2d(arrays["attention_mask"]) if "attention_mask" in arrays else np.ones_like(ids)
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < (vocab or 1 << 31):
+        outlier = int(ids.min() if int(ids.min()) < 0 else ids.max())
+        raise BadArgumentError(
+            "a token id lies outside of the vocabulary",
+            where=path,
+            found=outlier,
+            allowed=f"0..{(vocab or 1 << 31) - 1}",
+        )
+    if mask.shape != ids.shape:
+        raise BadArgumentError(
+            "ids and mask are of different shapes", where=path, found=mask.shape, allowed=str(list(ids.shape))
+        )
+    for row, there in zip(ids.astype(np.int64), mask, strict=True):
         sequence = row[there.astype(bool)]
         for start in range(0, len(sequence), length):
             yield sequence[start : start + length].tolist()
@@ -169,15 +180,9 @@ class Encode:
         self._fast: Any = None
         self._pieces: Any = None
         if "tokenizer.json" in files:
-            require("tokenizers", purpose="running a model on a text")
-            from tokenizers import Tokenizer
-
-            self._fast = Tokenizer.from_str(bytes(files["tokenizer.json"].read()).decode())
+            self._fast = open_tokenizer(bytes(files["tokenizer.json"].read()), model.path, _PURPOSE)
         elif "tokenizer.model" in files:
-            require("sentencepiece", purpose="running a model on a text")
-            from sentencepiece import SentencePieceProcessor
-
-            self._pieces = SentencePieceProcessor(model_proto=bytes(files["tokenizer.model"].read()))
+            self._pieces = open_pieces(bytes(files["tokenizer.model"].read()), model.path, _PURPOSE)
         else:
             raise UnsupportedError(
                 "the model has no tokenizer",

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from qdeploy.errors import BadFileError
 from qdeploy.ir.tensor import Array, Float32
 from qdeploy.quantize.contract import Statistics
+from qdeploy.store.archives import read_arrays
 
 FORMAT, FILE = 1, "statistics.json"
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
@@ -41,12 +42,12 @@ class InputFile:
         Raises:
             BadFileError: The file cannot be read, or holds something else.
         """
-        try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                moments = np.asarray(arrays["moments"], np.float64)
-                means, norms = np.asarray(arrays["means"], np.float64), np.asarray(arrays["norms"], np.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise BadFileError(f"statistics cannot be read: {error}", where=str(self.path)) from error
+        arrays = read_arrays(str(self.path))
+        missing = [name for name in ("moments", "means", "norms") if name not in arrays]
+        if missing:
+            raise BadFileError("statistics are missing", where=str(self.path), found=", ".join(missing))
+        moments = np.asarray(arrays["moments"], np.float64)
+        means, norms = np.asarray(arrays["means"], np.float64), np.asarray(arrays["norms"], np.float32)
         if moments.shape != (len(means), len(means)) or not np.isfinite(moments).all():
             raise BadFileError("statistics that contradict themselves", where=str(self.path), found=moments.shape)
         return Statistics(norms, moments, means)
@@ -72,7 +73,7 @@ class StatisticsFolder:
         """statistics.json; BadFileError where it cannot be read."""
         try:
             described = json.loads((self.path / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BadFileError(f"statistics cannot be read: {error}", where=str(self.path / FILE)) from error
         if not isinstance(described, dict) or described.get("format") != FORMAT or "inputs" not in described:
             raise BadFileError("not statistics that this version knows", where=str(self.path / FILE))
@@ -82,9 +83,16 @@ class StatisticsFolder:
         """By the name of a weight, the statistics of its inputs."""
         rows = self.described["inputs"]
         try:
-            return {str(weight): InputFile(self.path / str(row["file"])) for row in rows for weight in row["weights"]}
-        except (TypeError, KeyError) as error:
+            return {str(weight): InputFile(self.path / _own(row["file"])) for row in rows for weight in row["weights"]}
+        except (TypeError, KeyError, ValueError) as error:
             raise BadFileError("inputs that are not described", where=str(self.path / FILE), found=error) from error
+
+
+def _own(name: object) -> str:
+    """The name of a file in the folder itself."""
+    if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".npz"):
+        raise ValueError(f"no file of this folder: {name!r:.80}")
+    return name
 
 
 class Gathered:

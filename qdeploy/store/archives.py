@@ -7,7 +7,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,24 +116,44 @@ def read_arrays(path: str) -> dict[str, npt.NDArray[Any]]:
         file.close()
 
 
+def read_array(path: str) -> npt.NDArray[Any]:
+    """The array of an .npy file.
+
+    Raises:
+        BadFileError: It is none, is no regular file, is cut short, or holds objects or complex numbers.
+    """
+    folder = Folder(path, trust_links=True)
+    file = folder.open(folder.only or "")
+    try:
+        return _array(Stream(file), file.size, file.name)
+    except _ERRORS as error:
+        raise BadFileError(f"not an .npy file: {error}", where=file.name) from error
+    finally:
+        file.close()
+
+
 def _arrays(
     archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], where: str
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    names: set[str] = set()
     for entry in entries:
+        name = entry.filename.removesuffix(".npy")
+        if name in names:
+            raise BadFileError("an archive holds two arrays of one name", where=where, found=name)
+        names.add(name)
         with archive.open(entry) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            size = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject or dtype.kind not in "biuf":
-                raise BadFileError(
-                    "an array of this type is no data",
-                    where=f"{where}: {entry.filename}",
-                    found=dtype,
-                    allowed="numbers",
-                )
-            if size > entry.file_size:
-                raise BadFileError("an array ends early", where=f"{where}: {entry.filename}", found=shape)
-            data = np.frombuffer(stream.read(size), dtype)
-            name = entry.filename.removesuffix(".npy")
-            yield name, data.reshape(shape, order="F" if fortran else "C").copy()
+            yield name, _array(stream, entry.file_size, f"{where}: {entry.filename}")
+
+
+def _array(stream: IO[bytes], size: int, where: str) -> npt.NDArray[Any]:
+    """The array that a stream of so many bytes holds."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    wanted = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise BadFileError("an array of this type is no data", where=where, found=dtype, allowed="numbers")
+    if wanted > size:
+        raise BadFileError("an array ends early", where=where, found=shape)
+    data = np.frombuffer(stream.read(wanted), dtype)
+    return data.reshape(shape, order="F" if fortran else "C").copy()
