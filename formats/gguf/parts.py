@@ -174,7 +174,22 @@ def open_parts(folder: Folder) -> list[Part]:
                 allowed=f"part {i} of {len(parts)}",
                 todo="Keep the names that the split gave: <name>-00001-of-00003.gguf.",
             )
+    _check_total(parts)
     return parts
+
+
+def _check_total(parts: list[Part]) -> None:
+    """The first part says how many tensors all parts have: a part of another model of as many parts is seen by it."""
+    total = parts[0].head.metadata.get("split.tensors.count")
+    count = sum(len(part.tensors) for part in parts)
+    if total is not None and total != count:
+        raise BadFileError(
+            "the parts of a split model do not have the tensors that the first part counts",
+            where=parts[0].file.name,
+            found=count,
+            allowed=str(total),
+            todo="A part is of another model: fetch all parts again.",
+        )
 
 
 def _part_names(folder: Folder) -> list[str]:

@@ -15,7 +15,7 @@ from qdeploy.contracts.formats import Format, FormatRow
 from qdeploy.errors import AmbiguousError, BadArgumentError, UnsupportedError
 from qdeploy.ir.model import Model
 from qdeploy.options import SourceOptions
-from qdeploy.registry.sniffing import Candidates, describe
+from qdeploy.registry.sniffing import Candidates, below, describe
 from qdeploy.store.folder import Folder
 from qdeploy.store.report_form import REPORT, is_report, read_report
 
@@ -110,6 +110,7 @@ def open_model(path: str | os.PathLike[str], format: str = "", trust_links: bool
     best = candidates.best()
     if not best:
         _refuse_output(path)
+        _refuse_outer(path, folder)
         raise UnsupportedError(
             "no reader knows this checkpoint",
             where=str(path),
@@ -172,6 +173,19 @@ def read(row: FormatRow, folder: Folder) -> Model:
             allowed=row.name,
         )
     return model
+
+
+def _refuse_outer(path: str | os.PathLike[str], folder: Folder) -> None:
+    """UnsupportedError for a folder whose models lie in folders of its own, as those of exported models often do."""
+    models = below(FORMATS.rows(), folder) if not folder.only else []
+    if models:
+        first = os.path.join(str(path), models[0].partition(" (")[0])
+        raise UnsupportedError(
+            "no model in the folder itself, but in folders inside of it",
+            where=str(path),
+            found=", ".join(models),
+            todo=f"Name the one that is meant: {first}",
+        )
 
 
 def _refuse_output(path: str | os.PathLike[str]) -> None:

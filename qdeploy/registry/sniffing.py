@@ -10,6 +10,9 @@ from qdeploy.contracts.formats import FormatRow, Sniff
 from qdeploy.errors import QdeployError
 from qdeploy.store.folder import Folder
 
+_SUBFOLDERS = 64
+"""That are looked into."""
+
 
 class Candidates:
     """The formats that a checkpoint may be of, asked one after the other.
@@ -49,6 +52,19 @@ class Candidates:
     def _pass_over(self, row: FormatRow, what: str) -> int:
         self.notes.append(f"the format {row.name} of {row.origin} was passed over: {what}")
         return 0
+
+
+def below(rows: Mapping[str, FormatRow], folder: Folder) -> list[str]:
+    """The folders right inside of one that hold a model, each with its format: "onnx (onnx)"."""
+    inside = dict.fromkeys(name.partition("/")[0] for name in folder.names() if "/" in name)
+    models = []
+    for name in list(inside)[:_SUBFOLDERS]:
+        try:
+            best = Candidates(rows, folder.inside(name)).best()
+        except QdeployError:  # what is wrong there is said when it is named
+            continue
+        models += [f"{name} ({', '.join(row.name for row in best)})"] if best else []
+    return models
 
 
 def _resolved(row: FormatRow) -> FormatRow:

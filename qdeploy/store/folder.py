@@ -28,6 +28,8 @@ from qdeploy.options import SourceOptions
 JSON_LIMIT = 100 << 20
 """Largest JSON text that is parsed: the limit that safetensors sets for its header."""
 _JSON_DEPTH = 64
+_MOST_FILES = 1 << 15
+"""And folders, that are looked at for what a folder is."""
 _HUB = ("models--", "datasets--")
 _DATA_SUFFIXES = (
     *(".safetensors", ".gguf", ".onnx", ".onnx_data", ".data", ".tflite", ".bin", ".pt", ".pth", ".qd"),
@@ -123,13 +125,26 @@ class Folder:
         if self.only:
             yield self.only
             return
+        count = 0
         for root, folders, files in os.walk(self.path):
+            count += 1 + len(files)
+            if count > _MOST_FILES:
+                raise BadFileError(
+                    "a folder with too many files to be a checkpoint",
+                    where=str(self.path),
+                    found=f"more than {_MOST_FILES} files and folders",
+                    todo="Name the folder of the checkpoint itself.",
+                )
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (
                 PurePosixPath(Path(root, name).relative_to(self.path)).as_posix()
                 for name in sorted(files)
                 if not name.startswith(".")
             )
+
+    def inside(self, name: str) -> Folder:
+        """A folder inside of this one, with the same rules; BadFileError where its name leads outside."""
+        return Folder(self._inside(name), options=self.options)
 
     def has(self, name: str) -> bool:
         """Whether a file of this name is there (a dangling or refused link counts as there)."""

@@ -164,3 +164,13 @@ def test_brackets_inside_of_strings_are_no_depth() -> None:
 )
 def test_json_reads_what_was_written(value: object) -> None:
     assert parse_json(json.dumps([value] * 70).encode(), "x.json") == [value] * 70
+
+
+def test_a_folder_with_too_many_files_is_not_walked_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdeploy.store.folder._MOST_FILES", 20)
+    for i in range(10):
+        (tmp_path / f"folder{i}").mkdir()
+        (tmp_path / f"folder{i}" / "file").write_bytes(b"")
+    with pytest.raises(BadFileError, match="too many files"):
+        list(Folder(tmp_path).names())
+    assert len(list(Folder(tmp_path / "folder1").names())) == 1

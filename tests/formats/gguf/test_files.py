@@ -261,3 +261,14 @@ def test_a_tensor_that_no_node_uses_is_refused(testdata, tmp_path):
     tensors["blk.0.ffn_up.scale"] = (np.ones(1, np.float32), None)
     with pytest.raises(UnsupportedError, match="does not use"):
         _ = load(write(tmp_path / "more.gguf", tensors, **numbers)).graph
+
+
+def test_parts_that_do_not_have_the_tensors_that_the_first_counts_are_refused(tmp_path):
+    for folder, count in ((tmp_path / "one", 4), (tmp_path / "two", 3)):
+        folder.mkdir()
+        write(folder / "m.gguf", {f"{folder.name}.{i}": quantized((4, 32), Types.Q8_0) for i in range(count)}, split=2)
+    name = "m-00002-of-00002.gguf"
+    (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
+    with pytest.raises(BadFileError, match="the first part counts") as caught:
+        load(tmp_path / "one")
+    assert (caught.value.found, caught.value.allowed) == ("3", "4")
