@@ -27,11 +27,9 @@ CODES = ("INT8", "INT16")
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
 _DEFAULTS = (0, 1, (), None)
 """Of options that an importer may leave out."""
-_SAID_AGAIN: dict[str, tuple[Any, ...]] = dict.fromkeys(
-    ("NewShape", "SqueezeDims", "ValuesCount", "Num", "NumSplits", "DepthMultiplier")
-    + ("InDataType", "OutDataType", "OutType", "OutputType"),
-    (),
-)
+_SHAPES = ("NewShape", "SqueezeDims", "ValuesCount", "Num", "NumSplits", "DepthMultiplier")
+_TYPES = ("InDataType", "OutDataType", "OutType", "OutputType")
+_SAID_AGAIN: dict[str, tuple[Any, ...]] = dict.fromkeys((*_SHAPES, *_TYPES), ())
 """Options that say again what the tensors say."""
 _WINDOW = 4096  # greatest extent of a kernel with its gaps: padding is as large
 _TABLES = {"int8": ("I8", "int8"), "int16": ("I16", "int16"), "int32": ("I32", "int32"), "int64": ("I64", "int64")}

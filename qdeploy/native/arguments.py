@@ -12,7 +12,7 @@ from qdeploy.errors import BadArgumentError, BadFileError
 from qdeploy.native.library import library
 from qdeploy.store.folder import parse_json
 
-_MOST_THREADS, _LONGEST = 4096, 1_000_000
+_MOST_THREADS, _LONGEST, _LEAST = 4096, 1_000_000, 1 << 31
 
 
 def token_ids(ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int32]:
@@ -22,9 +22,9 @@ def token_ids(ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     except (ValueError, OverflowError) as error:
         raise BadArgumentError("token ids are no row of integers", found=error) from error
     whole = array.ndim == 1 and (array.dtype.kind in "iu" or not array.size)
-    if not whole or (array.size and not 0 <= int(array.min()) <= int(array.max()) < 1 << 31):
+    if not whole or (array.size and not -_LEAST <= int(array.min()) <= int(array.max()) < _LEAST):
         raise BadArgumentError(
-            "token ids are no row of integers", found=repr(ids)[:100], allowed="integers from 0 to 2^31 - 1"
+            "token ids are no row of integers", found=repr(ids)[:100], allowed="integers of 32 bits"
         )
     return np.ascontiguousarray(array, np.int32)
 
