@@ -23,9 +23,7 @@ def token_ids(ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         raise BadArgumentError("token ids are no row of integers", found=error) from error
     whole = array.ndim == 1 and (array.dtype.kind in "iu" or not array.size)
     if not whole or (array.size and not -_LEAST <= int(array.min()) <= int(array.max()) < _LEAST):
-        raise BadArgumentError(
-            "token ids are no row of integers", found=repr(ids)[:100], allowed="integers of 32 bits"
-        )
+        raise BadArgumentError("token ids are no row of integers", found=repr(ids)[:100], allowed="integers of 32 bits")
     return np.ascontiguousarray(array, np.int32)
 
 
