@@ -15,7 +15,7 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     negative KEY COLUMNS      the numbers with the other sign, in rows of COLUMNS
     strips KEY ROWS BITS SHIFTS   rows cut into as many strips as there are SHIFTS, which share words (`strips.py`)
     merged KEY                the last two axes as one
-    shaped KEY EXTENTS        the same numbers, the axes behind the first with other extents
+    shaped KEY SIZES          the same numbers, the axes behind the first with other sizes
     swizzled KEY ROWS GROUPS  tiles of 128 rows by 4 groups, row 32 j + i at [i, 4 j + group] <-> [ROWS, GROUPS]
     apart, books              several codebooks in one tensor (`vectors.py`)
     across, along, column     codes in any order of fields of a word (`fields.py`)
@@ -260,9 +260,9 @@ def _merged(part: SourceTensor, key: str) -> Codec:
     return Codec((key,), unpack, lambda rows: rows.reshape(*rows.shape[:-1], *last))
 
 
-def _shaped(part: SourceTensor, key: str, *extents: str) -> Codec:
-    """[n, ...] <-> [n, *extents]."""
-    tail, wide = part.shape[1:], tuple(map(int, extents))
+def _shaped(part: SourceTensor, key: str, *sizes: str) -> Codec:
+    """[n, ...] <-> [n, *sizes]."""
+    tail, wide = part.shape[1:], tuple(map(int, sizes))
 
     def unpack(raw: Words) -> tuple[Words]:
         return (raw.reshape(-1, *wide),)

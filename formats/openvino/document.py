@@ -118,9 +118,9 @@ def _layers(element: ElementTree.Element, edges: Mapping[tuple[int, int], Port],
 
 
 def _output(port: ElementTree.Element, where: str) -> Output:
-    extents = tuple(_integer(dim.text, where) for dim in port.findall("dim"))
+    shape = tuple(_integer(dim.text, where) for dim in port.findall("dim"))
     names = tuple(name for name in (port.get("names") or "").split(",") if name)
-    return Output(port.get("precision") or "", extents, names)
+    return Output(port.get("precision") or "", shape, names)
 
 
 def _edges(element: ElementTree.Element, where: str) -> dict[tuple[int, int], Port]:

@@ -111,9 +111,9 @@ def _split_v(network: FloatNetwork, op: Operator) -> None:
 def _parts(network: FloatNetwork, op: Operator, source: int, axis: int, sizes: list[int]) -> None:
     if sum(sizes) != network.shape(source)[axis]:
         raise BadFileError("parts that do not make up the whole", where=network.where(source), found=sizes)
-    extents = network.constant(np.array(sizes, np.int64), f"{network.names[op.outputs[0]]}/sizes")
+    lengths = network.constant(np.array(sizes, np.int64), f"{network.names[op.outputs[0]]}/sizes")
     names = [network.names[i] for i in op.outputs]
-    network.add_several("Split", (network.last(source), extents), names, axis=axis)
+    network.add_several("Split", (network.last(source), lengths), names, axis=axis)
     for index, name in zip(op.outputs, names, strict=True):
         network.is_given(index, name)
 
@@ -167,8 +167,8 @@ def _broadcast(network: FloatNetwork, op: Operator) -> None:
 
 
 def _shape(network: FloatNetwork, op: Operator) -> None:
-    extents = network.step("Shape", (network.last(op.inputs[0]),), op, "extents")
-    network.give(op, "Cast", (extents,), False, to=network.dtype(op.outputs[0]))
+    lengths = network.step("Shape", (network.last(op.inputs[0]),), op, "extents")
+    network.give(op, "Cast", (lengths,), False, to=network.dtype(op.outputs[0]))
 
 
 MOVES: dict[str, FloatImporter] = {

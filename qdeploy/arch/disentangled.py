@@ -94,8 +94,8 @@ class PositionScores:
             rows = builder.node("Transpose", rows, name=f"{name}.turned", perm=[1, 0])
         outer = builder.node("Shape", every, name=f"{name}.outer", start=0, end=2)
         inner = builder.node("Shape", rows, name=f"{name}.inner")
-        extents = builder.node("Concat", outer, inner, name=f"{name}.extents", axis=0)
-        return builder.node("Expand", rows, extents, name=f"{name}.index")
+        shape = builder.node("Concat", outer, inner, name=f"{name}.extents", axis=0)
+        return builder.node("Expand", rows, shape, name=f"{name}.index")
 
 
 def pair_rows(add: Builder, ids: str, rows: npt.NDArray[np.int64]) -> str:

@@ -37,7 +37,7 @@ class Routing:
         least: The least that it counts as.
         jitter: Of "mixer".
         bias: The parameter that is added to the scores for the choice, within the module; "" for none.
-        bias_shape: Its extents before the experts'.
+        bias_shape: Its shape before the experts'.
         scales: The parameter with a factor for each expert's weight, within the module; "" for none.
     """
 

@@ -129,8 +129,8 @@ class VisionStack(Stack):
         add = self.builder
         batch = add.node("Shape", PIXELS, name=f"{name}.batch", start=0, end=1)
         ones = add.integers(f"{name}.ones", [1, 1])
-        extents = add.node("Concat", batch, ones, name=f"{name}.extents", axis=0)
-        return add.node("Expand", x, extents, name=name)
+        shape = add.node("Concat", batch, ones, name=f"{name}.extents", axis=0)
+        return add.node("Expand", x, shape, name=name)
 
 
 def token_at(stack: Stack, x: str, place: int, name: str) -> str:

@@ -190,8 +190,8 @@ def _split(x: Array, heads: int) -> Array:
     return x.reshape(batch, length, heads, width // heads).swapaxes(1, 2)  # [B, heads, T, D]
 
 
-def _visible(extents: tuple[int, int, int], mask: Array | None, causal: bool, window: int, chunk: int) -> Array:
-    start, new, total = extents
+def _visible(lengths: tuple[int, int, int], mask: Array | None, causal: bool, window: int, chunk: int) -> Array:
+    start, new, total = lengths
     query = np.arange(start, start + new)[:, None]
     key = np.arange(total)[None, :]
     seen = key <= query if causal else np.ones((new, total), bool)

@@ -40,17 +40,17 @@ def resize(
     coordinate_transformation_mode: str = "half_pixel",
     nearest_mode: str = "round_prefer_floor",
 ) -> Array:
-    """Nearest or linear interpolation to other extents; `roi` belongs to a way of cropping that is not here."""
+    """Nearest or linear interpolation to another shape; `roi` belongs to a way of cropping that is not here."""
     if mode not in ("nearest", "linear") or coordinate_transformation_mode not in COORDINATES:
         raise UnsupportedError("unknown way of resizing", found=f"{mode}, {coordinate_transformation_mode}")
     if sizes is not None and sizes.size:
-        extents = [int(n) for n in sizes]
-        factors = [np.float32(after) / np.float32(before) for after, before in zip(extents, x.shape, strict=True)]
+        shape = [int(n) for n in sizes]
+        factors = [np.float32(after) / np.float32(before) for after, before in zip(shape, x.shape, strict=True)]
     else:
         factors = [np.float32(f) for f in (scales if scales is not None else ())]
-        extents = [int(np.floor(n * f)) for n, f in zip(x.shape, factors, strict=True)]
-    bounded(extents)
-    for axis, (after, factor) in enumerate(zip(extents, factors, strict=True)):
+        shape = [int(np.floor(n * f)) for n, f in zip(x.shape, factors, strict=True)]
+    bounded(shape)
+    for axis, (after, factor) in enumerate(zip(shape, factors, strict=True)):
         if after != x.shape[axis] or factor != 1:
             places = _places(after, x.shape[axis], factor, coordinate_transformation_mode)
             x = _nearest(x, axis, places, nearest_mode) if mode == "nearest" else _linear(x, axis, places)
@@ -151,7 +151,7 @@ def instance_normalization(x: Array, scale: Array, bias: Array, *, epsilon: floa
 
 
 IMAGE_ROWS: tuple[Op, ...] = (
-    Op("Resize", ONNX, "other extents by nearest or linear interpolation", resize, interval=intervals.same),
+    Op("Resize", ONNX, "another shape by nearest or linear interpolation", resize, interval=intervals.same),
     Op("ConvTranspose", ONNX, "the transpose of a convolution; weight [C, M / group, *kernel]", conv_transpose),
     Op(
         "DepthToSpace",

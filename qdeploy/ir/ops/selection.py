@@ -13,9 +13,9 @@ from qdeploy.ir.tensor import Array
 def gather_nd(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
     """Slices of data at the places that the last axis of indices names, behind `batch_dims` common axes."""
     batch, depth = data.shape[:batch_dims], indices.shape[-1]
-    extents = np.array(data.shape[batch_dims : batch_dims + depth], np.int64)
-    if indices.size and not ((indices >= -extents) & (indices < extents)).all():
-        raise BadArgumentError("an index lies outside of the tensor that it selects from", allowed=str(extents))
+    limits = np.array(data.shape[batch_dims : batch_dims + depth], np.int64)
+    if indices.size and not ((indices >= -limits) & (indices < limits)).all():
+        raise BadArgumentError("an index lies outside of the tensor that it selects from", allowed=str(limits))
     places = np.moveaxis(indices, -1, 0)  # [depth, *batch, *rest]
     rest = places.ndim - 1 - batch_dims
     common = [
