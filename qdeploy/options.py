@@ -62,7 +62,7 @@ class Option(NamedTuple):
         if isinstance(self.default, tuple):
             value = self._several(value)
         elif isinstance(self.default, Mapping):
-            self._refuse(not isinstance(value, Mapping), value, "a mapping from names to numbers")
+            self._refuse(not _are_numbers(value), value, "a mapping from names to numbers")
         elif isinstance(self.default, bool):
             self._refuse(not isinstance(value, bool), value, "true, false")
         elif isinstance(self.default, int):
@@ -83,6 +83,13 @@ class Option(NamedTuple):
     def _refuse(self, wrong: bool, value: object, allowed: str) -> None:
         if wrong:
             raise BadArgumentError(f"unknown {self.title}", where=self.name, found=value, allowed=allowed)
+
+
+def _are_numbers(value: object) -> bool:
+    """Whether this is a mapping from names to numbers."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return False
+    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in value.values())
 
 
 def option(

@@ -292,7 +292,7 @@ def _refuse_unhonoured(to: str, settings: type[TargetOptions], values: dict[str,
         todo.append("Integers are made with --to tvm, --to onnx --integer strict|fast, or --to ir --calibrate.")
     raise BadArgumentError(
         f"the target {to} has no such option",
-        found=", ".join(wrong),
+        found=", ".join(map(str, wrong)),
         allowed=", ".join(known.name for known in options_of(settings)) or "none of its own",
         todo=" ".join(filter(None, todo)),
     )

@@ -157,6 +157,13 @@ def test_a_report_that_lies_is_a_bad_file(tmp_path: Path, options: Any):
         ("onnx", {"quantize": "rtn:int4,colour=red"}, ["no such option of rtn", "clip=search|none"]),
         ("onnx", {"quantize": "rnt"}, ["no such quantization method", "rtn"]),
         ("onnx", {"check": "some"}, ["unknown check", "nodes"]),
+        ("native", {"sensitivities": {"a": "much"}}, ["unknown sensitivities", "names to numbers"]),
+        ("native", {"sensitivities": {"a": True}}, ["unknown sensitivities", "names to numbers"]),
+        ("native", {"sensitivities": {"a": float("nan")}}, ["unknown sensitivities", "names to numbers"]),
+        ("native", {"sensitivities": {"a": -1.0}}, ["unknown sensitivities", "names to numbers"]),
+        ("native", {"sensitivities": [1.0]}, ["unknown sensitivities"]),
+        ("tvm", {"axes": {3: 4}}, ["unknown axes", "names to numbers"]),
+        ("onnx", {"future": {"depth": 3}, "check": "none"}, ["found future"]),
     ],
 )
 def test_what_a_target_cannot_honour_is_one_error_that_says_where_it_can(

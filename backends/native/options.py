@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -61,6 +62,8 @@ class Options(TargetOptions):
     def __post_init__(self) -> None:
         """Refuses combinations of values that each option alone allows."""
         refuse_unknown(self)
+        if isinstance(self.sensitivities, Mapping):
+            _refuse_costs(self.sensitivities)
         if self.sensitivities and self.order != "gain":
             raise BadArgumentError("sensitivities weigh the order by gain", found=f"order {self.order}", allowed="gain")
 
@@ -73,3 +76,13 @@ class Options(TargetOptions):
     def reads_rows(self) -> bool:
         """A row of an embedding is decoded when its token comes."""
         return True
+
+
+def _refuse_costs(costs: Mapping[str, object]) -> None:
+    """Refuses what an error of a tensor cannot cost."""
+    for name, cost in costs.items():
+        number = isinstance(cost, int | float) and not isinstance(cost, bool)
+        if not number or not 0 <= float(str(cost)) < math.inf:
+            raise BadArgumentError(
+                "unknown sensitivities", where=name, found=cost, allowed="a mapping from names to numbers from 0 on"
+            )
