@@ -81,8 +81,7 @@ class Options(TargetOptions):
 def _refuse_costs(costs: Mapping[str, object]) -> None:
     """Refuses what an error of a tensor cannot cost."""
     for name, cost in costs.items():
-        number = isinstance(cost, int | float) and not isinstance(cost, bool)
-        if not number or not 0 <= float(str(cost)) < math.inf:
+        if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < math.inf:
             raise BadArgumentError(
                 "unknown sensitivities", where=name, found=cost, allowed="a mapping from names to numbers from 0 on"
             )
