@@ -31,6 +31,8 @@ from qdeploy.store.report_form import REPORT
 from qdeploy.version import VERSION
 
 Report = dict[str, Any]
+_SLOWER = 1.05
+"""A ratio of times above which a user is told."""
 _NONFINITE = "carried as it is, and the output is not run"
 
 
@@ -73,6 +75,7 @@ def convert(
     trust_links: bool = False,
     progress: Progress = SILENT,
     lower: str = "",
+    timing: bool | None = False,
     **more: Any,
 ) -> Report:
     """Converts a checkpoint.
@@ -92,6 +95,8 @@ def convert(
         format: The reader's name, where sniffing is not wanted.
         trust_links: Follow links that lead outside of the source folder.
         progress: Told of every stage.
+        timing: Measure what quantizing has done to a network's time on this machine ("onnx"), for about a second; the
+            report then has "timing". None: not of decoders, which is never said.
         lower: Another form, for BitStack's tensors: "sign-planes:group=128"; the loss is reported.
         more: Options of the target, by the fields of its `Options` (`qdeploy convert --help` lists them by target). And
             where it takes integers, those of `qdeploy.calibrate.integers.Integers`, and allocate: a limit within which
@@ -110,7 +115,7 @@ def convert(
     """
     values = {"activations": activations, "quantize": quantize, "requantize": requantize, "jobs": jobs, "check": check}
     values |= {"lower": lower, "format": format, "trust_links": trust_links, **more}
-    return run(ConversionSpec.of(to, values), source, output, force=force, progress=progress)
+    return run(ConversionSpec.of(to, values), source, output, force=force, progress=progress, timing=timing)
 
 
 def run(
@@ -120,6 +125,7 @@ def run(
     *,
     force: bool = False,
     progress: Progress = SILENT,
+    timing: bool | None = False,
 ) -> Report:
     """Converts a checkpoint as a spec says; arguments, result and errors are those of `convert`."""
     path = Path(output)
@@ -132,9 +138,11 @@ def run(
     spec = completed(model, spec)
     if spec.integers is not None and spec.passes.allocate:
         spec = spec.with_layer_bits(_bits(restated(model, spec), spec, progress))
-    model = derived(model, spec, progress)
+    floats, model = model, derived(model, spec, progress)
     if row is not None:
-        return _to_backend(model, path, row, spec, force, progress)
+        quantized = timing is not False and (spec.passes.quantize or spec.integers is not None)
+        quantized = quantized and (timing or not floats.graph.states)
+        return _to_backend(model, path, row, spec, force, progress, floats if quantized else None)
     if spec.to == SOURCE:
         return _to_source(model, path, spec, force, progress)
     return _to_package(model, path, spec, force, progress)
@@ -203,8 +211,15 @@ def _to_package(model: Model, path: Path, spec: ConversionSpec, force: bool, pro
 
 
 def _to_backend(
-    model: Model, path: Path, row: BackendRow, spec: ConversionSpec, force: bool, progress: Progress
+    model: Model,
+    path: Path,
+    row: BackendRow,
+    spec: ConversionSpec,
+    force: bool,
+    progress: Progress,
+    floats: Model | None = None,
 ) -> Report:
+    """The output and its report; where `floats` are given, with the times of both."""
     from qdeploy.proof.report import make_report
     from qdeploy.proof.roundtrip import prove
 
@@ -226,9 +241,29 @@ def _to_backend(
         ran = [check for check in checks if not check.unrun]
         report = make_report(model, spec.to, spec.record(), lowered.choices, ran, notes)
         report |= {"not_run": unrun} if unrun else {}
+        if floats is not None and not unrun:
+            _add_timing(report, row, floats, model, stage.path, progress)
         if file is None:
             _write_report(stage, report)
     return report
+
+
+def _add_timing(report: Report, row: BackendRow, floats: Model, model: Model, folder: Path, progress: Progress) -> None:
+    """Says what quantizing has done to the time, where the target can tell."""
+    speed = row.load().speed
+    if speed is None:
+        return
+    progress.start("timing the output and the network in floats", 1, "model")
+    timing = speed.against_floats(floats, model, folder)
+    progress.advance(1, row.name)
+    if isinstance(timing, str):
+        report["notes"].append(f"not timed: {timing}")
+        return
+    report["timing"] = {"floats": timing.floats, "output": timing.output, "ratio": timing.ratio}
+    if timing.ratio > _SLOWER:
+        report["notes"].append(
+            f"slower than in floats on this machine: {timing.output * 1e3:.3g} ms instead of {timing.floats * 1e3:.3g}"
+        )
 
 
 def _not_run(level: Level, checks: Sequence[CheckResult]) -> str:

@@ -35,7 +35,7 @@ from qdeploy.spec import ConversionSpec, Passes, shared_options, target_options
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples/models"
 GPTQ, FLOAT = EXAMPLES / "tiny-llama-gptq", EXAMPLES / "tiny-llama"
-SCREEN = {"src", "dst", "to", "force", "as_json", "quiet", "debug", "_click_default_help"}
+SCREEN = {"src", "dst", "to", "force", "no_timing", "as_json", "quiet", "debug", "_click_default_help"}
 
 
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)

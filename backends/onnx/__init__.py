@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdeploy.contracts.backends import Backend, IntegerProof, Level, TextModel
+from qdeploy.contracts.backends import Backend, IntegerProof, Level, SpeedTimer, TextModel
 from qdeploy.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class Onnx(Backend):
         return OnnxProof()
 
     @property
+    def speed(self) -> SpeedTimer:
+        """Outputs run next to floats (see timing.py)."""
+        return OnnxSpeed()
+
+    @property
     def text(self) -> TextModel:
         """ONNX Runtime gives logits."""
         return OnnxText()
@@ -113,6 +118,16 @@ class OnnxProof(IntegerProof):
         from qdeploy.backends.onnx.integer import proof
 
         return proof.integer_only(path)
+
+
+class OnnxSpeed(SpeedTimer):
+    """Times in ONNX Runtime."""
+
+    def against_floats(self, floats: Model, model: Model, folder: Path) -> results.Timing | str:
+        """The times of an output and of the same network in floats, or why there are none."""
+        from qdeploy.backends.onnx import timing
+
+        return timing.against_floats(floats, model, folder)
 
 
 class OnnxText(TextModel):

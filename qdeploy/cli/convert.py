@@ -59,9 +59,12 @@ def _methods() -> list[tuple[str, str]]:
     "plug-in's target.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--no-timing", is_flag=True, help="Do not time a quantized network next to its floats (a second).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool, **values: Any) -> int:
+def command(
+    src: str, dst: str, to: str, force: bool, no_timing: bool, as_json: bool, quiet: bool, **values: Any
+) -> int:
     """Convert the checkpoint SRC (a folder or file of any readable format) into the folder DST.
 
     Every stored number is carried as it is: codes as integers, scales as stored. While it reads, the import packs every
@@ -86,7 +89,8 @@ def command(src: str, dst: str, to: str, force: bool, as_json: bool, quiet: bool
     from qdeploy.conversion import run
 
     with Bar(hidden=quiet or as_json) as bar:
-        report = run(ConversionSpec.of(to, passed(values)), src, dst, force=force, progress=bar)
+        spec = ConversionSpec.of(to, passed(values))
+        report = run(spec, src, dst, force=force, progress=bar, timing=False if no_timing else None)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     elif not quiet:
@@ -112,6 +116,10 @@ def _print(report: dict[str, Any], dst: str) -> None:
         screen.print(
             f"  check {check['kind']:<8} {check['name']}: error {check['error']:.1e} (limit {check['limit']:.2g})"
         )
+    if "timing" in report:
+        times = report["timing"]
+        both = f"{times['output'] * 1e3:.3g} ms, in floats {times['floats'] * 1e3:.3g} ms"
+        screen.print(f"  time of a run: {times['ratio']:.2f} of the floats' ({both})")
     if "bits" in report.get("integers", {}):
         _print_integers(report["integers"], screen)
     losses = [t["snr_db"] for t in report["tensors"].values() if "snr_db" in t]

@@ -1,7 +1,7 @@
 """What a backend is: it writes a model for a target, checks what it wrote, and holds it against its source.
 
-What only some backends can do is a part of its own, which the backend declares: `file`, `integers`, `memory`, `layers`
-and `text` are the part, or None. A backend may derive from `Backend`, and then says only what it has.
+What only some backends can do is a part of its own, which the backend declares: `file`, `integers`, `memory`, `layers`,
+`speed` and `text` are the part, or None. A backend may derive from `Backend`, and then says only what it has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qdeploy.contracts.results import CheckResult, Lowered, Row
+    from qdeploy.contracts.results import CheckResult, Lowered, Row, Timing
     from qdeploy.elastic.pieces import Piece
     from qdeploy.integer.layer_shapes import LayerShape
     from qdeploy.ir.model import Model
@@ -148,6 +148,20 @@ class LayerTimes:
     seconds: tuple[Mapping[Widths, float], ...]
 
 
+class SpeedTimer(Protocol):
+    """Outputs can be timed next to the same network in floats."""
+
+    def against_floats(self, floats: Model, model: Model, folder: Path) -> Timing | str:
+        """The times of both, or why there are none.
+
+        Args:
+            floats: The network before anything was quantized.
+            model: What was lowered.
+            folder: Where it lies.
+        """
+        ...
+
+
 class TextModel(Protocol):
     """Outputs that take token ids can be run on a text."""
 
@@ -213,6 +227,11 @@ class Backend(Protocol):
     @property
     def layers(self) -> LayerTimer | None:
         """Where single layers can be timed."""
+        return None
+
+    @property
+    def speed(self) -> SpeedTimer | None:
+        """Where outputs can be timed next to floats."""
         return None
 
     @property

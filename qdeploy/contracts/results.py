@@ -50,6 +50,24 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What quantizing has done to a network's time.
+
+    Attributes:
+        floats: Seconds of a run of the network in floats, the median.
+        output: Seconds of a run of what was written.
+    """
+
+    floats: float
+    output: float
+
+    @property
+    def ratio(self) -> float:
+        """Time of the output in units of that of the floats."""
+        return self.output / self.floats
+
+
+@dataclass(frozen=True)
 class Lowered:
     """What a backend wrote; a backend that needs more for its check derives from this.
 
