@@ -35,6 +35,7 @@ NAME = "mlx"
 TITLE = "MLX: affine 1 to 8 bits, MXFP4, MXFP8, NVFP4, mixed (safetensors)"
 WRITES = True
 
+_SETTINGS = ("group_size", "bits", "mode", "quant_method")
 _AFFINE = (1, 2, 3, 4, 5, 6, 8)
 _MOST = 448.0 * 6.0
 _FLOATS = {"mxfp4": (4, 32, "e2m1", "e8m0"), "mxfp8": (8, 32, "e4m3", "e8m0"), "nvfp4": (4, 16, "e2m1", "e4m3")}
@@ -55,7 +56,21 @@ def read(folder: Folder) -> Model:
     checkpoint = Checkpoint(folder)
     settings = Settings(checkpoint.quantization, "config.json: quantization")
     modules = [name.removesuffix(".scales") for name in checkpoint.entries if name.endswith(".scales")]
-    return assemble(checkpoint, NAME, [_Layer(checkpoint, module, settings).claim() for module in modules])
+    notes = _of_nothing(settings, modules)
+    return assemble(checkpoint, NAME, [_Layer(checkpoint, module, settings).claim() for module in modules], notes)
+
+
+def _of_nothing(settings: Settings, modules: list[str]) -> list[str]:
+    """Refuses settings that nobody reads; notes settings of layers that are not quantized, or not there."""
+    layers = {name: value for name, value in settings.values.items() if isinstance(value, dict | bool)}
+    settings.refuse_others((*_SETTINGS, *layers))
+    for name, value in layers.items():
+        if isinstance(value, dict):
+            Settings(value, f"{settings.where}.{name}").refuse_others(_SETTINGS)
+    unused = [name for name, value in layers.items() if value and name not in modules]
+    if not unused:
+        return []
+    return [f"{settings.where}: {len(unused)} settings of layers without scales say nothing, the first of {unused[0]}"]
 
 
 class _Layer(Parts):

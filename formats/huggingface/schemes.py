@@ -60,6 +60,11 @@ class Scheme:
         return kind == "float"
 
 
+_GROUP = ("targets", "format", "weights", "input_activations", "output_activations")
+_WEIGHTS = (*_MATTERS, "zp_dtype", "observer", "observer_kwargs", "actorder")
+"""Settings that are read, and those of how codes were found, which say nothing of what they mean."""
+
+
 class Schemes:
     """All groups of a checkpoint."""
 
@@ -99,6 +104,8 @@ class Schemes:
         group = settings.overridden(values, where)
         own: Mapping[str, Any] = values if isinstance(values, dict) else {}
         weights = Settings({}, "").overridden(own.get("weights") or {}, "")
+        Settings(own, group.where).refuse_others(_GROUP)
+        Settings(weights.values, f"{group.where}.weights").refuse_others(_WEIGHTS)
         form = str(own.get("format") or settings.values.get("format") or "").lower()
         acts = [_activations(which, own.get(f"{which}_activations")) for which in ("input", "output")]
         scheme = Scheme(

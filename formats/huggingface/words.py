@@ -15,7 +15,7 @@ words become streams is what the formats differ in; each gives it as codecs, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,10 @@ class Settings:
                     where=f"{self.where}.{name}",
                     found=str(self.values[name])[:100],
                 )
+
+    def refuse_others(self, known: Collection[str]) -> None:
+        """The same for every setting that is not known: nothing is taken for granted that nobody reads."""
+        self.refuse(*(name for name in self.values if name not in known))
 
     def _first(self, names: tuple[str, ...]) -> Any:
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)

@@ -139,7 +139,7 @@ def test_nvfp4_of_mlx_with_a_scale_of_whole_matrices(tmp_path: Path, stacked: bo
         ({"group_size": 16, "bits": 4}, P),
         ({"group_size": 32, "bits": 4, P: False}, P),
         ({"group_size": 32, "bits": 4, P: 3}, P),
-        ({"scheme": "unheard of"}, "bits"),
+        ({"scheme": "unheard of"}, "scheme"),
     ],
 )
 def test_a_section_quantization_is_never_passed_over(tmp_path: Path, section: dict[str, Any], named: str) -> None:
