@@ -56,8 +56,10 @@ _DENSE_SINCE = (0, 18)
 _MX = {"mxfp4-pack-quantized": ("e2m1", 4), "mxfp6-pack-quantized": ("e2m3", 6), "mxfp8-quantized": ("e4m3", 8)}
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
 _FORMATS = ("pack-quantized", *_PLAIN, *_MX, "nvfp4-pack-quantized")
-_SETTINGS = ("quant_method", "format", "config_groups", "ignore", "version", "sparsity_config", "transform_config")
-_SETTINGS += ("kv_cache_scheme", "quantization_status", "global_compression_ratio", "run_compressed")
+_SETTINGS = (
+    *("quant_method", "format", "config_groups", "ignore", "version", "sparsity_config", "transform_config"),
+    *("kv_cache_scheme", "quantization_status", "global_compression_ratio", "run_compressed"),
+)
 _SUFFIXES = (".weight_packed", ".weight_scale")
 
 
