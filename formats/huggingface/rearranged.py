@@ -26,6 +26,7 @@ An arrangement is a line of text that a source keeps for each of its tensors, so
     spqr, outliers            words of SpQR (`outliers.py`)
     turned KEY                the transpose
     flat KEY COLUMNS          the numbers of rows of COLUMNS as one run
+    slices KEY ROWS KIND ...  [E, ...] <-> [E, ROWS, ...], every slice by itself as KIND KEY ... says
     kept HEX                  a few bytes that say what the others are: they are in the text itself
 """
 
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -304,6 +306,16 @@ def _kept(part: SourceTensor, data: str = "") -> Codec:
     return Codec((), lambda raw: (), lambda: whole)
 
 
+def _slices(part: SourceTensor, key: str, rows: str, kind: str, *words: str) -> Codec:
+    inner, count = codec(replace(part, shape=part.shape[1:]), " ".join((kind, key, *words))), int(rows)
+
+    def unpack(raw: Words) -> tuple[Words]:
+        whole = raw if len(raw) else np.zeros((1, *raw.shape[1:]), raw.dtype)
+        return (np.stack([inner.unpack(each)[0][:count] for each in whole])[: len(raw)],)
+
+    return Codec((key,), unpack, lambda stacked: np.stack([inner.pack(each) for each in stacked]))
+
+
 def _strips(part: SourceTensor, key: str, rows: str, bits: str, *shifts: str) -> Codec:
     return strips(part, key, int(rows), int(bits), shifts).codec()
 
@@ -340,5 +352,6 @@ _KINDS: dict[str, Callable[..., Codec]] = {
     "outliers": outliers.arranged,
     "turned": lambda part, key: transposed(key),
     "swizzled": _swizzled,
+    "slices": _slices,
     "kept": _kept,
 }

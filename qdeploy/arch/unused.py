@@ -35,7 +35,7 @@ _HEADS = re.compile(r"^(bert\.)?pooler\.|^cls\.")
 
 
 _ACTIVATIONS = re.compile(
-    r"\.((input|output|k|v|q|prob|kv)_scale|(input|output)_(global_scale|zero_point)|(k|v)_proj\.output_scale)$"
+    r"(\.((input|output|k|v|q|prob|kv)_scale|(k|v)_proj\.output_scale)|[._](input|output)_(global_scale|zero_point))$"
 )
 """Scales of activations and of caches: outputs compute with weights alone, so they are left out with a note."""
 
