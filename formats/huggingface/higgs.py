@@ -40,6 +40,7 @@ WRITES = True
 
 _TYPES = ("F16", "BF16")
 _TALL, _LOW = 64, 32
+_SETTINGS = ("quant_method", "bits", "p", "group_size", "hadamard_size", "tune_metadata", "modules_to_not_convert")
 
 
 def sniff(folder: Folder) -> Sniff:
@@ -67,6 +68,7 @@ class _Grid:
 
     @classmethod
     def of(cls, settings: Settings) -> _Grid:
+        settings.refuse_others(_SETTINGS)
         bits = settings.width("bits", allowed=(2, 3, 4))
         size, group, block = (settings.integer(name) for name in ("p", "group_size", "hadamard_size"))
         allowed = {
