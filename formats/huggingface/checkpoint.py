@@ -357,7 +357,8 @@ def _leads_out(name: str) -> bool:
 
 
 def _is_there(folder: Folder, name: str) -> bool:
-    return _leads_out(name) or folder.has(name)  # what leads out is refused where it is opened
+    # what leads out, or is no name of a file, is refused where it is opened
+    return _leads_out(name) or not name.isprintable() or folder.has(name)
 
 
 def _carried(folder: Folder, name: str) -> SourceFile:
