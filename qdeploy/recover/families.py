@@ -2,6 +2,7 @@
 
 int2..int8, uint2..uint8   whole numbers; the unsigned ones less a zero point per group. Q4_0, the steps of EQ-Net
                            and the nested integers of Double Rounding are such grids, whatever made them
+affine2..affine6           whole numbers from 0 on, and an offset per group that is no multiple of the scale
 ternary                    -1, 0, 1 (BitNet b1.58, arXiv 2402.17764), with a mean or a median for a scale
 abq5                       -2..2, the bit-balanced form of 2 bits (ABQ-LLM, arXiv 2408.08554, section 3.3)
 nf4                        the quantiles of a normal distribution (QLoRA, arXiv 2305.14314, appendix E)
@@ -40,6 +41,7 @@ class Family:
         tables: The values of the codes; of several tables each group chooses one. Empty: whole numbers.
         dtype: The row of ir/dtype.py that the codes are of; "": the tables are stored as data.
         zero: Whole numbers less a zero point per group.
+        offset: Whole numbers times a scale, plus an offset per group.
         limit: Whole numbers: the greatest level on either side where that is less than the bits allow; 0: all.
         scale: "": any; "e8m0": powers of two; "e4m3": of that type, times one float32 of the matrix.
         group: The group that the family is published with; 0: any.
@@ -50,6 +52,7 @@ class Family:
     tables: tuple[Levels, ...] = ()
     dtype: str = ""
     zero: bool = False
+    offset: bool = False
     limit: int = 0
     scale: str = ""
     group: int = 0
@@ -127,6 +130,8 @@ def _rows() -> Iterator[Family]:
             yield Family("bitmod4", 4, _special(_FP4, (10.0, -10.0, 16.0, -16.0)))
             yield Family("bitmod4-early", 4, _special(_FP4, (5.0, -5.0, 16.0, -16.0)))
         yield Family(f"uint{bits}", bits, zero=True)
+        if bits <= 6:
+            yield Family(f"affine{bits}", bits, offset=True)
         if bits == 6:
             yield Family("e2m3", 6, _of_dtype("e2m3"), "e2m3")
             yield Family("e3m2", 6, _of_dtype("e3m2"), "e3m2")

@@ -14,6 +14,7 @@ from qdeploy.ir.views import Floats
 from qdeploy.recover import scales
 from qdeploy.recover.families import Family, families, family
 from qdeploy.recover.intervals import Stored, bounds, grouped, narrowest
+from qdeploy.recover.offsets import lines
 from qdeploy.recover.solve import MANY, Candidate, Solution, nearest_level, solve
 from qdeploy.store.storage import storage_dtype
 
@@ -55,11 +56,13 @@ class Part(NamedTuple):
         levels: Before the scale [rows, columns].
         scales: Signed [rows, groups]; [1, 1] for the whole matrix.
         table: Which table a group takes [rows, groups].
+        offsets: What is added after the scale [rows, groups]; None: nothing.
     """
 
     levels: Float64
     scales: Float64
     table: npt.NDArray[np.int64]
+    offsets: Float64 | None = None
 
 
 def find(floats: Floats, wanted: Family | None, groups: Sequence[int]) -> Iterator[Grid]:
@@ -90,19 +93,25 @@ def _cheapest_first(rows: Sequence[Family], groups: Sequence[int], width: int) -
         for group in groups:
             columns = width if group == -1 else group
             published = len(rows) == 1 or not row.group or group == row.group
-            if columns <= width and published and (group or (len(row.tables) < 2 and not row.zero)):
+            shared = not row.zero and not row.offset and len(row.tables) < 2
+            whole = not row.offset or (columns and width % columns == 0)
+            if columns <= width and published and whole and (group or shared):
                 pairs.append((row, columns))
     return sorted(pairs, key=lambda pair: pair[0].bits + (_scale_bits(pair[0]) / pair[1] if pair[1] else 0))
 
 
 def _scale_bits(row: Family) -> int:
-    return (8 if row.scale else 16) + (8 if row.zero or len(row.tables) > 1 else 0)
+    return (8 if row.scale else 16) + (8 if row.zero or len(row.tables) > 1 else 0) + (16 if row.offset else 0)
 
 
 def part(raw: Array, grid: Grid) -> Part:
     """Rows of a matrix, as they are stored, on a grid."""
     rows, width = raw.shape
     raw = _as_rounded(raw, grid.narrow)
+    if grid.family.offset:
+        solved = lines(bounds(grouped(raw, grid.group)), grid.family.bits, grid.scale)
+        scale, offset = solved.scales.reshape(rows, -1), solved.offsets.reshape(rows, -1)
+        return Part(solved.codes.reshape(rows, width), scale, np.zeros(scale.shape, np.int64), offset)
     if not grid.group:
         levels = _in_range(nearest_level(raw.astype(np.float64) / grid.factor, grid.family.levels()[0]), grid.family)
         signed = np.full((1, 1), grid.factor)
@@ -143,6 +152,8 @@ def slabs(floats: Floats) -> Iterator[tuple[int, int]]:
 
 def _fitted(floats: Floats, sample: Array, grid: Grid) -> Grid | None:
     """The grid with all that is to be known of it, where the sample lies on it."""
+    if grid.family.offset:
+        return _of_lines(sample, grid)
     if not grid.group:  # the greatest float of all decides which level is the highest
         row = _greatest_row(floats)
         sample = np.concatenate((sample, _as_rounded(floats.rows(row, row + 1), grid.narrow)))
@@ -162,6 +173,20 @@ def _fitted(floats: Floats, sample: Array, grid: Grid) -> Grid | None:
     for kind in (grid.family.scale,) if grid.family.scale else scales.TYPES:
         if scales.within(solution.low, solution.high, kind)[1].all():
             return replace(grid, scale=kind)
+    return None
+
+
+def _of_lines(sample: Array, grid: Grid) -> Grid | None:
+    """The narrowest type of scales and offsets with which the sample lies on lines."""
+    cut, bits = grouped(sample, grid.group), grid.family.bits
+    if max(len(np.unique(group.astype(np.float64))) for group in cut[:_FEW]) > 1 << bits:
+        return None
+    for kind in ("", *scales.TYPES):
+        fits = all(lines(bounds(some), bits, kind).fits.all() for some in (cut[:1], cut[:_FEW], cut))
+        if fits and kind:
+            return replace(grid, scale=kind)
+        if not fits and not kind:
+            return None
     return None
 
 

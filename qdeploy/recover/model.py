@@ -20,6 +20,7 @@ from qdeploy.recover.matrix import Grid, Part, find, part, share
 from qdeploy.recover.spec import RecoverySpec, parse
 
 Array = npt.NDArray[Any]
+_STORAGE = {"f16": "F16", "bf16": "BF16", "f32": "F32", "e8m0": "F8_E8M0", "e4m3": "F8_E4M3"}
 _LOOKED_AT = 3  # matrices that `detected` looks at
 
 
@@ -116,17 +117,21 @@ def _described(tensor: QTensor, floats: Floats, grid: Grid) -> QTensor:
     groups, tile = -(-width // group), (1, group)
     scale = _scale(work, grid, rows, groups)
     zero: Param | None = None
+    offset: Param | None = None
     table: str | Table = family.dtype or f"uint{family.bits}"
     if family.whole and family.zero:
         points = Buffer("zero", "U8", (rows, groups), ComputedRows(work.zeros))
         zero = Param(Codes((rows, groups), (points,), PLAIN, "uint8"), tile)
+    elif family.offset:
+        added = Buffer("offset", _STORAGE[grid.scale], (rows, groups), ComputedRows(work.offsets))
+        offset = Param(Codes((rows, groups), (added,), PLAIN, grid.scale), tile)
     elif family.whole and not family.dtype:
         middle = Buffer.of("zero", np.full((1, 1), -family.range[0], np.uint8), "U8")
         zero = Param(Codes((1, 1), (middle,), PLAIN, "uint8"), tensor.shape)
     elif not family.dtype:
         table = _tables(work, family, rows, groups, tile)
     packed = Buffer("codes", "U8", (rows, -(-width * family.bits // 8)), ComputedRows(work.codes))
-    codes = Codes(tensor.shape, (packed,), Layout("bits", family.bits), table, zero=zero, scale=scale)
+    codes = Codes(tensor.shape, (packed,), Layout("bits", family.bits), table, zero, scale, offset)
     source = tensor.source
     kept = Source(
         source.format if source else "floats",
@@ -140,8 +145,7 @@ def _scale(work: _Rows, grid: Grid, rows: int, groups: int) -> Param:
     if not grid.group:
         value = np.full((1, 1), grid.factor, np.float32)
         return Param(Codes((1, 1), (Buffer.of("scale", value, "F32"),), PLAIN, "f32"), (rows, work.width))
-    storage = {"f16": "F16", "bf16": "BF16", "f32": "F32", "e8m0": "F8_E8M0", "e4m3": "F8_E4M3"}[grid.scale]
-    buffer = Buffer("scale", storage, (rows, groups), ComputedRows(work.scales))
+    buffer = Buffer("scale", _STORAGE[grid.scale], (rows, groups), ComputedRows(work.scales))
     inner = None
     if grid.scale == "e4m3":
         factor = Buffer.of("scale.scale", np.full((1, 1), grid.factor, np.float32), "F32")
@@ -175,12 +179,18 @@ class _Rows:
 
     def scales(self, start: int, stop: int) -> Array:
         """Scales in the grid's type: [rows, groups]."""
+        return self._stored([p.scales for p in self._parts(start, stop)])
+
+    def offsets(self, start: int, stop: int) -> Array:
+        """What is added after them, in the same type."""
+        return self._stored([p.offsets for p in self._parts(start, stop) if p.offsets is not None])
+
+    def _stored(self, parts: list[npt.NDArray[np.float64]]) -> Array:
         from qdeploy.ir.dtype import dtype
         from qdeploy.store.storage import storage_dtype
 
         row = dtype(self._grid.scale)
-        values = np.concatenate([p.scales for p in self._parts(start, stop)])
-        return values.astype(np.float32).astype(row.numpy).view(storage_dtype(row.storage))
+        return np.concatenate(parts).astype(np.float32).astype(row.numpy).view(storage_dtype(row.storage))
 
     def zeros(self, start: int, stop: int) -> Array:
         """Zero points: uint8 [rows, groups]."""
@@ -211,6 +221,8 @@ class _Rows:
     def _coded(self, p: Part) -> npt.NDArray[np.uint8]:
         family, group = self._grid.family, self._grid.group or self.width
         codes: npt.NDArray[np.uint8]
+        if family.offset:
+            return p.levels.astype(np.uint8)
         if family.whole:
             zero = np.repeat(self._zeros(p), group, axis=1)[:, : self.width] if family.zero else -family.range[0]
             codes = (p.levels + zero).astype(np.uint8)

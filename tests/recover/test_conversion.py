@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -20,21 +21,40 @@ TINY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-llama
 GROUP = 32
 
 
+def q4_0(groups: np.ndarray) -> np.ndarray:
+    """Groups on Q4_0's grid."""
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(1)[:, None], 1)
+    step = (extreme / -8).astype(np.float16).astype(np.float32)
+    safe = np.where(step == 0, 1, step)
+    rounded: np.ndarray = np.clip(np.rint(groups / safe), -8, 7) * step
+    return rounded
+
+
+def q4_1(groups: np.ndarray) -> np.ndarray:
+    """Groups on Q4_1's."""
+    least = groups.min(1, keepdims=True)
+    step = ((groups.max(1, keepdims=True) - least) / 15).astype(np.float16).astype(np.float32)
+    offset = least.astype(np.float16).astype(np.float32)
+    safe = np.where(step == 0, 1, step)
+    rounded: np.ndarray = np.clip(np.rint((groups - offset) / safe), 0, 15) * step + offset
+    return rounded
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's weights in groups of 32 on Q4_0's grid, as bfloat16: a release after training for quantization."""
-    folder = tmp_path_factory.mktemp("fake") / "model"
+    return written(tmp_path_factory.mktemp("fake") / "model", q4_0)
+
+
+def written(folder: Path, rounding: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """The example with groups of its weights rounded."""
     folder.mkdir()
     source = qdeploy.load(TINY)
     tensors = {}
     for name, tensor in source.tensors.items():
         x = tensor.decode()
         if x.ndim == 2 and "proj" in name:
-            groups = x.reshape(-1, GROUP)
-            extreme = np.take_along_axis(groups, np.abs(groups).argmax(1)[:, None], 1)
-            step = (extreme / -8).astype(np.float16).astype(np.float32)
-            safe = np.where(step == 0, 1, step)
-            x = (np.clip(np.rint(groups / safe), -8, 7) * step).reshape(x.shape)
+            x = rounding(x.reshape(-1, GROUP)).reshape(x.shape)
         tensors[name] = x.astype(ml_dtypes.bfloat16)
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((TINY / "config.json").read_text())
@@ -52,6 +72,17 @@ def test_every_target_holds_the_codes(to: str, checkpoint: Path, tmp_path: Path)
     assert any("recovered int4 in groups of 32, scales in f16: 35 tensors" in note for note in report["notes"])
     assert all(check["error"] <= check["limit"] for check in report["checks"])
     assert report["options"]["recover"] == "auto"
+
+
+@pytest.mark.parametrize("to", ["onnx", "native", "ir"])
+def test_every_target_holds_offsets(to: str, tmp_path: Path) -> None:
+    check = {} if to == "ir" else {"check": "full"}
+    folder = written(tmp_path / "model", q4_1)
+    report = qdeploy.convert(folder, tmp_path / "out", to=to, recover="auto", **check)  # type: ignore[arg-type]
+    row = report["tensors"]["model.layers.0.mlp.up_proj.weight"]
+    assert row["exact"] == "recovered" and row["bits"] < 5.1
+    assert any("recovered affine4 in groups of 32, scales in f16: 35 tensors" in note for note in report["notes"])
+    assert all(check["error"] <= check["limit"] for check in report["checks"])
 
 
 def test_verify_recovers_again(checkpoint: Path, tmp_path: Path) -> None:

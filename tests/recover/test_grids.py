@@ -106,6 +106,42 @@ def test_zero_points_come_back_where_a_side_has_more_levels(dtype: np.dtype[Any]
 
 
 @pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize(
+    ("bits", "group", "kind"),
+    [(2, 32, F16), (3, 64, BF16), (4, 32, F16), (4, COLUMNS, F32), (5, 128, F16), (6, 64, F16)],
+)
+def test_offsets_that_are_no_multiples_come_back(
+    bits: int, group: int, kind: np.dtype[Any], dtype: np.dtype[Any]
+) -> None:
+    x, most = weights().reshape(-1, group) + 0.003, (1 << bits) - 1
+    least = x.min(1, keepdims=True)
+    step, offset = (n.astype(kind).astype(np.float32) for n in ((x.max(1, keepdims=True) - least) / most, least))
+    codes = np.clip(np.rint((x - offset) / step), 0, most).astype(np.float32)
+    array = (codes * step + offset).astype(dtype).reshape(ROWS, COLUMNS)
+    if dtype == kind == F32:  # two roundings to the type of the file
+        with pytest.raises(UnsupportedError):
+            recovered(array, f"affine{bits}")
+        return
+    tensor, notes = recovered(array)
+    said = {F16: "f16", BF16: "f16", F32: "f32"}[kind]
+    where = f"groups of {group}"
+    assert any(f"affine{bits} in {where}, scales in {said}" in note for note in notes), notes
+    assert np.array_equal(tensor.decode().astype(dtype), array)
+
+
+def test_a_group_of_one_number_and_one_that_uses_few_codes_lie_on_lines() -> None:
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 16, (ROWS, COLUMNS // 32, 32))
+    codes[0, 0], codes[1] = 5, random.integers(0, 10, codes[1].shape)
+    codes[2:, :, 0], codes[2:, :, 1], codes[1, :, 0], codes[1, :, 1] = 0, 15, 0, 9
+    step = np.float16(random.random((ROWS, COLUMNS // 32, 1)) + 0.5).astype(np.float32)
+    offset = np.float16(random.standard_normal(step.shape)).astype(np.float32)
+    array = (codes * step + offset).astype(F16).reshape(ROWS, COLUMNS)
+    tensor, notes = recovered(array, "affine4,group=32")
+    assert np.array_equal(tensor.decode().astype(F16), array), notes
+
+
+@pytest.mark.parametrize("dtype", STORED)
 def test_powers_of_two_and_scales_of_scales_come_back(dtype: np.dtype[Any]) -> None:
     powers = on_levels([FP4], 32, dtype, lambda step: np.float32(2.0 ** np.ceil(np.log2(step))))
     assert any("mxfp4 in groups of 32, scales in e8m0" in note for note in recovered(powers, "mxfp4")[1])
