@@ -3,6 +3,7 @@
 int2..int8, uint2..uint8   whole numbers; the unsigned ones less a zero point per group. Q4_0, the steps of EQ-Net
                            and the nested integers of Double Rounding are such grids, whatever made them
 affine2..affine6           whole numbers from 0 on, and an offset per group that is no multiple of the scale
+planes2                    two planes of bits with two free scales per group: 0, a, b, a + b (DB-LLM, arXiv 2402.11960)
 ternary                    -1, 0, 1 (BitNet b1.58, arXiv 2402.17764), with a mean or a median for a scale
 abq5                       -2..2, the bit-balanced form of 2 bits (ABQ-LLM, arXiv 2408.08554, section 3.3)
 nf4                        the quantiles of a normal distribution (QLoRA, arXiv 2305.14314, appendix E)
@@ -42,6 +43,7 @@ class Family:
         dtype: The row of ir/dtype.py that the codes are of; "": the tables are stored as data.
         zero: Whole numbers less a zero point per group.
         offset: Whole numbers times a scale, plus an offset per group.
+        planes: Sums of two bits, each times a scale of its own.
         limit: Whole numbers: the greatest level on either side where that is less than the bits allow; 0: all.
         scale: "": any; "e8m0": powers of two; "e4m3": of that type, times one float32 of the matrix.
         group: The group that the family is published with; 0: any.
@@ -53,6 +55,7 @@ class Family:
     dtype: str = ""
     zero: bool = False
     offset: bool = False
+    planes: bool = False
     limit: int = 0
     scale: str = ""
     group: int = 0
@@ -61,6 +64,11 @@ class Family:
     def whole(self) -> bool:
         """Whether the levels are whole numbers."""
         return not self.tables
+
+    @property
+    def paired(self) -> bool:
+        """Whether a group has a second number beside its scale, of the same type."""
+        return self.offset or self.planes
 
     @property
     def range(self) -> tuple[int, int]:
@@ -132,6 +140,8 @@ def _rows() -> Iterator[Family]:
         yield Family(f"uint{bits}", bits, zero=True)
         if bits <= 6:
             yield Family(f"affine{bits}", bits, offset=True)
+        if bits == 2:
+            yield Family("planes2", 2, planes=True)
         if bits == 6:
             yield Family("e2m3", 6, _of_dtype("e2m3"), "e2m3")
             yield Family("e3m2", 6, _of_dtype("e3m2"), "e3m2")

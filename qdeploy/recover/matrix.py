@@ -15,6 +15,7 @@ from qdeploy.recover import scales
 from qdeploy.recover.families import Family, families, family
 from qdeploy.recover.intervals import Stored, bounds, grouped, narrowest
 from qdeploy.recover.offsets import lines
+from qdeploy.recover.planes import planes
 from qdeploy.recover.solve import MANY, Candidate, Solution, nearest_level, solve
 from qdeploy.store.storage import storage_dtype
 
@@ -56,13 +57,13 @@ class Part(NamedTuple):
         levels: Before the scale [rows, columns].
         scales: Signed [rows, groups]; [1, 1] for the whole matrix.
         table: Which table a group takes [rows, groups].
-        offsets: What is added after the scale [rows, groups]; None: nothing.
+        second: Of a family with a second number for each group: that number [rows, groups].
     """
 
     levels: Float64
     scales: Float64
     table: npt.NDArray[np.int64]
-    offsets: Float64 | None = None
+    second: Float64 | None = None
 
 
 def find(floats: Floats, wanted: Family | None, groups: Sequence[int]) -> Iterator[Grid]:
@@ -93,7 +94,7 @@ def _cheapest_first(rows: Sequence[Family], groups: Sequence[int], width: int) -
         for group in groups:
             columns = width if group == -1 else group
             published = len(rows) == 1 or not row.group or group == row.group
-            shared = not row.zero and not row.offset and len(row.tables) < 2
+            shared = not row.zero and not row.paired and len(row.tables) < 2
             whole = not row.offset or (columns and width % columns == 0)
             if columns <= width and published and whole and (group or shared):
                 pairs.append((row, columns))
@@ -101,17 +102,18 @@ def _cheapest_first(rows: Sequence[Family], groups: Sequence[int], width: int) -
 
 
 def _scale_bits(row: Family) -> int:
-    return (8 if row.scale else 16) + (8 if row.zero or len(row.tables) > 1 else 0) + (16 if row.offset else 0)
+    return (8 if row.scale else 16) + (8 if row.zero or len(row.tables) > 1 else 0) + (16 if row.paired else 0)
 
 
 def part(raw: Array, grid: Grid) -> Part:
     """Rows of a matrix, as they are stored, on a grid."""
     rows, width = raw.shape
     raw = _as_rounded(raw, grid.narrow)
-    if grid.family.offset:
-        solved = lines(bounds(grouped(raw, grid.group)), grid.family.bits, grid.scale)
-        scale, offset = solved.scales.reshape(rows, -1), solved.offsets.reshape(rows, -1)
-        return Part(solved.codes.reshape(rows, width), scale, np.zeros(scale.shape, np.int64), offset)
+    if grid.family.paired:
+        codes, first, second = _pairs(grouped(raw, grid.group), grid.family, grid.scale)[1:]
+        count = len(codes) // rows
+        codes, first = codes.reshape(rows, -1)[:, :width], first.reshape(rows, count)
+        return Part(codes, first, np.zeros(first.shape, np.int64), second.reshape(rows, count))
     if not grid.group:
         levels = _in_range(nearest_level(raw.astype(np.float64) / grid.factor, grid.family.levels()[0]), grid.family)
         signed = np.full((1, 1), grid.factor)
@@ -152,8 +154,8 @@ def slabs(floats: Floats) -> Iterator[tuple[int, int]]:
 
 def _fitted(floats: Floats, sample: Array, grid: Grid) -> Grid | None:
     """The grid with all that is to be known of it, where the sample lies on it."""
-    if grid.family.offset:
-        return _of_lines(sample, grid)
+    if grid.family.paired:
+        return _of_pairs(sample, grid)
     if not grid.group:  # the greatest float of all decides which level is the highest
         row = _greatest_row(floats)
         sample = np.concatenate((sample, _as_rounded(floats.rows(row, row + 1), grid.narrow)))
@@ -176,13 +178,18 @@ def _fitted(floats: Floats, sample: Array, grid: Grid) -> Grid | None:
     return None
 
 
-def _of_lines(sample: Array, grid: Grid) -> Grid | None:
-    """The narrowest type of scales and offsets with which the sample lies on lines."""
-    cut, bits = grouped(sample, grid.group), grid.family.bits
-    if max(len(np.unique(group.astype(np.float64))) for group in cut[:_FEW]) > 1 << bits:
+def _pairs(cut: Array, row: Family, kind: str) -> tuple[npt.NDArray[np.bool_], Float64, Float64, Float64]:
+    """Which groups fit, their codes, and the two numbers of each."""
+    return (lines(bounds(cut), row.bits, kind) if row.offset else planes(bounds(cut), kind))[:4]
+
+
+def _of_pairs(sample: Array, grid: Grid) -> Grid | None:
+    """The narrowest type of both numbers with which the sample lies on the grid."""
+    cut, row = grouped(sample, grid.group), grid.family
+    if max(len(np.unique(group.astype(np.float64))) for group in cut[:_FEW]) > 1 << row.bits:
         return None
-    for kind in ("", *scales.TYPES):
-        fits = all(lines(bounds(some), bits, kind).fits.all() for some in (cut[:1], cut[:_FEW], cut))
+    for kind in ("", *scales.TYPES) if row.offset else scales.TYPES:
+        fits = all(_pairs(some, row, kind)[0].all() for some in (cut[:1], cut[:_FEW], cut))
         if fits and kind:
             return replace(grid, scale=kind)
         if not fits and not kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def _described(tensor: QTensor, floats: Floats, grid: Grid) -> QTensor:
         points = Buffer("zero", "U8", (rows, groups), ComputedRows(work.zeros))
         zero = Param(Codes((rows, groups), (points,), PLAIN, "uint8"), tile)
     elif family.offset:
-        added = Buffer("offset", _STORAGE[grid.scale], (rows, groups), ComputedRows(work.offsets))
+        added = Buffer("offset", _STORAGE[grid.scale], (rows, groups), ComputedRows(work.seconds))
         offset = Param(Codes((rows, groups), (added,), PLAIN, grid.scale), tile)
     elif family.whole and not family.dtype:
         middle = Buffer.of("zero", np.full((1, 1), -family.range[0], np.uint8), "U8")
@@ -132,13 +133,26 @@ def _described(tensor: QTensor, floats: Floats, grid: Grid) -> QTensor:
         table = _tables(work, family, rows, groups, tile)
     packed = Buffer("codes", "U8", (rows, -(-width * family.bits // 8)), ComputedRows(work.codes))
     codes = Codes(tensor.shape, (packed,), Layout("bits", family.bits), table, zero, scale, offset)
+    terms = _planes(work, tensor.shape, grid) if family.planes else (Term(codes),)
     source = tensor.source
     kept = Source(
         source.format if source else "floats",
         tensors=source.tensors if source else (),
         exact="recovered",
     )
-    return QTensor(tensor.shape, grid.narrow or floats.codes.data[0].dtype, (Term(codes),), source=kept)
+    return QTensor(tensor.shape, grid.narrow or floats.codes.data[0].dtype, terms, source=kept)
+
+
+def _planes(work: _Rows, shape: tuple[int, ...], grid: Grid) -> tuple[Term, ...]:
+    """Two grids of bits, each with scales of its own."""
+    (rows, width), terms = shape, []
+    groups = -(-width // grid.group)
+    for which, numbers in enumerate((work.scales, work.seconds)):
+        bits = Buffer(f"plane.{which}", "U8", (rows, -(-width // 8)), ComputedRows(partial(work.plane, which)))
+        scale = Buffer(f"scale.{which}", _STORAGE[grid.scale], (rows, groups), ComputedRows(numbers))
+        own = Param(Codes((rows, groups), (scale,), PLAIN, grid.scale), (1, grid.group))
+        terms.append(Term(Codes(shape, (bits,), Layout("bits", 1), "uint1", scale=own)))
+    return tuple(terms)
 
 
 def _scale(work: _Rows, grid: Grid, rows: int, groups: int) -> Param:
@@ -181,9 +195,14 @@ class _Rows:
         """Scales in the grid's type: [rows, groups]."""
         return self._stored([p.scales for p in self._parts(start, stop)])
 
-    def offsets(self, start: int, stop: int) -> Array:
-        """What is added after them, in the same type."""
-        return self._stored([p.offsets for p in self._parts(start, stop) if p.offsets is not None])
+    def seconds(self, start: int, stop: int) -> Array:
+        """The second number of every group, in the same type."""
+        return self._stored([p.second for p in self._parts(start, stop) if p.second is not None])
+
+    def plane(self, which: int, start: int, stop: int) -> Array:
+        """One bit of every code: uint8 [rows, ceil(K / 8)]."""
+        bits = [(self._coded(p) >> which & 1).astype(np.uint8) for p in self._parts(start, stop)]
+        return np.concatenate([bitstream.pack(each, 1) for each in bits])
 
     def _stored(self, parts: list[npt.NDArray[np.float64]]) -> Array:
         from qdeploy.ir.dtype import dtype
@@ -221,7 +240,7 @@ class _Rows:
     def _coded(self, p: Part) -> npt.NDArray[np.uint8]:
         family, group = self._grid.family, self._grid.group or self.width
         codes: npt.NDArray[np.uint8]
-        if family.offset:
+        if family.paired:
             return p.levels.astype(np.uint8)
         if family.whole:
             zero = np.repeat(self._zeros(p), group, axis=1)[:, : self.width] if family.zero else -family.range[0]

@@ -8,6 +8,7 @@ bounds of all pairs leaves offsets, for a scale and its offset are two unknowns 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ def lines(x: Stored, bits: int, kind: str) -> Lines:
         bits: Of a code.
         kind: Type of scales and offsets ("f16", "bf16", "f32"); "": any numbers.
     """
-    low, high = _signed(x, kind)
+    low, high = signed(x, kind)
     count, top = len(low), (1 << bits) - 1
     least, most = x.values.min(axis=1), x.values.max(axis=1)
     result = Lines(np.zeros(count, np.bool_), np.zeros(low.shape), np.ones(count), least.copy())
@@ -68,7 +69,7 @@ def lines(x: Stored, bits: int, kind: str) -> Lines:
     return result
 
 
-def _signed(x: Stored, kind: str) -> tuple[Float64, Float64]:
+def signed(x: Stored, kind: str) -> tuple[Float64, Float64]:
     """The bounds of the floats themselves; a product with a float32 scale is rounded once more."""
     low = np.where(x.values < 0, -x.high, x.low)
     high = np.where(x.values < 0, -x.low, x.high)
@@ -100,15 +101,12 @@ def _chosen(low: Float64, high: Float64, kind: str) -> tuple[Bools, Float64, Flo
     if not kind:
         return possible, scale, offset
     fits, left = np.zeros(len(low), np.bool_), np.flatnonzero(possible)
-    nearest = scale.astype(row_of(kind).numpy)
-    bits = nearest.view(f"<u{nearest.dtype.itemsize}").astype(np.int64)
-    for place in sorted(range(-_NEIGHBOURS, _NEIGHBOURS + 1), key=abs):
+    for value in around(scale.copy(), kind):
         if not len(left):
             break
-        value = np.maximum(bits[left] + place, 1).astype(f"<u{nearest.dtype.itemsize}").view(nearest.dtype)
-        tried = np.where(np.isfinite(value.astype(np.float64)), value.astype(np.float64), 1.0)
+        tried = value[left]
         below, above = _offsets(low[left], high[left], tried)
-        edge = _rounded_up(below, kind)
+        edge = rounded_up(below, kind)
         better = edge <= above
         won = left[better]
         scale[won], offset[won], fits[won] = tried[better], edge[better], True
@@ -122,7 +120,19 @@ def _offsets(low: Float64, high: Float64, scale: Float64) -> tuple[Float64, Floa
     return (low - product).max(axis=1), (high - product).min(axis=1)
 
 
-def _rounded_up(edge: Float64, kind: str) -> Float64:
+def around(middle: Float64, kind: str) -> Iterator[Float64]:
+    """The numbers of a type next to each, and their neighbours, the nearest first; of the same sign, and none is 0."""
+    nearest = middle.astype(row_of(kind).numpy)
+    word = np.dtype(f"<u{nearest.dtype.itemsize}")
+    bits = nearest.view(word).astype(np.int64)
+    sign = 1 << (8 * word.itemsize - 1)
+    for place in sorted(range(-_NEIGHBOURS, _NEIGHBOURS + 1), key=abs):
+        moved = np.maximum(bits % sign + place, 1) | (bits & sign)
+        value = moved.astype(word).view(nearest.dtype).astype(np.float64)
+        yield np.where(np.isfinite(value), value, 1.0)
+
+
+def rounded_up(edge: Float64, kind: str) -> Float64:
     """The least number of a type that is not less than each."""
     dtype = row_of(kind).numpy
     with np.errstate(over="ignore"):

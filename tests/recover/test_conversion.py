@@ -40,6 +40,16 @@ def q4_1(groups: np.ndarray) -> np.ndarray:
     return rounded
 
 
+def two_planes(groups: np.ndarray) -> np.ndarray:
+    """Groups on 0, a, b and a + b, as DB-LLM begins: a = 2 s, b = -s, and then trained apart."""
+    size = np.abs(groups).max(1, keepdims=True) / 2
+    one, two = ((size * factor).astype(np.float16).astype(np.float32) for factor in (1.9, -1.05))
+    levels = np.concatenate((np.zeros_like(one), one, two, one + two), axis=1)
+    nearest = np.abs(groups[:, :, None] - levels[:, None]).argmin(axis=2)
+    rounded: np.ndarray = np.take_along_axis(levels, nearest, axis=1)
+    return rounded
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's weights in groups of 32 on Q4_0's grid, as bfloat16: a release after training for quantization."""
@@ -75,13 +85,16 @@ def test_every_target_holds_the_codes(to: str, checkpoint: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("to", ["onnx", "native", "ir"])
-def test_every_target_holds_offsets(to: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rounding", "family", "bits"), [(q4_1, "affine4", 5.1), (two_planes, "planes2", 3.1)])
+def test_every_target_holds_two_numbers_of_a_group(
+    rounding: Callable[[np.ndarray], np.ndarray], family: str, bits: float, to: str, tmp_path: Path
+) -> None:
     check = {} if to == "ir" else {"check": "full"}
-    folder = written(tmp_path / "model", q4_1)
+    folder = written(tmp_path / "model", rounding)
     report = qdeploy.convert(folder, tmp_path / "out", to=to, recover="auto", **check)  # type: ignore[arg-type]
     row = report["tensors"]["model.layers.0.mlp.up_proj.weight"]
-    assert row["exact"] == "recovered" and row["bits"] < 5.1
-    assert any("recovered affine4 in groups of 32, scales in f16: 35 tensors" in note for note in report["notes"])
+    assert row["exact"] == "recovered" and row["bits"] < bits
+    assert any(f"recovered {family} in groups of 32, scales in f16: 35 tensors" in note for note in report["notes"])
     assert all(check["error"] <= check["limit"] for check in report["checks"])
 
 

@@ -129,6 +129,22 @@ def test_offsets_that_are_no_multiples_come_back(
     assert np.array_equal(tensor.decode().astype(dtype), array)
 
 
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize(("group", "kind"), [(64, F16), (128, BF16), (COLUMNS, F16)])
+def test_two_planes_with_two_scales_come_back(group: int, kind: np.dtype[Any], dtype: np.dtype[Any]) -> None:
+    random = np.random.default_rng(4)
+    codes = random.integers(0, 4, (ROWS * COLUMNS // group, group))
+    codes[0], codes[1], codes[2] = 0, codes[1] & 1, codes[2] & 2
+    codes[3] = np.minimum(codes[3], 2)  # a group that never has both bits
+    first, second = ((random.random((len(codes), 1)) / 50 + 0.01).astype(kind).astype(np.float32) for _ in range(2))
+    second[::2] *= np.float32(-0.5)
+    array = ((codes & 1) * first + (codes >> 1) * second).astype(np.float32).astype(dtype).reshape(ROWS, COLUMNS)
+    tensor, notes = recovered(array)
+    assert any(f"planes2 in groups of {group}, scales in" in note for note in notes), notes
+    assert np.array_equal(tensor.decode().astype(dtype), array)
+    assert len(tensor.terms) == 2
+
+
 def test_a_group_of_one_number_and_one_that_uses_few_codes_lie_on_lines() -> None:
     random = np.random.default_rng(3)
     codes = random.integers(0, 16, (ROWS, COLUMNS // 32, 32))
