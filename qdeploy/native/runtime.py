@@ -27,11 +27,11 @@ from qdeploy.native.arguments import (
     check_logits,
     check_text,
     meta_of,
-    milliseconds,
     sampling_of,
     thread_count,
     token_ids,
 )
+from qdeploy.native.budgeting import Budgeted
 from qdeploy.native.encoding import alike, run_encoder
 from qdeploy.native.library import NoMemoryError, UnderFloorError, byte_count, call, choice, library, status_name
 from qdeploy.stopping import Reason, StopTexts
@@ -76,7 +76,7 @@ def least_memory(path: str | os.PathLike[str], **options: Any) -> int:
     return 0
 
 
-class Runtime:
+class Runtime(Budgeted):
     """A model file in the native runtime, with one session.
 
     Args:
@@ -218,41 +218,6 @@ class Runtime:
         if data is None:
             raise UnsupportedError("the model carries no tokenizer.json", where=self.path, todo="Give token ids.")
         return open_tokenizer(data, self.path, "text in and out of a model")
-
-    # ---- the budget
-
-    @property
-    def memory(self) -> int:
-        """The budget in bytes; 0: no limit. May be set at any time by any thread, as bytes or as "350MB"."""
-        return int(self._memory().budget)
-
-    @memory.setter
-    def memory(self, size: int | str) -> None:
-        self._call(self._lib.qd_set_budget, self._open(), byte_count(size))
-
-    def wait(self, seconds: float = 10.0) -> None:
-        """Waits until the budget has taken effect and what fits is loaded."""
-        self._call(self._lib.qd_wait_budget, self._open(), milliseconds(seconds))
-
-    def follow_pressure(self, on: bool = True) -> None:
-        """Lets Linux move the budget: the limit of the process's cgroup, what others in it use, and stalls (PSI).
-
-        It never rises above the budget that there was when this began. The environment variable QDEPLOY_CGROUP names
-        another folder with the files of a group.
-        """
-        self._call(self._lib.qd_follow_pressure, self._open(), int(on))
-
-    def set_rung(self, rung: int) -> None:
-        """Pins how many blocks of the stack are in use; for replays and measurements."""
-        self._call(self._lib.qd_set_rung, self._open(), rung)
-
-    def rungs(self) -> list[tuple[int, float]]:
-        """(bytes of the stack, predicted loss) at every rung, from one block to all."""
-        rung, points = self._ffi.new("qd_rung *", [self._ffi.sizeof("qd_rung")]), []
-        for index in range(1, self._memory().rungs + 1):
-            self._lib.qd_rung_at(self._open(), index, rung)
-            points.append((int(rung.bytes), float(rung.error)))
-        return points
 
     @property
     def stats(self) -> dict[str, int]:
@@ -465,11 +430,6 @@ class Runtime:
         ids = self._ffi.new("int32_t[]", _MOST_ENDS)
         count = self._lib.qd_stop_tokens(self._open(), ids, _MOST_ENDS)
         return set(ids[0 : min(count, _MOST_ENDS)])
-
-    def _memory(self) -> Any:
-        memory = self._ffi.new("qd_memory *", [self._ffi.sizeof("qd_memory")])
-        self._lib.qd_memory_now(self._open(), memory)
-        return memory
 
     @property
     def handle(self) -> Any:

@@ -60,6 +60,12 @@ typedef enum {
 typedef enum { QD_ACTIVATIONS_INT8 = 0, QD_ACTIVATIONS_EXACT = 1 } qd_activations; /* exact: float32, for verification */
 typedef enum { QD_KV_F16 = 0, QD_KV_INT8 = 1, QD_KV_F32 = 2 } qd_kv_dtype; /* int8: one scale per head and token */
 typedef enum { QD_F32 = 0, QD_I32 = 1, QD_I64 = 2 } qd_dtype;
+typedef enum { /* how short the system says memory is; Android's onTrimMemory and Apple's warnings map to these */
+  QD_PRESSURE_NONE = 0,     /* the budget counts again */
+  QD_PRESSURE_MODERATE = 1, /* three quarters of what is above the floor: TRIM_MEMORY_RUNNING_MODERATE */
+  QD_PRESSURE_LOW = 2,      /* half of it: TRIM_MEMORY_RUNNING_LOW, DISPATCH_MEMORYPRESSURE_WARN */
+  QD_PRESSURE_CRITICAL = 3  /* the floor: TRIM_MEMORY_RUNNING_CRITICAL, DISPATCH_MEMORYPRESSURE_CRITICAL */
+} qd_level;
 
 typedef struct {
   uint32_t size;
@@ -202,6 +208,7 @@ qd_status qd_set_budget(qd_model *model, uint64_t bytes, qd_error *err);        
 qd_status qd_wait_budget(qd_model *model, uint32_t timeout_ms, qd_error *err);    /* until nothing is pending [any] */
 qd_status qd_set_rung(qd_model *model, uint32_t rung, qd_error *err);  /* pins the rung, for replays; waits [one] */
 qd_status qd_follow_pressure(qd_model *model, int on, qd_error *err);  /* Linux: cgroup limits and PSI move the budget [any] */
+qd_status qd_pressure(qd_model *model, qd_level level, qd_error *err); /* what the system has said; never blocks [any] */
 qd_status qd_memory_now(const qd_model *model, qd_memory *out);                   /* [any] */
 qd_status qd_plan(const qd_model *model, uint64_t budget, qd_rung *out, qd_error *err); /* what it would give [any] */
 qd_status qd_rung_at(const qd_model *model, uint32_t index, qd_rung *out);        /* [any] */

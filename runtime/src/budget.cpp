@@ -85,7 +85,25 @@ extern "C" qd_status qd_set_budget(qd_model* m, uint64_t bytes, qd_error* err) {
   if (bytes == 0) bytes = UINT64_MAX;
   if (bytes < floor_locked(*m)) return fail_floor(err, bytes, floor_locked(*m));
   m->budget.bytes = bytes;
+  m->budget.usual = 0;
   m->loader.broken = format::kNone;  // another try
+  replan_locked(*m);
+  return pending_locked(*m) ? QD_PENDING : QD_OK;
+}
+
+// A part of what may be held above the floor, in quarters, by the level; the usual budget comes back with the level 0.
+extern "C" qd_status qd_pressure(qd_model* m, qd_level level, qd_error* err) {
+  constexpr uint64_t kQuarters[] = {4, 3, 2, 0};
+  if (m == nullptr || level < QD_PRESSURE_NONE || level > QD_PRESSURE_CRITICAL)
+    return fail(err, QD_BAD_ARGUMENT, "qd_pressure: no model, or no such level");
+  std::lock_guard<std::mutex> lock(m->state);
+  Budget& budget = m->budget;
+  if (budget.usual == 0) budget.usual = budget.bytes;
+  uint64_t floor = floor_locked(*m);
+  uint64_t whole = base_locked(*m) + stack_held(*m, stack_cost(m->file, m->file.count(format::kRungs)));
+  uint64_t most = std::min(budget.usual, whole), above = most > floor ? most - floor : 0;
+  budget.bytes = level == QD_PRESSURE_NONE ? budget.usual : floor + above / 4 * kQuarters[level];
+  if (level == QD_PRESSURE_NONE) budget.usual = 0;
   replan_locked(*m);
   return pending_locked(*m) ? QD_PENDING : QD_OK;
 }

@@ -10,6 +10,7 @@ namespace qd {
 
 struct Budget {
   uint64_t bytes = 0;                  // what may be held
+  uint64_t usual = 0;                  // the same without pressure; 0: there is none
   uint64_t caches = 0, sessions = 0;   // bytes of the sessions: key/value caches, and the rest
   uint64_t lost = 0;                   // bytes of closed sessions that the system did not take back
   uint64_t peak = 0;

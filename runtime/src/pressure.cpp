@@ -1,8 +1,10 @@
 // Follows what Linux says about memory: the limit of our cgroup less what others in it use, and PSI. A shrink is at
 // once, by what is missing; growth waits until there has been room, an eighth more than now, for ten looks of 200 ms.
 //
-// The group is that of the process (version 2), or the folder that QDEPLOY_CGROUP names, with its files memory.max,
-// memory.current and memory.pressure.
+// The groups are those of the process (version 2), its own and all above it, or the folder that QDEPLOY_CGROUP names, with
+// their files memory.max, memory.high, memory.current, memory.stat and memory.pressure. Of what a group holds,
+// inactive_file is cache that the system drops before it kills: it counts as free. Above memory.high the system slows a
+// group down, so that is a limit, too.
 #include "pressure.h"
 
 #include <algorithm>
@@ -32,6 +34,8 @@ uint64_t number(const char* group, const char* name, uint64_t otherwise) {
   return read_text(path, text, sizeof text) && std::sscanf(text, "%llu", &value) == 1 ? value : otherwise;
 }
 
+constexpr char kGroups[] = "/sys/fs/cgroup";
+
 void own_group(char* to, size_t capacity) {
   char text[600], name[512] = "";
   if (const char* given = std::getenv("QDEPLOY_CGROUP")) {
@@ -40,7 +44,7 @@ void own_group(char* to, size_t capacity) {
   }
   if (read_text("/proc/self/cgroup", text, sizeof text))
     if (const char* at = std::strstr(text, "0::")) std::sscanf(at + 3, "%511[^\n]", name);
-  std::snprintf(to, capacity, "/sys/fs/cgroup%s", std::strcmp(name, "/") == 0 ? "" : name);
+  std::snprintf(to, capacity, "%s%s", kGroups, std::strcmp(name, "/") == 0 ? "" : name);
 }
 
 // Share of the last ten seconds in which some task waited for memory, in percent: of the group, else of the system.
@@ -53,13 +57,36 @@ float stalled(const char* group) {
   return value;
 }
 
-// What may be held: what we hold and what is free in the group, less a sixteenth; less a tenth more when tasks stall.
+// Cache of a group that the system drops before it kills anybody.
+uint64_t droppable(const char* group) {
+  char path[640], text[4096];
+  unsigned long long value;
+  std::snprintf(path, sizeof path, "%.512s/memory.stat", group);
+  if (!read_text(path, text, sizeof text)) return 0;
+  const char* at = std::strstr(text, "inactive_file ");
+  return at && std::sscanf(at + 14, "%llu", &value) == 1 ? value : 0;
+}
+
+// What may be held by the limits of one group: what we hold and what is free in it, less a sixteenth.
+uint64_t allowance_of(const char* group, uint64_t held) {
+  uint64_t most = std::min(number(group, "memory.max", UINT64_MAX), number(group, "memory.high", UINT64_MAX));
+  if (most == UINT64_MAX) return UINT64_MAX / 2;
+  uint64_t used = number(group, "memory.current", 0), cache = droppable(group);
+  used -= std::min(used, cache);
+  uint64_t all = held + (most > used ? most - used : 0), spare = most / 16;
+  return all > spare ? all - spare : 0;
+}
+
+// By all groups that we are in; less a tenth more when tasks stall.
 uint64_t allowance(const char* group, uint64_t held) {
-  uint64_t most = number(group, "memory.max", UINT64_MAX), used = number(group, "memory.current", 0);
-  uint64_t free = most == UINT64_MAX ? UINT64_MAX / 2 : most > used ? most - used : 0;
-  uint64_t spare = most == UINT64_MAX ? 0 : most / 16;
-  uint64_t all = held + free;
-  all = all > spare ? all - spare : 0;
+  char path[600];
+  std::snprintf(path, sizeof path, "%s", group);
+  uint64_t all = allowance_of(path, held);
+  constexpr size_t kRoot = sizeof kGroups - 1;
+  while (std::strncmp(path, kGroups, kRoot) == 0 && std::strlen(path) > kRoot) {
+    *std::strrchr(path, '/') = 0;
+    all = std::min(all, allowance_of(path, held));
+  }
   return stalled(group) > 10.0f ? std::min(all, held - held / 10) : all;
 }
 

@@ -281,6 +281,46 @@ def test_the_budget_follows_the_limits_of_a_group_and_comes_back_slowly(
         model.follow_pressure(False)
 
 
+def test_cache_that_a_group_can_drop_is_free_and_its_high_mark_is_a_limit(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("QDEPLOY_CGROUP", str(tmp_path))
+    with Runtime(tiny, threads=1, context=64) as model:
+        full, floor = model.stats["total"], model.stats["floor"]
+        (tmp_path / "memory.max").write_text("max\n")
+        (tmp_path / "memory.high").write_text(f"{16 * full}\n")
+        (tmp_path / "memory.current").write_text(f"{16 * full}\n")
+        (tmp_path / "memory.stat").write_text(f"anon 0\ninactive_file {16 * full}\nactive_file 0\n")
+        model.follow_pressure()
+        time.sleep(0.5)
+        assert model.memory >= full  # all that is used is cache
+        (tmp_path / "memory.stat").write_text("anon 0\ninactive_file 0\n")
+        until = time.monotonic() + 20
+        while model.memory != floor and time.monotonic() < until:
+            time.sleep(0.02)
+        assert model.memory == floor
+
+
+def test_a_system_says_how_short_memory_is_and_the_budget_comes_back(tiny: Path):
+    with Runtime(tiny, threads=1, context=64) as model:
+        stats, usual = model.stats, model.memory
+        above, held = stats["ceiling"] - stats["floor"], {}
+        for level in ("moderate", "low", "critical", "moderate", "none"):
+            model.pressure(level)
+            model.wait()
+            model.decode([1, 2, 3])
+            held[level] = model.stats["total"]
+            assert level == "none" or model.memory - stats["floor"] <= above
+        assert held["none"] == stats["total"] and model.memory == usual
+        assert held["critical"] <= stats["floor"] < held["low"] < held["moderate"] < held["none"]
+        model.pressure("critical")
+        model.memory = stats["ceiling"]  # who sets the budget knows better
+        model.wait()
+        assert model.stats["total"] == stats["total"]
+        with pytest.raises(BadArgumentError):
+            model.pressure("high")  # type: ignore[arg-type]
+
+
 def test_an_int8_cache_stays_near_the_float16_one(tiny: Path):
     found = []
     for kv in ("f16", "int8"):

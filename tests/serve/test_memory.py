@@ -49,6 +49,31 @@ def test_a_running_answer_survives_a_shrink(budgeted: Client):
     assert [answer.json["usage"]["completion_tokens"] for answer in answers] == [150, 150]
 
 
+def test_answers_go_on_with_fewer_bits_when_the_limit_of_the_group_is_halved(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("QDEPLOY_CGROUP", str(tmp_path))
+    with serving(tiny, Limits(sequences=2)) as client, ThreadPoolExecutor(2) as pool:
+        held = client.service.model.stats
+        high = 2 * held["total"]
+        (tmp_path / "memory.max").write_text(f"{high}\n")
+        (tmp_path / "memory.current").write_text(f"{held['total']}\n")
+        client.service.model.follow_pressure()
+        full = client.complete(max_tokens=4).json["qdeploy"]
+        running = [pool.submit(client.complete, max_tokens=200) for _ in range(2)]
+        room = held["floor"] + 350_000
+        (tmp_path / "memory.max").write_text(f"{room * 16 // 15 + 1}\n")
+        (tmp_path / "memory.current").write_text(f"{10 * high}\n")  # nothing is free beside what is held
+        answers = [future.result() for future in running]
+        for _ in range(100):
+            less = client.complete(max_tokens=4)
+            if less.json["qdeploy"]["bits"] < full["bits"]:
+                break
+        assert [answer.status for answer in answers] == [200, 200] and less.status == 200
+        assert [answer.json["usage"]["completion_tokens"] for answer in answers] == [200, 200]
+        assert less.json["qdeploy"]["bits"] < full["bits"]
+
+
 def test_a_budget_under_the_floor_is_refused_with_the_floor(budgeted: Client):
     answer = move(budgeted, "100kB")
     assert answer.status == 409 and answer.json["qdeploy"]["floor"] > 1_000_000
