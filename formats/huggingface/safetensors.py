@@ -7,6 +7,7 @@ projection that is tied to the embedding is simply absent; the architecture uses
 from __future__ import annotations
 
 from qdeploy.contracts.clues import INDEX
+from qdeploy.errors import UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, assemble
 from qdeploy.ir.model import Model
@@ -17,6 +18,9 @@ from qdeploy.store.folder import Folder
 NAME = "safetensors"
 TITLE = "Hugging Face checkpoint in float32, float16 or bfloat16 (safetensors, single file or sharded)"
 WRITES = True
+
+_CODED = {".Qidxs": "QuIP#", ".tlut": "QTIP", "_scaling_rotate_1": "PTQ1.61"}
+"""Ends of names that only checkpoints of these formats have; they declare no method."""
 
 
 def sniff(folder: Folder) -> Sniff:
@@ -30,8 +34,23 @@ def sniff(folder: Folder) -> Sniff:
 
 
 def read(folder: Folder) -> Model:
-    """Opens the checkpoint; nothing but the headers is read yet."""
-    return assemble(Checkpoint(folder), NAME, ())
+    """Opens the checkpoint; nothing but the headers is read yet.
+
+    Raises:
+        UnsupportedError: Codes of a format that is not read: they are no weights as they are.
+    """
+    checkpoint = Checkpoint(folder)
+    for name in checkpoint.entries:
+        for end, method in _CODED.items():
+            if name.endswith(end):
+                raise UnsupportedError(
+                    "codes of a quantization that is not read",
+                    where=name,
+                    found=method,
+                    allowed="floats",
+                    todo="Save the weights as floats with its library; --recover auto looks for a grid in them.",
+                )
+    return assemble(checkpoint, NAME, ())
 
 
 def codecs(source: Source) -> tuple[Codec, ...]:

@@ -204,3 +204,12 @@ def test_a_method_that_is_spelled_otherwise_is_shown_its_nearest(tmp_path: Path)
 def test_an_unknown_method_is_refused_by_its_name(tmp_path: Path, method: str) -> None:
     with pytest.raises(UnsupportedError, match=method):
         open_(write(tmp_path / "c", {f"{P}.weight": ("F32", np.ones((2, 2), np.float32))}, {"quant_method": method}))
+
+
+@pytest.mark.parametrize(
+    ("part", "named"), [("Qidxs", "QuIP#"), ("tlut", "QTIP"), ("weight_scaling_rotate_1", "PTQ1.61")]
+)
+def test_codes_without_a_declared_method_are_refused_by_name(tmp_path: Path, part: str, named: str) -> None:
+    tensors: Stored = {f"{P}.{part}": ("I64", np.zeros((4, 2), np.int64)), f"{P}.SU": ("F16", np.ones(64, np.float16))}
+    with pytest.raises(UnsupportedError, match=named):
+        open_(write(tmp_path / "c", tensors))
