@@ -174,7 +174,21 @@ def _open(source: str | os.PathLike[str], spec: ConversionSpec) -> Model:
             rules.check(tensor, name)
             rules.check_values(tensor, name)
             _check_finite(model, name, spec.source.allow_nonfinite)
+    model.notes.extend(_damage(model))
     return model
+
+
+def _damage(model: Model) -> list[str]:
+    """A note where the tokenizer.json that a model carries is none: weights are converted, texts cannot be run."""
+    carried = next((file for file in model.files if file.path == "tokenizer.json"), None)
+    if carried is None:
+        return []
+    try:
+        loaded = json.loads(carried.data.read().tobytes())
+    except (ValueError, RecursionError) as error:
+        return [f"texts cannot be run: tokenizer.json is damaged: {str(error)[:100]}"]
+    whole = isinstance(loaded, dict) and isinstance(loaded.get("model"), dict)
+    return [] if whole else ["texts cannot be run: tokenizer.json is damaged: it has no object model"]
 
 
 def _check_finite(model: Model, name: str, allowed: bool) -> None:

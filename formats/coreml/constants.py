@@ -40,6 +40,26 @@ from qdeploy.store.storage import storage_dtype
 _MARK, _RECORD = 0xDEADBEEF, 32
 _MODEL_PATH = "@model_path/"
 CONSTEXPR = "constexpr_"
+_TYPES = {
+    1: "f16",
+    2: "f32",
+    3: "uint8",
+    4: "int8",
+    5: "bf16",
+    6: "int16",
+    7: "uint16",
+    8: "int4",
+    9: "uint1",
+    10: "uint2",
+    11: "uint4",
+    12: "uint3",
+    13: "uint6",
+    14: "int32",
+    15: "uint32",
+    16: "e4m3",
+    17: "e5m2",
+}
+"""Types of a record, by number (MILBlob/Blob/BlobDataType.hpp)."""
 
 
 class Values:
@@ -112,6 +132,7 @@ class Values:
             raise BadFileError("a value beyond the end of its file", where=where, found=value.offset)
         record = self.folder.rows(file).read(value.offset, value.offset + _RECORD)
         mark, (stored, begin) = int(record[:4].view("<u4")[0]), map(int, record[8:24].view("<u8"))
+        self._check_type(int(record[4:8].view("<u4")[0]), value.type.element, where)
         if mark != _MARK or stored != size or begin + stored > total:
             raise BadFileError(
                 "a record of weights contradicts its value",
@@ -120,6 +141,13 @@ class Values:
                 allowed=f"mark {_MARK:#x}, {size} bytes",
             )
         return file, begin
+
+    def _check_type(self, number: int, element: str, where: str) -> None:
+        stored = _TYPES.get(number, f"type {number}")
+        if stored != element and not (element == "bool" and number in (3, 4)):
+            raise BadFileError(
+                "a record of weights is of another type than its value", where=where, found=stored, allowed=element
+            )
 
     # ---- what is decompressed
 

@@ -174,8 +174,25 @@ def open_parts(folder: Folder) -> list[Part]:
                 allowed=f"part {i} of {len(parts)}",
                 todo="Keep the names that the split gave: <name>-00001-of-00003.gguf.",
             )
+    for part in parts[1:]:
+        _refuse_own_metadata(parts[0], part)
     _check_total(parts)
     return parts
+
+
+def _refuse_own_metadata(first: Part, part: Part) -> None:
+    """Metadata of a model stand in its first part; what another part says besides would be dropped."""
+    for key, value in part.head.metadata.items():
+        if key.startswith("split.") or key == "general.alignment":
+            continue
+        if key not in first.head.metadata or not np.array_equal(first.head.metadata[key], value):
+            raise BadFileError(
+                "a part of a split model has metadata of its own",
+                where=part.file.name,
+                found=key,
+                allowed="what the first part says",
+                todo="A part is of another model: fetch all parts again.",
+            )
 
 
 def _check_total(parts: list[Part]) -> None:

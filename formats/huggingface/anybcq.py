@@ -18,6 +18,7 @@ from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.anyprec import nested_widths
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import Known, because
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
@@ -31,6 +32,10 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "anybcq"
 TITLE = "AnyBCQ: nested sign planes, scales per group and width (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("seed_precision", "parent_precision", "group_size"),
+    because("names the modules of the network, which stored tensors show", "arch_config"),
+)
 
 
 def sniff(folder: Folder) -> Sniff:
@@ -47,6 +52,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint = Checkpoint(folder)
     settings, widths = nested_widths(checkpoint.config[NAME], NAME)
+    SETTINGS.check(settings)
     wanted = ("qweight", *(f"{part}_{bits}" for part in ("alpha", "beta") for bits in widths))
     named = (n.rpartition(".") for n in checkpoint.entries)
     modules = dict.fromkeys(module for module, _, part in named if part in wanted)

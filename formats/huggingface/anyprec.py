@@ -20,6 +20,7 @@ from qdeploy.contracts.clues import Clues
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import Known, because
 from qdeploy.formats.huggingface.parts import FLOATS, Parts
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
@@ -32,6 +33,10 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "anyprec"
 TITLE = "Any-Precision LLM: nested bit planes, levels per row and width (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("seed_precision", "parent_precision", "group_count"),
+    because("names the modules of the network, which stored tensors show", "arch_config"),
+)
 
 _MOST = 8
 
@@ -51,6 +56,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint = Checkpoint(folder)
     settings, widths = nested_widths(checkpoint.config[NAME], NAME)
+    SETTINGS.check(settings)
     if settings.values.get("group_count", 1) != 1:
         where, value = f"{NAME}.group_count", settings.values["group_count"]
         raise UnsupportedError("several groups of columns are not read", where=where, found=value, allowed="1")

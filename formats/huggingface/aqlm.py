@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from qdeploy.errors import AmbiguousError, BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import Known
 from qdeploy.formats.huggingface.parts import FLOATS, Parts
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
@@ -35,6 +36,9 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "aqlm"
 TITLE = "AQLM and PV-Tuning, any number of codebooks of up to 16 bits (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("nbits_per_codebook", "num_codebooks", "out_group_size", "in_group_size", "linear_weights_not_to_quantize")
+)
 
 _MOST_BITS = 16
 
@@ -78,6 +82,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint = Checkpoint(folder)
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     modules = [name.removesuffix(".codes") for name in checkpoint.entries if name.endswith(".codes")]
     _check_plain(settings, modules)
     books = _Books.of(settings)

@@ -23,9 +23,10 @@ from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface import awq, compressed_tensors, gptq
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import INPUTS, KERNEL, NUMBERS, STORED, WORDS, Known, because
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.schemes import Scheme
-from qdeploy.formats.huggingface.words import Layer, Settings, layers, pattern
+from qdeploy.formats.huggingface.words import Layer, Settings, layers, pattern, refuse_other_words
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Source
 from qdeploy.store.codec import Codec
@@ -34,6 +35,15 @@ from qdeploy.store.folder import Folder
 NAME = "autoround"
 TITLE = "AutoRound: GPTQ- and AWQ-shaped packings, mixed widths, static FP8, MXFP4, NVFP4 (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("bits", "group_size", "packing_format", "extra_config", "pack_dtype", *NUMBERS),
+    {
+        **WORDS,
+        **because(KERNEL, "backend"),
+        **because(INPUTS, "activation_scheme"),
+        **because(STORED, "fmt"),
+    },
+)
 
 _METHODS = ("auto-round", "auto_round", "intel/auto-round")
 _PACKINGS = {
@@ -73,6 +83,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint, notes = Checkpoint(folder), list[str]()
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     packing = _packing(settings)
     overrides = _Overrides(settings, checkpoint)
     if packing == "floats":
@@ -134,20 +145,7 @@ def _scheme(settings: Settings) -> Scheme:
 
 def _claim(layer: Layer, packing: str, notes: list[str]) -> Claim:
     settings = layer.settings
-    if settings.text("data_type") not in ("", "int"):
-        raise UnsupportedError(
-            "this number format is not read yet",
-            where=f"{settings.where}.data_type",
-            found=settings.text("data_type"),
-            allowed="int",
-        )
-    if settings.values.get("act_bits") is not None and settings.integer("act_bits") < 16:
-        raise UnsupportedError(
-            "quantized activations are not read yet",
-            where=f"{settings.where}.act_bits",
-            found=settings.integer("act_bits"),
-            allowed="16",
-        )
+    refuse_other_words(settings)
     if settings.integer("bits") >= 16:
         raise layer.contradiction("bits", f"{layer.name}.qweight", "no packed tensors in layers of 16 bits")
     if packing == "awq":
@@ -163,6 +161,8 @@ class _Overrides:
         if not isinstance(extra, dict):
             raise BadFileError("overrides are not an object", where=f"{settings.where}.extra_config", found=extra)
         self.settings, self._extra = settings, extra
+        for key, values in extra.items():
+            SETTINGS.check(settings.overridden(values or {}, f"extra_config[{key!r}]"))
         # A key that names a layer is not a pattern; one that does not compile names a layer that does not occur.
         modules = {name.rpartition(".")[0] for name in checkpoint.entries}
         self._patterns = [

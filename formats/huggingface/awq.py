@@ -28,7 +28,8 @@ import numpy.typing as npt
 from qdeploy.errors import UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
-from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, transposed
+from qdeploy.formats.huggingface.known import NUMBERS, WORDS, Known
+from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, refuse_other_words, transposed
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Shape, Source
 from qdeploy.pack.words import transpose_nibbles, untranspose_nibbles
@@ -38,6 +39,14 @@ from qdeploy.store.folder import Folder
 NAME = "awq"
 TITLE = "AWQ, 4 bits, versions gemm and gemv (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    (
+        *("bits", "w_bit", "group_size", "q_group_size", "pack_dtype"),
+        *("version", "format", "checkpoint_format", "backend"),
+        *NUMBERS,
+    ),
+    WORDS,
+)
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _PARTS = ("qweight", "qzeros", "scales")
@@ -60,6 +69,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint = Checkpoint(folder)
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     claims = [claim(Layer(checkpoint, name, settings), NAME) for name in layers(checkpoint)]
     return assemble(checkpoint, NAME, claims)
 
@@ -83,7 +93,7 @@ def claim(layer: Layer, format: str, version: str = "") -> Claim:
     """
     version = version or _version(layer.settings)
     layer.settings.width("bits", "w_bit", allowed=(4,))
-    layer.settings.refuse("rotation", "rotation_config", "spinquant_config", "adapter")
+    refuse_other_words(layer.settings)
     rows, columns, group = _measure_gemm(layer) if version == "gemm" else _measure_gemv(layer)
     groups = columns // group
     source = layer.source(format, f"awq-{version}", {"columns": columns, "groups": groups}, _PARTS)

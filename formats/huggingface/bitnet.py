@@ -25,6 +25,7 @@ import numpy.typing as npt
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import Known, because
 from qdeploy.formats.huggingface.left_out import LeftOut
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
@@ -44,6 +45,10 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "bitnet"
 TITLE = "BitNet b1.58: packed BitLinear and AutoBitLinear, online and offline (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("linear_class", "quantization_mode", "modules_to_not_convert"),
+    because("is that of norms before layers, which are refused where they are said to be there", "rms_norm_eps"),
+)
 
 _CLASSES, _MODES = ("bitlinear", "autobitlinear"), ("offline", "online")
 _SCALE = ".weight_scale"
@@ -65,6 +70,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint, unapplied, notes = Checkpoint(folder), Unapplied(), list[str]()
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     kind = _one_of(settings, "linear_class", _CLASSES)
     online = _one_of(settings, "quantization_mode", _MODES) == "online" and kind == "autobitlinear"
     left_out, claims = LeftOut.of(settings, "modules_to_not_convert"), []

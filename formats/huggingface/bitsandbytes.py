@@ -31,6 +31,7 @@ import numpy as np
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import KERNEL, LEFT_OUT, STORED, Known, because
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import Parts, bit_stream, constant
 from qdeploy.formats.huggingface.rearranged import codecs
@@ -44,6 +45,23 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "bitsandbytes"
 TITLE = "bitsandbytes: NF4, FP4, double quantization, and LLM.int8() (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("llm_int8_threshold",),
+    {
+        **LEFT_OUT,
+        **because(
+            "stored tensors show which layers are quantized",
+            *("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", "llm_int8_skip_modules"),
+        ),
+        **because(STORED, "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
+        **because(KERNEL, "bnb_4bit_compute_dtype", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight"),
+    },
+)
+DESCRIPTION = Known(
+    ("blocksize", "shape", "dtype", "nested_blocksize", "nested_offset"),
+    because(STORED, "quant_type", "nested_dtype"),
+)
+"""What is said of a tensor of 4-bit codes."""
 
 _STATE = ".quant_state.bitsandbytes__"
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -62,7 +80,9 @@ def read(folder: Folder) -> Model:
         BadFileError: A description contradicts the tensors, or the file is one of the damaged ones.
     """
     checkpoint, notes, unapplied = Checkpoint(folder), list[str](), Unapplied()
-    threshold = Settings(checkpoint.quantization).values.get("llm_int8_threshold")
+    settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
+    threshold = settings.values.get("llm_int8_threshold")
     claims = []
     for name in checkpoint.entries:
         if _STATE in name:
@@ -108,6 +128,7 @@ class _Nibbles(Parts):
         self.state = state
         entry = self.entry(state, "U8", rank=1)
         self.description = _description(entry.slab(0, 0, entry.shape[0]).tobytes(), state)
+        DESCRIPTION.check(Settings(self.description, state))
         self.shape = self._shape()
         self.block = self._integer("blocksize")
         self.blocks = -(-math.prod(self.shape) // self.block)

@@ -287,6 +287,8 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
         if name in builders:
             raise AmbiguousError("a parameter is stored both quantized and plain", where=name)
         builders[name] = lambda name=name: checkpoint.plain(name, "safetensors")  # type: ignore[misc]
+    if not taken:
+        _refuse_floats(checkpoint)
     tensors = LazyTensors(builders)
     origins = tuple(checkpoint.origins.values())
     build = build_graph if checkpoint.config.get("model_type") else None
@@ -302,6 +304,19 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
         build,
         _joined(checkpoint.notes, notes),
     )
+
+
+def _refuse_floats(checkpoint: Checkpoint) -> None:
+    """A configuration of quantized layers beside floats: a library would quantize them, or drop them."""
+    settings = checkpoint.quantization
+    changes_else = settings.get("transform_config") or settings.get("sparsity_config")
+    if checkpoint.method and checkpoint.entries and not changes_else:
+        raise BadFileError(
+            "the configuration says that layers are quantized, and none is stored so",
+            where="quantization_config",
+            found=checkpoint.method,
+            todo="Remove quantization_config from config.json if the floats are meant.",
+        )
 
 
 def _joined(own: list[str], notes: list[str] | None) -> list[str]:

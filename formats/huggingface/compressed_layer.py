@@ -155,7 +155,20 @@ class Layer(Parts):
         symmetric, stored = self.scheme.weights.values.get("symmetric", True), self.has(self._name("weight_zero_point"))
         if symmetric is False and not stored:
             self.entry(self._name("weight_zero_point"))
+        if symmetric is True and stored and not self._are_zeros():
+            raise BadFileError(
+                "the configuration contradicts the tensors",
+                where=f"{self.scheme.weights.where}.symmetric",
+                found=f"true, and {self._name('weight_zero_point')}",
+                allowed="false beside zero-points that are not zero",
+                todo="Some libraries apply them and some do not: correct the one or the other.",
+            )
         return stored
+
+    def _are_zeros(self) -> bool:
+        """Whether zero-points say nothing: old files of symmetric layers have some."""
+        entry = self.checkpoint.entries[self._name("weight_zero_point")]
+        return entry.dtype == "I8" and not entry.slab(0, 0, entry.shape[0] if entry.shape else 1).any()
 
     def _strategy(self) -> str:
         group = self.scheme.weights.values.get("group_size")

@@ -18,6 +18,7 @@ from __future__ import annotations
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import LEFT_OUT, Known
 from qdeploy.formats.huggingface.parts import FLOATS, Parts
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
@@ -30,6 +31,7 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "eetq"
 TITLE = "EETQ: int8 in the order of its kernels (safetensors)"
 WRITES = True
+SETTINGS = Known(("weights", "bits"), LEFT_OUT)
 
 _TILE = 64
 
@@ -48,6 +50,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint = Checkpoint(folder)
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     for field, allowed in (("weights", "int8"), ("bits", "8")):
         if settings.text(field) not in ("", allowed):
             where, value = f"{settings.where}.{field}", settings.text(field)

@@ -25,9 +25,11 @@ import numpy as np
 from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble, modules_of
+from qdeploy.formats.huggingface.known import AUTHOR, SEARCH, STORED, Known, because
 from qdeploy.formats.huggingface.mixed import Run, codecs, mixed
 from qdeploy.formats.huggingface.parts import Parts, bit_stream, constant
 from qdeploy.formats.huggingface.permuted import Permutation
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Layout, Param, QTensor, Source, Table
 from qdeploy.pack import bits as streams
@@ -38,6 +40,9 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "exl2"
 TITLE = "EXL2 of ExLlamaV2: widths of 2 to 8 bits mixed within a layer, act-order (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    (), {**because(AUTHOR, "version"), **because(SEARCH, "calibration"), **because(STORED, "bits", "head_bits")}
+)
 
 _PARTS = (".q_weight", ".q_groups")
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -62,6 +67,7 @@ def read(folder: Folder) -> Model:
         BadFileError: The tensors of a layer contradict each other.
     """
     checkpoint = Checkpoint(folder)
+    SETTINGS.check(Settings(checkpoint.quantization))
     return assemble(checkpoint, NAME, [_Layer(checkpoint, module).claim() for module in modules_of(checkpoint, _PARTS)])
 
 

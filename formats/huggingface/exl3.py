@@ -33,8 +33,10 @@ from qdeploy.arch.turned import Step, Turn, turned
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble, modules_of
+from qdeploy.formats.huggingface.known import AUTHOR, SEARCH, STORED, Known, because
 from qdeploy.formats.huggingface.parts import Parts
 from qdeploy.formats.huggingface.rearranged import codecs
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Array, Buffer, Codes, Layout, QTensor, Table, Term
 from qdeploy.store.folder import Folder
@@ -44,6 +46,14 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "exl3"
 TITLE = "EXL3 of ExLlamaV3: trellis codes of 1 to 8 bits between Hadamard transforms (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    (),
+    {
+        **because(AUTHOR, "version", "original_quantization_config"),
+        **because(SEARCH, "calibration"),
+        **because(STORED, "bits", "head_bits", "vision_bits", "mtp_bits", "out_scales", "codebook", "tensor_storage"),
+    },
+)
 
 _PARTS = (".trellis", ".suh", ".svh", ".su", ".sv")
 _TILE, _BLOCK, _STATES = 16, 128, 1 << 16
@@ -64,6 +74,7 @@ def read(folder: Folder) -> Model:
         BadFileError: The tensors of a layer contradict each other.
     """
     checkpoint = Checkpoint(folder)
+    SETTINGS.check(Settings(checkpoint.quantization))
     layers = [_Layer(checkpoint, module) for module in modules_of(checkpoint, _PARTS)]
     claims = [claim for layer in layers for claim in layer.claims()]
     return turned(assemble(checkpoint, NAME, claims), {layer.parameter: layer.turn for layer in layers})

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import INPUTS, LEFT_OUT, Known, because
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts
 from qdeploy.formats.huggingface.rearranged import codecs
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
@@ -25,6 +27,7 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "fbgemm"
 TITLE = "FBGEMM FP8, one scale per row, stacked experts too (safetensors)"
 WRITES = True
+SETTINGS = Known((), {**LEFT_OUT, **because(INPUTS, "activation_scale_ub")})
 
 _METHOD = "fbgemm_fp8"
 _EXPERTS = ("gate_up_proj_scale", "down_proj_scale")
@@ -42,6 +45,7 @@ def read(folder: Folder) -> Model:
         BadFileError: Codes and scales contradict each other.
     """
     checkpoint, unapplied, notes, claims = Checkpoint(folder), Unapplied(), list[str](), []
+    SETTINGS.check(Settings(checkpoint.quantization))
     codes = [name for name, entry in checkpoint.entries.items() if entry.dtype == "F8_E4M3"]
     scales = [n.removesuffix("_scale") for n in checkpoint.entries if n.endswith((".weight_scale", *_EXPERTS))]
     for parameter in dict.fromkeys((*codes, *scales)):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import KERNEL, LEFT_OUT, STORED, Known, because
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, tiles
 from qdeploy.formats.huggingface.rearranged import codecs
@@ -27,6 +28,15 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "fp8"
 TITLE = "fine-grained FP8 with a scale per block of rows and columns (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    ("fmt", "weight_block_size", "activation_scheme"),
+    {
+        **LEFT_OUT,
+        **because("stored tensors show which layers are quantized", "modules_to_convert", "ignored_layers"),
+        **because(STORED, "scale_fmt", "expert_dtype"),
+        **because(KERNEL, "dequantize"),
+    },
+)
 
 _SCALES = (".weight_scale_inv", ".weight_scale")
 _E4M3 = "F8_E4M3"
@@ -46,6 +56,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint, notes, unapplied = Checkpoint(folder), list[str](), Unapplied()
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     if settings.text("fmt") not in ("", "e4m3"):
         raise UnsupportedError(
             "this float format is not read", where=f"{settings.where}.fmt", found=settings.text("fmt"), allowed="e4m3"

@@ -15,8 +15,10 @@ from __future__ import annotations
 from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import KERNEL, LEFT_OUT, Known, because
 from qdeploy.formats.huggingface.parts import Parts, bit_stream
 from qdeploy.formats.huggingface.rearranged import codecs
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor
 from qdeploy.store.folder import Folder
@@ -26,6 +28,7 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "mxfp4"
 TITLE = "MXFP4 experts of gpt-oss, _blocks and _scales (safetensors)"
 WRITES = True
+SETTINGS = Known((), {**LEFT_OUT, **because(KERNEL, "dequantize")})
 
 _BLOCK = 32
 
@@ -42,6 +45,7 @@ def read(folder: Folder) -> Model:
         BadFileError: Blocks and scales contradict each other.
     """
     checkpoint = Checkpoint(folder)
+    SETTINGS.check(Settings(checkpoint.quantization))
     names = [name.removesuffix("_blocks") for name in checkpoint.entries if name.endswith("_blocks")]
     return assemble(checkpoint, NAME, [_claim(checkpoint, name) for name in names])
 

@@ -28,7 +28,8 @@ from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
 from qdeploy.formats.huggingface.gptq_words import codes_codec, fields, ramp, zeros_codec
-from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, transposed
+from qdeploy.formats.huggingface.known import NUMBERS, WORDS, Known, because
+from qdeploy.formats.huggingface.words import SCALES, Layer, Settings, affine, layers, refuse_other_words, transposed
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Source
 from qdeploy.pack import bits as streams
@@ -39,6 +40,14 @@ from qdeploy.store.folder import Folder
 NAME = "gptq"
 TITLE = "GPTQ, 2, 3, 4 and 8 bits, v1 and v2 (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    (
+        *("bits", "group_size", "dynamic", "pack_dtype"),
+        *("format", "checkpoint_format", "is_marlin_format"),
+        *NUMBERS,
+    ),
+    {**WORDS, **because("every layer stores the order of its columns", "desc_act")},
+)
 
 WIDTHS = (2, 3, 4, 8)
 _METHODS = ("gptq", "marlin", "bitblas", "gptq_marlin")
@@ -60,7 +69,9 @@ def read(folder: Folder) -> Model:
         BadFileError: The configuration contradicts the tensors.
     """
     checkpoint, notes = Checkpoint(folder), list[str]()
-    overrides = _Overrides(Settings(checkpoint.quantization))
+    settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
+    overrides = _Overrides(settings)
     claims = [claim(Layer(checkpoint, name, overrides.of(name)), NAME, notes=notes) for name in layers(checkpoint)]
     return assemble(checkpoint, NAME, claims, notes)
 
@@ -147,12 +158,7 @@ def _zeros_rule(settings: Settings) -> str:
 def _measure(layer: Layer) -> tuple[int, int, int]:
     """K, group size and bits of a layer, after every shape has been held against the settings."""
     settings = layer.settings
-    pack_dtype = settings.text("pack_dtype").removeprefix("torch.")
-    if pack_dtype not in ("", "int32"):
-        raise UnsupportedError(
-            "only words of 32 bits are read", where=f"{settings.where}.pack_dtype", found=pack_dtype, allowed="int32"
-        )
-    settings.refuse("rotation", "rotation_config", "spinquant_config", "adapter")
+    refuse_other_words(settings)
     bits = settings.width("bits", allowed=WIDTHS)
     qweight, scales = layer.part("qweight", "I32"), layer.part("scales", *SCALES)
     layer.part("qzeros", "I32")
@@ -212,6 +218,9 @@ class _Overrides:
         if not isinstance(dynamic, dict):
             raise BadFileError("overrides are not an object", where=f"{settings.where}.dynamic", found=dynamic)
         self._rows = [(key, *_pattern(key), values) for key, values in dynamic.items()]
+        for key, skip, _, values in self._rows:
+            if not skip:
+                SETTINGS.check(settings.overridden(values, f"dynamic[{key!r}]"))
 
     def of(self, name: str) -> Settings:
         """The settings of a layer; BadFileError if they leave it unquantized."""

@@ -24,6 +24,7 @@ from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble, modules_of
 from qdeploy.formats.huggingface.flute import height
+from qdeploy.formats.huggingface.known import KERNEL, LEFT_OUT, STORED, Known, because
 from qdeploy.formats.huggingface.parts import Parts
 from qdeploy.formats.huggingface.rearranged import codecs
 from qdeploy.formats.huggingface.words import Settings
@@ -37,10 +38,15 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "higgs"
 TITLE = "HIGGS: 2, 3 or 4 bits of a grid of numbers or pairs, behind Hadamard transforms (safetensors)"
 WRITES = True
+SETTINGS = Known(("bits", "p", "group_size", "hadamard_size", "tune_metadata"), LEFT_OUT)
+TUNED = Known(
+    ("num_bits", "group_size", "template_id"),
+    {**because(STORED, "M", "N", "K", "dtype"), **because(KERNEL, "num_sms", "device")},
+)
+"""What is said of one layer."""
 
 _TYPES = ("F16", "BF16")
 _TALL, _LOW = 64, 32
-_SETTINGS = ("quant_method", "bits", "p", "group_size", "hadamard_size", "tune_metadata", "modules_to_not_convert")
 
 
 def sniff(folder: Folder) -> Sniff:
@@ -68,7 +74,7 @@ class _Grid:
 
     @classmethod
     def of(cls, settings: Settings) -> _Grid:
-        settings.refuse_others(_SETTINGS)
+        SETTINGS.check(settings)
         bits = settings.width("bits", allowed=(2, 3, 4))
         size, group, block = (settings.integer(name) for name in ("p", "group_size", "hadamard_size"))
         allowed = {
@@ -95,6 +101,7 @@ class _Grid:
                 allowed="template_id",
             )
         tuned = self.settings.overridden(own, f"{where}[{module}]")
+        TUNED.check(Settings(own, tuned.where))
         for name, value in (("num_bits", self.bits), ("group_size", self.group)):
             if name in own and own[name] != value:
                 place = f"{tuned.where}.{name}"

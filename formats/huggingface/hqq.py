@@ -28,8 +28,10 @@ import numpy as np
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import STORED, Known, because
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
 from qdeploy.formats.huggingface.rearranged import codecs
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor, Shape
 from qdeploy.pack import bits as streams
@@ -41,6 +43,9 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "hqq"
 TITLE = "HQQ, 1, 2, 3, 4 and 8 bits, groups along either axis (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    (), {**because(STORED, "quant_config"), **because("stored tensors show which layers are quantized", "skip_modules")}
+)
 
 _PACKINGS = {
     "8bit_u8": ("U8", 8, (0,)),
@@ -67,6 +72,7 @@ def read(folder: Folder) -> Model:
         BadFileError: A description contradicts the tensors.
     """
     checkpoint = Checkpoint(folder)
+    SETTINGS.check(Settings(checkpoint.quantization))
     claims = [_Layer(checkpoint, n.removesuffix(".W_q")).claim() for n in checkpoint.entries if n.endswith(".W_q")]
     return assemble(checkpoint, NAME, claims)
 

@@ -24,9 +24,11 @@ from typing import Any
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import INPUTS, Known, because
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream
 from qdeploy.formats.huggingface.rearranged import codecs
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, QTensor, Shape
 from qdeploy.pack import bits as streams
@@ -37,6 +39,8 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "quanto"
 TITLE = "optimum-quanto: qint2, qint4, qint8, qfloat8 (safetensors and quanto_qmap.json)"
 WRITES = True
+SETTINGS = Known(("weights",), because(INPUTS, "activations"))
+"""Of a module in the map."""
 MAP = "quanto_qmap.json"
 
 _WIDTHS = {"qint2": 2, "qint4": 4}
@@ -78,7 +82,10 @@ def read(folder: Folder) -> Model:
         raise BadFileError("the map of modules is no object", where=MAP)
     claims = []
     for module, row in table.items():
-        kind = row.get("weights") if isinstance(row, dict) else None
+        if not isinstance(row, dict):
+            raise BadFileError("what is said of a module is no object", where=f"{MAP}: {module}", found=repr(row)[:100])
+        SETTINGS.check(Settings(row, f"{MAP}: {module}"))
+        kind = row.get("weights")
         if kind in (None, "none"):
             continue
         if row.get("activations") not in (None, "none"):

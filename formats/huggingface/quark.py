@@ -71,8 +71,9 @@ def read(folder: Folder) -> Model:
             spec, activations = layers.of(module)
             unapplied.add(activations, module)
             claims.append(_Layer(checkpoint, module, spec, layers.reorders).claim())
-    if any(name.endswith(("k_proj.output_scale", "v_proj.output_scale")) for name in checkpoint.entries):
-        unapplied.add("the cache of keys and values", "all layers")
+    cached = any(name.endswith(("k_proj.output_scale", "v_proj.output_scale")) for name in checkpoint.entries)
+    for what in dict.fromkeys([*(["the cache of keys and values"] if cached else []), *layers.unapplied]):
+        unapplied.add(what, "all layers")
     notes.extend(unapplied.notes())
     return assemble(checkpoint, NAME, claims, notes)
 

@@ -8,10 +8,32 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.huggingface.known import AUTHOR, INPUTS, KERNEL, SEARCH, STORED, Known, because
 from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.tensor import Shape
 
 _LIMIT = 1000
+SETTINGS = Known(
+    ("global_quant_config", "layer_quant_config", "layer_type_quant_config", "exclude", "export", "algo_config"),
+    {
+        **because(AUTHOR, "version"),
+        **because(KERNEL, "quant_mode"),
+        **because(INPUTS, "kv_cache_quant_config", "kv_cache_post_rope", "softmax_quant_spec"),
+    },
+)
+LAYER = Known(("weight", "input_tensors", "output_tensors"), because(KERNEL, "target_device"))
+WEIGHT = Known(
+    ("dtype", "qscheme", "ch_axis", "group_size", "block_size", "scale_format", "symmetric"),
+    {
+        **because(SEARCH, "observer_cls", "round_method", "scale_calculation_mode", "is_dynamic"),
+        **because(STORED, "scale_type", "zero_point_type", "is_scale_quant", "mx_element_dtype"),
+        **because(KERNEL, "max_input_numel", "enable_buffer_reuse"),
+    },
+)
+EXPORT = Known(
+    ("pack_method", "weight_format"),
+    {**because(INPUTS, "kv_cache_group", "min_kv_scale"), **because(SEARCH, "weight_merge_groups")},
+)
 _CLASS = ("Linear", "<class 'torch.nn.modules.linear.Linear'>", "torch.nn.modules.linear.Linear")
 
 
@@ -84,12 +106,45 @@ class Layers:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.where = settings, settings.where
+        SETTINGS.check(settings)
+        self._check_export()
+        self._check_algorithms()
         self._named = self._table("layer_quant_config")
         self._classes = self._table("layer_type_quant_config")
         exclude = settings.values.get("exclude") or []
         if not isinstance(exclude, list) or not all(isinstance(p, str) and len(p) < _LIMIT for p in exclude):
             raise BadFileError("patterns are no list of texts", where=f"{self.where}.exclude")
         self._exclude: list[str] = exclude
+
+    @property
+    def unapplied(self) -> list[str]:
+        """What else is said to be quantized, and stays as it is."""
+        kinds = {"kv_cache_quant_config": "the cache of keys and values", "softmax_quant_spec": "the softmax"}
+        return [what for field, what in kinds.items() if self.settings.values.get(field)]
+
+    def _check_export(self) -> None:
+        export = self.settings.values.get("export") or {}
+        if not isinstance(export, dict):
+            raise BadFileError("settings are no object", where=f"{self.where}.export", found=repr(export)[:100])
+        EXPORT.check(Settings(export, f"{self.where}.export"))
+        form = export.get("weight_format")
+        if form not in (None, "real_quantized"):
+            where = f"{self.where}.export.weight_format"
+            raise UnsupportedError(
+                "weights of this kind are not read", where=where, found=str(form)[:100], allowed="real_quantized"
+            )
+
+    def _check_algorithms(self) -> None:
+        """Rotations that are not folded into weights change the network; other algorithms only find codes."""
+        algorithms = self.settings.values.get("algo_config") or []
+        for algorithm in algorithms if isinstance(algorithms, list) else [algorithms]:
+            options = algorithm if isinstance(algorithm, dict) else {"name": algorithm}
+            name = str(options.get("name")).lower()
+            is_rotation = name in ("rotation", "quarot", "spinquant")
+            if is_rotation and (options.get("r4", True) or options.get("online_r1_rotation")):
+                raise UnsupportedError(
+                    "rotations of activations are not read", where=f"{self.where}.algo_config", found=name
+                )
 
     @property
     def reorders(self) -> bool:
@@ -112,6 +167,7 @@ class Layers:
             BadFileError: The configuration leaves the layer unquantized.
         """
         values, where = self._settings(module)
+        LAYER.check(Settings(values, where))
         weight = values.get("weight")
         nested = isinstance(weight, list)
         first = weight[0] if isinstance(weight, list) and weight else weight
@@ -124,6 +180,8 @@ class Layers:
                 allowed="a plain weight",
                 todo="Configuration and tensors are not of one checkpoint; fetch it again.",
             )
+        for level in weight if isinstance(weight, list) else [first]:
+            WEIGHT.check(Settings(level if isinstance(level, dict) else {}, f"{where}.weight"))
         sides = [_activations(side, values.get(f"{side}_tensors")) for side in ("input", "output")]
         return Spec(first, f"{where}.weight", nested), "; ".join(text for text in sides if text)
 

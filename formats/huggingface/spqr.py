@@ -24,6 +24,7 @@ from typing import Any
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble, modules_of
+from qdeploy.formats.huggingface.known import LEFT_OUT, STORED, Known, because
 from qdeploy.formats.huggingface.outliers import Outliers, outliers
 from qdeploy.formats.huggingface.parts import Parts
 from qdeploy.formats.huggingface.rearranged import codecs
@@ -38,6 +39,7 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "spqr"
 TITLE = "SpQR: 3 bits with scales of 3 bits, and outliers (safetensors)"
 WRITES = True
+SETTINGS = Known(("bits", "beta1", "beta2"), {**LEFT_OUT, **because(STORED, "shapes")})
 
 _BITS, _TILE = 3, 16
 _PARTS = (".dense_weights", ".col_vals")
@@ -58,6 +60,7 @@ def read(folder: Folder) -> Model:
     """
     checkpoint = Checkpoint(folder)
     settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
     settings.width("bits", allowed=(_BITS,))
     for field in ("beta1", "beta2"):
         settings.width(field, allowed=(_TILE,))

@@ -21,9 +21,11 @@ from typing import Any
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import INPUTS, KERNEL, LEFT_OUT, SEARCH, STORED, Known, because
 from qdeploy.formats.huggingface.notes import Unapplied
 from qdeploy.formats.huggingface.parts import FLOATS, Parts, bit_stream, tiles
 from qdeploy.formats.huggingface.rearranged import codecs
+from qdeploy.formats.huggingface.words import Settings
 from qdeploy.ir.dtype import plain_name
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
@@ -35,6 +37,26 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "torchao"
 TITLE = "torchao: int1 to int8, FP8, MX and NVFP4 tensors (safetensors)"
 WRITES = True
+SETTINGS = Known(
+    (),
+    {
+        **LEFT_OUT,
+        **because(
+            "every parameter has a description of its own",
+            *("quant_type", "quant_type_kwargs", "include_input_output_embeddings", "untie_embedding_weights"),
+        ),
+    },
+)
+DESCRIPTION = Known(
+    ("block_size", "dtype", "orig_dtype", "target_dtype", "is_swizzled_scales"),
+    {
+        **because(INPUTS, "activation_quantization", "act_quant_kwargs"),
+        **because(STORED, "elem_dtype"),
+        **because(SEARCH, "reduce_range"),
+        **because(KERNEL, "mm_config", "kernel_preference", "use_triton_kernel"),
+    },
+)
+"""What is said of a parameter."""
 
 _INTEGERS = ("Int8Tensor", "IntxUnpackedToInt8Tensor")
 _TYPES = (*_INTEGERS, "Float8Tensor", "MXTensor", "NVFP4Tensor")
@@ -55,6 +77,7 @@ def read(folder: Folder) -> Model:
         BadFileError: A description contradicts the tensors.
     """
     checkpoint, notes, unapplied = Checkpoint(folder), list[str](), Unapplied()
+    SETTINGS.check(Settings(checkpoint.quantization))
     names, claims = set(checkpoint.entries), []  # the shards are open from here on
     for parameter, row in _described(checkpoint).items():
         if row["_type"] == "Tensor":
@@ -119,6 +142,7 @@ class _Tensor(Parts):
                 allowed=", ".join(_TYPES),
                 todo="Save the model with one of these types.",
             )
+        DESCRIPTION.check(Settings(self.fields, f"__metadata__: {self.parameter}"))
         if self.has(self._name("act_pre_scale")):
             raise UnsupportedError("inputs that are scaled per column are not read", where=self._name("act_pre_scale"))
         self._measure()
@@ -188,7 +212,8 @@ class _Tensor(Parts):
     def _bits(self) -> int:
         """Bits of integer codes."""
         target = self.fields.get("target_dtype")
-        text = str(target.get("_data")) if isinstance(target, dict) else "int8"
+        is_type = isinstance(target, dict) and target.get("_type", "torch.dtype") == "torch.dtype"
+        text = str(target.get("_data")) if is_type else "int8" if target is None else repr(target)[:100]
         bits = int(text[3:]) if text[3:].isdigit() and text.startswith("int") else 0
         if not 1 <= bits <= 8:
             raise UnsupportedError(

@@ -26,6 +26,7 @@ import numpy as np
 from qdeploy.errors import BadFileError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.formats.huggingface.checkpoint import Checkpoint, Claim, assemble
+from qdeploy.formats.huggingface.known import KERNEL, LEFT_OUT, Known, because
 from qdeploy.formats.huggingface.parts import FLOATS, Parts
 from qdeploy.formats.huggingface.permuted import Permutation, codecs
 from qdeploy.formats.huggingface.vptq_settings import Layers
@@ -42,6 +43,7 @@ __all__ = ["NAME", "TITLE", "WRITES", "codecs", "read", "sniff"]
 NAME = "vptq"
 TITLE = "VPTQ: vector codebooks with residuals, outliers and column orders (safetensors)"
 WRITES = True
+SETTINGS = Known(("config_for_layers", "shared_layer_config"), {**LEFT_OUT, **because(KERNEL, "enable_proxy_error")})
 
 _BOOK = "centroids.weight"
 
@@ -59,7 +61,9 @@ def read(folder: Folder) -> Model:
         BadFileError: The configuration contradicts the tensors.
     """
     checkpoint = Checkpoint(folder)
-    layers = Layers(Settings(checkpoint.quantization))
+    settings = Settings(checkpoint.quantization)
+    SETTINGS.check(settings)
+    layers = Layers(settings)
     names = (n.removesuffix(part) for n in checkpoint.entries for part in (".indices", f".{_BOOK}") if n.endswith(part))
     return assemble(checkpoint, NAME, [_Layer(checkpoint, m, layers.of(m)).claim() for m in dict.fromkeys(names)])
 

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdeploy.errors import BadFileError, UnsupportedError
+from qdeploy.formats.huggingface.known import STORED, Known, because
 from qdeploy.formats.huggingface.words import Settings
 
 _MOST = 1 << 16
+LAYER = Known(
+    (
+        *("in_features", "out_features", "group_num", "group_size", "outlier_size", "vector_quant_dim"),
+        *("vector_lens", "num_centroids", "num_res_centroids"),
+        *("is_indice_packed", "indices_as_float", "enable_perm", "enable_norm"),
+    ),
+    because(STORED, "bias", "norm_dim"),
+)
+"""The settings of a layer."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +118,16 @@ class _Reader:
         self.values, self.where = values, where
 
     def layout(self) -> Layout:
+        LAYER.check(Settings(self.values, self.where))
         if self.values.get("vector_quant_dim", "out") != "out":
             raise UnsupportedError(
                 "vectors along the rows are not read", where=f"{self.where}.vector_quant_dim", allowed="out"
             )
         (outlier_length, length), (outlier_entries, entries) = self._pair("vector_lens"), self._pair("num_centroids")
         residual = self._pair("num_res_centroids")
-        outliers = self._integer("outlier_size", 0, 0) if outlier_length > 1 and outlier_entries > 0 else 0
+        outliers, coded = self._integer("outlier_size", 0, -1), outlier_length > 1 and outlier_entries > 0
+        self._check(outliers <= 0 or coded, "outlier_size", outliers, "0 without a codebook of outliers")
+        outliers = max(0, outliers) if coded else 0
         columns, groups = self._integer("in_features"), self._integer("group_num", 1)
         group = self.values.get("group_size")
         group = (columns - outliers) // groups if group in (-1, None) else self._integer("group_size")

@@ -107,6 +107,30 @@ class Settings:
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
 
+def refuse_other_words(settings: Settings) -> None:
+    """UnsupportedError for codes that are no integers in words of 32 bits, and for inputs that are changed, too."""
+    pack_dtype = settings.text("pack_dtype").removeprefix("torch.")
+    if pack_dtype not in ("", "int32"):
+        raise UnsupportedError(
+            "only words of 32 bits are read", where=f"{settings.where}.pack_dtype", found=pack_dtype, allowed="int32"
+        )
+    settings.refuse("rotation", "rotation_config", "rotation_configs", "spinquant_config", "adapter")
+    if settings.text("data_type") not in ("", "int"):
+        raise UnsupportedError(
+            "this number format is not read yet",
+            where=f"{settings.where}.data_type",
+            found=settings.text("data_type"),
+            allowed="int",
+        )
+    if settings.values.get("act_bits") is not None and settings.integer("act_bits") < 16:
+        raise UnsupportedError(
+            "quantized activations are not read yet",
+            where=f"{settings.where}.act_bits",
+            found=settings.integer("act_bits"),
+            allowed="16",
+        )
+
+
 def pattern(key: str, where: str) -> Pattern | None:
     """A regular expression from a configuration; None if it does not compile; BadFileError beyond all bounds."""
     try:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.errors import BadFileError
 from qdeploy.formats.stored import Array, Stored, source_of
 from qdeploy.ir.tensor import ArrayRows, Buffer, Codes, Layout, Param, QTensor, Shape, Term
 from qdeploy.pack import bits as bit_stream
@@ -95,7 +96,11 @@ def dequantized(x: Stored, scale: Stored, zero: Stored | None, axis: int, block:
     """An initializer that a DequantizeLinear node takes; None where its parameters do not fit it."""
     if not x.dtype.dequantized or scale.dtype.element not in FLOATS or not x.count:
         return None
-    if zero is not None and (zero.shape, zero.dtype) != (scale.shape, x.dtype):
+    if zero is not None and zero.dtype != x.dtype:
+        raise BadFileError(
+            "a zero point of another type than its codes", where=zero.name, found=zero.dtype.name, allowed=x.dtype.name
+        )
+    if zero is not None and zero.shape != scale.shape:
         return None
     grid = x.shape or (1,)
     placed = _tiles(grid, scale.shape, axis, block)

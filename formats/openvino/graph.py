@@ -167,6 +167,8 @@ class Network:
         """
         from qdeploy.formats.openvino.operators import OPERATORS
 
+        if not any(layer.kind == "Result" for layer in self.layers):
+            raise BadFileError("a network without outputs", where=self.file, found="no layer of type Result")
         inputs, outputs = [], []
         needed = self._leading_to_results()
         self._name_outputs(needed)

@@ -11,6 +11,24 @@ import numpy as np
 KINDS = {"bool": 1, "f16": 10, "f32": 11, "int8": 21, "int32": 23, "int4": 25, "uint8": 31, "uint32": 33}
 KINDS |= {"uint4": 35, "uint2": 36, "uint1": 37, "uint6": 38, "uint3": 39}
 WIDTHS = {"int4": 4, "uint4": 4, "uint2": 2, "uint1": 1, "uint6": 6, "uint3": 3}
+TYPES = {
+    "f16": 1,
+    "f32": 2,
+    "uint8": 3,
+    "int8": 4,
+    "int16": 6,
+    "uint16": 7,
+    "int4": 8,
+    "uint1": 9,
+    "uint2": 10,
+    "uint4": 11,
+    "uint3": 12,
+    "uint6": 13,
+    "int32": 14,
+    "uint32": 15,
+    "bool": 3,
+}
+"""Numbers of types in a record of weights."""
 NUMPY = {"f16": "<f2", "f32": "<f4", "int8": "i1", "int32": "<i4", "uint8": "u1", "uint32": "<u4", "bool": "u1"}
 
 
@@ -67,7 +85,7 @@ class Package:
         bits = WIDTHS.get(value.kind)
         data = stream(value.array, bits) if bits else value.array.astype(NUMPY[value.kind]).tobytes()
         at = len(self.weights)
-        self.weights += struct.pack("<IIQQQ", 0xDEADBEEF, 1, len(data), at + 64, 0) + b"\0" * 32 + data
+        self.weights += struct.pack("<IIQQQ", 0xDEADBEEF, TYPES[value.kind], len(data), at + 64, 0) + b"\0" * 32 + data
         self.weights += b"\0" * (-len(self.weights) % 64)
         place = field(1, "@model_path/weights/weight.bin") + field(2, at)
         return field(2, tensor_type(value.kind, value.array.shape)) + field(5, place)

@@ -9,7 +9,7 @@ import pytest
 from coreml_files import Package, Stored, named
 
 import qdeploy
-from qdeploy.errors import UnsupportedError
+from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.coreml.operators import OPERATORS
 from qdeploy.ir.run import Weights, run
 
@@ -67,3 +67,12 @@ def test_what_every_operation_may_say_does_no_harm(tmp_path: Path):
     model = qdeploy.load(p.write(tmp_path, SHAPE))
     (y,) = run(model.graph, {"x": np.ones((1, 12), np.float32)}, None, Weights(model))[0].values()
     np.testing.assert_array_equal(y, np.full((1, 8), 12, np.float32))
+
+
+def test_a_record_of_another_type_than_its_value_is_refused(tmp_path: Path):
+    p = package("relu")
+    assert p.weights[68:72] == b"\2\0\0\0"  # float32, in the first record
+    p.weights[68:72] = b"\x0e\0\0\0"
+    with pytest.raises(BadFileError, match="another type than its value") as caught:
+        qdeploy.load(p.write(tmp_path, SHAPE))
+    assert caught.value.found == "int32"

@@ -180,6 +180,28 @@ def test_parts_are_one_model(tmp_path):
         load(tmp_path)
 
 
+def test_metadata_of_a_later_part_are_not_dropped_in_silence(tmp_path):
+    write(tmp_path / "m.gguf", {f"w{i}": quantized((4, 32), Types.Q8_0) for i in range(4)}, split=2)
+    second = tmp_path / "m-00002-of-00002.gguf"
+    reader = gguf.GGUFReader(second)
+    writer = gguf.GGUFWriter(tmp_path / "x", "llama")
+    del writer.kv_data[0]["general.architecture"]
+    for key, kind in (("split.no", "uint16"), ("split.count", "uint16"), ("split.tensors.count", "int32")):
+        getattr(writer, f"add_{kind}")(key, int(reader.fields[key].contents()))
+    writer.add_float32("llama.rope.freq_base", 5.0)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    del reader
+    (tmp_path / "x").rename(second)
+    with pytest.raises(BadFileError, match="metadata of its own") as caught:
+        load(tmp_path)
+    assert caught.value.found == "llama.rope.freq_base"
+
+
 def test_a_part_under_another_parts_name_is_refused(tmp_path):
     write(tmp_path / "m.gguf", {f"w{i}": quantized((4, 32), Types.Q8_0) for i in range(4)}, split=2)
     first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))

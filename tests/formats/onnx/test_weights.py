@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_networks import converted, distance, network, onnx_runtime, saved, tensor
 
 import qdeploy
+from qdeploy.errors import BadFileError
 from qdeploy.progress import SILENT
 from qdeploy.proof.roundtrip import levels, prove
 
@@ -214,3 +215,15 @@ def test_a_weight_is_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(FileRows, "read", lambda self, a, b: sizes.append(b - a) or real(self, a, b))
     assert model.tensors["B"].decode(slice(8, 10)).shape == (2, 1024)
     assert 0 < sum(sizes) <= 2 * (512 + 128)
+
+
+def test_a_zero_point_of_another_type_than_its_codes_is_refused(tmp_path: Path):
+    arrays = {"w": np.ones((2, 3), np.int8), "s": np.array(0.5, np.float32), "z": np.array(3, np.uint8)}
+    parts = [tensor(name, array) for name, array in arrays.items()]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"]),
+        helper.make_node("Add", ["x", "f"], ["y"]),
+    ]
+    made = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, [2, 3])}, parts)
+    with pytest.raises(BadFileError, match="zero point of another type"):
+        qdeploy.load(saved(made, tmp_path / "source"))

@@ -162,3 +162,10 @@ def test_four_times_as_many_inputs_of_a_layer_take_four_times_as_long(tmp_path: 
     few = min(seconds(2000) for _ in range(2))
     many = seconds(8000)
     assert many < 7 * few + 0.2, f"{few:.2f} s and {many:.2f} s"
+
+
+def test_a_network_without_outputs_is_refused(tmp_path: Path):
+    writer = network("Relu")
+    writer.layers = [layer for layer in writer.layers if 'type="Result"' not in layer]
+    with pytest.raises(BadFileError, match="without outputs"):
+        computed(tmp_path, writer)
