@@ -1,10 +1,12 @@
 """How good a ladder is at each size, from one file: perplexity of BabyLlama on TinyStories, at every level and between.
 
-    QDEPLOY_TESTDATA=DIR python bench/elastic.py [--efforts fast,full,best,balanced] [--stories 60] [--json FILE]
+    QDEPLOY_TESTDATA=DIR python bench/elastic.py [--efforts fast,full,best,balanced,imported] [--stories 60]
+        [--json FILE]
 
 Fitted to the last 150 stories, evaluated on the first 60, cut to 256 tokens; groups of 64, embedding and head float,
 float32 activations in the native runtime. Bits are those that a level needs of each weight of the layers: its planes,
-8 per group, 32 per row. `mixed` is the order of the stack by measured losses.
+8 per group, 32 per row. `mixed` is the order of the stack by measured losses. `imported` makes ladders of the codes of
+GPTQ at 4 bits (groups of 64 with zero points), whose last level must be the source bit for bit.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ LIMITS = {
     "best": (2.32, 2.00, 1.915),
     "balanced": (2.42, 1.99, 1.905),
 }
+IMPORTED = {"full": (4.7, 2.10), "best": (4.2, 2.10)}
 MIXED = {1.86: 4.2, 2.11: 2.8, 2.86: 2.12}
 
 
@@ -77,7 +80,7 @@ def bits_of(path: Path) -> list[float]:
 def main() -> None:
     """Runs what is asked for."""
     parser = arguments(__doc__)
-    parser.add_argument("--efforts", default="fast,full,best,balanced", help="[%(default)s]")
+    parser.add_argument("--efforts", default="fast,full,best,balanced,imported", help="[%(default)s]")
     parser.add_argument("--stories", type=int, default=60, help="that are evaluated [%(default)s]")
     options = parser.parse_args()
     data, results = Path(os.environ["QDEPLOY_TESTDATA"]), Results("elastic.py", options.json)
@@ -89,7 +92,10 @@ def main() -> None:
         (work / "eval.txt").write_text(SEPARATOR.join(stories[: options.stories]))
         samples = read_samples(qdeploy.load(model), str(work / "eval.txt"))
         for effort in options.efforts.split(","):
-            measure(results, model, work, effort, samples)
+            if effort == "imported":
+                measure_imported(results, model, work, samples)
+            else:
+                measure(results, model, work, effort, samples)
 
 
 def measure(results: Results, model: Path, work: Path, effort: str, samples: Samples) -> None:
@@ -112,6 +118,27 @@ def measure(results: Results, model: Path, work: Path, effort: str, samples: Sam
                     rung = max(r for r, size in enumerate(bits, 1) if size <= wanted + 1e-9 or r == 36)
                     name = f"best, mixed, {bits[rung - 1]:.2f} bits: perplexity"
                     results.bar(name, perplexity(runtime, rung, samples), limit, at_least=False)
+
+
+def measure_imported(results: Results, model: Path, work: Path, samples: Samples) -> None:
+    """The lower levels of integers that somebody else has made, and whether all planes are still those integers."""
+    source, plain, text = work / "gptq", work / "gptq.qd", work / "fit.txt"
+    qdeploy.convert(model, source, to="ir", quantize=f"gptq:int4,zeros=group,group=64,calibrate={text},only=layers")
+    qdeploy.convert(source, plain, to="native")
+    probe = samples.ids[0][: samples.lengths[0]]
+    with Runtime(plain, activations="exact", threads=1, kv="f32") as runtime:
+        wanted = np.array(runtime.logits(probe))
+        top = perplexity(runtime, len(runtime.rungs()), samples)
+    for effort, limits in IMPORTED.items():
+        path = work / f"imported-{effort}.qd"
+        qdeploy.convert(source, path, to="native", order="uniform", quantize=f"ladder:calibrate={text},effort={effort}")
+        with Runtime(path, activations="exact", threads=1, kv="f32") as runtime:
+            same = np.array_equal(np.array(runtime.logits(probe)), wanted)
+            results.bar(f"imported, {effort}, 4 planes: logits are the source's", float(same), 1.0)
+            count = len(runtime.rungs())
+            for level, limit in zip((2, 3), limits, strict=True):
+                name = f"imported, {effort}, {level} planes: perplexity (source {top:.3f})"
+                results.bar(name, perplexity(runtime, count - 35 * (4 - level), samples), limit, at_least=False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Ladders: planes of which every level has params and a bias of its own, in the block of its plane.
 
-All blocks are laid out alike, so that one record describes them: codes, scales, zero points, biases. The params of the
-last plane that is there count (runtime/src/format.h, `ladder`).
+All blocks are laid out alike, so that one record describes them: codes, scales, zero points, offsets, biases. The
+params of the last plane that is there count (runtime/src/format.h, `ladder`).
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from qdeploy.backends.native.parts import (
     row_slabs,
 )
 from qdeploy.ir.tensor import Float32
-from qdeploy.ir.views.ladder import Ladder
+from qdeploy.ir.views.ladder import Factors, Ladder
 from qdeploy.ir.views.params import RowReader as Reader
 
 _SUPERS = (NumberKind.BF16, NumberKind.F16, NumberKind.F32)
+_SMALL = (NumberKind.U8, NumberKind.I8, NumberKind.F16, NumberKind.F32)
 _ZEROS = (NumberKind.U8, NumberKind.F16, NumberKind.F32)
 
 
 def ladder_matrix(name: str, ladder: Ladder) -> LoweredMatrix:
     """The form of a ladder."""
     rows, count = ladder.shape
-    columns = choose_columns(count, ladder.group, ladder.groups, None)
+    columns = choose_columns(count, ladder.group, ladder.groups, ladder.index)
     term = _Term(ladder, columns).lowered()
-    shape = f"ladder of {ladder.planes} planes, group {ladder.group}"
+    shape = f"ladder of {ladder.planes} planes, group {ladder.group}{' sorted' if columns.order is not None else ''}"
     return LoweredMatrix(
         name,
         (rows, count),
@@ -62,7 +63,9 @@ class _Term:
         """The term, with the parts of all blocks."""
         levels = self.ladder.levels
         codes = self.columns.padded * 16 // 8
-        scale = self._scale_form()
+        scale = self._form([level.scale for level in levels])
+        offsets = [level.offset for level in levels if level.offset is not None]
+        offset = self._form(offsets) if offsets else None
         zeros = [level.zero for level in levels]
         common = zeros[0] if all(isinstance(zero, float) and zero == zeros[0] for zero in zeros) else None
         zero = None if common is not None else self._kind([self._as_reader(z) for z in zeros], _ZEROS)
@@ -70,16 +73,17 @@ class _Term:
         for plane, level in enumerate(levels):
             prefix = f"plane{plane}/" if plane else ""
             self.sizes[f"plane{plane}" if plane else "codes"] = self.blocks * codes
-            self._numbers(f"{prefix}scale", level.small, scale.kind, self.columns.which)
-            if scale.super_kind != NumberKind.NO and level.factor is not None:
-                self._numbers(f"{prefix}scale.super", level.factor, scale.super_kind, np.zeros(1, np.int64))
+            self._factors(f"{prefix}scale", level.scale, scale)
             if zero is not None:
                 self._numbers(f"{prefix}zero", self._as_reader(level.zero), zero, self.columns.which)
+            if offset is not None:
+                self._factors(f"{prefix}offset", level.offset or Factors(self._as_reader(0.0)), offset)
             if bias != NumberKind.NO:
                 self._numbers(f"{prefix}bias", _column(level.bias, self.ladder.shape[0]), bias, np.zeros(1, np.int64))
         record: dict[str, float] = {"group": self.columns.group, "groups": self.columns.groups}
         record |= {"zero_for_all": common} if isinstance(common, float) else {}
         params = {"scale": scale, **({"zero": ParamForm(zero)} if zero is not None else {})}
+        params |= {"offset": offset} if offset is not None else {}
         return LoweredTerm(TermKind.PLANES, self.sizes, self._produce, self.ladder.planes, record, params, bias=bias)
 
     def _produce(self, first: int, last: int) -> Iterator[Piece]:
@@ -90,13 +94,29 @@ class _Term:
         for maker in self.makers:
             yield from maker(first, last)
 
-    def _scale_form(self) -> ParamForm:
-        levels = self.ladder.levels
-        factors = [level.factor for level in levels if level.factor is not None]
-        if len(factors) == len(levels):
-            small = self._kind([level.small for level in levels], (NumberKind.U8, NumberKind.F16, NumberKind.F32))
-            return ParamForm(small, self._kind(factors, _SUPERS), self.columns.groups)
-        return ParamForm(self._kind([level.small for level in levels], numbers.SCALES))
+    def _form(self, factors: Sequence[Factors]) -> ParamForm:
+        """The form of the scales or offsets of all levels: of two levels where all of them are, over as many groups."""
+        above = [own.above for own in factors if own.above is not None]
+        spans = {own.span for own in factors}
+        if len(above) == len(factors) == len(self.ladder.levels) and len(spans) == 1 and self._keeps(min(spans)):
+            small = self._kind([own.small for own in factors], _SMALL)
+            span = min(spans)
+            span = span if span < self.ladder.groups else self.columns.groups
+            return ParamForm(small, self._kind(above, _SUPERS), span)
+        return ParamForm(self._kind([own.product for own in factors], numbers.SCALES))
+
+    def _keeps(self, span: int) -> bool:
+        """Whether spans of groups are the same in the order of the file."""
+        return span >= self.ladder.groups or self.columns.order is None
+
+    def _factors(self, part: str, own: Factors, form: ParamForm) -> None:
+        if form.super_kind == NumberKind.NO or own.above is None:
+            self._numbers(part, own.product, form.kind, self.columns.which)
+            return
+        self._numbers(part, own.small, form.kind, self.columns.which)
+        last = -(-self.ladder.groups // own.span) - 1
+        spans = np.minimum(np.arange(-(-self.columns.groups // form.super_span)), last)
+        self._numbers(f"{part}.super", own.above, form.super_kind, spans)
 
     def _kind(self, readers: Sequence[Reader], kinds: Sequence[NumberKind]) -> NumberKind:
         def parts() -> Iterator[Array]:

@@ -34,6 +34,7 @@ class Needs:
             the layers before have become by then; the tensor that is made of n statistics has n levels.
         streams: 0, or N: the inputs are followed side by side on the float model and at N rungs, with what the layers
             before have become at that rung. The quantizer gets 1 + N statistics: of the float model, then of each rung.
+        integers: Whether it also takes weights that are integers already, and keeps them as they are.
         costs: Whether what each rung costs the network is measured on the data, where that is not too much work.
         without: What the user is told where no text is named: what the weights lack then.
     """
@@ -42,6 +43,7 @@ class Needs:
     text: str = ""
     levels: int = 0
     streams: int = 0
+    integers: bool = False
     costs: bool = False
     without: str = "it sees weights alone"
 
@@ -96,7 +98,7 @@ class Weight:
 
     Attributes:
         name: Of the tensor.
-        tensor: A plain float matrix [N, K].
+        tensor: A plain float matrix [N, K]; where the quantizer takes integers, codes that are cut into planes, too.
         losses: Where the signal-to-noise ratio in dB is put under the name, when the codes are first read.
         shifts: Where a quantizer may put, under the name, what the layer is to add to its outputs: float [N].
     """

@@ -18,6 +18,7 @@ from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
 from qdeploy.quantize.contract import Statistics, Weight
+from qdeploy.quantize.ladder.imported import has_planes
 from qdeploy.quantize.measured import measured_rungs, with_errors
 from qdeploy.quantize.networks import META as NETWORK_META
 from qdeploy.quantize.networks import layer_weights, rounded
@@ -105,11 +106,13 @@ def _refuse_idle(model: Model, specs: Sequence[Spec], takers: Collection[int], n
 
 def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
     """The weights that are quantized, and by which of the specs; UnsupportedError where one is quantized already."""
-    tables = embedding_tables(model)
+    tables, integers = embedding_tables(model), integer_weights(model)
     chosen: dict[str, Spec] = {}
     for name in (*linear_weights(model), *tables):
-        spec = next((s for s in specs if s.names.take(name) and (s.names.only or name not in tables)), None)
-        if spec is None:
+        ways = (s for s in specs if s.names.take(name))
+        spec = next((s for s in ways if s.names.only or _is_meant(name, s, tables, integers)), None)
+        if spec is None or (spec.needs.integers and name in integers):
+            chosen |= {} if spec is None else {name: spec}
             continue
         if not isinstance(view(model.tensors[name]), Floats):
             raise UnsupportedError(
@@ -120,6 +123,22 @@ def chosen_weights(model: Model, specs: Sequence[Spec]) -> dict[str, Spec]:
             )
         chosen[name] = spec
     return chosen
+
+
+def integer_weights(model: Model) -> tuple[str, ...]:
+    """Names of the weights and tables that are integers which planes are cut from."""
+    names = (*linear_weights(model), *embedding_tables(model))
+    return tuple(name for name in names if has_planes(model.tensors[name]))
+
+
+def _is_meant(name: str, spec: Spec, tables: Collection[str], integers: Collection[str]) -> bool:
+    """Whether a spec that names no tensors is for this one.
+
+    Where a method keeps the integers of a checkpoint, only they are meant: the rest stays what it is.
+    """
+    if spec.needs.integers and integers:
+        return name in integers
+    return name not in tables
 
 
 def linear_weights(model: Model) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.model import Model
 from qdeploy.ir.views import Floats, view
-from qdeploy.quantize.driver import embedding_tables
+from qdeploy.quantize.driver import embedding_tables, integer_weights
 from qdeploy.quantize.specs import parse
 from qdeploy.sizes import human
 
@@ -68,6 +68,11 @@ def _deep_heads(model: Model, specs: Sequence[str]) -> tuple[str, ...]:
     gathered = [node.inputs[0] for node in nodes if node.op == "Gather"]
     heads = [node.inputs[1] for node in nodes if node.op == "Linear" and "logits" in node.outputs]
     general = next(spec for spec in specs if _is_ladder(spec))
+    if integer_weights(model):
+        model.notes.append(
+            "ladders of the checkpoint's own integers: all planes are the source, and floats stay floats"
+        )
+        return tuple(specs)
     chosen = [
         name
         for name in dict.fromkeys((*gathered, *heads))

@@ -15,7 +15,7 @@ from qdeploy.ir.decode import decode_codes, decode_tensor
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.run import Weights, run
-from qdeploy.ir.tensor import Array, QTensor
+from qdeploy.ir.tensor import Array, Buffer, QTensor, plain
 from qdeploy.passes.expand import expand_graph
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.activations import KEPT
@@ -23,6 +23,7 @@ from qdeploy.quantize.blas import single_threaded
 from qdeploy.quantize.hessian import divergence
 from qdeploy.quantize.perturbed import Replaced, suffixes
 from qdeploy.quantize.samples import Samples
+from qdeploy.quantize.shifts import shifted
 
 MOST_WORK = 4e11
 """Multiplications that are worth it; networks that need more keep the errors of their outputs layer by layer."""
@@ -36,13 +37,14 @@ def measured_rungs(
 
     Args:
         source: The model of floats, a decoder.
-        quantized: The same with such tensors, whose layers add NAME/bias to their outputs.
+        quantized: The same with such tensors, whose layers may add NAME/bias to their outputs.
         samples: What both run on; at most 2048 tokens are used.
         progress: Told of tensors.
 
     Returns:
         By name, a cost per rung that never rises; nothing where the work would be too much.
     """
+    quantized = _with_biases(quantized)
     graph = expand_graph(quantized.graph, KEPT)
     layers = _first_users(graph, quantized)
     few = next(iter(samples.batches(TOKENS)))
@@ -87,6 +89,15 @@ def _first_users(graph: Graph, quantized: Model) -> dict[str, Node]:
             if own is not None and own.rungs and all(rung.terms is not None for rung in own.rungs):
                 users.setdefault(name, node)
     return users
+
+
+def _with_biases(quantized: Model) -> Model:
+    """The model, in which every layer whose rungs have biases has a constant NAME/bias that can take them."""
+    known = {_weight_of(name) for name in quantized.graph.constants}
+    rungs = {name: t.rungs for name, t in quantized.tensors.items() if name not in known and t.rungs}
+    bare = [name for name, own in rungs.items() if any(rung.bias is not None for rung in own)]
+    zeros = {name: np.zeros(quantized.tensors[name].shape[0], np.float32) for name in bare}
+    return shifted(quantized, {name: plain(Buffer.of("bias", zero, "F32"), "f32") for name, zero in zeros.items()})
 
 
 def _base(source: Model, graph: Graph, layers: Mapping[str, Node]) -> tuple[Replaced, set[str]]:

@@ -82,20 +82,22 @@ class Rtn:
         return grouped_tensor(weight.tensor, grid, ComputedRows(work.codes), ComputedRows(work.scales))
 
 
-def grouped_tensor(tensor: QTensor, grid: Grid, codes: Rows, scales: Rows) -> QTensor:
-    """A matrix of unsigned codes with their middle for a zero point, and a float16 scale per group.
+def grouped_tensor(tensor: QTensor, grid: Grid, codes: Rows, scales: Rows, zeros: Rows | None = None) -> QTensor:
+    """A matrix of unsigned codes with their middle for a zero point, or one per group, and a float16 scale per group.
 
     Args:
         tensor: What it stands for, [N, K].
         grid: Bits and group.
         codes: uint8 [N, ceil(K * bits / 8)], packed.
         scales: float16 [N, groups].
+        zeros: uint8 [N, groups]; None: all are the middle.
     """
     (count, width), bits = tensor.shape, grid.bits
     group = columns_of(grid, width)
     packed = Buffer("codes", "U8", (count, -(-width * bits // 8)), codes)
     scale = Buffer("scale", "F16", (count, -(-width // group)), scales)
-    middle = Buffer.of("zero", np.full((1, 1), 1 << (bits - 1), np.uint8), "U8")
+    zero = Buffer.of("zero", np.full((1, 1), 1 << (bits - 1), np.uint8), "U8")
+    zero = zero if zeros is None else Buffer("zero", "U8", scale.shape, zeros)
     return QTensor(
         tensor.shape,
         tensor.dtype,
@@ -106,7 +108,9 @@ def grouped_tensor(tensor: QTensor, grid: Grid, codes: Rows, scales: Rows) -> QT
                     (packed,),
                     Layout("bits", bits),
                     f"uint{bits}",
-                    zero=Param(Codes((1, 1), (middle,), PLAIN, "uint8"), tensor.shape),
+                    zero=Param(
+                        Codes(zero.shape, (zero,), PLAIN, "uint8"), tensor.shape if zeros is None else (1, group)
+                    ),
                     scale=Param(Codes(scale.shape, (scale,), PLAIN, "f16"), (1, group)),
                 )
             ),

@@ -1,6 +1,7 @@
 """A tensor whose rungs are planes of one code, each with scales, zero points and a bias of its own.
 
-    W_l[n, k] = (code[n, k] with its last P - l bits at their middle, - zero_l[n, g]) * scale_l[n, g]
+    read_l[n, k] = code[n, k] with its last P - l bits at their middle
+    W_l[n, k]    = (read_l[n, k] - zero_l[n, g]) * scale_l[n, g] + offset_l[n, g]
 
 in steps of the whole code, whatever a rung's own term counts in: a term of l bits has zero points and scales in steps
 of 2 ** (P - l). Both conversions are by powers of two. The complete form is the last rung.
@@ -9,14 +10,38 @@ of 2 ** (P - l). Both conversions are by powers of two. The complete form is the
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qdeploy.ir.decode import decode_codes
-from qdeploy.ir.tensor import Codes, Float32, Param, QTensor, Rung, buffers
+from qdeploy.ir.tensor import Array, Codes, Float32, Param, QTensor, Rung, buffers
 from qdeploy.ir.views.levels import Levels
-from qdeploy.ir.views.params import Grid, Grouping, RowReader, two_levels
+from qdeploy.ir.views.params import Grid, Grouping, RowReader, grouping, two_levels
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Numbers per group. Readers take rows [start, stop).
+
+    Attributes:
+        small: float32 [rows, groups]: the numbers, or small ones where there are others above.
+        above: float32 [rows, ceil(groups / span)] that these are multiplied by; None: 1.
+        span: Groups that share one of those.
+    """
+
+    small: RowReader
+    above: RowReader | None = None
+    span: int = 1
+
+    def product(self, start: int, stop: int) -> Float32:
+        """What they mean: float32 [rows, groups]."""
+        small: Float32 = self.small(start, stop)
+        if self.above is None:
+            return small
+        product: Float32 = small * np.repeat(self.above(start, stop), self.span, axis=1)[:, : small.shape[1]]
+        return product
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +49,16 @@ class Level:
     """One level. Readers take rows [start, stop).
 
     Attributes:
-        small: float32 [rows, groups]: scales, or their small numbers where there is a factor.
-        factor: float32 [rows, 1] that these are multiplied by; None: 1.
+        scale: Scales.
         zero: float32 [rows, groups], or one number.
         bias: float32 [rows], or None.
+        offset: Offsets, or None.
     """
 
-    small: RowReader
-    factor: RowReader | None
+    scale: Factors
     zero: RowReader | float
     bias: Float32 | None
+    offset: Factors | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +73,7 @@ class Ladder:
         levels: One per plane.
         errors: Of each level.
         sizes: Bytes that each level adds: its plane and its params.
+        index: Group of each column, int [K], where groups are not runs of columns.
     """
 
     shape: tuple[int, int]
@@ -57,6 +83,7 @@ class Ladder:
     levels: tuple[Level, ...]
     errors: tuple[float, ...]
     sizes: tuple[int, ...]
+    index: Array | None = None
 
     @property
     def planes(self) -> int:
@@ -97,19 +124,31 @@ def _ladder(tensor: QTensor) -> Ladder | None:
     terms = [term for bits, rung in enumerate(tensor.rungs, 1) if (term := _codes_of(rung, bits)) is not None]
     if not 2 <= planes == len(terms) <= 8 or codes.data != terms[-1].data or codes.table != terms[-1].table:
         return None
-    tiles = {term.scale.tile for term in terms if term.scale is not None}
-    if len(tiles) != 1 or any(term.scale is None for term in terms):
+    groups = _grouping(terms, grid)
+    if groups is None:
         return None
-    group = min(next(iter(tiles))[1], tensor.shape[1])
-    grouping = Grouping(grid, group, -(-tensor.shape[1] // group))
-    levels = [_level(term, rung, grouping, planes) for term, rung in zip(terms, tensor.rungs, strict=True)]
+    levels = [_level(term, rung, groups, planes) for term, rung in zip(terms, tensor.rungs, strict=True)]
     errors = tuple(1.0 if rung.error is None else rung.error for rung in tensor.rungs)
     sizes = [
-        term.data[-1].nbytes + sum({b.key: b.nbytes for b in buffers((term.scale, term.zero, rung.bias))}.values())
+        term.data[-1].nbytes
+        + sum({b.key: b.nbytes for b in buffers((term.scale, term.zero, term.offset, rung.bias))}.values())
         for term, rung in zip(terms, tensor.rungs, strict=True)
     ]
     read = grid.codes(codes)
-    return Ladder(grid.shape, group, grouping.groups, read, tuple(levels), errors, tuple(sizes))
+    return Ladder(grid.shape, groups.group, groups.groups, read, tuple(levels), errors, tuple(sizes), groups.index)
+
+
+def _grouping(terms: Sequence[Codes], grid: Grid) -> Grouping | None:
+    """The groups of all levels; None where they differ."""
+    tiles = {term.scale.tile for term in terms if term.scale is not None}
+    if len(tiles) != 1 or any(term.scale is None for term in terms):
+        return None
+    params = [p for term in terms for p in (term.scale, term.zero, term.offset) if p is not None]
+    if any(p.index is not None for p in params):
+        return grouping(params, grid)
+    group = min(next(iter(tiles))[1], grid.shape[1])
+    apart = any(p.tile != next(iter(tiles)) and p.tile[1] < grid.shape[1] for p in params)
+    return None if apart else Grouping(grid, group, -(-grid.shape[1] // group))
 
 
 def _codes_of(rung: Rung, bits: int) -> Codes | None:
@@ -119,9 +158,9 @@ def _codes_of(rung: Rung, bits: int) -> Codes | None:
     codes = rung.terms[0].values
     if not isinstance(codes, Codes) or codes.layout.kind != "planes" or codes.layout.width != bits:
         return None
-    params = [p for p in (codes.scale, codes.zero) if p is not None]
-    plain = all(len(p.tile) == 2 and p.index is None and not p.divide for p in params)
-    return codes if plain and codes.offset is None and codes.table == f"uint{bits}" else None
+    params = [p for p in (codes.scale, codes.zero, codes.offset) if p is not None]
+    plain = all(len(p.tile) == 2 and not p.divide for p in params)
+    return codes if plain and codes.table == f"uint{bits}" else None
 
 
 def _level(term: Codes, rung: Rung, groups: Grouping, planes: int) -> Level:
@@ -129,13 +168,18 @@ def _level(term: Codes, rung: Rung, groups: Grouping, planes: int) -> Level:
     scale = term.scale
     assert scale is not None  # `_ladder` has looked
     bias = None if rung.bias is None else decode_codes(rung.bias)
-    zero = _zero(term.zero, groups, step)
-    split = two_levels(scale, groups)
-    if split is not None and split[2] == groups.groups:
-        small, above, _ = split
-        return Level(small, lambda start, stop: above(start, stop) / step, zero, bias)
-    whole = groups.spread(scale)
-    return Level(lambda start, stop: whole(start, stop) / step, None, zero, bias)
+    offset = None if term.offset is None else _factors(term.offset, groups, np.float32(1))
+    return Level(_factors(scale, groups, step), _zero(term.zero, groups, step), bias, offset)
+
+
+def _factors(param: Param, groups: Grouping, step: np.float32) -> Factors:
+    """Numbers of a level over a power of two."""
+    split = two_levels(param, groups)
+    if split is not None:
+        small, above, span = split
+        return Factors(small, lambda start, stop: above(start, stop) / step, span)
+    whole = groups.spread(param)
+    return Factors(lambda start, stop: whole(start, stop) / step)
 
 
 def _zero(zero: Param | None, groups: Grouping, step: np.float32) -> RowReader | float:

@@ -18,7 +18,9 @@ from qdeploy.ir.tensor import PLAIN, Buffer, Codes, Float32, QTensor, Term
 from qdeploy.measure import decibels, energy
 from qdeploy.options import option
 from qdeploy.quantize.contract import Grid, Needs, Statistics, Weight
+from qdeploy.quantize.ladder.affine import Affine
 from qdeploy.quantize.ladder.fit import PROFILES, Fitted, fit
+from qdeploy.quantize.ladder.imported import Imported, has_planes
 from qdeploy.quantize.ladder.loops import Loops
 from qdeploy.quantize.ladder.metric import DAMPING, Metric
 from qdeploy.quantize.ladder.tensor import ladder_tensor, rounded
@@ -64,12 +66,13 @@ class Ladder:
             frozenset({"moments", "means"}),
             self.calibrate,
             streams=streams,
+            integers=True,
             costs=True,
             without="it sees weights alone, and is far worse below four planes; give calibrate=FILE",
         )
 
     def quantize(self, weight: Weight, statistics: Sequence[Statistics], grid: Grid) -> QTensor:
-        """Fits the ladder of one matrix, now.
+        """Fits the ladder of one matrix, now; of integers, the levels below the last, which stays what it is.
 
         Args:
             weight: What to fit. Where the mean of its inputs is known, `weight.shifts` gets what its layer is to add to
@@ -77,6 +80,8 @@ class Ladder:
             statistics: Of its inputs; empty: each column is as large as the others. Those of rungs behind the first.
             grid: Has no meaning for ladders.
         """
+        if has_planes(weight.tensor):
+            return self._imported(weight, statistics)
         values = weight.tensor.decode()
         if not np.isfinite(values).all():
             raise BadFileError(
@@ -87,9 +92,7 @@ class Ladder:
             loops = Loops(Metric.diagonal(np.ones(values.shape[1]), group))
             return self._finished(weight, values, self._fitted(values, loops), None)
         moment = centred(statistics[0])
-        planes, rungs = PROFILES[self.profile].planes, tuple(statistics[1:])
-        if rungs:  # levels with fewer planes than any that are followed make up for the least of those
-            rungs = ((rungs[0],) * planes + rungs)[-planes:]
+        rungs = _by_level(statistics[1:], PROFILES[self.profile].planes)
         targets = [made_up(values, moment, statistics[0], rung) for rung in rungs]
         fitted = self._fitted(values, Loops(Metric.of(moment, group)), targets)
         return self._finished(weight, values, fitted, moment, statistics[0], rungs)
@@ -100,6 +103,28 @@ class Ladder:
         if self.effort == "fast":
             return fit(values, loops, profile, sweeps=0, targets=targets)
         return fit(values, loops, profile, targets=targets)
+
+    def _imported(self, weight: Weight, statistics: Sequence[Statistics]) -> QTensor:
+        """The ladder of a source's integers."""
+        own, known = Imported(weight.name, weight.tensor), statistics[0] if statistics else None
+        if known is not None and known.moments is None:
+            known = None
+        moment = None if known is None else centred(known)
+        affine = Affine(damped(np.eye(own.codes.shape[1]) if moment is None else moment), *own.groups_with_columns)
+        rungs = _by_level(statistics[1:], own.planes) if known is not None else ()
+        params, lower = [], range(1, own.planes)
+        for level in lower:
+            target = own.values
+            if known is not None and moment is not None and rungs:
+                target = made_up(own.values, moment, known, rungs[level - 1])
+            params.append(own.refitted(affine, target, level))
+        decoded = [own.decoded(level, params[level - 1]) for level in lower]
+        biases: list[Float32 | None] = [None] * own.planes
+        if known is not None and known.means is not None:
+            wanted, means = own.values @ known.means, [_means(rung) for rung in rungs] or [known.means] * own.planes
+            biases = [(wanted - values @ means[at]).astype(np.float32) for at, values in enumerate(decoded)] + [None]
+        lost = [*relative_errors(own.values, decoded, moment), 0.0]
+        return own.tensor([*params, own.top], biases, lost, self.spill)
 
     def _finished(
         self,
@@ -130,7 +155,7 @@ class Ladder:
             exact = [wanted - stored.decoded(level) @ own[level] for level in range(planes)]
             weight.shifts[weight.name] = _vector(exact[-1].astype(np.float32))
             biases = [(bias - exact[-1]).astype(np.float32) for bias in exact[:-1]] + [None]
-        lost = relative_errors(values, stored, moment)
+        lost = relative_errors(values, [stored.decoded(level) for level in range(planes)], moment)
         return ladder_tensor(stored, scales, biases, lost, weight.tensor.dtype, self.spill)
 
 
@@ -153,18 +178,28 @@ def made_up(values: Float32, moment: Float64, known: Statistics, rung: Statistic
     """
     own = centred(rung)
     cross = np.asarray(rung.cross) - np.outer(_means(known), _means(rung))
-    damped = own + np.eye(len(own)) * max(DAMPING * float(np.diag(own).mean()), 1e-30)
-    change = np.linalg.solve(damped, (cross - own).T).T
+    change = np.linalg.solve(damped(own), (cross - own).T).T
     target: Float32 = values + (values @ change).astype(np.float32)
     return target
+
+
+def damped(moment: Float64) -> Float64:
+    """A second moment [K, K] with a share of its mean diagonal added."""
+    added: Float64 = moment + np.eye(len(moment)) * max(DAMPING * float(np.diag(moment).mean()), 1e-30)
+    return added
+
+
+def _by_level(rungs: Sequence[Statistics], planes: int) -> tuple[Statistics, ...]:
+    """The statistics of each level; levels below those that are followed make up for the least of these."""
+    return ((rungs[0],) * planes + tuple(rungs))[-planes:] if rungs else ()
 
 
 def _means(known: Statistics) -> Float64:
     return np.zeros(len(np.asarray(known.moments))) if known.means is None else known.means
 
 
-def relative_errors(values: Float32, fitted: Fitted, moment: Float64 | None) -> list[float]:
-    """Squared error of every level over the energy of the weight, both by a moment where there is one."""
+def relative_errors(values: Float32, levels: Sequence[Float32], moment: Float64 | None) -> list[float]:
+    """Squared error of every level's weight over the energy of the weight, both by a moment where there is one."""
     metric = np.asarray(moment if moment is not None else np.eye(1), np.float32)
 
     def size(array: Float32) -> float:
@@ -172,8 +207,7 @@ def relative_errors(values: Float32, fitted: Fitted, moment: Float64 | None) -> 
         return float(np.einsum("ij,ij->", product, array, dtype=np.float64))
 
     whole = size(values)
-    levels = range(fitted.scales.shape[2])
-    lost = [size(values - fitted.decoded(level)) / whole if whole > 0 else 0.0 for level in levels]
+    lost = [size(values - own) / whole if whole > 0 else 0.0 for own in levels]
     return [min(max(error, 0.0), 1.0) if math.isfinite(error) else 1.0 for error in lost]
 
 

@@ -93,13 +93,14 @@ def ladder_tensor(
 
     terms = [term(level) for level in range(1, count + 1)]
     rungs = tuple(
-        Rung((level,), (terms[level - 1],), float(errors[level - 1]), _bias(level, biases[level - 1]))
+        Rung((level,), (terms[level - 1],), float(errors[level - 1]), bias_of(level, biases[level - 1]))
         for level in range(1, count + 1)
     )
     return QTensor((rows, columns), dtype, (terms[-1],), rungs)
 
 
-def _bias(level: int, values: Float32 | None) -> Codes | None:
+def bias_of(level: int, values: Float32 | None) -> Codes | None:
+    """The bias of a level in float16, within its range."""
     if values is None:
         return None
     limit = float(np.finfo(np.float16).max)
