@@ -41,18 +41,7 @@ class Chat:
 
     def generation(self, tell: Any) -> Generation:
         """For the scheduler."""
-        settings = self.settings
-        return Generation(
-            ids=self.ids,
-            most=self.most,
-            tell=tell,
-            deadline=settings.deadline,
-            choices=settings.choices,
-            sampling=settings.sampling,
-            stops=settings.stops,
-            top=self.top,
-            grammar=self.grammar,
-        )
+        return self.settings.generation(self.ids, self.most, tell, top=self.top, grammar=self.grammar)
 
     def parsed(self, answer: Collected) -> Parsed:
         """An answer's text and the calls in it."""

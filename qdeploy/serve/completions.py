@@ -43,19 +43,9 @@ class Completions:
 
     def generation(self, place: int, tell: Any) -> Generation:
         """For the scheduler: the answers to one prompt."""
-        settings = self.settings
-        return Generation(
-            ids=self.prompts[place],
-            most=self.most[place],
-            tell=tell,
-            deadline=settings.deadline,
-            choices=settings.choices,
-            sampling=settings.sampling,
-            stops=settings.stops,
-            top=self.top,
-            score_prompt=self.echo and self.top is not None,
-            grammar=self.grammar,
-        )
+        scored = self.echo and self.top is not None
+        ids, most = self.prompts[place], self.most[place]
+        return self.settings.generation(ids, most, tell, top=self.top, score_prompt=scored, grammar=self.grammar)
 
     def prompt_text(self, place: int) -> str:
         """A prompt as text; "" where it is not wanted."""

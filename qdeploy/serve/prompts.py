@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from qdeploy.serve.fields import Fields, valid_text
+from qdeploy.serve.generation import Event, Generation
 from qdeploy.serve.refusal import Refusal
 from qdeploy.serve.sampling import Sampling
 from qdeploy.serve.service import Service
@@ -29,6 +32,19 @@ class Settings:
     usage: bool
     deadline: float
     most: int | None = None
+
+    def generation(self, ids: list[int], most: int, tell: Callable[[Event], None], **more: Any) -> Generation:
+        """For the scheduler: the answers to one prompt of at most so many tokens; `more` as for `Generation`."""
+        return Generation(
+            ids=ids,
+            most=most,
+            tell=tell,
+            deadline=self.deadline,
+            choices=self.choices,
+            sampling=self.sampling,
+            stops=self.stops,
+            **more,
+        )
 
 
 def take_settings(service: Service, fields: Fields, *names_of_most: str) -> Settings:

@@ -49,17 +49,7 @@ class Wanted:
 
     def generation(self, tell: Any) -> Generation:
         """For the scheduler."""
-        settings = self.settings
-        return Generation(
-            ids=self.ids,
-            most=self.most,
-            tell=tell,
-            deadline=settings.deadline,
-            choices=1,
-            sampling=settings.sampling,
-            stops=settings.stops,
-            grammar=self.grammar,
-        )
+        return self.settings.generation(self.ids, self.most, tell, grammar=self.grammar)
 
     def body(self, status: str, answer: Collected | None = None) -> dict[str, Any]:
         """The response as it is: in progress, completed, or incomplete."""

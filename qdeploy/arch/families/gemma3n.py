@@ -25,16 +25,15 @@ from qdeploy.arch.layer_inputs import EmbeddedInputs, LayerInputGate
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import Names
 from qdeploy.arch.prenorm import rms_norm
-from qdeploy.arch.rope import for_layers, read_rope
-from qdeploy.arch.self_attention import QueryKeyNorm, Rotation, SelfAttention
+from qdeploy.arch.rope import for_layers
+from qdeploy.arch.self_attention import SelfAttention
 from qdeploy.arch.shared_caches import producers
 from qdeploy.arch.stack import Decoder, refuse_unread
 from qdeploy.arch.streams import Streams
-from qdeploy.arch.windows import window_of
+from qdeploy.arch.unscaled import KINDS, unscaled_attention
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 
-_KINDS = ("full_attention", "sliding_attention")
 _THETAS = {"full_attention": ("rope_theta", 1000000.0), "sliding_attention": ("rope_local_base_freq", 10000.0)}
 
 
@@ -57,7 +56,7 @@ def build(model: Model) -> Graph:
     """Builds the graph of a Gemma3nForCausalLM."""
     config = Config(model.config)
     layers = layer_count(model, config)
-    kinds = check_layer_types(config, layers, _KINDS) or [_KINDS[(i + 1) % 5 > 0] for i in range(layers)]
+    kinds = check_layer_types(config, layers, KINDS) or [KINDS[(i + 1) % 5 > 0] for i in range(layers)]
     shared = producers(config, kinds, 15)
     activation = config.choose("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
     hidden, extent = config.size("hidden_size"), config.size("hidden_size_per_layer_input", 256)
@@ -94,25 +93,9 @@ def _streams(config: Config) -> Streams:
 
 
 def _attention(config: Config, kind: str, shared: int | None) -> SelfAttention:
-    whole, norm, bias = kind == "full_attention", rms_norm(config), config.flag("attention_bias", False)
-    head_dim, kv_heads = heads_of(config, head_dim=256, kv_heads=min(2, config.size("num_attention_heads")))
-    rope = read_rope(_rotation(config, kind), head_dim, config.size("max_position_embeddings", 32768))
-    return SelfAttention(
-        config.size("hidden_size"),
-        config.size("num_attention_heads"),
-        kv_heads,
-        head_dim,
-        0 if whole else window_of(config, 512),
-        rope.context,
-        1.0,
-        rotation=Rotation(rope, name="rope.inv_freq" if whole else "rope.inv_freq.local"),
-        qkv_bias=bias,
-        o_bias=bias,
-        qk_norm=QueryKeyNorm(norm.epsilon),
-        value_norm=norm.epsilon,
-        shared_with=shared,
-        size_field="head_dim",
-    )
+    heads = heads_of(config, head_dim=256, kv_heads=min(2, config.size("num_attention_heads")))
+    context = config.size("max_position_embeddings", 32768)
+    return unscaled_attention(config, kind, _rotation(config, kind), heads, context, shared_with=shared)
 
 
 def _rotation(config: Config, kind: str) -> Config:

@@ -29,11 +29,11 @@ from qdeploy.arch.layers import BOTH
 from qdeploy.arch.mlp import Mlp
 from qdeploy.arch.names import Names
 from qdeploy.arch.prenorm import rms_norm
-from qdeploy.arch.rope import for_layers, read_rope, with_default_rotations
-from qdeploy.arch.self_attention import QueryKeyNorm, Rotation, SelfAttention
+from qdeploy.arch.rope import for_layers, with_default_rotations
+from qdeploy.arch.self_attention import SelfAttention
 from qdeploy.arch.shared_caches import producers
 from qdeploy.arch.stack import Block, Branch, Decoder, Layer, Norm
-from qdeploy.arch.windows import window_of
+from qdeploy.arch.unscaled import KINDS, WHOLE, unscaled_attention
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
 
@@ -42,7 +42,6 @@ _ROTATIONS = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
 }
-_KINDS = ("full_attention", "sliding_attention")
 
 
 def build(model: Model) -> Graph:
@@ -51,8 +50,8 @@ def build(model: Model) -> Graph:
     config.refuse({"use_bidirectional_attention": ("vision",)})  # of images, of which there are none
     config.read.add("use_bidirectional_attention")
     layers = layer_count(model, config)
-    kinds = check_layer_types(config, layers, _KINDS) or [_KINDS[(i + 1) % 6 > 0] for i in range(layers)]
-    kinds[-1] = "full_attention"
+    kinds = check_layer_types(config, layers, KINDS) or [KINDS[(i + 1) % 6 > 0] for i in range(layers)]
+    kinds[-1] = WHOLE
     shared = producers(config, kinds)
     attention = [_attention(config, i, kind, shared[i]) for i, kind in enumerate(kinds)]
     inputs = _inputs(config, layers)
@@ -71,28 +70,18 @@ def build(model: Model) -> Graph:
 
 
 def _attention(config: Config, layer: int, kind: str, shared: int | None) -> SelfAttention:
-    whole, norm = kind == "full_attention", rms_norm(config)
-    head_dim, kv_heads = _heads(config, layer, whole)
-    context, bias = config.size("max_position_embeddings", 131072), config.flag("attention_bias", False)
-    rope, heads = read_rope(for_layers(config, kind), head_dim, context), config.size("num_attention_heads")
-    if heads % kv_heads:
-        raise config.contradiction("num_attention_heads, key and value heads", f"{heads}, {kv_heads}", "a multiple")
-    return SelfAttention(
-        config.size("hidden_size"),
+    whole, count = kind == WHOLE, config.size("num_attention_heads")
+    heads = _heads(config, layer, whole)
+    if count % heads[1]:
+        raise config.contradiction("num_attention_heads, key and value heads", f"{count}, {heads[1]}", "a multiple")
+    return unscaled_attention(
+        config,
+        kind,
+        for_layers(config, kind),
         heads,
-        kv_heads,
-        head_dim,
-        0 if whole else window_of(config, 512),
-        rope.context,
-        1.0,
-        rotation=Rotation(rope, name="rope.inv_freq" if whole else "rope.inv_freq.local"),
-        qkv_bias=bias,
-        o_bias=bias,
-        qk_norm=QueryKeyNorm(norm.epsilon),
-        value_norm=norm.epsilon,
+        config.size("max_position_embeddings", 131072),
         values_are_keys=whole and config.flag("attention_k_eq_v", False),
         shared_with=shared,
-        size_field="head_dim",
     )
 
 
