@@ -18,7 +18,7 @@ from qdeploy.backends.native.heads import HeadView
 from qdeploy.backends.native.layout import FEATURES, NONE, Activation, Feature, Op, Role, ValueKind, aligned
 from qdeploy.backends.native.parts import Array
 from qdeploy.errors import UnsupportedError
-from qdeploy.ir.graph import Graph, Node
+from qdeploy.ir.graph import OBSTACLE, Graph, Node
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import QTensor
 
@@ -124,6 +124,7 @@ class Planning:
                 "the native runtime runs decoders and encoders",
                 found=self.graph.meta.get("kind"),
                 allowed="decoder, encoder",
+                todo=str(self.graph.meta.get(OBSTACLE, "")),
             )
         for value in self.graph.inputs:
             self._values[value.name] = len(self.plan.values)

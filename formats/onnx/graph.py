@@ -2,7 +2,7 @@
 
 Three things change on the way, none of them a number:
 
-    weights that the graph dequantizes are one tensor (formats/onnx/quantized.py), and its dequantizing node is gone
+    weights that the graph dequantizes are one tensor (formats/onnx/claims.py), and its dequantizing node is gone
     small constant inputs are attributes where the row has attributes for them (formats/onnx/nodes.py)
     float initializers that are not float32 pass through a Cast to their own type, since tensors enter as float32
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.onnx.attributes import TENSOR, attributes, captured, encoded, subgraphs
+from qdeploy.formats.onnx.claims import Claims
 from qdeploy.formats.onnx.initializers import element_of, open_initializers, typed_units
-from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
 from qdeploy.formats.onnx.rewrites import Known
 from qdeploy.formats.onnx.subgraphs import lifted
 from qdeploy.formats.onnx.versions import CURRENT
@@ -35,12 +35,8 @@ from qdeploy.ir.tensor import Buffer, QTensor, plain
 from qdeploy.store.folder import Folder
 from qdeploy.store.origin import Origin
 
-MICROSOFT = "com.microsoft"
 STATIC_ELEMENTS = 4096
 """Constants up to this size can become attributes."""
-_N_BITS = frozenset({"K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"})
-_DEQUANTIZED = frozenset({"axis", "block_size", "output_dtype"})
-"""Attributes of dequantizing nodes; with others they stay as they are."""
 
 
 class Network:
@@ -49,6 +45,8 @@ class Network:
     Attributes:
         proto: The ModelProto without the data of its initializers.
         stored: Initializers, and constants of nodes, by name.
+        claims: Weights that the graph dequantizes; `claimed` are their tensors.
+        settings: Attributes of nodes without a row, by their first output.
         tensors: The model's tensors.
         versions: Imported version of each domain.
     """
@@ -66,17 +64,19 @@ class Network:
         for tensor in lifted(proto.graph):
             self.stored[tensor.name] = self._inline(tensor, tensor.name)
         self._constants_of_nodes()
-        self.claimed: dict[str, QTensor] = {}
-        self._claim()
-        absorbed = self._absorbed()
+        self.claims = Claims(proto, self.stored)
+        self.claimed = self.claims.tensors
         self.tensors = {
-            name: self.claimed.get(name) or s.tensor("onnx") for name, s in self.stored.items() if name not in absorbed
+            name: self.claimed.get(name) or s.tensor("onnx")
+            for name, s in self.stored.items()
+            if name not in self.claims.absorbed
         }
         self._reset()
 
     def _reset(self) -> None:
         self.nodes: list[Node] = []
         self.constants: dict[str, QTensor] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
         self._alias: dict[str, str] = {}
         self._cast: dict[str, str] = {}
 
@@ -123,47 +123,6 @@ class Network:
         named = type(tensor).FromString(tensor.SerializeToString())
         named.name = name
         return open_initializers(self._folder, self.file, [named], [None])[0]
-
-    def _claim(self) -> None:
-        """Finds the weights that every use dequantizes alike."""
-        uses: dict[str, set[tuple[Any, ...]]] = {}
-        for node in self.proto.graph.node:
-            signature = dequantizer(node)
-            for place, name in enumerate(node.input):
-                weight = signature is not None and place == (1 if node.op_type == "MatMulNBits" else 0)
-                uses.setdefault(name, set()).add(signature if weight and signature else ("other",))
-            for graph in subgraphs(node):
-                for name in captured(graph):
-                    uses.setdefault(name, set()).add(("other",))
-        for name, signatures in uses.items():
-            if name in self.stored and len(signatures) == 1 and signatures != {("other",)}:
-                tensor = self._claimed_by(self.stored[name], *signatures)
-                if tensor is not None:
-                    self.claimed[name] = tensor
-
-    def _claimed_by(self, weight: Stored, signature: tuple[Any, ...]) -> QTensor | None:
-        kind, names, attrs = signature
-        if any(name and name not in self.stored for name in names):
-            return None
-        scale, zero, index = (self.stored.get(name) for name in (*names, "", "")[:3])
-        if scale is None:
-            return None
-        if kind == "MatMulNBits":
-            return blocks_of_columns(weight, {"scale": scale, "zero": zero, "index": index}, dict(attrs))
-        return dequantized(weight, scale, zero, *attrs)
-
-    def _absorbed(self) -> set[str]:
-        """Scales and zero points that are only used by weights that hold them."""
-        absorbed: set[str] = set()
-        kept: set[str] = {v.name for v in self.proto.graph.output}
-        for node in self.proto.graph.node:
-            place = 1 if node.op_type == "MatMulNBits" else 0
-            mine = dequantizer(node) is not None and node.input[place] in self.claimed
-            last = 5 if node.op_type == "MatMulNBits" else 3
-            absorbed.update(node.input[place + 1 : last] if mine else ())
-            kept.update(name for i, name in enumerate(node.input) if not mine or not place < i < last)
-            kept.update(name for graph in subgraphs(node) for name in captured(graph))
-        return absorbed - kept
 
     # ---- what importers of nodes ask for
 
@@ -266,7 +225,8 @@ class Network:
         source = self.proto.graph
         inputs = tuple(self._value(v) for v in source.input if v.name not in self.stored)
         for node in source.node:
-            if node.op_type != "Constant" or node.output[0] not in self.stored:
+            constant = node.op_type == "Constant" and node.output[0] in self.stored
+            if not constant and not self.claims.is_only_a_view(node):
                 import_node(self, node)
         outputs = tuple(self._value(v) for v in self._typed_outputs())
         wrong = [v.name for v in outputs if v.name in self.stored]
@@ -288,6 +248,7 @@ class Network:
             "attributes": encoded(node),
             "outputs": [_described(types.get(name)) for name in node.output],
         }
+        self.settings[next(name for name in node.output if name)] = attributes(node)
         inputs = [self.value(name) for name in node.input]
         if outside:
             attrs["captured"] = outside
@@ -325,23 +286,6 @@ class Network:
                 todo="Declare its shape in the source; free axes are allowed.",
             )
         return Value(info.name, row.element, _axes(info))
-
-
-def dequantizer(node: Any) -> tuple[Any, ...] | None:
-    """What a node that dequantizes does to its weight: (kind, names of the parameters, how); None for other nodes."""
-    attrs = attributes(node)
-    if set(attrs) - (_N_BITS if node.op_type == "MatMulNBits" else _DEQUANTIZED):
-        return None
-    if node.op_type == "MatMulNBits" and node.domain == MICROSOFT and not attrs.get("weight_prepacked"):
-        how = tuple((key, attrs.get(key, 0)) for key in ("K", "N", "bits", "block_size"))
-        whole = all(isinstance(value, int) for _, value in how) and len(node.input) > 2
-        return ("MatMulNBits", tuple(node.input[2:5]), how) if whole else None
-    if node.op_type == "DequantizeLinear" and node.domain in ("", "ai.onnx", MICROSOFT) and len(node.input) > 1:
-        axis, block = attrs.get("axis", 1), attrs.get("block_size", 0)
-        if attrs.get("output_dtype") or not (isinstance(axis, int) and isinstance(block, int)) or block < 0:
-            return None
-        return "DequantizeLinear", tuple(node.input[1:3]), (axis, block)
-    return None
 
 
 def _type_name(kind: Any) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.formats.onnx.attributes import FLOAT, TENSOR, attributes, known
-from qdeploy.formats.onnx.graph import MICROSOFT, Network, dequantizer, row_takes
+from qdeploy.formats.onnx.claims import MICROSOFT
+from qdeploy.formats.onnx.graph import Network, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
 from qdeploy.formats.onnx.versions import CURRENT, rewritten, same_since
 from qdeploy.ir.ops.image import COORDINATES
@@ -256,8 +257,8 @@ def _fused_mat_mul(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
 
 
 def _mat_mul_n_bits(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
-    weight, bias = node.input[1], [*node.input, "", "", "", ""][5]
-    if dequantizer(node) is None or weight not in network.claimed:
+    weight, bias = network.claims.weight(node), [*node.input, "", "", "", ""][5]
+    if not weight:
         return False
     x, kind = network.value(node.input[0]), network.claimed[weight].dtype
     if kind == "F32":
@@ -270,9 +271,22 @@ def _mat_mul_n_bits(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
     return True
 
 
+def _gather_block_quantized(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
+    """Rows of a claimed table."""
+    weight, output = network.claims.weight(node), node.output[0]
+    if not weight:
+        return False
+    kind = network.claimed[weight].dtype
+    wide = output if kind == "F32" else f"{output}/f32"
+    network.add("Gather", (weight, network.value(node.input[1])), (wide,), {"axis": 0}, node.name)
+    if kind != "F32":
+        network.cast(wide, kind, output)
+    return True
+
+
 def _dequantize(network: Network, node: Any, attrs: dict[str, Any]) -> bool:
-    weight, output = node.input[0], node.output[0]
-    if weight not in network.claimed or dequantizer(node) is None:
+    weight, output = network.claims.weight(node), node.output[0]
+    if not weight:
         return _same(network, node, "" if node.domain == "ai.onnx" else node.domain)
     if network.claimed[weight].dtype != "F32":
         network.cast(weight, network.claimed[weight].dtype, output)
@@ -304,6 +318,7 @@ _SPECIAL: Mapping[tuple[str, str], Importer] = {
     (MICROSOFT, "SkipLayerNormalization"): _skip_norm,
     (MICROSOFT, "FusedMatMul"): _fused_mat_mul,
     (MICROSOFT, "MatMulNBits"): _mat_mul_n_bits,
+    (MICROSOFT, "GatherBlockQuantized"): _gather_block_quantized,
     ("", "DequantizeLinear"): _dequantize,
     (MICROSOFT, "DequantizeLinear"): _dequantize,
 }

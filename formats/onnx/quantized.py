@@ -43,7 +43,8 @@ def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs
         return None
     count = -(-k // block)
     scale, zero, index = others["scale"], others["zero"], others["index"]
-    if weight.dtype.element != "U8" or weight.count != n * count * block * bits // 8:
+    unpadded = n * bit_stream.row_bytes(k, bits)
+    if weight.dtype.element != "U8" or weight.count not in (n * count * block * bits // 8, unpadded):
         return None
     if scale is None or scale.dtype.element not in FLOATS or scale.count != n * count:
         return None

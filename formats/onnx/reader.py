@@ -15,13 +15,20 @@ are proven to come back byte for byte; the protobuf container is not, since its 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from qdeploy.errors import AmbiguousError, BadFileError, UnsupportedError
 from qdeploy.formats import NOT_MINE, Sniff
+from qdeploy.formats.onnx.decoder.generator import genai_config
+from qdeploy.ir.graph import OBSTACLE, Graph
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import Buffer
 from qdeploy.store.folder import Folder
+
+if TYPE_CHECKING:
+    from qdeploy.formats.onnx.graph import Network
 
 NAME = "onnx"
 TITLE = "ONNX network: float, QDQ, QOperator, MatMulNBits (inline or external data)"
@@ -70,9 +77,25 @@ def read(folder: Folder) -> Model:
     side = [] if folder.only else [n for n in folder.names() if n not in own]
     files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
     origins = tuple(s.origin for s in stored if s.exact)
+    config = genai_config(folder)
+    path = str(folder.path / folder.only)
     return Model(
-        NAME, str(folder.path / folder.only), network.tensors, {}, "onnx", files, origins, lambda _: network.graph()
+        NAME, path, network.tensors, {}, "onnx", files, origins, lambda model: _graph(network, config, model.notes)
     )
+
+
+def _graph(network: Network, config: Mapping[str, Any], notes: list[str]) -> Graph:
+    """The network, as the decoder that it is where it is one; otherwise what stands in the way is noted."""
+    from qdeploy.formats.onnx.decoder.reading import ObstacleError, as_decoder, is_decoder
+
+    graph = network.graph()
+    if not is_decoder(graph):
+        return graph
+    try:
+        return as_decoder(graph, network.tensors, network.settings, config)
+    except ObstacleError as obstacle:
+        notes.append(f"a network that keeps keys and values, but not read as a decoder: {obstacle}")
+        return replace(graph, meta={**graph.meta, OBSTACLE: str(obstacle)})
 
 
 def _file(folder: Folder) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from qdeploy.ir.tensor import QTensor
 
+OBSTACLE = "obstacle"
+"""Key of a network's meta: the node that keeps it from being a decoder, and why; absent where it is plainly none."""
 Attr = bool | int | float | str | list[Any] | dict[str, Any]
 
 

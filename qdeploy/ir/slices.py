@@ -1,4 +1,4 @@
-"""Parts of a tensor as tensors: one entry of the first axis, every n-th row, the transpose of floats.
+"""Parts of a tensor as tensors: one entry of the first axis, every n-th row, the transpose of a matrix.
 
 Nothing is read before its first use, and no number changes: codes, tables and params of the part are those of the
 whole. What lies across the parts (codes that straddle rows, a mask, a low-rank term) is refused.
@@ -14,6 +14,7 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Array, ArrayRows, Buffer, Codes, Param, QTensor, Shape, Table, Term
+from qdeploy.ir.turned import turned
 from qdeploy.ir.views import Floats, view
 
 
@@ -77,14 +78,18 @@ def rows(tensor: QTensor, start: int, stop: int, step: int = 1) -> QTensor:
 
 
 def transposed(tensor: QTensor) -> QTensor:
-    """The transpose of a matrix of floats; UnsupportedError for any other."""
-    seen = view(tensor)
-    if not isinstance(seen, Floats) or len(tensor.shape) != 2:
-        raise UnsupportedError("only matrices of floats can be transposed", found=list(tensor.shape))
-    data = seen.codes.data[0]
-    columns = Buffer(data.key, data.dtype, data.shape[::-1], _Columns(data))
-    shape = tensor.shape[::-1]
-    return QTensor(shape, tensor.dtype, (Term(replace(seen.codes, shape=shape, data=(columns,))),))
+    """The transpose of a matrix of floats, or of codes with params; UnsupportedError for any other."""
+    seen, shape = view(tensor), tensor.shape[::-1]
+    if isinstance(seen, Floats) and len(shape) == 2:
+        data = seen.codes.data[0]
+        columns = Buffer(data.key, data.dtype, data.shape[::-1], _Columns(data))
+        return QTensor(shape, tensor.dtype, (Term(replace(seen.codes, shape=shape, data=(columns,))),))
+    one = tensor.terms[0] if len(tensor.terms) == 1 and tensor.scale is None and tensor.offset is None else None
+    codes = one.values if one is not None and one.where is None else None
+    other = turned(codes) if isinstance(codes, Codes) and codes.shape == tensor.shape else None
+    if other is None:
+        raise UnsupportedError("only matrices of floats or of codes with params can be transposed", found=list(shape))
+    return QTensor(shape, tensor.dtype, (Term(other),))
 
 
 def _mapped(tensor: QTensor, shape: Shape, codes: Callable[[Codes], Codes], param: Callable[[Param], Param]) -> QTensor:

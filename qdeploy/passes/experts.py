@@ -2,7 +2,7 @@
 
 requires   any graph
 ensures    what an Experts node takes as weights is a Stack of matrices; its biases are tensors or constants; what a
-           Linear node takes is no transpose of a tensor
+           Linear or GatedMlp node takes is no transpose of a tensor
 
 A stack that is stored as one tensor [experts, out, in] is cut by its first axis into tensors of their own, named
 `<tensor>[3]`; slices and transposes of it are cut the same way (`<tensor>[3][0::2]`, `<tensor>[3].T`). Nothing is read.
@@ -58,18 +58,21 @@ class _Work:
 
     def is_transposed(self, node: Node) -> bool:
         """Whether a node multiplies with the transpose of a tensor."""
-        maker = self.makers.get(node.inputs[1]) if node.op == "Linear" else None
-        return maker is not None and maker.op == "Transpose" and maker.inputs[0] in self.model.tensors
+        return any(self._transposed(name) for name in _matrices(node))
 
     def linear(self, node: Node) -> Node:
-        """The node with a matrix that lies as it is multiplied."""
-        if not self.is_transposed(node):
-            return node
-        stored = self.makers[node.inputs[1]].inputs[0]
-        name = f"{stored}.T"
-        if name not in self.cut:
-            self.cut[name] = slices.transposed(self.model.tensors[stored])
-        return replace(node, inputs=(node.inputs[0], name, *node.inputs[2:]))
+        """The node with matrices that lie as they are multiplied."""
+        names = {name: stored for name in _matrices(node) if (stored := self._transposed(name))}
+        for stored in names.values():
+            if f"{stored}.T" not in self.cut:
+                self.cut[f"{stored}.T"] = slices.transposed(self.model.tensors[stored])
+        return replace(node, inputs=tuple(f"{names[name]}.T" if name in names else name for name in node.inputs))
+
+    def _transposed(self, name: str) -> str:
+        """The tensor whose transpose a name is; "" for any other name."""
+        maker = self.makers.get(name)
+        turned = maker is not None and maker.op == "Transpose" and maker.inputs[0] in self.model.tensors
+        return maker.inputs[0] if turned and maker is not None else ""
 
     def experts(self, node: Node) -> Node:
         """The node with stacks of matrices, which are noted, and biases that are there."""
@@ -120,6 +123,12 @@ class _Work:
             raise UnsupportedError("biases of experts that are computed", where=node_name(maker), found=maker.op)
         result: Array = op(maker.op).numpy(*(self._computed(n) for n in maker.inputs), **dict(maker.attrs))
         return result
+
+
+def _matrices(node: Node) -> tuple[str, ...]:
+    """What a node multiplies with, by matrices of the model."""
+    places = [weight for weight, _ in op(node.op).weights] if node.op in ("Linear", "GatedMlp") else []
+    return tuple(node.inputs[place] for place in places)
 
 
 def node_name(node: Node) -> str:
