@@ -93,6 +93,12 @@ BUILT_IN = (
     ),
     FormatRow("onnx", "qdeploy.formats.onnx.reader", looks=(Looks(suffixes=(".onnx",)),), tested=_LIBRARY),
     FormatRow("tflite", "qdeploy.formats.tflite.reader", looks=(Looks(suffixes=(".tflite",)),), tested=_LIBRARY),
+    FormatRow(
+        "litertlm",
+        "qdeploy.formats.tflite.bundle",
+        looks=(Looks(magic=(b"LITERTLM",)), Looks(suffixes=(".litertlm", ".task"))),
+        tested=_LIBRARY,
+    ),
     FormatRow("openvino", "qdeploy.formats.openvino.reader", looks=(Looks(suffixes=(".xml",)),), tested=_LIBRARY),
     FormatRow("coreml", "qdeploy.formats.coreml.reader", looks=(Looks(suffixes=(".mlmodel",)),), tested=_LIBRARY),
     FormatRow("hawq", f"{_NETWORKS}.hawq", looks=(Looks(files=("quantized_checkpoint.pth.tar",)),), tested=_LAYOUT),

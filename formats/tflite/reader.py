@@ -16,11 +16,13 @@ one .tflite file, or a folder that holds one.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qdeploy.errors import AmbiguousError
 from qdeploy.formats import NOT_MINE, Sniff
 from qdeploy.ir.model import Model, SourceFile
 from qdeploy.ir.tensor import Buffer
-from qdeploy.store.folder import Folder
+from qdeploy.store.folder import File, Folder
 
 NAME = "tflite"
 TITLE = "TFLite network: int8, int16x8, dynamic range, float16, float32"
@@ -46,21 +48,38 @@ def read(folder: Folder) -> Model:
         UnsupportedError: The schema package is not installed, or the file holds a type that is not read.
         AmbiguousError: A folder or file holds several networks.
     """
+    name = _file(folder)
+    file = folder.open(name)
+    try:
+        model = opened(folder, name, file)
+    finally:
+        file.close()
+    side = [] if folder.only else [n for n in folder.names() if n != name]
+    files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
+    return replace(model, files=files)
+
+
+def opened(folder: Folder, name: str, network: File, begin: int = 0) -> Model:
+    """The network of a file of the folder, without what lies beside it; raises as `read`.
+
+    Args:
+        folder: The folder.
+        name: The file's name there.
+        network: The file, or the part of it that is the network.
+        begin: Where that part begins in the file.
+    """
     from qdeploy.formats.tflite.graph import build_graph
     from qdeploy.formats.tflite.schema import parse
     from qdeploy.formats.tflite.stored import open_tensors
 
-    name = _file(folder)
-    file = folder.open(name)
-    try:
-        parsed = parse(file, folder.options.signature)
-    finally:
-        file.close()
+    parsed = parse(network, folder.options.signature)
+    if begin:
+        parsed.tensors[:] = [
+            replace(t, data=(t.data[0] + begin, t.data[1])) if t.data is not None else t for t in parsed.tensors
+        ]
     names, stored = open_tensors(folder, name, parsed)
     blocks = {i for t in parsed.tensors if t.blocks is not None for i in (t.blocks.scales, t.blocks.zeros)}
     tensors = {names[i]: part.tensor() for i, part in stored.items() if i not in blocks}
-    side = [] if folder.only else [n for n in folder.names() if n != name]
-    files = tuple(SourceFile(n, Buffer(n, "U8", (folder.size(n),), folder.rows(n))) for n in side)
     origins = tuple(part.stored.origin for part in stored.values())
     return Model(
         NAME,
@@ -68,7 +87,7 @@ def read(folder: Folder) -> Model:
         tensors,
         {},
         NAME,
-        files,
+        (),
         origins,
         lambda _: build_graph(name, parsed, names, stored),
         notes=[f"networks of the file that were not asked for: {', '.join(parsed.others)}"] if parsed.others else [],

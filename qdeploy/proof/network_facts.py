@@ -8,7 +8,7 @@ from typing import Any
 
 from qdeploy import registry
 from qdeploy.errors import QdeployError
-from qdeploy.ir.graph import Graph, Node, Value
+from qdeploy.ir.graph import OBSTACLE, Graph, Node, Value
 from qdeploy.ir.model import Model
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -57,7 +57,8 @@ def _readiness(model: Model, target: str) -> str:
 def _missing(model: Model, target: str) -> str:
     graph, kind = model.graph, model.graph.meta.get("kind")
     if target == "native":
-        return "no: it runs language models and encoders of text"
+        obstacle = graph.meta.get(OBSTACLE)
+        return "no: it runs language models and encoders of text" + (f"; {obstacle}" if obstacle else "")
     from qdeploy.passes.expand import expand_graph
 
     lowered = registry.backend(target).ops()

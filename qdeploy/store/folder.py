@@ -32,7 +32,20 @@ _MOST_FILES = 1 << 15
 """And folders, that are looked at for what a folder is."""
 _HUB = ("models--", "datasets--")
 _DATA_SUFFIXES = (
-    *(".safetensors", ".gguf", ".onnx", ".onnx_data", ".data", ".tflite", ".bin", ".pt", ".pth", ".qd"),
+    *(
+        ".safetensors",
+        ".gguf",
+        ".onnx",
+        ".onnx_data",
+        ".data",
+        ".tflite",
+        ".litertlm",
+        ".task",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".qd",
+    ),
     *(".npz", ".npy", ".json", ".jinja", ".txt", ".model"),
 )
 """Of files that are looked at for what may stand in their place."""
