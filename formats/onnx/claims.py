@@ -4,6 +4,7 @@
     MatMulNBits            [N, K] in blocks along K
     GatherBlockQuantized   rows of the same, or of a tensor in its own shape; a table that is also the head is often
                            reshaped for it, which changes nothing of what it means
+    QMoE                   [experts, N, K] in blocks along K, up to three of them
 
 The claimed tensor has the name of the packed initializer; parameters that nothing else takes are no tensors any more.
 """
@@ -11,30 +12,31 @@ The claimed tensor has the name of the packed initializer; parameters that nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qdeploy.formats.onnx.attributes import attributes, captured, subgraphs
-from qdeploy.formats.onnx.quantized import blocks_of_columns, dequantized
+from qdeploy.formats.onnx.mixtures import EXPERTS, INPUTS, MICROSOFT, means_experts
+from qdeploy.formats.onnx.quantized import blocks_of_columns, blocks_of_experts, dequantized
 from qdeploy.formats.stored import Stored
 from qdeploy.ir.tensor import QTensor
 
-MICROSOFT = "com.microsoft"
 _ALLOWED: Mapping[str, frozenset[str]] = {
     "MatMulNBits": frozenset({"K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"}),
     "DequantizeLinear": frozenset({"axis", "block_size", "output_dtype"}),
     "GatherBlockQuantized": frozenset({"bits", "block_size", "gather_axis", "quantize_axis"}),
 }
 """Attributes of dequantizing nodes; with others they stay as they are."""
-_PLACES: Mapping[str, tuple[int, int]] = {
-    "MatMulNBits": (1, 5),
-    "DequantizeLinear": (0, 3),
-    "GatherBlockQuantized": (0, 4),
-}
-"""Where the weight stands among the inputs, and the end of its parameters behind it."""
-
 Signature = tuple[str, tuple[str, ...], tuple[Any, ...]]
 """What a node does to its weight: the layout, the names of the parameters, and how."""
 _OTHER: Signature = ("other", (), ())
+
+
+class Use(NamedTuple):
+    """What a node does to one of its weights: where that and its parameters stand among the inputs, and how."""
+
+    place: int
+    parameters: tuple[int, ...]
+    signature: Signature
 
 
 class Claims:
@@ -58,31 +60,29 @@ class Claims:
                 tensor = self._tensor(stored[name], *signatures)
                 if tensor is not None:
                     self.tensors[name] = tensor
+        self._drop_parts(proto)
         self.absorbed = self._absorbed(proto)
 
     def weight(self, node: Any) -> str:
         """The claimed weight that a node dequantizes; "" for none."""
-        signature = self._signature(node)
-        name = "" if signature is None else self._weight_name(node)
-        return name if name in self.tensors else ""
+        return next((name for use in self._signed(node) if (name := self._name(node, use.place)) in self.tensors), "")
 
     def is_only_a_view(self, node: Any) -> bool:
         """Whether a node reshapes a claimed weight for those that dequantize it."""
         return any(self._source.get(name) in self.tensors for name in node.output if name)
 
-    def _weight_name(self, node: Any) -> str:
-        name: str = node.input[_PLACES[node.op_type][0]]
+    def _name(self, node: Any, place: int) -> str:
+        name: str = node.input[place]
         return self._source.get(name, name)
 
     def _uses(self, proto: Any) -> dict[str, set[Signature]]:
         uses: dict[str, set[Signature]] = {}
         for node in proto.graph.node:
-            signature = self._signature(node)
+            signed = {use.place: use.signature for use in self._signed(node)}
             for place, name in enumerate(node.input):
                 if node.op_type == "Reshape" and any(output in self._source for output in node.output):
                     continue
-                weight = signature is not None and place == _PLACES[node.op_type][0]
-                uses.setdefault(self._source.get(name, name), set()).add(signature if weight and signature else _OTHER)
+                uses.setdefault(self._source.get(name, name), set()).add(signed.get(place, _OTHER))
             for graph in subgraphs(node):
                 for name in captured(graph):
                     uses.setdefault(name, set()).add(_OTHER)
@@ -97,28 +97,44 @@ class Claims:
             return None
         if kind == "MatMulNBits":
             return blocks_of_columns(weight, {"scale": scale, "zero": zero, "index": index}, dict(how))
+        if kind == "QMoE":
+            return blocks_of_experts(weight, scale, zero, *how)
         return dequantized(weight, scale, zero, *how)
+
+    def _drop_parts(self, proto: Any) -> None:
+        """Claims of nodes that take several weights stand for all of them or for none."""
+        for node in proto.graph.node:
+            names = [self._name(node, use.place) for use in self._signed(node)]
+            if any(name not in self.tensors for name in names):
+                for name in names:
+                    self.tensors.pop(name, None)
 
     def _absorbed(self, proto: Any) -> set[str]:
         """Scales and zero points that are only used by weights that hold them."""
         absorbed: set[str] = set()
         kept: set[str] = {v.name for v in proto.graph.output}
         for node in proto.graph.node:
-            mine = bool(self.weight(node))
-            parameters = _parameter_places(node) if mine else range(0)
-            own = {*parameters, _PLACES[node.op_type][0]} if mine else set[int]()
-            absorbed.update(node.input[i] for i in parameters)
-            kept.update(name for i, name in enumerate(node.input) if i not in own)
+            mine = [use for use in self._signed(node) if self._name(node, use.place) in self.tensors]
+            parameters = {place for use in mine for place in use.parameters if place < len(node.input)}
+            own = parameters | {use.place for use in mine}
+            absorbed.update(node.input[place] for place in parameters)
+            kept.update(name for place, name in enumerate(node.input) if place not in own)
             kept.update(name for graph in subgraphs(node) for name in captured(graph))
         return absorbed - kept
 
-    # ---- what a node does to its weight
+    # ---- what a node does to its weights
 
-    def _signature(self, node: Any) -> Signature | None:
-        """None for nodes that dequantize nothing."""
-        if node.op_type not in _PLACES or set(attrs := attributes(node)) - _ALLOWED[node.op_type]:
-            return None
-        return getattr(self, f"_{_SIGNATURES[node.op_type]}")(node, attrs)  # type: ignore[no-any-return]
+    def _signed(self, node: Any) -> list[Use]:
+        """What a node does to each of its weights; empty for nodes that dequantize nothing."""
+        if node.op_type == "QMoE":
+            return self._experts(node, attributes(node))
+        if node.op_type not in _ALLOWED or set(attrs := attributes(node)) - _ALLOWED[node.op_type]:
+            return []
+        if node.op_type == "MatMulNBits":
+            return _use(1, (2, 3, 4), self._blocks(node, attrs))
+        if node.op_type == "GatherBlockQuantized":
+            return _use(0, (2, 3), self._rows(node, attrs))
+        return _use(0, (1, 2), self._whole(node, attrs))
 
     def _blocks(self, node: Any, attrs: Mapping[str, Any]) -> Signature | None:
         if node.domain != MICROSOFT or attrs.get("weight_prepacked"):
@@ -137,7 +153,7 @@ class Claims:
 
     def _rows(self, node: Any, attrs: Mapping[str, Any]) -> Signature | None:
         """Bytes hold several codes along the last axis; typed integers lie in the table's own shape."""
-        data = self._stored.get(self._weight_name(node))
+        data = self._stored.get(self._name(node, 0)) if node.input else None
         scale = self._stored.get(node.input[2]) if len(node.input) > 2 else None
         bits, block = attrs.get("bits", 4), attrs.get("block_size", 128)
         if node.domain != MICROSOFT or data is None or scale is None or len(scale.shape) != 2:
@@ -153,18 +169,21 @@ class Claims:
         whole = data.dtype.bits == bits and len(data.shape) == 2
         return ("DequantizeLinear", _names(node.input[2:4]), (1, block)) if whole else None
 
+    def _experts(self, node: Any, attrs: Mapping[str, Any]) -> list[Use]:
+        """Matrices of all experts in one tensor each."""
+        if not means_experts(node, attrs):
+            return []
+        inputs = [*node.input, *[""] * (INPUTS - len(node.input))]
+        how = (attrs.get("expert_weight_bits", 4), attrs.get("block_size", 0))
+        return [
+            Use(place, others, ("QMoE", _names(inputs[i] for i in others), how))
+            for place, others in EXPERTS
+            if inputs[place]
+        ]
 
-_SIGNATURES: Mapping[str, str] = {
-    "MatMulNBits": "blocks",
-    "DequantizeLinear": "whole",
-    "GatherBlockQuantized": "rows",
-}
 
-
-def _parameter_places(node: Any) -> range:
-    first, last = _PLACES[node.op_type]
-    start = 2 if node.op_type == "GatherBlockQuantized" else first + 1  # its ids stand between
-    return range(start, min(last, len(node.input)))
+def _use(place: int, parameters: tuple[int, ...], signature: Signature | None) -> list[Use]:
+    return [] if signature is None else [Use(place, parameters, signature)]
 
 
 def _names(inputs: Any) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from qdeploy.formats.onnx.attributes import FLOAT, TENSOR, attributes, known
 from qdeploy.formats.onnx.claims import MICROSOFT
 from qdeploy.formats.onnx.graph import Network, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
+from qdeploy.formats.onnx.mixtures import import_experts
 from qdeploy.formats.onnx.versions import CURRENT, rewritten, same_since
 from qdeploy.ir.ops.image import COORDINATES
 from qdeploy.ir.ops.table import OPS
@@ -319,6 +320,7 @@ _SPECIAL: Mapping[tuple[str, str], Importer] = {
     (MICROSOFT, "FusedMatMul"): _fused_mat_mul,
     (MICROSOFT, "MatMulNBits"): _mat_mul_n_bits,
     (MICROSOFT, "GatherBlockQuantized"): _gather_block_quantized,
+    (MICROSOFT, "QMoE"): import_experts,
     ("", "DequantizeLinear"): _dequantize,
     (MICROSOFT, "DequantizeLinear"): _dequantize,
 }

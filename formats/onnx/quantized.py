@@ -5,6 +5,8 @@
         scales       [N, blocks], or flat
         zero_points  packed U8 [N, ceil(blocks * bits / 8)], or floats [N, blocks]; absent: 2 ** (bits - 1)
         g_idx        I32 [K]: the block of each column; absent: columns in order
+    QMoE (com.microsoft; expert_weight_bits, block_size)    the same for every expert: B U8 [E, N, K * bits / 8], scales
+                 [E, N] or [E, N, blocks], zero points packed along their last axis
     DequantizeLinear(x, scale, zero; axis, block_size)      x in its own shape
         scale, zero  one number, one per index of an axis, or one per block along it
 
@@ -60,6 +62,31 @@ def blocks_of_columns(weight: Stored, others: Mapping[str, Stored | None], attrs
     codes = Codes((n, k), (_columns(weight, n, k, bits),), Layout("bits", bits), f"uint{bits}", zero_param, scales)
     parts = [part for part in (weight, scale, zero, index) if part is not None]
     return QTensor((n, k), scale.dtype.element, (Term(codes),), source=source_of("onnx", "matmulnbits", parts))
+
+
+def blocks_of_experts(weight: Stored, scale: Stored, zero: Stored | None, bits: int, block: int) -> QTensor | None:
+    """The weights [E, N, K] of a QMoE node; None where the initializers are not of its layout."""
+    if bits not in (2, 4, 8) or weight.dtype.element != "U8" or len(weight.shape) != 3 or min(weight.shape) < 1:
+        return None
+    count, n, packed = weight.shape
+    k = packed * 8 // bits
+    shape: Shape = scale.shape if len(scale.shape) == 3 else (*scale.shape, 1)
+    block = k if shape[-1] == 1 else block
+    if scale.dtype.element not in FLOATS or block < 1 or shape != (count, n, -(-k // block)):
+        return None
+    tile, whole = (1, 1, block), (count, n, k)
+    if zero is None:
+        middle = Buffer("zero", "U8", (1, 1, 1), ArrayRows(np.array([[[1 << (bits - 1)]]], np.uint8)))
+        zeros = Param(Codes((1, 1, 1), (middle,), Layout("plain"), "uint8"), whole)
+    else:
+        rows = (count, n, bit_stream.row_bytes(shape[-1], bits))
+        if zero.dtype.element != "U8" or zero.count != math.prod(rows):
+            return None
+        zeros = Param(Codes(shape, (zero.buffer("zero", rows),), Layout("bits", bits), f"uint{bits}"), tile)
+    layout, scales = Layout("bits", bits), Param(scale.codes("scale", shape), tile)
+    codes = Codes(whole, (weight.buffer("codes", weight.shape),), layout, f"uint{bits}", zeros, scales)
+    parts = [part for part in (weight, scale, zero) if part is not None]
+    return QTensor(whole, scale.dtype.element, (Term(codes),), source=source_of("onnx", "qmoe", parts))
 
 
 def _zero_points(zero: Stored | None, grid: Shape, bits: int) -> Codes | None:

@@ -5,7 +5,8 @@
     constant_outputs.py   outputs that no node makes
     functions.py     functions in the place of their calls
     soundness.py     what a message may not leave open; nodes behind what they take
-    quantized.py     which initializers are one quantized weight
+    claims.py        which initializers are one quantized weight; quantized.py, what they mean; mixtures.py, experts
+    decoder/         networks that keep keys and values, as decoders
     graph.py         nodes as rows of the table of ops; nodes.py, operator by operator
     attributes.py    attributes as JSON values
 

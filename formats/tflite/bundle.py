@@ -1,4 +1,4 @@
-"""LiteRT-LM (.litertlm) and MediaPipe (.task) bundles as a source: the TFLite network of a language model, and the rest.
+"""LiteRT-LM (.litertlm) and MediaPipe (.task) bundles as a source: the TFLite network of a language model, and more.
 
 bundles.py says where the sections lie. One network is read: the only one, or the one that generates
 (tf_lite_prefill_decode); the others are named, and carried as they are, like every other section. A tokenizer comes out

@@ -63,8 +63,8 @@ class Section:
     @property
     def label(self) -> str:
         """Its name in reports."""
-        said = f" {self.model_type}" if self.model_type else ""
-        return f"{self.kind}{said} ({self.size} bytes)"
+        words = f" {self.model_type}" if self.model_type else ""
+        return f"{self.kind}{words} ({self.size} bytes)"
 
 
 def sections_of(file: File) -> list[Section]:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from qdeploy.pack import bits as bit_stream
 from tests.formats.onnx_networks import network, saved, tensor
 
-VOCAB, HIDDEN, INNER, CONTEXT = 96, 64, 96, 48
+VOCAB, HIDDEN, INNER, CONTEXT, EXPERTS = 96, 64, 96, 48, 4
 MICROSOFT = "com.microsoft"
 
 
@@ -40,6 +40,7 @@ class Shape:
     activation: str = "silu"
     float_head: bool = False
     base: float = 10000.0
+    experts: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -151,8 +152,33 @@ class DecoderFile:
         )
         return self.add("Reshape", [normal, self.hold(f"{name}.b", np.array([0, -1, width], np.int64))], f"{name}.out")
 
+    def stack(self, name: str, rows: int, columns: int) -> list[str]:
+        """Codes and scales of a matrix per expert, and its bias."""
+        bits, block = self.shape.bits, self.shape.block
+        codes = self.rng.integers(0, 256, (EXPERTS, rows, columns * bits // 8), dtype=np.uint8)
+        scales = self.rng.standard_normal((EXPERTS, rows, columns // block)) * 0.3 / 2**bits
+        bias = self.rng.standard_normal((EXPERTS, rows)) * 0.1
+        arrays = {"qweight": codes, "scales": scales.astype(np.float32), "bias": bias.astype(np.float32)}
+        return [self.hold(f"{name}.{part}", array) for part, array in arrays.items()]
+
+    def mixture(self, x: str, layer: int) -> str:
+        """Experts of one layer."""
+        name, gated = f"layers.{layer}.moe", self.shape.experts == "swiglu"
+        router = self.linear(x, f"{name}.router", EXPERTS, HIDDEN)
+        flat = self.hold(f"{name}.flat", np.array([-1, EXPERTS], np.int64))
+        logits = self.add("Reshape", [router, flat], f"{name}.logits")
+        first = self.stack(f"{name}.fc1", INNER * (2 if gated else 1), HIDDEN)
+        second = self.stack(f"{name}.fc2", HIDDEN, INNER)
+        how: dict[str, Any] = {"k": 2, "expert_weight_bits": self.shape.bits, "block_size": self.shape.block}
+        how |= {"normalize_routing_weights": 1, "activation_type": self.shape.experts}
+        if gated:
+            how |= {"swiglu_fusion": 1, "activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 7.0}
+        return self.add("QMoE", [x, logits, *first, *second], f"{name}.out", MICROSOFT, **how)
+
     def mlp(self, x: str, layer: int) -> str:
-        """A gated MLP of one layer."""
+        """A gated MLP of one layer, or experts."""
+        if self.shape.experts:
+            return self.mixture(x, layer)
         name = f"layers.{layer}.mlp"
         gate, up = (self.linear(x, f"{name}.{part}", INNER, HIDDEN) for part in ("gate", "up"))
         kind = self.shape.activation
@@ -226,14 +252,14 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
 
 def feeds(path: Path, ids: np.ndarray, head_size: int) -> dict[str, np.ndarray]:
     """What such a graph takes for token ids and empty caches."""
-    given: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for value in onnx.load(path / "model.onnx", load_external_data=False).graph.input:
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if value.name.startswith("past"):
             heads = value.type.tensor_type.shape.dim[1].dim_value
-            given[value.name] = np.zeros((len(ids), heads, 0, head_size), kind)
+            arrays[value.name] = np.zeros((len(ids), heads, 0, head_size), kind)
         elif value.name == "position_ids":
-            given[value.name] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).astype(kind)
+            arrays[value.name] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).astype(kind)
         else:
-            given[value.name] = (ids if value.name == "input_ids" else np.ones_like(ids)).astype(kind)
-    return given
+            arrays[value.name] = (ids if value.name == "input_ids" else np.ones_like(ids)).astype(kind)
+    return arrays

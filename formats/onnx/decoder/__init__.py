@@ -4,7 +4,6 @@
     rows.py        operators that mean the same here, and casts, splits and reshapes that mean less
     attention.py   GroupQueryAttention and the rotations before it
     rotation.py    tables of cosines and sines as frequencies
-    mixtures.py    QMoE as a choice of experts
     gates.py       products behind an activation as one MLP
     generator.py   genai_config.json
 

@@ -97,9 +97,9 @@ def _parts(reading: Reading, node: Node, inputs: list[str], heads: int, kv_heads
 def _check_cache(reading: Reading, node: Node, inputs: list[str]) -> None:
     """The caches are the graph's own, and the lengths those of the sequences."""
     declared = {value.name for value in reading.graph.inputs}
-    given = {value.name for value in reading.graph.outputs}
+    outputs = {value.name for value in reading.graph.outputs}
     present = [name for name in node.outputs[1:3] if name]
-    if not set(inputs[3:5]) <= declared or len(present) != 2 or not set(present) <= given:
+    if not set(inputs[3:5]) <= declared or len(present) != 2 or not set(present) <= outputs:
         raise ObstacleError(node, "its keys and values are not an input and an output of the graph")
     reading.expect(node, inputs[5], lambda new, past: [new + past - 1], "the tokens of each sequence, less one")
     reading.expect(node, inputs[6], lambda new, past: [new + past], "the tokens of the longest sequence")

@@ -119,16 +119,16 @@ class Reading:
     def decoder(self, config: Mapping[str, Any]) -> Graph:
         """The finished graph."""
         logits = self._logits
-        made = self.name(logits.name)
-        if made not in self.widths:
+        result = self.name(logits.name)
+        if result not in self.widths:
             raise ObstacleError(self.graph.nodes[-1], f"the output {logits.name} is none of its values")
-        if made != logits.name:
-            self.nodes.append(Node("Identity", (made,), (logits.name,)))
+        if result != logits.name:
+            self.nodes.append(Node("Identity", (result,), (logits.name,)))
         context = min(self.contexts, default=0)
-        meta = decoder_meta(config, self.widths[made], context)
+        meta = decoder_meta(config, self.widths[result], context)
         states = tuple(replace(state, capacity=int(meta["context"])) for state in self.states)  # type: ignore[arg-type]
         inputs = (Value(IDS, "I64", ("batch", "sequence")),)
-        outputs = (Value(logits.name, "F32", ("batch", "sequence", self.widths[made])),)
+        outputs = (Value(logits.name, "F32", ("batch", "sequence", self.widths[result])),)
         nodes = with_gated_mlps(tuple(self.nodes), {v.name for v in outputs})
         return Graph(inputs, outputs, nodes, states, self.constants, meta)
 
@@ -207,13 +207,13 @@ class Reading:
     def expect(self, node: Node, name: str, meaning: Callable[[int, int], Any], what: str) -> None:
         """Raises ObstacleError unless a value is what decoders mean by it, for a few lengths of new and past tokens."""
         for new, past in _LENGTHS:
-            found = self._trial(node, self.name(name), new, past)
-            if found is None or not np.array_equal(found.reshape(-1), np.reshape(meaning(new, past), -1)):
+            values = self._trial(self.name(name), new, past)
+            if values is None or not np.array_equal(values.reshape(-1), np.reshape(meaning(new, past), -1)):
                 raise ObstacleError(node, f"its input {name} is not {what}")
 
     # ---- trials of lengths
 
-    def _trial(self, node: Node, name: str, new: int, past: int) -> Array | None:
+    def _trial(self, name: str, new: int, past: int) -> Array | None:
         if name in self._inputs:
             return self._input(self._inputs[name], new, past)
         nodes = self._cone([name])

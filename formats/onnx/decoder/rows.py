@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from qdeploy.formats.onnx.decoder.attention import grouped_attention, rotary_embedding
-from qdeploy.formats.onnx.decoder.mixtures import mixture
 from qdeploy.formats.onnx.decoder.reading import IDS, Heads, ObstacleError, Reading
 from qdeploy.ir.graph import Attr, Node
 
@@ -148,6 +147,9 @@ def _split(reading: Reading, node: Node) -> None:
 
 
 def _slice(reading: Reading, node: Node) -> None:
+    if reading.tensor(node.inputs[0]) is not None:
+        reading.nodes.append(node)  # a part of a tensor, which experts take
+        return
     width, attrs = reading.width(node.inputs[0], node), node.attrs
     starts, ends, axes = (attrs.get(name) for name in ("starts", "ends", "axes"))
     last = axes in ([-1], [2]) and attrs.get("steps", [1]) == [1] and len(node.inputs) == 1
@@ -166,7 +168,9 @@ def _reshape(reading: Reading, node: Node) -> None:
     last = int(shape[-1])
     heads = reading.heads.get(x)
     whole = width if heads is None else heads.count * heads.size
-    if last == whole and len(shape) == 3:
+    if last == whole and len(shape) == 2 and heads is None:
+        reading.alias(output, x)  # tokens of all sequences in one row
+    elif last == whole and len(shape) == 3:
         if heads is None:
             reading.alias(output, x)
         else:
@@ -184,6 +188,20 @@ def _reshape(reading: Reading, node: Node) -> None:
         reading.heads[output] = Heads(whole // last, last)
     else:
         raise ObstacleError(node, f"a Reshape to {shape} that neither makes heads nor joins them")
+
+
+def _route(reading: Reading, node: Node) -> None:
+    reading.width(node.inputs[0], node)
+    inputs = tuple(reading.name(name) for name in node.inputs)
+    reading.nodes.append(Node(node.op, inputs, node.outputs, node.attrs, node.name))
+
+
+def _experts(reading: Reading, node: Node) -> None:
+    x, down = reading.name(node.inputs[0]), reading.tensor(node.inputs[4])
+    reading.width(x, node)
+    if down is None:
+        raise ObstacleError(node, "its weights are computed")
+    reading.add("Experts", (x, *node.inputs[1:]), node.outputs[0], down.shape[1], **node.attrs)
 
 
 def _nothing(reading: Reading, node: Node) -> None:
@@ -211,6 +229,7 @@ READERS: Mapping[str, Reader] = {
     "Constant": _nothing,
     "GroupQueryAttention": grouped_attention,
     "RotaryEmbedding": rotary_embedding,
-    "QMoE": mixture,
+    "Route": _route,
+    "Experts": _experts,
 }
 """Readers by operator."""

@@ -31,6 +31,8 @@ SHAPES = {
     "QuickGelu": Shape(activation="QuickGelu"),
     "FastGelu": Shape(activation="FastGelu"),
     "a head of floats": Shape(float_head=True),
+    "experts with a gated unit": Shape(experts="swiglu"),
+    "experts without a gate": Shape(experts="gelu"),
 }
 
 
@@ -58,12 +60,12 @@ def test_greedy_text_is_that_of_the_source(tmp_path: Path):
         ids.append(int(onnx_runtime(folder, arrays)[0][0, -1].argmax()))
     qdeploy.convert(folder, tmp_path / "native", to="native")
     with Runtime(tmp_path / "native", threads=1, activations="exact", kv="f32") as runtime:
-        made = list(ids[:3])
-        logits = runtime.decode(made)
-        while len(made) < len(ids):
-            made.append(int(logits.argmax()))
-            logits = runtime.decode(made[-1:])
-    assert made == ids
+        text = list(ids[:3])
+        logits = runtime.decode(text)
+        while len(text) < len(ids):
+            text.append(int(logits.argmax()))
+            logits = runtime.decode(text[-1:])
+    assert text == ids
 
 
 def test_the_decoder_goes_to_onnx_as_one(tmp_path: Path):
@@ -157,8 +159,10 @@ def test_folders_of_the_builder_are_decoders(testdata: Path, tmp_path: Path):
         oracle = np.load(folder / "oracle.npz")
         for ids, logits in (("input_ids", "logits"), ("input_ids_2", "logits_2")):
             expected = oracle[logits]
-            got = model.run(input_ids=oracle[ids])["logits"]
-            assert np.linalg.norm(got - expected) < 5e-2 * np.linalg.norm(expected)  # activations of 8 bits there
+            logits_here = model.run(input_ids=oracle[ids])["logits"]
+            assert np.linalg.norm(logits_here - expected) < 5e-2 * np.linalg.norm(
+                expected
+            )  # activations of 8 bits there
         out = tmp_path / folder.name
         qdeploy.convert(folder, out, to="native")
         with Runtime(out, threads=1, activations="exact", kv="f32") as runtime:

@@ -28,8 +28,8 @@ def _litertlm(parts: Parts, page: int = 64) -> bytes:
     start = 1024
     builder = flatbuffers.Builder(256)
     objects = [
-        _object(builder, kind, start + begin, start + end, said)
-        for (kind, _, said), (begin, end) in zip(parts, places, strict=True)
+        _object(builder, kind, start + begin, start + end, model_type)
+        for (kind, _, model_type), (begin, end) in zip(parts, places, strict=True)
     ]
     sections = _table(builder, [_vector(builder, objects)])
     builder.Finish(_table(builder, [None, sections]))
@@ -41,10 +41,10 @@ def _litertlm(parts: Parts, page: int = 64) -> bytes:
     return (head + header).ljust(start, b"\0") + body
 
 
-def _object(builder: flatbuffers.Builder, kind: int, begin: int, end: int, said: str) -> int:
+def _object(builder: flatbuffers.Builder, kind: int, begin: int, end: int, model_type: str) -> int:
     items = None
-    if said:
-        key, text = builder.CreateString("model_type"), builder.CreateString(said)
+    if model_type:
+        key, text = builder.CreateString("model_type"), builder.CreateString(model_type)
         value = _table(builder, [text])
         builder.StartObject(3)
         builder.PrependUOffsetTRelativeSlot(0, key, 0)
