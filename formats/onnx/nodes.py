@@ -18,6 +18,7 @@ from qdeploy.formats.onnx.claims import MICROSOFT
 from qdeploy.formats.onnx.graph import Network, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
 from qdeploy.formats.onnx.mixtures import import_experts
+from qdeploy.formats.onnx.qonnx import DOMAINS, OPERATORS, import_quant
 from qdeploy.formats.onnx.versions import CURRENT, rewritten, same_since
 from qdeploy.ir.ops.image import COORDINATES
 from qdeploy.ir.ops.table import OPS
@@ -321,6 +322,7 @@ _SPECIAL: Mapping[tuple[str, str], Importer] = {
     (MICROSOFT, "MatMulNBits"): _mat_mul_n_bits,
     (MICROSOFT, "GatherBlockQuantized"): _gather_block_quantized,
     (MICROSOFT, "QMoE"): import_experts,
+    **{(domain, op): import_quant for domain in DOMAINS for op in OPERATORS},
     ("", "DequantizeLinear"): _dequantize,
     (MICROSOFT, "DequantizeLinear"): _dequantize,
 }
