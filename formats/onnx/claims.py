@@ -2,6 +2,7 @@
 
     DequantizeLinear       the initializer as a whole
     MatMulNBits            [N, K] in blocks along K
+    MatMulBnb4             [N, K] in blocks of the flattened matrix, with a table
     GatherBlockQuantized   rows of the same, or of a tensor in its own shape; a table that is also the head is often
                            reshaped for it, which changes nothing of what it means
     QMoE                   [experts, N, K] in blocks along K, up to three of them
@@ -16,12 +17,13 @@ from typing import Any, NamedTuple
 
 from qdeploy.formats.onnx.attributes import attributes, captured, subgraphs
 from qdeploy.formats.onnx.mixtures import EXPERTS, INPUTS, MICROSOFT, means_experts
-from qdeploy.formats.onnx.quantized import blocks_of_columns, blocks_of_experts, dequantized
+from qdeploy.formats.onnx.quantized import blocks_of_columns, blocks_of_experts, blocks_of_table, dequantized
 from qdeploy.formats.stored import Stored
 from qdeploy.ir.tensor import QTensor
 
 _ALLOWED: Mapping[str, frozenset[str]] = {
     "MatMulNBits": frozenset({"K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"}),
+    "MatMulBnb4": frozenset({"K", "N", "block_size", "quant_type", "transB"}),
     "DequantizeLinear": frozenset({"axis", "block_size", "output_dtype"}),
     "GatherBlockQuantized": frozenset({"bits", "block_size", "gather_axis", "quantize_axis"}),
 }
@@ -97,6 +99,8 @@ class Claims:
             return None
         if kind == "MatMulNBits":
             return blocks_of_columns(weight, {"scale": scale, "zero": zero, "index": index}, dict(how))
+        if kind == "MatMulBnb4":
+            return blocks_of_table(weight, scale, *how)
         if kind == "QMoE":
             return blocks_of_experts(weight, scale, zero, *how)
         return dequantized(weight, scale, zero, *how)
@@ -132,6 +136,11 @@ class Claims:
             return []
         if node.op_type == "MatMulNBits":
             return _use(1, (2, 3, 4), self._blocks(node, attrs))
+        if node.op_type == "MatMulBnb4":
+            how = tuple(attrs.get(key) for key in ("K", "N", "block_size", "quant_type"))
+            whole = node.domain == MICROSOFT and len(node.input) == 3 and attrs.get("transB", 1) == 1
+            named = ("MatMulBnb4", _names(node.input[2:3]), how)
+            return _use(1, (2,), named if whole and all(isinstance(value, int) for value in how) else None)
         if node.op_type == "GatherBlockQuantized":
             return _use(0, (2, 3), self._rows(node, attrs))
         return _use(0, (1, 2), self._whole(node, attrs))

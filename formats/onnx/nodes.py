@@ -14,10 +14,9 @@ import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.formats.onnx.attributes import FLOAT, TENSOR, attributes, known
-from qdeploy.formats.onnx.claims import MICROSOFT
 from qdeploy.formats.onnx.graph import Network, row_takes
 from qdeploy.formats.onnx.initializers import element_of, typed_units
-from qdeploy.formats.onnx.mixtures import import_experts
+from qdeploy.formats.onnx.mixtures import MICROSOFT, import_experts
 from qdeploy.formats.onnx.qonnx import DOMAINS, OPERATORS, import_quant
 from qdeploy.formats.onnx.versions import CURRENT, rewritten, same_since
 from qdeploy.ir.ops.image import COORDINATES
@@ -320,6 +319,7 @@ _SPECIAL: Mapping[tuple[str, str], Importer] = {
     (MICROSOFT, "SkipLayerNormalization"): _skip_norm,
     (MICROSOFT, "FusedMatMul"): _fused_mat_mul,
     (MICROSOFT, "MatMulNBits"): _mat_mul_n_bits,
+    (MICROSOFT, "MatMulBnb4"): _mat_mul_n_bits,
     (MICROSOFT, "GatherBlockQuantized"): _gather_block_quantized,
     (MICROSOFT, "QMoE"): import_experts,
     **{(domain, op): import_quant for domain in DOMAINS for op in OPERATORS},

@@ -7,6 +7,8 @@
         g_idx        I32 [K]: the block of each column; absent: columns in order
     QMoE (com.microsoft; expert_weight_bits, block_size)    the same for every expert: B U8 [E, N, K * bits / 8], scales
                  [E, N] or [E, N, blocks], zero points packed along their last axis
+    MatMulBnb4 (com.microsoft; K, N, block_size, quant_type)    W.flat[i] = table[code[i]] * absmax[i // block]
+        B U8 [N * K / 2], first code in the high nibble; absmax [N * K / block]; tables of bitsandbytes: FP4 0, NF4 1
     DequantizeLinear(x, scale, zero; axis, block_size)      x in its own shape
         scale, zero  one number, one per index of an axis, or one per block along it
 
@@ -24,10 +26,18 @@ import numpy as np
 
 from qdeploy.errors import BadFileError
 from qdeploy.formats.stored import Array, Stored, source_of
-from qdeploy.ir.tensor import ArrayRows, Buffer, Codes, Layout, Param, QTensor, Shape, Term
+from qdeploy.ir.tensor import ArrayRows, Buffer, Codes, Layout, Param, QTensor, Shape, Table, Term
 from qdeploy.pack import bits as bit_stream
 from qdeploy.store.codec import Codec, UnpackedRows
 
+_FP4 = (0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
+    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+_TABLES = ((*_FP4, *(-x for x in _FP4)), _NF4)
+"""What codes are worth, by quant_type."""
 FLOATS = ("F32", "F16", "BF16")
 """Element types of scales."""
 
@@ -87,6 +97,30 @@ def blocks_of_experts(weight: Stored, scale: Stored, zero: Stored | None, bits: 
     codes = Codes(whole, (weight.buffer("codes", weight.shape),), layout, f"uint{bits}", zeros, scales)
     parts = [part for part in (weight, scale, zero) if part is not None]
     return QTensor(whole, scale.dtype.element, (Term(codes),), source=source_of("onnx", "qmoe", parts))
+
+
+def blocks_of_table(weight: Stored, scale: Stored, k: int, n: int, block: int, kind: int) -> QTensor | None:
+    """The weight [N, K] of a MatMulBnb4 node; None where the initializers are not of its layout."""
+    if min(k, n, block) < 1 or n * k % block or block % 2 or kind not in (0, 1):
+        return None
+    grid, size = (n * k // block, block), block // 2
+    if weight.dtype.element != "U8" or weight.count != n * k // 2:
+        return None
+    if scale.dtype.element not in FLOATS or scale.count != grid[0]:
+        return None
+
+    def swapped(raw: Array) -> Array:
+        return (raw >> 4) | (raw << 4)
+
+    def unpack(raw: Array) -> tuple[Array, ...]:
+        return (swapped(raw).reshape(-1, size),)
+
+    how = Codec(("codes",), unpack, lambda rows: swapped(rows).reshape(-1), units=size)
+    buffer = Buffer("codes", "U8", (grid[0], size), UnpackedRows(how, "codes", weight.source, weight.origin))
+    table = Table(Buffer.of("table", np.array([_TABLES[kind]], np.float32), "F32"))
+    scales = Param(scale.codes("scale", (grid[0], 1)), (1, block))
+    codes = Codes(grid, (buffer,), Layout("bits", 4), table, scale=scales)
+    return QTensor((n, k), scale.dtype.element, (Term(codes),), source=source_of("onnx", "matmulbnb4", [weight, scale]))
 
 
 def _zero_points(zero: Stored | None, grid: Shape, bits: int) -> Codes | None:

@@ -41,6 +41,7 @@ class Shape:
     float_head: bool = False
     base: float = 10000.0
     experts: str = ""
+    table: int = -1
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,6 +85,12 @@ class DecoderFile:
     def linear(self, x: str, name: str, rows: int, columns: int) -> str:
         """A product with a quantized matrix."""
         how = {"K": columns, "N": rows, "bits": self.shape.bits, "block_size": self.shape.block}
+        if self.shape.table >= 0:
+            how = {"K": columns, "N": rows, "block_size": self.shape.block, "quant_type": self.shape.table}
+            codes = self.hold(f"{name}_Q", self.rng.integers(0, 256, rows * columns // 2, dtype=np.uint8))
+            sizes = self.rng.random(rows * columns // self.shape.block) * 0.2
+            scales = self.hold(f"{name}_absmax", sizes.astype(np.float32))
+            return self.add("MatMulBnb4", [x, codes, scales], name, MICROSOFT, **how)
         return self.add("MatMulNBits", [x, *self.weight(name, rows, columns)], name, MICROSOFT, **how)
 
     def norm(self, name: str, width: int) -> str:

@@ -31,6 +31,8 @@ SHAPES = {
     "QuickGelu": Shape(activation="QuickGelu"),
     "FastGelu": Shape(activation="FastGelu"),
     "a head of floats": Shape(float_head=True),
+    "tables of FP4": Shape(table=0),
+    "tables of NF4": Shape(table=1),
     "experts with a gated unit": Shape(experts="swiglu"),
     "experts without a gate": Shape(experts="gelu"),
 }
