@@ -20,11 +20,11 @@ import numpy as np
 from qdeploy.errors import BadFileError, UnsupportedError
 from qdeploy.formats.tflite.graph import CODES, Importer, Network
 from qdeploy.formats.tflite.schema import Operator
+from qdeploy.ir.dtype import element_row
 from qdeploy.ir.dyadic import ONE, dyadic, dyadics
 from qdeploy.ir.tensor import Array
 
 _I32 = {"dtype": "I32", "lo": -(1 << 31), "hi": (1 << 31) - 1}
-_RANGE = {"I8": (-128, 127), "I16": (-32768, 32767), "U8": (0, 255)}
 _BOUNDS: dict[int, tuple[float | None, float | None]] = {0: (None, None), 1: (0, None), 2: (-1, 1), 3: (0, 6)}
 """Fused activation functions: none, ReLU, ReLU-1..1, ReLU6."""
 
@@ -39,7 +39,7 @@ def limits(network: Network, index: int, activation: int) -> dict[str, int]:
             allowed="none, RELU, RELU_N1_TO_1, RELU6",
         )
     scale, zero = network.scale(index)
-    low, high = _RANGE[network.dtype(index)]
+    low, high = element_row(network.dtype(index)).limits
     floor, ceil = (None if b is None else zero + _rounded(np.float32(b) / scale) for b in _BOUNDS[activation])
     lo = low if floor is None else min(max(low, floor), high)
     return {"zero": zero, "lo": lo, "hi": high if ceil is None else max(min(high, ceil), lo)}

@@ -17,12 +17,14 @@ from qdeploy.integer.builder import Builder
 from qdeploy.integer.intervals import where
 from qdeploy.integer.quantized_value import Grid, QuantizedValue, full_grid
 from qdeploy.integer.weights import Coded
+from qdeploy.ir.dtype import element_row
 from qdeploy.ir.element import element_name
 from qdeploy.ir.graph import Graph, Node
 from qdeploy.ir.tensor import Array
 
 TYPES = ("U8", "I8", "I16")
-_SMALL = {"U4": (0, 15, "U8"), "I4": (-8, 7, "I8"), "U2": (0, 3, "U8"), "I2": (-2, 1, "I8")}
+_SMALL = {"U4": "U8", "I4": "I8", "U2": "U8", "I2": "I8"}
+"""Types of less than a byte, and the one that their codes are computed in."""
 
 
 def source_grids(graph: Graph, array: Mapping[str, Array]) -> dict[str, Grid]:
@@ -52,7 +54,7 @@ def _grid(node: Node, scale: Array, zero: Array | None) -> Grid:
     if not (number > 0 and np.isfinite(number)):
         raise UnsupportedError("a scale that is not positive", where=where(node), found=number)
     if name in _SMALL:
-        return Grid(number, point, *_SMALL[name])
+        return Grid(number, point, *element_row(name).limits, _SMALL[name])
     if name not in TYPES:
         raise UnsupportedError(
             "an activation of this type", where=where(node), found=name, allowed=", ".join((*TYPES, *_SMALL))

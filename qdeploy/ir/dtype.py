@@ -63,6 +63,14 @@ class DType:
         return self.kind in ("unsigned", "signed")
 
     @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest integer; ValueError for what is none."""
+        if not self.is_integer:
+            raise ValueError(f"{self.name} is no integer")
+        half = 1 << (self.bits - 1)
+        return (-half, half - 1) if self.kind == "signed" else (0, 2 * half - 1)
+
+    @property
     def is_float(self) -> bool:
         """Whether it is a floating-point format, of any width."""
         return self.kind == "float"

@@ -17,19 +17,24 @@ from typing import Any
 
 import numpy as np
 
+from qdeploy.ir.dtype import dtype as number_type
+from qdeploy.ir.dtype import is_known
 from qdeploy.ir.element import element_dtype
 from qdeploy.ir.ops import intervals
 from qdeploy.ir.ops.conv import conv, integer_conv
 from qdeploy.ir.ops.row import MICROSOFT, ONNX, Op
 from qdeploy.ir.tensor import Array
 
-_LIMITS = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}
+
+def _is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is integers of less than a byte, which numpy has from ml_dtypes."""
+    return dtype.kind not in "iu" and is_known(dtype.name) and number_type(dtype.name).is_integer
 
 
 def limited(x: Array, dtype: np.dtype[Any]) -> Array:
     """Returns rounded numbers in an integer type, limited to its range."""
-    if dtype.name in _LIMITS:
-        return np.clip(x, *_LIMITS[dtype.name]).astype(np.int8).astype(dtype)
+    if _is_narrow(dtype):
+        return np.clip(x, *number_type(dtype.name).limits).astype(np.int8).astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(x.astype(np.float64), limits.min, limits.max).astype(dtype)
 
@@ -61,7 +66,7 @@ def spread(param: Array, shape: tuple[int, ...], axis: int, block_size: int) -> 
 
 def _wide(x: Array) -> Array:
     """Codes in a type in which they can be subtracted: int32 for integers, float32 for floats of few bits."""
-    if (x.dtype.kind in "iu" and x.dtype.itemsize < 8) or x.dtype.name in _LIMITS:
+    if (x.dtype.kind in "iu" and x.dtype.itemsize < 8) or _is_narrow(x.dtype):
         return x.astype(np.int32)
     return x.astype(np.float32)
 
@@ -81,7 +86,7 @@ def quantize_linear(
     factor = spread(scale, x.shape, axis, block_size)
     quotient = x.astype(np.float32) / factor.astype(np.float32)
     shift = np.int32(0) if zero is None else _wide(spread(zero, x.shape, axis, block_size))
-    if dtype.kind in "iu" or dtype.name in _LIMITS:
+    if dtype.kind in "iu" or _is_narrow(dtype):
         return limited(np.rint(quotient).astype(np.float64) + shift, dtype)
     return to_float(quotient + shift.astype(np.float32), dtype, bool(saturate))
 
