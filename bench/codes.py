@@ -64,7 +64,7 @@ def onnx_layers(folder: Path) -> dict[str, tuple[Array, Array, Array]]:
     path = next(folder.glob("*.onnx"))
     graph = onnx.load(path, load_external_data=False).graph
     stored = {t.name: t for t in graph.initializer}
-    found = {}
+    results = {}
     for node in graph.node:
         if node.op_type != "MatMulNBits":
             continue
@@ -78,8 +78,8 @@ def onnx_layers(folder: Path) -> dict[str, tuple[Array, Array, Array]]:
             else np.full((rows, -(-groups // 2)), zeros)
         )
         codes = _split(codes.reshape(rows, -1))[:, : size["K"]]
-        found[node.input[1]] = (codes, scales.reshape(rows, groups), _split(zeros)[:, :groups])
-    return found
+        results[node.input[1]] = (codes, scales.reshape(rows, groups), _split(zeros)[:, :groups])
+    return results
 
 
 def _initializer(tensor: Any, folder: Path) -> Array:
@@ -99,12 +99,12 @@ def _split(packed: Array) -> Array:
 
 
 def _tensors(folder: Path, wanted: tuple[str, ...]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+    results: dict[str, Array] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
             names = [name for name in file.keys() if name.startswith(wanted)]  # noqa: SIM118 (no mapping)
-            found |= {name: file.get_tensor(name) for name in names}
-    return found
+            results |= {name: file.get_tensor(name) for name in names}
+    return results
 
 
 def main() -> None:

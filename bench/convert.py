@@ -176,9 +176,9 @@ def main() -> None:
     peer_programs.add_option(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options: argparse.Namespace = parser.parse_args()
-    found = peer_programs.found(options)
-    found.require(found.python, found.converter, found.quantizer)
-    bench, results = Bench(options.work.absolute(), found), Results("convert.py", options.json)
+    result = peer_programs.found(options)
+    result.require(result.python, result.converter, result.quantizer)
+    bench, results = Bench(options.work.absolute(), result), Results("convert.py", options.json)
     runs = options.runs or 3
     for kind in ("gptq", "awq"):
         if kind in options.only:

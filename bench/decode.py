@@ -65,10 +65,10 @@ def main() -> None:
     config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     model = og.Model(config)
     loaded = time.perf_counter() - begin
-    found = {"decode": decode(og, model), "prefill": prefill(og, model), "load": loaded, "version": og.__version__}
+    results = {"decode": decode(og, model), "prefill": prefill(og, model), "load": loaded, "version": og.__version__}
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    print(json.dumps(found | {"peak": peak}))
+    print(json.dumps(results | {"peak": peak}))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ SAMPLES = 256
 
 def images(path: Path, count: int) -> tuple[Any, Any]:
     """Normalised images [N, 3, 32, 32] and their classes."""
-    held = np.load(path)
-    x = (held["x"][:count] / np.float32(255) - MEAN) / SPREAD
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32), held["y"][:count]
+    content = np.load(path)
+    x = (content["x"][:count] / np.float32(255) - MEAN) / SPREAD
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32), content["y"][:count]
 
 
 def session(path: Path) -> Any:
@@ -59,11 +59,11 @@ def converted(source: Path, folder: Path, data: Path, form: str, **more: Any) ->
     qdeploy.convert(source, out, to="onnx", integer=form, calibrate=str(data), check="none", **more)
     report = json.loads((out / "report.json").read_text())
     run = session(out / "model.onnx")
-    given = run.get_inputs()[0]
+    inputs = run.get_inputs()[0]
     x, y = TEST
-    fed = codes(x, report["integers"]["quantization"][given.name], given.type)
-    found = [run.run(None, {given.name: fed[i : i + 1]})[0].argmax() for i in range(len(fed))]
-    return float(np.mean(np.array(found) == y))
+    fed = codes(x, report["integers"]["quantization"][inputs.name], inputs.type)
+    results = [run.run(None, {inputs.name: fed[i : i + 1]})[0].argmax() for i in range(len(fed))]
+    return float(np.mean(np.array(results) == y))
 
 
 TEST: tuple[Any, Any] = (None, None)
@@ -77,8 +77,8 @@ def resnet20(results: Results, root: Path, count: int) -> None:
     run = session(source)
     name = run.get_inputs()[0].name
     exact = float(np.mean([run.run(None, {name: x[None]})[0].argmax() for x in TEST[0]] == TEST[1]))
-    with tempfile.TemporaryDirectory() as made:
-        data = Path(made) / "calibration.npz"
+    with tempfile.TemporaryDirectory() as output:
+        data = Path(output) / "calibration.npz"
         np.savez(data, x=images(folder / "calib_1024_jpeg.npz", SAMPLES)[0])
         rows = [["float", exact, 0.0]]
         for title, form, more, limit in (
@@ -95,9 +95,9 @@ def resnet20(results: Results, root: Path, count: int) -> None:
                 for how in ("output", "weights", "hessian")
             ),
         ):
-            found = converted(source, Path(made), data, form, **more)
-            rows.append([title, found, found - exact])
-            results.bar(f"resnet20 {title}: accuracy lost", exact - found, limit, at_least=False)
+            result = converted(source, Path(output), data, form, **more)
+            rows.append([title, result, result - exact])
+            results.bar(f"resnet20 {title}: accuracy lost", exact - result, limit, at_least=False)
     results.table(f"resnet20, {count} images", ["network", "accuracy", "change"], rows)
 
 
@@ -115,24 +115,24 @@ def learned(results: Results, root: Path) -> None:
 
     rows = []
     for name, (known, file, mean, spread) in LEARNED.items():
-        source, held = root / f"vision/apot/{name}.safetensors", np.load(root / "vision" / file)
-        pixels = held["x"].reshape(*held["x"].shape[:3], -1) / np.float32(255)
+        source, content = root / f"vision/apot/{name}.safetensors", np.load(root / "vision" / file)
+        pixels = content["x"].reshape(*content["x"].shape[:3], -1) / np.float32(255)
         x = ((pixels - np.float32(mean)) / np.float32(spread)).transpose(0, 3, 1, 2).astype(np.float32)
         parts = [slice(first, first + 250) for first in range(0, len(x), 250)]
         model = qdeploy.load(source)
         weights = Weights(model)
-        found = [run(model.graph, {"input": x[part]}, {}, weights)[0]["logits"] for part in parts]
-        exact = float((np.concatenate(found).argmax(axis=1) == held["y"]).mean())
+        result = [run(model.graph, {"input": x[part]}, {}, weights)[0]["logits"] for part in parts]
+        exact = float((np.concatenate(result).argmax(axis=1) == content["y"]).mean())
         results.bar(f"{name}: off the known accuracy", abs(exact - known), 5e-5, at_least=False)
         row = [name, known, exact]
         for form in ("strict", "fast"):
-            with tempfile.TemporaryDirectory() as made:
-                report = qdeploy.convert(source, Path(made) / "out", to="onnx", integer=form, check="none")
-                engine = session(Path(made) / "out/model.onnx")
-                given = engine.get_inputs()[0]
-                fed = codes(x, report["integers"]["quantization"][given.name], given.type)
-                found = [engine.run(None, {given.name: fed[part]})[0] for part in parts]
-            row.append(float((np.concatenate(found).argmax(axis=1) == held["y"]).mean()))
+            with tempfile.TemporaryDirectory() as output:
+                report = qdeploy.convert(source, Path(output) / "out", to="onnx", integer=form, check="none")
+                engine = session(Path(output) / "out/model.onnx")
+                inputs = engine.get_inputs()[0]
+                fed = codes(x, report["integers"]["quantization"][inputs.name], inputs.type)
+                result = [engine.run(None, {inputs.name: fed[part]})[0] for part in parts]
+            row.append(float((np.concatenate(result).argmax(axis=1) == content["y"]).mean()))
             results.bar(f"{name} {form}: accuracy lost", exact - row[-1], 0.005, at_least=False)
         rows.append(row)
     results.table("learned clips, without data", ["network", "known", "levels", "strict", "fast"], rows)
@@ -156,11 +156,11 @@ def tiny(results: Results, root: Path) -> None:
     for name, (x, y, known) in cases.items():
         model = qdeploy.load(root / "mlperf_tiny" / name)
         weights, graph = Weights(model), model.graph
-        given, found = graph.inputs[0].name, []
+        inputs, result = graph.inputs[0].name, []
         for first in range(0, len(x), 64):
-            out = run(graph, {given: x[first : first + 64]}, {}, weights)[0]
-            found += next(iter(out.values())).reshape(len(x[first : first + 64]), -1).argmax(axis=1).tolist()
-        accuracy = float(np.mean(np.array(found) == y))
+            out = run(graph, {inputs: x[first : first + 64]}, {}, weights)[0]
+            result += next(iter(out.values())).reshape(len(x[first : first + 64]), -1).argmax(axis=1).tolist()
+        accuracy = float(np.mean(np.array(result) == y))
         rows.append([name, accuracy, known])
         results.bar(f"{name}: off the reference kernels' accuracy", abs(accuracy - known), 5e-5, at_least=False)
     results.table("int8 TFLite, numpy interpreter", ["network", "accuracy", "reference kernels"], rows)
@@ -187,8 +187,8 @@ def minilm(results: Results, root: Path, count: int) -> None:
         ids = tokenizer.encode(line).ids[:64]
         pad = max(0, length - len(ids))
         whole = np.array([ids + [0] * pad], np.int64)
-        made = {"input_ids": whole, "attention_mask": (whole != 0).astype(np.int64), "token_type_ids": 0 * whole}
-        return {name: made[name] for name in names}
+        output = {"input_ids": whole, "attention_mask": (whole != 0).astype(np.int64), "token_type_ids": 0 * whole}
+        return {name: output[name] for name in names}
 
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "text.npz", Path(folder) / "out"
@@ -201,8 +201,8 @@ def minilm(results: Results, root: Path, count: int) -> None:
             fed = feeds(line)
             exact = run(model.graph, fed, {}, weights)[0]["sentence_embedding"][0]
             outputs = dict(zip([o.name for o in engine.get_outputs()], engine.run(None, fed), strict=True))
-            found = outputs["sentence_embedding"][0].astype(np.float64)
-            cosines.append(float(exact @ found / np.linalg.norm(exact) / np.linalg.norm(found)))
+            result = outputs["sentence_embedding"][0].astype(np.float64)
+            cosines.append(float(exact @ result / np.linalg.norm(exact) / np.linalg.norm(result)))
     reached = float(np.mean(np.array(cosines) >= 0.99))
     results.table(
         f"MiniLM W8A8 strict, {count} sentences",

@@ -166,8 +166,8 @@ class Results:
     def _save(self) -> None:
         if self.json_path:
             bars = [{**asdict(bar), "passed": bar.passed} for bar in self.bars]
-            found = {"script": self.script, "machine": machine(), "tables": self.tables, "bars": bars}
-            self.json_path.write_text(json.dumps(found, indent=1) + "\n")
+            results = {"script": self.script, "machine": machine(), "tables": self.tables, "bars": bars}
+            self.json_path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

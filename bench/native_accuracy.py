@@ -71,12 +71,12 @@ def main() -> None:
             for weights, quantize in QUANTIZE.items():
                 path = Path(folder) / f"{name}-{weights}.qd"
                 qdeploy.convert(source, path, to="native", quantize=list(quantize))
-                found = []
+                result = []
                 for activations, kv in (("exact", "f32"), ("int8", "f16")):
                     with qdeploy.Runtime(path, activations=activations, kv=kv, threads=1, context=length) as runtime:
-                        found.append(perplexity(runtime, ids))
-                change = found[1] / found[0] - 1
-                rows.append([name, weights, *found, f"{change:+.3%}"])
+                        result.append(perplexity(runtime, ids))
+                change = result[1] / result[0] - 1
+                rows.append([name, weights, *result, f"{change:+.3%}"])
                 results.bar(f"{name}, {weights} weights: perplexity changed by", abs(change), LIMIT, at_least=False)
     columns = ["model", "weights", "exact", "int8 activations, float16 cache", "change"]
     results.table(f"Perplexity over {len(texts)} stories", columns, rows)

@@ -29,12 +29,12 @@ def main() -> None:
     program, model = native_setup.programs(bench.work) / "native_budget", native_setup.model(bench, "int4")
     results, rows = Results("native_budget.py", options.json), []
     for title, flags in PAGES.items():
-        found: list[dict[str, Any]] = []
+        result: list[dict[str, Any]] = []
         for _ in range(options.runs or 5):
             used = run([program, model, str(options.threads), str(flags)])
-            found.append(json.loads(used.output.splitlines()[-1]))
-        middle = {key: statistics.median(r[key] for r in found) for key in found[0]}
-        rate = statistics.median(r["grow_mb_s"] / r["read_mb_s"] for r in found)
+            result.append(json.loads(used.output.splitlines()[-1]))
+        middle = {key: statistics.median(r[key] for r in result) for key in result[0]}
+        rate = statistics.median(r["grow_mb_s"] / r["read_mb_s"] for r in result)
         results.bar(f"{title}: shrinking by half, ms", middle["shrink_ms"], 10, at_least=False)
         results.bar(f"{title}: growing, of the rate of plain reads", rate, 0.7)
         results.bar(f"{title}: a step while it grows, over a quiet one", middle["slower"], 1.25, at_least=False)

@@ -49,8 +49,8 @@ class Engines:
         """One run of native_run."""
         path = native_setup.model(self.bench, name)
         used = run([self.build / "native_run", path, *map(str, (threads, prompt, tokens, 0, flags, behind))])
-        found: Run = json.loads(used.output.splitlines()[-1])
-        return found | {"wall": used.wall, "own": used.own}
+        result: Run = json.loads(used.output.splitlines()[-1])
+        return result | {"wall": used.wall, "own": used.own}
 
     def llama(self, kind: str, threads: int, *, tokens: int = TOKENS, prompt: int = PROMPT) -> Run:
         """One run of llama-bench."""
@@ -58,10 +58,10 @@ class Engines:
         sizes = ["-t", str(threads), "-p", str(prompt), "-n", str(tokens), "-r", "1" if tokens == 1 else "2"]
         quick = ["--no-warmup"] if tokens == 1 else []
         used = run([self.bench.peers.bench, "-m", path, *sizes, *quick, "-o", "json"])
-        found = {"wall": used.wall, "own": used.own}
+        results = {"wall": used.wall, "own": used.own}
         for test in json.loads(used.output[used.output.index("[\n") :]):
-            found["prefill" if test["n_prompt"] else "decode"] = statistics.median(test["samples_ts"])
-        return found
+            results["prefill" if test["n_prompt"] else "decode"] = statistics.median(test["samples_ts"])
+        return results
 
     def llama_behind(self, kind: str, threads: int, prompt: int, tokens: int, flash: int) -> float:
         """Tokens per second of llama-bench: a prompt of so many tokens, or `tokens` single ones behind it."""
@@ -77,8 +77,8 @@ class Engines:
         folder = genai_models(self.bench, ["bf16"])["genai-bf16"]
         script = Path(__file__).with_name("decode.py")
         used = run([self.bench.peers.python, script, folder, str(threads)], ONE_THREAD)
-        found: dict[str, Any] = json.loads(used.output.splitlines()[-1])
-        return {"decode": found["decode"], "prefill": found["prefill"], "own": used.own, "wall": used.wall}
+        result: dict[str, Any] = json.loads(used.output.splitlines()[-1])
+        return {"decode": result["decode"], "prefill": result["prefill"], "own": used.own, "wall": used.wall}
 
 
 def alternate(pair: tuple[Any, Any], rounds: int) -> tuple[list[Run], list[Run]]:
@@ -151,10 +151,10 @@ def long(results: Results, engines: Engines, threads: int, rounds: int) -> None:
             mine = engines.ours("int4", threads, tokens=tokens, prompt=0 if tokens else prompt, behind=prompt)
             ours.append(mine["decode" if tokens else "prefill"])
             peer.append(max(engines.llama_behind("Q4_0", threads, prompt, tokens, flash) for flash in (0, 1)))
-        found = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+        result = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
         title = f"{'decode behind' if tokens else 'prefill of'} {prompt} tokens"
-        rows.append([title, found, statistics.median(ours), statistics.median(peer)])
-        results.bar(f"{title} against Q4_0, {threads} thread(s)", found, 1.5 if tokens else 1.3)
+        rows.append([title, result, statistics.median(ours), statistics.median(peer)])
+        results.bar(f"{title} against Q4_0, {threads} thread(s)", result, 1.5 if tokens else 1.3)
     results.table(f"Long prompts, {threads} thread(s)", ["", "ratio", "ours tok/s", "llama.cpp tok/s"], rows)
 
 
@@ -167,10 +167,10 @@ def start(results: Results, engines: Engines, rounds: int) -> None:
             lambda: engines.llama("Q4_0", 1, tokens=1, prompt=0),
         )
         ours, peer = alternate(pair, rounds)
-        found, spread = ratio(ours, peer, "wall")
+        result, spread = ratio(ours, peer, "wall")
         walls = [statistics.median(r["wall"] for r in runs) for runs in (ours, peer)]
-        rows.append([title, found, spread, *walls])
-        results.bar(f"start to first token, {title}: wall time", found, limit, at_least=False)
+        rows.append([title, result, spread, *walls])
+        results.bar(f"start to first token, {title}: wall time", result, limit, at_least=False)
         over = max(r["own"] / r["peak"] for r in ours)
         results.bar(f"peak memory over what the library counts, {title}", over, 1.1, at_least=False)
     results.table("Start to first token", ["pages", "ratio", "range", "ours s", "llama.cpp s"], rows)

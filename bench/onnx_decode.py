@@ -43,7 +43,7 @@ Run = dict[str, Any]
 def models(bench: Bench, only: list[str]) -> dict[str, Path]:
     """Converts what is not there yet."""
     bench.out = bench.work / "decode"
-    made = {
+    outputs = {
         "ours-bf16": lambda name: bench.ours("bf16", (*ONNX, *SEARCHED), keep=name),
         "genai-bf16": lambda name: bench.builder("bf16", *BLOCKS, keep=name),
         "ours-gptq": lambda name: bench.ours("gptq", ONNX, keep=name),
@@ -54,7 +54,7 @@ def models(bench: Bench, only: list[str]) -> dict[str, Path]:
     wanted = {name for pair in only for name in PAIRS[pair]}
     for name in sorted(wanted):
         if not (bench.out / name / "genai_config.json").exists():
-            made[name](name)()
+            outputs[name](name)()
     return {name: bench.out / name for name in wanted}
 
 
@@ -83,8 +83,8 @@ def alternate(
         for pair in only:
             for name in PAIRS[pair][:: -1 if turn % 2 else 1]:
                 used = run([bench.peers.python, script, folders[name], str(threads)], ONE_THREAD)
-                found: Run = json.loads(used.output.splitlines()[-1])
-                taken[f"{pair} {name}"].append(found | {"anon": used.anon, "load1": used.load})
+                result: Run = json.loads(used.output.splitlines()[-1])
+                taken[f"{pair} {name}"].append(result | {"anon": used.anon, "load1": used.load})
     return taken
 
 
@@ -125,9 +125,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS))
     options = parser.parse_args()
-    found = peer_programs.found(options)
-    found.require(found.python)
-    bench, results = Bench(options.work.absolute(), found), Results("onnx_decode.py", options.json)
+    result = peer_programs.found(options)
+    result.require(result.python)
+    bench, results = Bench(options.work.absolute(), result), Results("onnx_decode.py", options.json)
     folders = models(bench, options.only)
     settle(folders)
     for threads in options.threads:

@@ -17,25 +17,25 @@ SIDE = 224
 
 def layers() -> list[tuple[str, int, int, int, int]]:
     """(name, output channels, input channels, kernel, stride) of every convolution of the blocks."""
-    found, inner = [], STAGES[0]
+    result, inner = [], STAGES[0]
     for stage, out in enumerate(STAGES):
         for unit in range(2):
             stride = 2 if stage and not unit else 1
-            found += [(f"{stage}{unit}a", out, inner, 3, stride), (f"{stage}{unit}b", out, out, 3, 1)]
+            result += [(f"{stage}{unit}a", out, inner, 3, stride), (f"{stage}{unit}b", out, out, 3, 1)]
             if stride == 2:
-                found.append((f"{stage}{unit}s", out, inner, 1, 2))
+                result.append((f"{stage}{unit}s", out, inner, 1, 2))
             inner = out
-    return found
+    return result
 
 
 def weights(bits: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     top = (1 << (bits - 1)) - 1
-    made = {"stem": rng.integers(-127, 128, (64, 3, 7, 7)).astype(np.int8)}
+    outputs = {"stem": rng.integers(-127, 128, (64, 3, 7, 7)).astype(np.int8)}
     for name, out, inner, kernel, _ in layers():
-        made[name] = rng.integers(-top, top + 1, (out, inner, kernel, kernel)).astype(np.int8)
-    made["fc"] = rng.integers(-127, 128, (1000, 512)).astype(np.int8)
-    return made
+        outputs[name] = rng.integers(-top, top + 1, (out, inner, kernel, kernel)).astype(np.int8)
+    outputs["fc"] = rng.integers(-127, 128, (1000, 512)).astype(np.int8)
+    return outputs
 
 
 class Integers:
@@ -110,7 +110,7 @@ def qlinear(bits: int) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     nodes: list[Any] = []
-    held = [
+    contents = [
         numpy_helper.from_array(np.asarray(a), n)
         for n, a in {"s": np.float32(0.05), "z": np.uint8(0), "wz": np.int8(0), "big": np.float32(4)}.items()
     ]
@@ -121,7 +121,7 @@ def qlinear(bits: int) -> bytes:
 
     def conv(x: str, key: str, stride: int, pad: int) -> str:
         out = len(codes[key])
-        held.extend(
+        contents.extend(
             numpy_helper.from_array(a, f"{key}{n}")
             for n, a in (
                 ("w", codes[key]),
@@ -153,14 +153,14 @@ def qlinear(bits: int) -> bytes:
         side = conv(x, key + "s", 2, 0) if key + "s" in listed else x
         x = add("QLinearAdd", h, "s", "z", side, "s", "z", "s", "z", domain="com.microsoft")
     x = add("Flatten", add("QLinearGlobalAveragePool", x, "s", "z", "s", "z", domain="com.microsoft"))
-    held.append(numpy_helper.from_array(np.ascontiguousarray(codes["fc"].T), "fcw"))
+    contents.append(numpy_helper.from_array(np.ascontiguousarray(codes["fc"].T), "fcw"))
     out = add("MatMulInteger", x, "fcw")
     graph = helper.make_graph(
         nodes,
         "net",
         [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 3, SIDE, SIDE])],
         [helper.make_tensor_value_info(out, TensorProto.INT32, None)],
-        held,
+        contents,
     )
     sets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return bytes(helper.make_model(graph, opset_imports=sets, ir_version=10).SerializeToString())
@@ -173,17 +173,17 @@ def pack(constants: dict[str, Any], name: str) -> None:
 
     codes = as_value(constants[name]).astype(ml_dtypes.int4).astype(np.int8).view(np.uint8) & 15
     wide = np.pad(codes, [(0, 0)] * 3 + [(0, codes.shape[-1] % 2)])
-    held = Buffer.of(name, wide[..., 0::2] | (wide[..., 1::2] << 4), "U8")
-    constants[name] = QTensor(codes.shape, "I8", (Term(Codes(codes.shape, (held,), Layout("bits", 4), "int4")),))
+    content = Buffer.of(name, wide[..., 0::2] | (wide[..., 1::2] << 4), "U8")
+    constants[name] = QTensor(codes.shape, "I8", (Term(Codes(codes.shape, (content,), Layout("bits", 4), "int4")),))
 
 
 def model(bits: int, activations: int = 8) -> Any:
     """Our graph as a model."""
     from qdeploy.ir.model import Model
 
-    made = Integers(bits, activations)
+    output = Integers(bits, activations)
     if bits == 4:
-        for node in made.nodes[1:]:
+        for node in output.nodes[1:]:
             if node.op == "IntegerConv":
-                pack(made.constants, node.inputs[1])
-    return Model("made", "here", {}, build_graph=lambda _: made.graph)
+                pack(output.constants, node.inputs[1])
+    return Model("made", "here", {}, build_graph=lambda _: output.graph)

@@ -186,11 +186,11 @@ def write_safetensors(path: Path, stored: list[Tensor]) -> None:
 
 def pieces(tensor: Tensor) -> Iterator[np.ndarray[Any, Any]]:
     """The elements of a tensor, flat, in order."""
-    made = np.random.default_rng(zlib.crc32(tensor.name.encode()))
+    output = np.random.default_rng(zlib.crc32(tensor.name.encode()))
     size = int(np.prod(tensor.shape))
     for start in range(0, size, PIECE):
         count = min(PIECE, size - start)
-        yield _fill(tensor.content, made, start, count).astype(DTYPES[tensor.dtype], copy=False)
+        yield _fill(tensor.content, output, start, count).astype(DTYPES[tensor.dtype], copy=False)
 
 
 def _fill(content: str, made: np.random.Generator, start: int, count: int) -> np.ndarray[Any, Any]:

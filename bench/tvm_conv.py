@@ -101,20 +101,20 @@ def calls(folder: Path, threads: int) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / "tvm/model.so")), tvm.cpu())
     entry = json.loads((folder / "tvm/tvm.json").read_text())["inputs"][0]
-    given = tvm.runtime.tensor(codes(rng, entry["shape"], entry["dtype"]))
+    arguments = tvm.runtime.tensor(codes(rng, entry["shape"], entry["dtype"]))
     main = machine["main"]
-    found: dict[str, Any] = {"qdeploy": lambda: main(given)}
+    results: dict[str, Any] = {"qdeploy": lambda: main(arguments)}
     for name, exact in (("onnxruntime", "0"), ("onnxruntime exact", "1")):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.x64quantprecision", exact)
         session = onnxruntime.InferenceSession(str(folder / "onnx/model.onnx"), options)
-        held = session.get_inputs()[0]
-        shape = [n if isinstance(n, int) else 1 for n in held.shape]
-        x = codes(rng, shape, held.type.removeprefix("tensor(").removesuffix(")"))
-        found[name] = lambda session=session, name=held.name, x=x: session.run(None, {name: x})
-    return found
+        content = session.get_inputs()[0]
+        shape = [n if isinstance(n, int) else 1 for n in content.shape]
+        x = codes(rng, shape, content.type.removeprefix("tensor(").removesuffix(")"))
+        results[name] = lambda session=session, name=content.name, x=x: session.run(None, {name: x})
+    return results
 
 
 def codes(rng: Any, shape: list[int], dtype: str) -> Any:
@@ -140,7 +140,7 @@ def measure(folder: Path, threads: int, runs: int) -> dict[str, float]:
 
 def rows_of(name: str, threads: list[int], runs: int) -> list[dict[str, Any]]:
     """A network, compiled once and measured for each number of threads in a process of its own."""
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         seconds = NETWORKS[name](Path(folder))
         size = (Path(folder) / "tvm/model.so").stat().st_size
@@ -150,10 +150,10 @@ def rows_of(name: str, threads: list[int], runs: int) -> list[dict[str, Any]]:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             times = json.loads(done.stdout.splitlines()[-1])
             ratios = {peer: times["qdeploy"] / ms for peer, ms in times.items() if peer != "qdeploy"}
-            found.append(
+            results.append(
                 {"network": name, "threads": count, "compile_s": seconds, "bytes": size, "ms": times, "ratios": ratios}
             )
-    return found
+    return results
 
 
 def main() -> None:
@@ -163,13 +163,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", default="")
     parser.add_argument("--inside", default="", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.inside:
-        print(json.dumps(measure(Path(given.inside), given.threads[0], given.runs)))
+    arguments = parser.parse_args()
+    if arguments.inside:
+        print(json.dumps(measure(Path(arguments.inside), arguments.threads[0], arguments.runs)))
         return
-    if "QDEPLOY_TESTDATA" not in os.environ and {"resnet20", "resnet8"} & set(given.networks):
+    if "QDEPLOY_TESTDATA" not in os.environ and {"resnet20", "resnet8"} & set(arguments.networks):
         parser.error("resnet20 and resnet8 are read from the folder that QDEPLOY_TESTDATA names")
-    rows = [row for name in given.networks for row in rows_of(name, given.threads, given.runs)]
+    rows = [row for name in arguments.networks for row in rows_of(name, arguments.threads, arguments.runs)]
     print(
         "network        threads  compile s     MB  " + "  ".join(f"{name:>18}" for name in rows[0]["ms"]) + "   ratios"
     )
@@ -178,11 +178,11 @@ def main() -> None:
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
         size = row["bytes"] / 1e6
         print(f"{row['network']:14} {row['threads']:7}  {row['compile_s']:9.1f}  {size:5.1f}  {times}   {ratios}")
-    if "resnet8" in given.networks:
+    if "resnet8" in arguments.networks:
         print(f"bare form of resnet8: {bare_code(RESNET8):,} bytes of code")
     text = json.dumps(rows, indent=1)
-    if given.json:
-        Path(given.json).write_text(text)
+    if arguments.json:
+        Path(arguments.json).write_text(text)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ def generate(folder: Path, prompt: str, count: int) -> str:
             "position_ids": np.arange(len(ids) - fresh.shape[1], len(ids), dtype=np.int64)[None],
             **cache,
         }
-        found = dict(zip(names, session.run(None, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
-        cache = {k.replace("present.", "past_key_values."): v for k, v in found.items() if k.startswith("present.")}
-        ids.append(int(found["logits"][0, -1].argmax()))
+        result = dict(zip(names, session.run(None, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
+        cache = {k.replace("present.", "past_key_values."): v for k, v in result.items() if k.startswith("present.")}
+        ids.append(int(result["logits"][0, -1].argmax()))
         fresh = np.array([[ids[-1]]], np.int64)
     return tokenizer.decode(ids)
 

@@ -35,8 +35,8 @@ def main() -> None:
             model.reset()
             text = "".join(model.generate(args.prompt, args.tokens))
             stats = model.stats
-            held = f"rung {stats['rung']} of {stats['rungs']}, {human(stats['total'])} held"
-            print(f"--- {human(budget)}: {held}{perplexity(model, stats['rung'])}")
+            content = f"rung {stats['rung']} of {stats['rungs']}, {human(stats['total'])} held"
+            print(f"--- {human(budget)}: {content}{perplexity(model, stats['rung'])}")
             print(args.prompt + text)
 
 

@@ -275,8 +275,8 @@ def test_gptq_leaves_less_error_in_the_outputs_than_rounding(tmp_path: Path):
     for spec in ("rtn:int3,group=32", "gptq:int3,group=32,calibrate=text"):
         parsed = parse(spec)
         losses: dict[str, float] = {}
-        made = parsed.quantizer.quantize(Weight("w", weight, losses), (moments,), Grid(3, 32))
-        error[parsed.method] = np.linalg.norm(x @ (made.decode() - weight.decode()).T)
+        output = parsed.quantizer.quantize(Weight("w", weight, losses), (moments,), Grid(3, 32))
+        error[parsed.method] = np.linalg.norm(x @ (output.decode() - weight.decode()).T)
         assert 5 < losses["w"] < 30
     assert error["gptq"] < 0.8 * error["rtn"]
     with pytest.raises(BadArgumentError, match="needs a calibration text"):

@@ -245,12 +245,12 @@ def test_every_package_folder_is_shipped():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    found = set()
+    result = set()
     for path in files(*ROOMS):
         if path.name == "__init__.py":
             name = ".".join(path.parent.relative_to(ROOT).parts)
-            found.add(name if name.startswith("qdeploy") else f"qdeploy.{name}")
-    assert listed == found
+            result.add(name if name.startswith("qdeploy") else f"qdeploy.{name}")
+    assert listed == result
 
 
 def test_no_room_is_called_utils():

@@ -51,7 +51,7 @@ def test_the_additions_of_the_page_are_found_read_converted_and_listed(ran: dict
     written = np.loadtxt("out/w.txt", ndmin=2)
     size = 2 * np.abs(ran["matrix"]).mean()
     np.testing.assert_allclose(written, np.where(ran["matrix"] < 0, -size, size), rtol=1e-6)
-    for arguments, said in (
+    for arguments, message in (
         (["inspect", "a.flat"], "one matrix in a file"),
         (["formats"], "signs:[factor=N]"),
         (["convert", "--help"], "Options of --to text"),
@@ -60,5 +60,5 @@ def test_the_additions_of_the_page_are_found_read_converted_and_listed(ran: dict
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert not ended.value.code
-        assert said in capsys.readouterr().out, arguments
+        assert message in capsys.readouterr().out, arguments
     assert json.loads(Path("out/report.json").read_text())["options"]["quantize"] == ["signs:factor=2"]

@@ -123,8 +123,8 @@ def test_onnx_runtime_computes_what_the_tensors_mean(checkpoint: tuple[Path, dic
     ids = np.array([[1, 5, 17, 3, 30]], np.int64)
     empty = np.zeros((1, KV_HEADS, 0, HEAD), np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
-    given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    feeds = {i.name: given.get(i.name, empty) for i in session.get_inputs()}
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    feeds = {i.name: inputs.get(i.name, empty) for i in session.get_inputs()}
     (logits,) = session.run(["logits"], feeds)
     model = qdeploy.load(folder)
     want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"]

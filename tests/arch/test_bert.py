@@ -30,11 +30,11 @@ def outputs(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 def test_a_small_model_gives_the_states_of_transformers(make_model: Any) -> None:
     """transformers 5.23.0, BertModel with eager attention and gelu_new, parameters by the rule in conftest.py."""
-    found = outputs(make_model("bert", hidden_act="gelu_new"), PADDED)["last_hidden_state"]
-    assert np.linalg.norm(found[0].astype(np.float64)) == pytest.approx(19.833388067, rel=1e-6)
-    assert np.linalg.norm(found[1, :9].astype(np.float64)) == pytest.approx(17.046602860, rel=1e-6)
-    np.testing.assert_allclose(found[0, 0, :5], [1.144554, 0.642226, 0.240442, 0.597727, -0.453546], atol=3e-6)
-    np.testing.assert_allclose(found[1, 8, :5], [0.808399, 1.300565, -0.89903, 0.258813, -1.254456], atol=3e-6)
+    result = outputs(make_model("bert", hidden_act="gelu_new"), PADDED)["last_hidden_state"]
+    assert np.linalg.norm(result[0].astype(np.float64)) == pytest.approx(19.833388067, rel=1e-6)
+    assert np.linalg.norm(result[1, :9].astype(np.float64)) == pytest.approx(17.046602860, rel=1e-6)
+    np.testing.assert_allclose(result[0, 0, :5], [1.144554, 0.642226, 0.240442, 0.597727, -0.453546], atol=3e-6)
+    np.testing.assert_allclose(result[1, 8, :5], [0.808399, 1.300565, -0.89903, 0.258813, -1.254456], atol=3e-6)
 
 
 def test_padding_changes_nothing(make_model: Any) -> None:
@@ -71,12 +71,12 @@ def sentence_files(mode: str, normalize: bool) -> dict[str, str]:
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("mode", ["pooling_mode_mean_tokens", "pooling_mode_cls_token"])
 def test_the_sentence_embedding_is_what_its_files_say(mode: str, normalize: bool, make_model: Any) -> None:
-    found = outputs(make_model("bert", files=sentence_files(mode, normalize)), PADDED)
-    hidden = found["last_hidden_state"].astype(np.float64)
+    result = outputs(make_model("bert", files=sentence_files(mode, normalize)), PADDED)
+    hidden = result["last_hidden_state"].astype(np.float64)
     expected = np.stack([hidden[0].mean(axis=0), hidden[1, :9].mean(axis=0)]) if "mean" in mode else hidden[:, 0]
     if normalize:
         expected /= np.sqrt((expected**2).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(found["sentence_embedding"], expected, atol=2e-6)
+    np.testing.assert_allclose(result["sentence_embedding"], expected, atol=2e-6)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,11 @@ def test_minilm_gives_the_embeddings_of_transformers(minilm: Path) -> None:
     texts = ["The quick brown fox jumps over the lazy dog.", "Quantized networks run on small devices."]
     coded = tokenizer.encode_batch(texts)
     ids, mask = (np.array([getattr(c, part) for c in coded]) for part in ("ids", "attention_mask"))
-    found = outputs(
+    result = outputs(
         safetensors.read(Folder(minilm)),
         {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)},
     )
-    embedding = found["sentence_embedding"]
+    embedding = result["sentence_embedding"]
     assert embedding.shape == (2, 384)
     np.testing.assert_allclose(
         embedding[0, :6], [0.0439336, 0.0589344, 0.0481784, 0.0775481, 0.0267444, -0.0376296], atol=1e-6
@@ -115,5 +115,5 @@ def test_minilm_gives_the_embeddings_of_transformers(minilm: Path) -> None:
     )
     assert embedding[0] @ embedding[1] == pytest.approx(-0.0229771, abs=1e-6)
     np.testing.assert_allclose(
-        found["last_hidden_state"][0, 0, :4], [0.046444, 0.338061, 0.208205, 0.646798], atol=1e-5
+        result["last_hidden_state"][0, 0, :4], [0.046444, 0.338061, 0.208205, 0.646798], atol=1e-5
     )

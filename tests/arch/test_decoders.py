@@ -81,11 +81,11 @@ def logits(model: Model, ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", REFERENCE)
 def test_every_family_gives_the_logits_of_transformers(kind: str, make_model: Any) -> None:
-    found = logits(make_model(kind, **FIELDS[kind]), IDS)[0]
+    result = logits(make_model(kind, **FIELDS[kind]), IDS)[0]
     norm, last, middle = REFERENCE[kind]
-    assert np.linalg.norm(found.astype(np.float64)) == pytest.approx(norm, rel=1e-6)
-    np.testing.assert_allclose(found[-1, :6], last, atol=3e-6)
-    np.testing.assert_allclose(found[7, 10:14], middle, atol=3e-6)
+    assert np.linalg.norm(result.astype(np.float64)) == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(result[-1, :6], last, atol=3e-6)
+    np.testing.assert_allclose(result[7, 10:14], middle, atol=3e-6)
 
 
 @pytest.mark.parametrize("kind", REFERENCE)
@@ -110,9 +110,9 @@ def test_checkpoints_give_the_logits_of_their_oracle(name: str, testdata: Path) 
     folder = testdata / "checkpoints" / name
     oracle = np.load(folder / "oracle.npz")
     model = safetensors.read(Folder(folder))
-    found = logits(model, oracle["input_ids"].ravel().tolist())
-    expected = oracle["logits"].reshape(found.shape)
-    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+    result = logits(model, oracle["input_ids"].ravel().tolist())
+    expected = oracle["logits"].reshape(result.shape)
+    assert np.linalg.norm(result - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 @pytest.fixture(scope="module")

@@ -187,11 +187,11 @@ def test_llama3_keeps_short_waves_divides_long_ones_and_blends_between(dim: int,
         "original_max_position_embeddings": 8192,
     }
     rope = read({"rope_theta": theta, "rope_scaling": scaling}, head_dim=dim)
-    for i, found in enumerate(rope.inv_freq.tolist()):
+    for i, result in enumerate(rope.inv_freq.tolist()):
         plain = theta ** (-2 * i / dim)
         turns = 8192 * plain / (2 * math.pi)  # within the original context
         part = min(max((turns - 1) / 3, 0), 1)
-        assert found == pytest.approx(plain * (part + (1 - part) / factor), rel=1e-5)
+        assert result == pytest.approx(plain * (part + (1 - part) / factor), rel=1e-5)
 
 
 def test_longer_sequences_have_frequencies_of_their_own() -> None:

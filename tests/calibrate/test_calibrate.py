@@ -25,10 +25,10 @@ def model(*nodes: Node) -> Model:
 
 
 def seen(*parts: np.ndarray) -> Histogram:
-    found = Histogram()
+    result = Histogram()
     for part in parts:
-        found.add(part.astype(np.float32))
-    return found
+        result.add(part.astype(np.float32))
+    return result
 
 
 @settings(deadline=None, max_examples=40)
@@ -67,18 +67,18 @@ def test_outliers_are_clipped_and_even_data_is_not(method: str, signed: bool):
 
 def test_mse_clips_more_for_fewer_bits_and_is_near_the_known_optimum():
     x = RNG.standard_normal(200_000)
-    found = [METHODS["mse"](seen(x), bits, 100.0)[1] for bits in (2, 4, 8)]
-    assert found[0] < found[1] < found[2]
-    assert abs(found[1] - 2.55) < 0.3  # Banner et al., arXiv 1810.05723: 2.55 sigma for 4 bits
+    results = [METHODS["mse"](seen(x), bits, 100.0)[1] for bits in (2, 4, 8)]
+    assert results[0] < results[1] < results[2]
+    assert abs(results[1] - 2.55) < 0.3  # Banner et al., arXiv 1810.05723: 2.55 sigma for 4 bits
 
 
 def test_every_float_value_has_its_range():
-    found = calibrate(
+    result = calibrate(
         model(Node("Relu", ("x",), ("r",)), Node("Add", ("r", "r"), ("y",))),
         {"images": np.arange(-4, 8, dtype=np.float32).reshape(3, 4)},
         batch=2,
     )
-    assert found.values == {"x": (-4, 7), "r": (0, 7), "y": (0, 14)} and found.samples == 3
+    assert result.values == {"x": (-4, 7), "r": (0, 7), "y": (0, 14)} and result.samples == 3
 
 
 def test_a_network_of_a_fixed_batch_is_run_in_such_batches():

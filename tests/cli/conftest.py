@@ -20,11 +20,11 @@ def save_network(tmp_path_factory: pytest.TempPathFactory) -> SaveNetwork:
 
     def save(nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Any]) -> Path:
         folder = tmp_path_factory.mktemp("network")
-        held = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+        contents = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
         model = helper.make_model(
-            helper.make_graph(nodes, "n", [x], [y], held), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+            helper.make_graph(nodes, "n", [x], [y], contents), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
         )
         onnx.save(model, folder / "net.onnx")
         images = np.random.default_rng(5).standard_normal((40, 3, 8, 8)).astype(np.float32)

@@ -26,16 +26,16 @@ FREE = ("w2", "w3", "ws")
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    found = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert found.exit_code == code, found.output
-    return found.stdout
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout
 
 
 def refused(*arguments: object) -> QdeployError:
-    found = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert isinstance(found.exception, BadArgumentError | UnsupportedError | OutputError), found.output
-    assert found.exception.exit_code == 2
-    return found.exception
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert isinstance(result.exception, BadArgumentError | UnsupportedError | OutputError), result.output
+    assert result.exception.exit_code == 2
+    return result.exception
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,18 @@ def asked(network: Path) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("sensitivity", ["output", "weights", "hessian"])
 def test_a_ratio_lies_between_the_least_and_the_greatest_size(asked: tuple, sensitivity: str):
-    found = json.loads(run(*asked, "size:0.5", "--sensitivity", sensitivity, "--json"))
+    result = json.loads(run(*asked, "size:0.5", "--sensitivity", sensitivity, "--json"))
     free, fixed = 2 * 576 + 64, 216 + 40
-    assert found["limit"]["least"] == free / 2 + fixed and found["limit"]["greatest"] == free + fixed
-    assert found["limit"]["cost"] == 0.75 * free + fixed >= found["cost"]
-    assert found["bits"]["w1"] == found["bits"]["w4"] == [8, 8]
-    assert found["bits"]["w2"] == found["bits"]["ws"] and found["layers"]["ws"]["tied"] == ["w2", "ws"]
-    assert {tuple(found["bits"][name]) for name in FREE} <= {(8, 8), (4, 8)}
-    assert found["cost"] == sum(row["weights"] * found["bits"][n][0] / 8 for n, row in found["layers"].items())
+    assert result["limit"]["least"] == free / 2 + fixed and result["limit"]["greatest"] == free + fixed
+    assert result["limit"]["cost"] == 0.75 * free + fixed >= result["cost"]
+    assert result["bits"]["w1"] == result["bits"]["w4"] == [8, 8]
+    assert result["bits"]["w2"] == result["bits"]["ws"] and result["layers"]["ws"]["tied"] == ["w2", "ws"]
+    assert {tuple(result["bits"][name]) for name in FREE} <= {(8, 8), (4, 8)}
+    assert result["cost"] == sum(row["weights"] * result["bits"][n][0] / 8 for n, row in result["layers"].items())
     for name in FREE:
-        loss = found["layers"][name]["loss"]
+        loss = result["layers"][name]["loss"]
         assert loss["4x8"] > loss["8x8"] > 0
-        assert ("trace_error" in found["layers"][name]) == (sensitivity == "hessian")
+        assert ("trace_error" in result["layers"][name]) == (sensitivity == "hessian")
 
 
 def test_the_ends_of_the_range_are_all_of_few_and_all_of_many_bits(asked: tuple):
@@ -93,34 +93,34 @@ def test_the_ends_of_the_range_are_all_of_few_and_all_of_many_bits(asked: tuple)
 
 
 def test_bit_operations_are_products_times_the_bits_of_both_factors(asked: tuple):
-    found = json.loads(run(*asked, "bops:0.4", "--choices", "8x8,4x4", "--json"))
-    assert found["layers"]["w2"]["cost"] == {"8x8": 576 * 64 * 64.0, "4x4": 576 * 64 * 16.0}
-    assert found["layers"]["w4"]["cost"] == {"8x8": 40 * 64.0}
-    assert found["cost"] <= found["limit"]["cost"]
+    result = json.loads(run(*asked, "bops:0.4", "--choices", "8x8,4x4", "--json"))
+    assert result["layers"]["w2"]["cost"] == {"8x8": 576 * 64 * 64.0, "4x4": 576 * 64 * 16.0}
+    assert result["layers"]["w4"]["cost"] == {"8x8": 40 * 64.0}
+    assert result["cost"] <= result["limit"]["cost"]
 
 
 def test_an_absolute_limit_counts_the_whole_network(asked: tuple):
-    found = json.loads(run(*asked, "size:1.2kB", "--json"))
-    assert found["limit"]["cost"] == 1200 >= found["cost"]
+    result = json.loads(run(*asked, "size:1.2kB", "--json"))
+    assert result["limit"]["cost"] == 1200 >= result["cost"]
     error = refused(*asked, "size:500B")
     assert error.what == "no choice of bits meets the limit" and error.allowed == "864 B or more"
 
 
 def test_layers_can_be_fixed_and_freed(asked: tuple):
-    found = json.loads(run(*asked, "size:0", "--fixed", "none", "--sensitivity", "weights", "--json"))
-    assert {tuple(bits) for bits in found["bits"].values()} == {(4, 8)}
-    found = json.loads(run(*asked, "size:0", "--fixed", "first,w3", "--sensitivity", "weights", "--json"))
-    assert [n for n, bits in found["bits"].items() if bits == [8, 8]] == ["w1", "w3"]
+    result = json.loads(run(*asked, "size:0", "--fixed", "none", "--sensitivity", "weights", "--json"))
+    assert {tuple(bits) for bits in result["bits"].values()} == {(4, 8)}
+    result = json.loads(run(*asked, "size:0", "--fixed", "first,w3", "--sensitivity", "weights", "--json"))
+    assert [n for n, bits in result["bits"].items() if bits == [8, 8]] == ["w1", "w3"]
     error = refused(*asked, "size:0", "--fixed", "w9")
     assert error.found == "w9" and "w3" in error.allowed
     assert "no layer is left" in str(refused(*asked, "size:0", "--fixed", "w1,w2,w3,ws,w4"))
 
 
 def test_ties_can_be_left_out(asked: tuple):
-    found = json.loads(run(*asked, "size:0.5", "--no-ties", "--json"))
-    assert all(row["tied"] == [] for row in found["layers"].values())
+    result = json.loads(run(*asked, "size:0.5", "--no-ties", "--json"))
+    assert all(row["tied"] == [] for row in result["layers"].values())
     tied = json.loads(run(*asked, "size:0.5", "--json"))
-    assert found["loss"] <= tied["loss"] * (1 + 1e-6)
+    assert result["loss"] <= tied["loss"] * (1 + 1e-6)
 
 
 def test_the_table_names_every_layer_and_the_totals(asked: tuple):
@@ -180,9 +180,9 @@ def test_bits_are_asked_for_in_one_way(network: Path, tmp_path: Path, more: tupl
 
 
 def test_bits_are_for_networks_of_integers(network: Path, tmp_path: Path):
-    asked = ("convert", network, tmp_path / "o", "--allocate", "size:0.5")
-    assert "no such option" in str(refused(*asked, "--calibrate", network.parent / "data.npz"))
-    assert "no calibration data" in str(refused(*asked, "--integer", "strict"))
+    requests = ("convert", network, tmp_path / "o", "--allocate", "size:0.5")
+    assert "no such option" in str(refused(*requests, "--calibrate", network.parent / "data.npz"))
+    assert "no calibration data" in str(refused(*requests, "--integer", "strict"))
 
 
 def test_what_does_not_fit_together_is_said(asked: tuple, network: Path, tmp_path: Path):
@@ -225,10 +225,10 @@ def table(**changed: object) -> dict:
 def test_latencies_come_from_a_table(asked: tuple, tmp_path: Path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps(table()))
-    found = json.loads(run(*asked, "latency:0.5", "--latency", path, "--json"))
+    result = json.loads(run(*asked, "latency:0.5", "--latency", path, "--json"))
     low, high = (2e-5 + 1e-6 + part for part in (3e-5 + 4.5e-5, 5e-5 + 6e-5))  # w2 and ws are tied
-    assert found["limit"]["least"] == pytest.approx(low) and found["limit"]["greatest"] == pytest.approx(high)
-    assert found["cost"] <= (low + high) / 2
+    assert result["limit"]["least"] == pytest.approx(low) and result["limit"]["greatest"] == pytest.approx(high)
+    assert result["cost"] <= (low + high) / 2
     error = refused(*asked, "latency:1us", "--latency", path)
     assert error.allowed == "96 us or more"
     error = refused(*asked, "latency:1ms", "--latency", path, "--choices", "8,2")
@@ -283,11 +283,11 @@ def test_an_interruption_leaves_nothing(asked: tuple, tmp_path: Path):
 def test_layers_of_this_machine_are_timed_and_their_table_is_taken(asked: tuple, network: Path, tmp_path: Path):
     path = tmp_path / "table.json"
     text = run("bench", network, "--layers", "--threads", 1, "--choices", "8,4", "--out", path)
-    found = json.loads(path.read_text())
-    assert set(found["layers"]) == set(table()["layers"])  # two of the convolutions are one shape
-    assert all(set(row) == {"8x8", "4x8"} and min(row.values()) > 0 for row in found["layers"].values())
-    assert found["threads"] == 1 and found["axes"] == {"n": 1} and found["machine"]["cores"] >= 1
-    assert found["target"] in text and found["target"] != "host"
+    result = json.loads(path.read_text())
+    assert set(result["layers"]) == set(table()["layers"])  # two of the convolutions are one shape
+    assert all(set(row) == {"8x8", "4x8"} and min(row.values()) > 0 for row in result["layers"].values())
+    assert result["threads"] == 1 and result["axes"] == {"n": 1} and result["machine"]["cores"] >= 1
+    assert result["target"] in text and result["target"] != "host"
     chosen = json.loads(run(*asked, "latency:0.5", "--latency", path, "--json"))
     assert chosen["cost"] <= chosen["limit"]["cost"]
 

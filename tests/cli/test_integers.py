@@ -20,15 +20,15 @@ RNG = np.random.default_rng(4)
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    found = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert found.exit_code == code, found.output
-    return found.output
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 def refused(*arguments: object) -> Exception:
-    found = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert isinstance(found.exception, BadArgumentError | UnsupportedError), found.output
-    return found.exception
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert isinstance(result.exception, BadArgumentError | UnsupportedError), result.output
+    return result.exception
 
 
 @pytest.fixture(scope="module")

@@ -73,11 +73,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tensors, folder / "model.safetensors")
     for side in ("config.json", "tokenizer.json"):
         shutil.copy(FLOAT / side, folder / side)
-    held, order = dict.fromkeys(layers, 1), []
-    order.append({"memory": 0, "layers": dict(held)})
+    content, order = dict.fromkeys(layers, 1), []
+    order.append({"memory": 0, "layers": dict(content)})
     for layer in layers[::-1]:
-        held[layer] += 1
-        order.append({"memory": 0, "layers": dict(held)})
+        content[layer] += 1
+        order.append({"memory": 0, "layers": dict(content)})
     (folder / "compression_config.json").write_text(json.dumps(order))
     rows = [{"bit": 1, "ppls": [{"layer": name, "ppl": 20.0 - i / 10} for i, name in enumerate(layers)]}]
     (folder / "reduced_ppl_average.json").write_text(json.dumps({"original_ppl": 9.0, "reduced_ppl": rows}))
@@ -88,18 +88,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inspect_shows_what_a_file_holds(run: Cli, file: Path):
-    found = run.json("inspect", file)
+    result = run.json("inspect", file)
     with Runtime(file) as runtime:
         rungs, parameters = runtime.rungs(), runtime.parameters
-    assert found["format"] == "native" and found["source"] == "gptq" and found["model_type"] == "llama"
-    assert found["tensors"][UP]["kinds"] == ["planes"] and found["tensors"][UP]["shape"] == [384, 128]
-    assert 4 < found["tensors"][UP]["bits"] < 4.3 and len(found["tensors"][UP]["pieces"]) == 4
-    assert [(r["bytes"], r["error"]) for r in found["rungs"]] == rungs
-    assert found["floor"]["bytes"] < found["ceiling"]["bytes"] == found["bytes"]
-    assert found["parameters"] == parameters
-    assert found["plan"]["ops"]["attention"] == 5 and found["plan"]["kind"] == "decoder"
-    assert found["metadata"]["tokenizer.json"] > 1000 and "tokenizer.json" in found["files"]
-    assert found["file"]["bytes"] == file.stat().st_size
+    assert result["format"] == "native" and result["source"] == "gptq" and result["model_type"] == "llama"
+    assert result["tensors"][UP]["kinds"] == ["planes"] and result["tensors"][UP]["shape"] == [384, 128]
+    assert 4 < result["tensors"][UP]["bits"] < 4.3 and len(result["tensors"][UP]["pieces"]) == 4
+    assert [(r["bytes"], r["error"]) for r in result["rungs"]] == rungs
+    assert result["floor"]["bytes"] < result["ceiling"]["bytes"] == result["bytes"]
+    assert result["parameters"] == parameters
+    assert result["plan"]["ops"]["attention"] == 5 and result["plan"]["kind"] == "decoder"
+    assert result["metadata"]["tokenizer.json"] > 1000 and "tokenizer.json" in result["files"]
+    assert result["file"]["bytes"] == file.stat().st_size
     text = run("inspect", file)
     for word in ("int4 group 128 in planes", "floor", "ceiling", "attention", "tokenizer.json", "predicted loss"):
         assert word in text
@@ -168,8 +168,8 @@ def test_an_output_is_no_source(run: Cli, file: Path, tmp_path: Path):
 
 def test_verify_says_equal_and_compares_logits(run: Cli, file: Path):
     assert run("verify", GPTQ, file).strip().endswith("equal")
-    found = run.json("verify", GPTQ, file, "--text", "To be, or not to be")
-    assert found["equal"] and found["logits"]["relative_l2"] < 1e-3
+    result = run.json("verify", GPTQ, file, "--text", "To be, or not to be")
+    assert result["equal"] and result["logits"]["relative_l2"] < 1e-3
 
 
 def test_verify_finds_a_changed_weight_and_another_source(run: Cli, file: Path, tmp_path: Path):
@@ -195,9 +195,9 @@ def test_diff_measures_how_far_a_file_is_from_another_model(run: Cli, file: Path
 
 def test_whole_codes_have_one_rung_per_matrix_and_run(run: Cli, tmp_path: Path):
     run("convert", GPTQ, tmp_path / "whole", "--to", "native", "--layout", "whole", "-q")
-    found = run.json("inspect", tmp_path / "whole")
-    assert found["tensors"][UP]["kinds"] == ["nibbles"] and found["floor"]["bytes"] == found["ceiling"]["bytes"]
-    assert found["conversion"]["layout"] == "whole"
+    result = run.json("inspect", tmp_path / "whole")
+    assert result["tensors"][UP]["kinds"] == ["nibbles"] and result["floor"]["bytes"] == result["ceiling"]["bytes"]
+    assert result["conversion"]["layout"] == "whole"
     assert run("verify", GPTQ, tmp_path / "whole").strip().endswith("equal")
 
 
@@ -210,11 +210,11 @@ def test_the_uniform_order_takes_level_by_level(run: Cli, file: Path, tmp_path: 
 
 def test_the_reference_order_is_that_of_the_checkpoint(run: Cli, stack: Path, tmp_path: Path):
     run("convert", stack, tmp_path / "own", "--to", "native", "--order", "reference", "-q")
-    found = run.json("plan", tmp_path / "own", "--budget", "1GB")
-    count = sum(row["of"] == 3 for row in found["tensors"].values())
-    rung = found["rungs"][1]["rung"] - found["rungs"][0]["rung"]
-    assert count == 35 and rung == 1 and len(found["rungs"]) == 1 + 2 * 35
-    first = run.json("plan", tmp_path / "own", "--budget", str(found["rungs"][0]["total"]))
+    result = run.json("plan", tmp_path / "own", "--budget", "1GB")
+    count = sum(row["of"] == 3 for row in result["tensors"].values())
+    rung = result["rungs"][1]["rung"] - result["rungs"][0]["rung"]
+    assert count == 35 and rung == 1 and len(result["rungs"]) == 1 + 2 * 35
+    first = run.json("plan", tmp_path / "own", "--budget", str(result["rungs"][0]["total"]))
     ahead = {name for name, row in first["tensors"].items() if row["pieces"] > 1}
     last = {name for name in first["tensors"] if name.startswith("model.layers.4")}
     assert ahead <= last | {name for name in first["tensors"] if "model.layers.3" in name}
@@ -241,9 +241,9 @@ def test_blocks_become_sign_planes_and_the_loss_is_reported(run: Cli, stack: Pat
     report = run.json("convert", stack, tmp_path / "planes", "--to", "native", "--lower", "sign-planes:group=64")
     assert 1 < report["tensors"][UP]["snr_db"] < 40 and "sign planes" in " ".join(report["notes"])
     assert report["tensors"][UP]["forms"][0]["form"] == "3 x signs group 64"
-    found = run.json("inspect", tmp_path / "planes")
-    assert found["tensors"][UP]["kinds"] == ["planes"] * 3 and found["conversion"]["lower"] == "sign-planes:group=64"
-    assert len(found["rungs"]) > found["floor"]["rung"]  # planes come one by one
+    result = run.json("inspect", tmp_path / "planes")
+    assert result["tensors"][UP]["kinds"] == ["planes"] * 3 and result["conversion"]["lower"] == "sign-planes:group=64"
+    assert len(result["rungs"]) > result["floor"]["rung"]  # planes come one by one
     assert run("verify", stack, tmp_path / "planes", "--text", "To be").strip().endswith("equal")
 
 
@@ -283,15 +283,15 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(run: Cli, tmp
 def test_a_plan_is_what_the_runtime_counts(run: Cli, file: Path):
     for options in ({}, {"context": 100, "threads": 3, "kv": "int8"}):
         flags = [word for key, value in options.items() for word in (f"--{key}", value)]
-        found = run.json("plan", file, *flags)
+        result = run.json("plan", file, *flags)
         with Runtime(file, **options) as runtime:
             stats, rungs = runtime.stats, runtime.rungs()
-            assert (found["floor"], found["ceiling"]) == (stats["floor"], stats["ceiling"])
-            middle = found["rungs"][len(found["rungs"]) // 2]
+            assert (result["floor"], result["ceiling"]) == (stats["floor"], stats["ceiling"])
+            middle = result["rungs"][len(result["rungs"]) // 2]
             runtime.set_rung(middle["rung"])
             assert runtime.stats["total"] == middle["total"]
         assert [
-            (r["stack"] <= size, r["error"]) for r, (size, _) in zip(found["rungs"][1:], rungs[37:], strict=True)
+            (r["stack"] <= size, r["error"]) for r, (size, _) in zip(result["rungs"][1:], rungs[37:], strict=True)
         ] == [(True, pytest.approx(loss, abs=1e-9)) for _, loss in rungs[37:]]
 
 
@@ -299,12 +299,12 @@ def test_checkpoint_package_and_file_have_the_same_plan(run: Cli, file: Path, tm
     run("convert", GPTQ, tmp_path / "package", "--to", "ir", "-q")
     wanted = run.json("plan", file, "--budget", "3MB", "--threads", 1)
     for source in (GPTQ, tmp_path / "package"):
-        found = run.json("plan", source, "--budget", "3MB", "--threads", 1)
-        assert found["path"] == str(source)
+        result = run.json("plan", source, "--budget", "3MB", "--threads", 1)
+        assert result["path"] == str(source)
         for key in ("rung", "tensors", "layers", "fits"):
-            assert found[key] == wanted[key]
-        assert [r["stack"] for r in found["rungs"]] == [r["stack"] for r in wanted["rungs"]]
-        assert abs(found["floor"] - wanted["floor"]) <= 65536  # the metadata says where it was made from
+            assert result[key] == wanted[key]
+        assert [r["stack"] for r in result["rungs"]] == [r["stack"] for r in wanted["rungs"]]
+        assert abs(result["floor"] - wanted["floor"]) <= 65536  # the metadata says where it was made from
     assert sorted(p.name for p in tmp_path.iterdir()) == ["package"]
 
 

@@ -23,9 +23,9 @@ GPTQ, FLOAT = ROOT / "examples/models/tiny-llama-gptq", ROOT / "examples/models/
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    found = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert found.exit_code == code, found.output
-    return found.output
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,9 @@ def test_the_same_conversion_writes_the_same_bytes(output: Path, tmp_path: Path)
 def test_verify_says_equal_and_exits_with_0(output: Path, package: Path):
     assert run("verify", GPTQ, output).strip().endswith("equal")
     assert run("verify", GPTQ, package).strip().endswith("equal")
-    found = json.loads(run("verify", GPTQ, output, "--text", "To be, or not to be", "--json"))
-    assert found["logits"]["same_top1"] == 1
-    assert found["logits"]["relative_l2"] < 1e-4
+    result = json.loads(run("verify", GPTQ, output, "--text", "To be, or not to be", "--json"))
+    assert result["logits"]["same_top1"] == 1
+    assert result["logits"]["relative_l2"] < 1e-4
 
 
 def test_verify_finds_a_changed_byte_and_exits_with_1(output: Path, tmp_path: Path):
@@ -123,36 +123,36 @@ def test_verify_derives_a_quantized_package_again_and_diff_shows_its_loss(tmp_pa
 
 
 def test_diff_measures_the_loss_of_a_quantization(tmp_path: Path):
-    found = json.loads(run("diff", FLOAT, GPTQ, "--text", "To be, or not to be", "--json"))
-    rows = {row["name"]: row for row in found["tensors"]}
+    result = json.loads(run("diff", FLOAT, GPTQ, "--text", "To be, or not to be", "--json"))
+    rows = {row["name"]: row for row in result["tensors"]}
     layer = rows["model.layers.0.mlp.up_proj.weight"]
     assert not layer["codes_equal"]
     assert 10 < layer["snr_db"] < 40
     assert layer["max_error"] > 0
-    assert found["logits"]["relative_l2"] > 1e-3
+    assert result["logits"]["relative_l2"] > 1e-3
     assert "dB" in run("diff", FLOAT, GPTQ)
 
 
 def test_diff_needs_common_names(testdata: Path):
-    found = CliRunner().invoke(cli, ["diff", str(GPTQ), str(testdata / "checkpoints/gguf-q4_0-tinyllama")])
-    assert isinstance(found.exception, BadArgumentError)
+    result = CliRunner().invoke(cli, ["diff", str(GPTQ), str(testdata / "checkpoints/gguf-q4_0-tinyllama")])
+    assert isinstance(result.exception, BadArgumentError)
 
 
 def test_inspect_tells_encodings_and_size(package: Path, output: Path):
     for path in (GPTQ, package):
-        found = json.loads(run("inspect", path, "--json"))
-        assert found["model_type"] == "llama"
-        assert found["tensors"]["model.layers.0.mlp.up_proj.weight"]["encoding"].startswith("uint4 g128")
+        result = json.loads(run("inspect", path, "--json"))
+        assert result["model_type"] == "llama"
+        assert result["tensors"]["model.layers.0.mlp.up_proj.weight"]["encoding"].startswith("uint4 g128")
     assert "int4 block 128" in run("inspect", output)
     assert "uint4" in run("inspect", GPTQ, "--tensors")
 
 
 def test_inspect_counts_the_codes():
-    found = json.loads(run("inspect", GPTQ, "--histogram", "--json"))
-    name = next(n for n in found["histogram"] if n.startswith("uint4"))
-    weights = sum(t["parameters"] for t in found["tensors"].values() if t["encoding"] == name)
-    assert sum(found["histogram"][name]) == weights
-    assert len(found["histogram"][name]) == 16
+    result = json.loads(run("inspect", GPTQ, "--histogram", "--json"))
+    name = next(n for n in result["histogram"] if n.startswith("uint4"))
+    weights = sum(t["parameters"] for t in result["tensors"].values() if t["encoding"] == name)
+    assert sum(result["histogram"][name]) == weights
+    assert len(result["histogram"][name]) == 16
     assert "█" in run("inspect", GPTQ, "--histogram")
 
 

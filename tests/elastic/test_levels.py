@@ -111,9 +111,9 @@ def one_matrix(weight: QTensor) -> Model:
 def agree(name: str, tensor: QTensor, layout: str) -> Levels:
     """The writer's levels, which are the pieces' too."""
     matrix = lower_matrix(name, tensor, layout)
-    made = {max(plane, term.level) for term in matrix.terms for plane in range(term.planes)}
+    outputs = {max(plane, term.level) for term in matrix.terms for plane in range(term.planes)}
     pieces = pieces_of(name, tensor, matrix.levels)
-    assert made == set(range(matrix.levels.count))
+    assert outputs == set(range(matrix.levels.count))
     assert len(pieces) == matrix.levels.count
     assert pieces[-1].error_after == 0
     return matrix.levels
@@ -122,19 +122,19 @@ def agree(name: str, tensor: QTensor, layout: str) -> Levels:
 @pytest.mark.parametrize("layout", ["elastic", "whole"])
 @pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_every_block_type_has_as_many_pieces_as_the_writer_makes(name: str, layout: str) -> None:
-    found = agree(name, block_tensor(name), layout)
+    result = agree(name, block_tensor(name), layout)
     if layout == "elastic" and name in CUT_GRIDS:
-        assert found.kind == "planes"
-        assert found.count > 3
+        assert result.kind == "planes"
+        assert result.count > 3
 
 
 @pytest.mark.parametrize("layout", ["elastic", "whole"])
 @pytest.mark.parametrize("name", MADE)
 def test_every_kind_of_sum_has_as_many_pieces_as_the_writer_makes(name: str, layout: str) -> None:
-    found = agree(name, MADE[name](), layout)
-    assert found.count > 1 or layout == "whole"
+    result = agree(name, MADE[name](), layout)
+    assert result.count > 1 or layout == "whole"
     if name.endswith("packed whole"):
-        assert found.parts == ((3, 4) if layout == "elastic" else (3, 1))
+        assert result.parts == ((3, 4) if layout == "elastic" else (3, 1))
 
 
 def readable(root: Path) -> Iterator[Path]:

@@ -25,25 +25,25 @@ def tensor(name: str, sizes: list[int], errors: list[float]) -> list[Piece]:
 
 @st.composite
 def networks(draw: st.DrawFn) -> list[Piece]:
-    found: list[Piece] = []
+    results: list[Piece] = []
     for number in range(draw(st.integers(1, 4))):
         count = draw(st.integers(1, 4))
         sizes = draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
         errors = sorted(draw(st.lists(st.floats(0, 1), min_size=count + 1, max_size=count + 1)), reverse=True)
-        found += tensor(f"t{number}", sizes, errors)
-    return found
+        results += tensor(f"t{number}", sizes, errors)
+    return results
 
 
 @settings(max_examples=60, deadline=None)
 @given(networks(), st.sampled_from(KINDS))
 def test_every_order_has_all_pieces_after_their_predecessors_and_the_floor_first(pieces, kind) -> None:
-    found = order(pieces, kind)
-    assert sorted(map(repr, found)) == sorted(map(repr, pieces))
-    assert found == order(list(pieces), kind)
+    result = order(pieces, kind)
+    assert sorted(map(repr, result)) == sorted(map(repr, pieces))
+    assert result == order(list(pieces), kind)
     names = list(dict.fromkeys(p.tensor for p in pieces))
-    assert [p.tensor for p in found[: len(names)]] == names
-    assert all([p for p in found if p.tensor == n] == [p for p in pieces if p.tensor == n] for n in names)
-    assert sum(p.nbytes for p in found[: len(names)]) == floor(pieces)
+    assert [p.tensor for p in result[: len(names)]] == names
+    assert all([p for p in result if p.tensor == n] == [p for p in pieces if p.tensor == n] for n in names)
+    assert sum(p.nbytes for p in result[: len(names)]) == floor(pieces)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,8 +86,8 @@ def test_ties_go_to_the_tensor_that_comes_first() -> None:
 
 def test_the_reference_order_is_followed_and_the_rest_comes_level_by_level() -> None:
     pieces = [p for name in "abc" for p in tensor(name, [1, 1, 1], [1, 0.5, 0.2, 0])]
-    found = order(pieces, "reference", [("b", 1), ("a", 1), ("b", 2), ("a", 2)])
-    assert [p.tensor for p in found] == [*"abc", *"baba", *"cc"]
+    result = order(pieces, "reference", [("b", 1), ("a", 1), ("b", 2), ("a", 2)])
+    assert [p.tensor for p in result] == [*"abc", *"baba", *"cc"]
     partly = order(pieces, "reference", [("b", 1)])
     assert [p.tensor for p in partly] == [*"abc", "b", *"ac", *"abc"]
 
@@ -121,8 +121,8 @@ def test_a_budget_is_used_but_never_exceeded(pieces, kind, fixed, budget) -> Non
     rest = curve.order[point.count :]
     assert not rest or point.nbytes + rest[0].nbytes > budget
     assert sum(curve.resident(budget).values()) == point.count
-    held = resident(curve.order[: point.count])
-    errors = [[p for p in pieces if p.tensor == n][count - 1].error_after for n, count in held.items()]
+    content = resident(curve.order[: point.count])
+    errors = [[p for p in pieces if p.tensor == n][count - 1].error_after for n, count in content.items()]
     assert point.loss == pytest.approx(sum(errors), abs=1e-9)
 
 

@@ -145,11 +145,11 @@ def assert_comes_back(model: Model, folder: Path) -> None:
         assert not origin.values_only, origin.name
     seen = set()
     for tensor in model.tensors.values():
-        held = {b.key: b for b in buffers(tensor)}
+        contents = {b.key: b for b in buffers(tensor)}
         codecs = registry.format_module(tensor.source.format).codecs(tensor.source)
         for part, how in zip(tensor.source.tensors, codecs, strict=True):
             origin = origins[part.file, part.name]
-            slabs = list(restore(how, [held[k] for k in how.keys], part.shape))
+            slabs = list(restore(how, [contents[k] for k in how.keys], part.shape))
             back = np.concatenate([slab for _, slab in slabs], axis=how.axis).tobytes() if slabs else b""
             assert back == files[part.file][origin.begin :][: origin.nbytes], part.name
             seen.add((part.file, part.name))

@@ -60,9 +60,9 @@ def assert_reads_as(folder: Path, parameter: str, expected: np.ndarray) -> None:
 def oracles(testdata: Path, prefix: str) -> list[Path]:
     """Folders of real checkpoints whose names begin so; never none."""
     roots = (testdata / "checkpoints", testdata / "formats")
-    found = [f for root in roots if root.is_dir() for f in sorted(root.glob(f"{prefix}*"))]
-    assert found
-    return found
+    results = [f for root in roots if root.is_dir() for f in sorted(root.glob(f"{prefix}*"))]
+    assert results
+    return results
 
 
 def assert_matches_oracle(folder: Path, rounded: Any = None, transposed: bool = False, limit: float = 0.0) -> None:

@@ -113,12 +113,12 @@ def convolutions(state: State) -> list[str]:
 
 def mnist(testdata: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first test images as the repository's networks take them, and their classes."""
-    held = np.load(testdata / "vision/mnist/test_10000.npz")
-    return ((held["x"][:count, None] / F(255) - F(0.131)) / F(0.308)).astype(F), held["y"][:count]
+    content = np.load(testdata / "vision/mnist/test_10000.npz")
+    return ((content["x"][:count, None] / F(255) - F(0.131)) / F(0.308)).astype(F), content["y"][:count]
 
 
 def cifar(testdata: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The same of CIFAR-10."""
-    held = np.load(testdata / "vision/cifar10/test_249_lossless.npz")
-    x = (held["x"][:count] / F(255) - np.array([0.491, 0.482, 0.447], F)) / np.array([0.247, 0.243, 0.262], F)
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), F), held["y"][:count]
+    content = np.load(testdata / "vision/cifar10/test_249_lossless.npz")
+    x = (content["x"][:count] / F(255) - np.array([0.491, 0.482, 0.447], F)) / np.array([0.247, 0.243, 0.262], F)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), F), content["y"][:count]

@@ -78,13 +78,13 @@ def write_several(networks: dict[str, tuple[Network, list[int], list[int]]]) -> 
     codes = _vector(b, [_code(b, kind) for kind in kinds])
     buffers = [_buffer(b, None)]
     subgraphs = [_subgraph(b, kinds, buffers, *parts) for parts in networks.values()]
-    graphs, held = _vector(b, subgraphs), _vector(b, buffers)
+    graphs, content = _vector(b, subgraphs), _vector(b, buffers)
     signatures = _vector(b, [_signature(b, name, i) for i, name in enumerate(networks) if name])
     tflite.ModelStart(b)
     tflite.ModelAddVersion(b, 3)
     tflite.ModelAddOperatorCodes(b, codes)
     tflite.ModelAddSubgraphs(b, graphs)
-    tflite.ModelAddBuffers(b, held)
+    tflite.ModelAddBuffers(b, content)
     tflite.ModelAddSignatureDefs(b, signatures)
     b.Finish(tflite.ModelEnd(b), b"TFL3")
     return bytes(b.Output())
@@ -121,7 +121,7 @@ def _subgraph(
 
 def _extras(b: Any, table: str, extra: dict[tuple[str, str], Any]) -> Callable[[], None]:
     """Makes what the further fields of a table lead to; the function that comes back sets them."""
-    made = {}
+    outputs = {}
     for (owner, name), value in extra.items():
         if owner == table and value == "table":
             b.StartObject(0)
@@ -129,10 +129,10 @@ def _extras(b: Any, table: str, extra: dict[tuple[str, str], Any]) -> Callable[[
         elif owner == table and value == "vector":
             value = _ints(b, [0])
         if owner == table:
-            made[name] = value
+            outputs[name] = value
 
     def add() -> None:
-        for name, value in made.items():
+        for name, value in outputs.items():
             getattr(tflite, f"{table}Add{name}")(b, value)
 
     return add
@@ -162,10 +162,12 @@ def _code(b: Any, kind: str) -> int:
 
 
 def _buffer(b: Any, data: Any) -> int:
-    held = None if data is None else b.CreateNumpyVector(np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8))
+    content = (
+        None if data is None else b.CreateNumpyVector(np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8))
+    )
     tflite.BufferStart(b)
-    if held is not None:
-        tflite.BufferAddData(b, held)
+    if content is not None:
+        tflite.BufferAddData(b, content)
     return int(tflite.BufferEnd(b))
 
 
@@ -203,13 +205,13 @@ def _operator(
     options: dict[str, Any],
     extra: dict[tuple[str, str], Any],
 ) -> int:
-    held, name = None, OPTIONS.get(kind, ("",))[0]
+    content, name = None, OPTIONS.get(kind, ("",))[0]
     custom = b.CreateByteVector(options.pop("custom")) if "custom" in options else None
     if name and options:
         getattr(tflite, f"{name}Start")(b)
         for key, number in options.items():
             getattr(tflite, f"{name}Add{key}")(b, number)
-        held = getattr(tflite, f"{name}End")(b)
+        content = getattr(tflite, f"{name}End")(b)
     parts, more = (_ints(b, inputs), _ints(b, outputs)), _extras(b, "Operator", extra)
     tflite.OperatorStart(b)
     more()
@@ -218,7 +220,7 @@ def _operator(
     tflite.OperatorAddOutputs(b, parts[1])
     if custom is not None:
         tflite.OperatorAddCustomOptions(b, custom)
-    if held is not None:
+    if content is not None:
         tflite.OperatorAddBuiltinOptionsType(b, getattr(tflite.BuiltinOptions, name))
-        tflite.OperatorAddBuiltinOptions(b, held)
+        tflite.OperatorAddBuiltinOptions(b, content)
     return int(tflite.OperatorEnd(b))

@@ -74,12 +74,12 @@ def _pickled(value: Any, legacy: bool = False) -> tuple[bytes, list[np.ndarray]]
 def save_zip(path: Path, value: Any) -> None:
     """As torch writes since 1.6: stored entries, each beginning at a multiple of 64."""
     data, storages = _pickled(value)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as made:
-        made.writestr("archive/data.pkl", data)
-        made.writestr("archive/byteorder", "little")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as output:
+        output.writestr("archive/data.pkl", data)
+        output.writestr("archive/byteorder", "little")
         for key, array in enumerate(storages):
-            made.writestr(f"archive/data/{key}", np.ascontiguousarray(array).tobytes())
-        made.writestr("archive/version", "3\n")
+            output.writestr(f"archive/data/{key}", np.ascontiguousarray(array).tobytes())
+        output.writestr("archive/version", "3\n")
 
 
 def save_legacy(path: Path, value: Any) -> None:

@@ -121,13 +121,13 @@ def changed_json(value: Any, draw: random.Random) -> Any:
 
 def _parts(value: Any) -> list[Any]:
     """A JSON value and all objects and lists in it."""
-    found, waiting = [], [value]
+    result, waiting = [], [value]
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict | list):
-            found.append(part)
+            result.append(part)
             waiting.extend(part.values() if isinstance(part, dict) else part)
-    return found
+    return result
 
 
 def damage(source: Path, draw: random.Random) -> None:

@@ -66,8 +66,8 @@ NODES = [
 def encoder(*outputs: str) -> Model:
     inputs = tuple(Value(name, "I64", ("batch", "tokens")) for name in ("ids", "mask"))
     graph = Graph(inputs, tuple(Value(n, "F32", ()) for n in outputs), tuple(NODES), meta={"context": PLACES})
-    made = {name: plain_tensor(array) for name, array in WEIGHTS.items()}
-    return Model("test", "memory", made, build_graph=lambda _: graph)
+    output = {name: plain_tensor(array) for name, array in WEIGHTS.items()}
+    return Model("test", "memory", output, build_graph=lambda _: graph)
 
 
 def sentences(count: int) -> dict[str, np.ndarray]:
@@ -77,33 +77,33 @@ def sentences(count: int) -> dict[str, np.ndarray]:
 
 def test_embeddings_and_hidden_states_are_close():
     model = encoder("hidden", "embedding")
-    made = integerize(model, calibrate(model, sentences(32)).values)
+    output = integerize(model, calibrate(model, sentences(32)).values)
     data = sentences(20)
     wanted = run(model.graph, data, {}, Weights(model))[0]
-    found = run(made.graph, data, {}, Weights(made))[0]
-    assert {v.name: v.dtype for v in made.graph.outputs} == {"hidden": "I32", "embedding": "I32"}
-    how = made.graph.meta["quantization"]
+    result = run(output.graph, data, {}, Weights(output))[0]
+    assert {v.name: v.dtype for v in output.graph.outputs} == {"hidden": "I32", "embedding": "I32"}
+    how = output.graph.meta["quantization"]
     for name in wanted:
-        a, b = wanted[name], found[name] * how[name]["scale"]  # type: ignore
+        a, b = wanted[name], result[name] * how[name]["scale"]  # type: ignore
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
         assert cosine.min() > 0.99, name
-    assert np.abs(np.linalg.norm(found["embedding"] * 2.0**-30, axis=1) - 1).max() < 1e-3
+    assert np.abs(np.linalg.norm(result["embedding"] * 2.0**-30, axis=1) - 1).max() < 1e-3
 
 
 def test_what_is_masked_has_no_part():
     model = encoder("embedding")
-    made = integerize(model, calibrate(model, sentences(16)).values)
+    output = integerize(model, calibrate(model, sentences(16)).values)
     data = sentences(4)
     other = {**data, "ids": np.where(data["mask"] == 1, data["ids"], 7)}
-    first, second = (run(made.graph, d, {}, Weights(made))[0]["embedding"] for d in (data, other))
+    first, second = (run(output.graph, d, {}, Weights(output))[0]["embedding"] for d in (data, other))
     assert (first == second).all()
 
 
 def test_sums_over_tokens_are_bounded_by_the_context():
     model = encoder("embedding")
-    made = integerize(model, calibrate(model, sentences(16)).values)
-    assert made.graph.meta["limits"] == {"tokens": PLACES}
-    assert check_ranges(made.graph, made.tensors).limits == {}
+    output = integerize(model, calibrate(model, sentences(16)).values)
+    assert output.graph.meta["limits"] == {"tokens": PLACES}
+    assert check_ranges(output.graph, output.tensors).limits == {}
 
 
 def test_a_mean_that_is_not_normalised_is_refused():

@@ -50,9 +50,9 @@ def f32(*shape: int) -> np.ndarray:
 
 
 def network(nodes: list[Node], weights: Mapping[str, np.ndarray], *outputs: str) -> Model:
-    made = {name: plain_tensor(np.asarray(array)) for name, array in weights.items()}
+    output = {name: plain_tensor(np.asarray(array)) for name, array in weights.items()}
     graph = Graph((Value("x", "F32", ("batch", 3, 12, 12)),), tuple(Value(n, "F32", ()) for n in outputs), tuple(nodes))
-    return Model("test", "memory", made, build_graph=lambda _: graph)
+    return Model("test", "memory", output, build_graph=lambda _: graph)
 
 
 PADDED: dict[str, Any] = {"pads": [1, 1, 1, 1]}
@@ -98,9 +98,9 @@ def given_codes(made: Model, x: np.ndarray) -> dict[str, np.ndarray]:
 
 def computed(made: Model, x: np.ndarray) -> dict[str, np.ndarray]:
     """The outputs as real numbers."""
-    found, _ = run(made.graph, given_codes(made, x), {}, Weights(made))
+    result, _ = run(made.graph, given_codes(made, x), {}, Weights(made))
     numbers: Any = made.graph.meta["quantization"]
-    return {n: (v.astype(np.float64) - numbers[n]["zero"]) * numbers[n]["scale"] for n, v in found.items()}
+    return {n: (v.astype(np.float64) - numbers[n]["zero"]) * numbers[n]["scale"] for n, v in result.items()}
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -109,37 +109,37 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def test_a_network_of_every_layer_is_close_and_holds_nothing_but_integers():
     model = network(EVERYTHING, WEIGHTS, "y")
-    made = integerize(model, calibrate(model, {"x": IMAGES}).values)
-    assert {node.op for node in made.graph.nodes} <= ALLOWED
-    tensors = {**made.tensors, **made.graph.constants}
+    output = integerize(model, calibrate(model, {"x": IMAGES}).values)
+    assert {node.op for node in output.graph.nodes} <= ALLOWED
+    tensors = {**output.tensors, **output.graph.constants}
     assert all(integer_type(tensor) for tensor in tensors.values())
-    assert made.graph.meta["kind"] == "integer" and made.graph.outputs[0].dtype == "I32"
+    assert output.graph.meta["kind"] == "integer" and output.graph.outputs[0].dtype == "I32"
     wanted = run(model.graph, {"x": IMAGES}, {}, Weights(model))[0]["y"]
-    assert distance(computed(made, IMAGES)["y"], wanted) < 0.03
+    assert distance(computed(output, IMAGES)["y"], wanted) < 0.03
 
 
 @pytest.mark.parametrize("arithmetic", [Arithmetic("half_even"), Arithmetic("half_away", hawq=True)])
 def test_the_rounding_is_that_which_is_asked_for(arithmetic: Arithmetic):
     model = network(EVERYTHING, WEIGHTS, "y")
-    made = integerize(model, calibrate(model, {"x": IMAGES}).values, arithmetic=arithmetic)
-    assert {n.attrs["rounding"] for n in made.graph.nodes if n.op == "Requantize"} == {arithmetic.rounding}
+    output = integerize(model, calibrate(model, {"x": IMAGES}).values, arithmetic=arithmetic)
+    assert {n.attrs["rounding"] for n in output.graph.nodes if n.op == "Requantize"} == {arithmetic.rounding}
 
 
 def test_bits_are_chosen_layer_by_layer():
     model = network(EVERYTHING, WEIGHTS, "y")
     assert layer_names(model) == ["w1", "w2", "w5", "w3", "w4"]
-    found = calibrate(model, {"x": IMAGES}).values
-    made = integerize(model, found, Bits(weights=4, activations=4, layers={"w2": (2, 8)}))
-    types = {name.split("/")[0]: integer_type(tensor) for name, tensor in made.tensors.items()}
+    result = calibrate(model, {"x": IMAGES}).values
+    output = integerize(model, result, Bits(weights=4, activations=4, layers={"w2": (2, 8)}))
+    types = {name.split("/")[0]: integer_type(tensor) for name, tensor in output.tensors.items()}
     assert types == {"w1": "I8", "w2": "I2", "w5": "I4", "w3": "I4", "w4": "I8"}
-    assert {int(as_value(t).astype(int).min()) >= -8 for n, t in made.tensors.items() if n.startswith("w3")} == {True}
-    inputs = {n.inputs[1].split("/")[0]: n.inputs[0] for n in made.graph.nodes if n.op == "IntegerConv"}
-    makers = {n.outputs[0]: n for n in made.graph.nodes}
+    assert {int(as_value(t).astype(int).min()) >= -8 for n, t in output.tensors.items() if n.startswith("w3")} == {True}
+    inputs = {n.inputs[1].split("/")[0]: n.inputs[0] for n in output.graph.nodes if n.op == "IntegerConv"}
+    makers = {n.outputs[0]: n for n in output.graph.nodes}
     assert makers[inputs["w2"]].attrs["hi"] == 255 and makers[inputs["w5"]].attrs["hi"] == 15
     with pytest.raises(UnsupportedError, match="does not have"):
-        integerize(model, found, Bits(layers={"w9": (4, 4)}))
+        integerize(model, result, Bits(layers={"w9": (4, 4)}))
     with pytest.raises(UnsupportedError, match="no form"):
-        integerize(model, found, Bits(weights=3))
+        integerize(model, result, Bits(weights=3))
 
 
 def test_what_has_no_integer_form_is_one_clear_error():
@@ -216,14 +216,14 @@ def quantized(folder: Path, form: QuantFormat, activations: QuantType, weights: 
 def test_a_quantized_network_keeps_its_codes(tmp_path: Path, form: Any, activations: Any, weights: Any, channels: bool):
     path = quantized(tmp_path, form, activations, weights, channels)
     model = qdeploy.load(path)
-    made = integerize(model)
-    scale = made.graph.meta["quantization"]["y"]["scale"]  # type: ignore
+    output = integerize(model)
+    scale = output.graph.meta["quantization"]["y"]["scale"]  # type: ignore
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = session.run(None, {"x": IMAGES})[0]
-    assert np.abs(computed(made, IMAGES)["y"] - wanted).max() <= 1.01 * scale
-    assert made.graph.outputs[0].dtype in ("U8", "I8")
+    assert np.abs(computed(output, IMAGES)["y"] - wanted).max() <= 1.01 * scale
+    assert output.graph.outputs[0].dtype in ("U8", "I8")
 
 
 def test_activations_of_16_bits_stay_as_the_source_has_them():
@@ -244,10 +244,10 @@ def test_activations_of_16_bits_stay_as_the_source_has_them():
         "codes": RNG.integers(-128, 128, (4, 3, 3, 3)).astype(np.int8),
     }
     model = network(nodes, weights, "y")
-    made = integerize(model)
-    assert [(v.dtype) for v in (*made.graph.inputs, *made.graph.outputs)] == ["I16", "I16"]
+    output = integerize(model)
+    assert [(v.dtype) for v in (*output.graph.inputs, *output.graph.outputs)] == ["I16", "I16"]
     wanted = run(model.graph, {"x": IMAGES}, {}, Weights(model))[0]["y"]
-    assert np.abs(computed(made, IMAGES)["y"] - wanted).max() <= 1.01 * small
+    assert np.abs(computed(output, IMAGES)["y"] - wanted).max() <= 1.01 * small
 
 
 # ---- trained networks
@@ -266,5 +266,5 @@ def test_resnet20_in_integers_decides_as_in_floats(testdata: Path):
     x = images("test_2000_jpeg.npz", 120)
     wanted = run(model.graph, {"x": x}, {}, Weights(model))[0]["logits"]
     for bits, least in ((Bits(), 0.96), (Bits(weights=4), 0.8)):
-        found = computed(integerize(model, ranges, bits), x)["logits"]
-        assert (found.argmax(axis=1) == wanted.argmax(axis=1)).mean() >= least
+        result = computed(integerize(model, ranges, bits), x)["logits"]
+        assert (result.argmax(axis=1) == wanted.argmax(axis=1)).mean() >= least

@@ -19,8 +19,8 @@ RNG = np.random.default_rng(6)
 
 
 def graph(nodes: list[Node], constants: dict[str, np.ndarray], value: Value, *outputs: str) -> Graph:
-    made = {name: plain_tensor(array) for name, array in constants.items()}
-    return Graph((value,), tuple(Value(n, "I32", ()) for n in outputs), tuple(nodes), (), made)
+    output = {name: plain_tensor(array) for name, array in constants.items()}
+    return Graph((value,), tuple(Value(n, "I32", ()) for n in outputs), tuple(nodes), (), output)
 
 
 def i32(*numbers: int) -> np.ndarray:
@@ -58,32 +58,32 @@ def test_no_value_leaves_its_interval(m: int, e: int, seed: int):
         "e": i32(e, e, e + 1, e + 2),
         "v": rng.integers(-8, 8, (3, 36)).astype(np.int8),
     }
-    made = graph(NETWORK, constants, Value("x", "U8", ("batch", 2, 6, 6)), "z")
-    bounds = check_ranges(made, {}).values
+    output = graph(NETWORK, constants, Value("x", "U8", ("batch", 2, 6, 6)), "z")
+    bounds = check_ranges(output, {}).values
     extremes = np.where(rng.integers(0, 2, (3, 2, 6, 6)), 255, 0)
 
     def inside(name: str, x: np.ndarray) -> None:
         low, high = bounds[name]
         assert low <= x.min() and x.max() <= high, name
 
-    run(made, {"x": extremes}, {}, {}, inside)
+    run(output, {"x": extremes}, {}, {}, inside)
 
 
 @pytest.mark.parametrize("bias, fits", [(0, True), (127, True), (128, False)])
 def test_an_accumulator_fits_exactly_up_to_int32(bias: int, fits: bool):
     weight = np.full((1, 66052), 127, np.int8)  # 127 * 255 * 66052 + bias reaches 2^31 at a bias of ...
     room = (1 << 31) - 1 - int(np.abs(weight.astype(np.int64)).sum()) * 255
-    made = graph(
+    output = graph(
         [Node("IntegerLinear", ("x", "w", "b"), ("y",), name="fc")],
         {"w": weight, "b": i32(room - 127 + bias)},
         Value("x", "U8", ("batch", 66052)),
         "y",
     )
     if fits:
-        assert check_ranges(made, {}).values["y"][1] <= (1 << 31) - 1
+        assert check_ranges(output, {}).values["y"][1] <= (1 << 31) - 1
         return
     with pytest.raises(UnsupportedError, match="accumulator could overflow") as error:
-        check_ranges(made, {})
+        check_ranges(output, {})
     assert "fc" in error.value.where and error.value.found == str(1 << 31)
 
 
@@ -111,8 +111,8 @@ def test_everything_that_could_overflow_is_an_error(node: Node, constants: dict[
 
 def test_a_sum_over_a_free_axis_reports_how_far_it_reaches():
     nodes = [Node("IntegerMatMul", ("x", "x"), ("y",), {"transpose_b": 0})]
-    made = graph(nodes, {}, Value("x", "U8", ("batch", "tokens", "tokens")), "y")
-    assert check_ranges(made, {}).limits == {"tokens": ((1 << 31) - 1) // (255 * 255)}
+    output = graph(nodes, {}, Value("x", "U8", ("batch", "tokens", "tokens")), "y")
+    assert check_ranges(output, {}).limits == {"tokens": ((1 << 31) - 1) // (255 * 255)}
 
 
 def test_a_float_row_has_no_place():

@@ -42,11 +42,11 @@ def network(folder: Path, lines: list[str], shape: tuple[int, ...] = (1, 32, 8, 
     initializers = [numpy_helper.from_array(array, name) for name, array in WEIGHTS.items() if name in used]
     ends = [helper.make_tensor_value_info("x", T.FLOAT, shape), helper.make_tensor_value_info("y", T.FLOAT, None)]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
-    made = onnx.shape_inference.infer_shapes(
+    outputs = onnx.shape_inference.infer_shapes(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     )
     folder.mkdir(exist_ok=True)
-    onnx.save(made, folder / "model.onnx")
+    onnx.save(outputs, folder / "model.onnx")
     return folder
 
 

@@ -98,11 +98,11 @@ def both(model: Model, count: int = 6) -> tuple[np.ndarray, np.ndarray, Model]:
     """Outputs of a network, and of its integers, as real numbers."""
     x = np.random.default_rng(3).uniform(-2, 2, (count, 3, 10, 10)).astype(F)
     exact = run(model.graph, {"x": x}, None, Weights(model))[0]["logits"]
-    made = integerize(model)
-    said = made.graph.meta["quantization"]
-    codes = np.clip(np.rint(x / said["x"]["scale"]) + said["x"]["zero"], 0, 255)
-    found = run(made.graph, {"x": codes}, None, Weights(made))[0]["logits"]
-    return (found - said["logits"]["zero"]) * said["logits"]["scale"], exact, made
+    output = integerize(model)
+    message = output.graph.meta["quantization"]
+    codes = np.clip(np.rint(x / message["x"]["scale"]) + message["x"]["zero"], 0, 255)
+    result = run(output.graph, {"x": codes}, None, Weights(output))[0]["logits"]
+    return (result - message["logits"]["zero"]) * message["logits"]["scale"], exact, output
 
 
 @pytest.mark.parametrize(
@@ -118,16 +118,16 @@ def both(model: Model, count: int = 6) -> tuple[np.ndarray, np.ndarray, Model]:
     ],
 )
 def test_integers_compute_what_the_levels_mean(bits: int, additive: bool):
-    found, exact, made = both(block(bits, additive))
-    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
-    assert check_ranges(made.graph, made.tensors).values
-    assert sum(node.op == "Lookup" for node in made.graph.nodes) == additive
+    result, exact, output = both(block(bits, additive))
+    assert np.abs(result - exact).max() < 0.03 * np.abs(exact).max()
+    assert check_ranges(output.graph, output.tensors).values
+    assert sum(node.op == "Lookup" for node in output.graph.nodes) == additive
 
 
 @pytest.mark.parametrize(("bits", "table"), [(2, "int4"), (3, "int8"), (4, "int8")])
 def test_levels_become_the_smallest_integers_that_they_are(bits: int, table: str):
-    made = integerize(block(bits))
-    assert made.tensors["inner.folded/codes"].terms[0].values.table == table
+    output = integerize(block(bits))
+    assert output.tensors["inner.folded/codes"].terms[0].values.table == table
     assert int(np.abs(multiples(block(bits).graph.constants["inner"])[0]).max()) == denominator(fractions(bits, True))
 
 
@@ -136,18 +136,18 @@ def test_half_a_cell_goes_into_the_bias_where_nothing_else_takes_the_sums():
     nodes = [Node("Add", ("f", "r"), n.outputs) if n.op == "Add" else n for n in model.graph.nodes]
     graph = Graph(model.graph.inputs, model.graph.outputs, tuple(nodes), (), model.graph.constants, model.graph.meta)
     alone = Model("apot", "net", {}, build_graph=lambda _: graph)
-    found, exact, made = both(alone)
-    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+    result, exact, output = both(alone)
+    assert np.abs(result - exact).max() < 0.03 * np.abs(exact).max()
     shared = integerize(model)
-    count = [sum(node.op == "IntegerAdd" for node in m.graph.nodes) for m in (made, shared)]
+    count = [sum(node.op == "IntegerAdd" for node in m.graph.nodes) for m in (output, shared)]
     assert count == [1, 2]  # the sum of the branches; and an addition per channel where the sums are needed unmoved
 
 
 def test_an_output_that_its_norm_takes_out_loses_its_codes():
     gamma = np.array([1.0, 0.0, 1e-20, -1e-12, 0.7, -0.9, 1.2, 0.8])
-    found, exact, made = both(block(3, gamma=gamma))
-    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
-    codes = made.tensors["inner.folded/codes"].decode()
+    result, exact, output = both(block(3, gamma=gamma))
+    assert np.abs(result - exact).max() < 0.03 * np.abs(exact).max()
+    codes = output.tensors["inner.folded/codes"].decode()
     assert not codes[1:4].any() and codes[4:].any(axis=(1, 2, 3)).all()
 
 
@@ -155,16 +155,16 @@ def test_codes_beyond_8_bits_are_a_sum_of_two_products():
     random = np.random.default_rng(0)
     table = (np.arange(-250, 128) / 127).astype(F)
     wide = table_tensor(random.integers(0, len(table), (8, 8, 3, 3)), table, F(0.3))
-    found, exact, made = both(block(4, False, weights=wide))
-    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
-    assert sum(node.op == "IntegerConv" for node in made.graph.nodes) == 3
-    assert {t.terms[0].values.table for t in made.tensors.values()} <= {"int8", "int4"}
+    result, exact, output = both(block(4, False, weights=wide))
+    assert np.abs(result - exact).max() < 0.03 * np.abs(exact).max()
+    assert sum(node.op == "IntegerConv" for node in output.graph.nodes) == 3
+    assert {t.terms[0].values.table for t in output.tensors.values()} <= {"int8", "int4"}
 
 
 def test_a_network_whose_input_has_no_range_still_needs_data():
     model = block(3)
-    given = model.graph
-    bare = Graph(given.inputs, given.outputs, given.nodes, (), given.constants, {"kind": "network"})
+    arguments = model.graph
+    bare = Graph(arguments.inputs, arguments.outputs, arguments.nodes, (), arguments.constants, {"kind": "network"})
     with pytest.raises(UnsupportedError, match="no activation scale"):
         integerize(Model("apot", "net", {}, build_graph=lambda _: bare))
 
@@ -183,8 +183,15 @@ def test_a_network_whose_input_has_no_range_still_needs_data():
     ],
 )
 def test_declared_ranges_that_are_none_are_refused(ranges: object):
-    given = block(3).graph
-    graph = Graph(given.inputs, given.outputs, given.nodes, (), given.constants, {"kind": "network", "ranges": ranges})
+    arguments = block(3).graph
+    graph = Graph(
+        arguments.inputs,
+        arguments.outputs,
+        arguments.nodes,
+        (),
+        arguments.constants,
+        {"kind": "network", "ranges": ranges},
+    )
     with pytest.raises(BadFileError, match="range"):
         integerize(Model("apot", "net", {}, build_graph=lambda _: graph))
 
@@ -195,12 +202,12 @@ def test_declared_ranges_that_are_none_are_refused(ranges: object):
 def test_a_norm_behind_codes_goes_into_their_scales():
     model = block(3)
     folded = fold(model.graph, {})
-    held, before = folded.constants["inner.folded"], model.graph.constants["inner"]
+    content, before = folded.constants["inner.folded"], model.graph.constants["inner"]
     assert not any(node.op == "BatchNormalization" for node in folded.nodes)
-    assert held.terms[0].values.data == before.terms[0].values.data
+    assert content.terms[0].values.data == before.terms[0].values.data
     x = np.random.default_rng(5).uniform(-2, 2, (2, 3, 10, 10)).astype(F)
-    wanted, found = (run(g, {"x": x})[0]["logits"] for g in (model.graph, folded))
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    wanted, result = (run(g, {"x": x})[0]["logits"] for g in (model.graph, folded))
+    np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("bits", "additive"), [(3, True), (4, False)])
@@ -222,8 +229,8 @@ def test_scaling_leaves_alone_what_has_scales_of_another_kind():
     weight = codebook(np.random.default_rng(0).standard_normal((4, 6)), [0, 0.5, 1], 1.0)
     codes = weight.terms[0].values
     blocks = Param(Codes((4, 2), (Buffer.of("scale", np.ones((4, 2), F), "F32"),), PLAIN, "f32"), (1, 3))
-    held = Codes(codes.shape, codes.data, codes.layout, codes.table, scale=blocks)
-    assert scaled(QTensor((4, 6), "F32", (Term(held),)), np.ones(4)) is None
+    content = Codes(codes.shape, codes.data, codes.layout, codes.table, scale=blocks)
+    assert scaled(QTensor((4, 6), "F32", (Term(content),)), np.ones(4)) is None
     assert scaled(weight, np.ones(3)) is None
     wanted = weight.decode() * np.arange(4, dtype=F)[:, None]
     np.testing.assert_allclose(scaled(weight, np.arange(4.0)).decode(), wanted)
@@ -255,10 +262,10 @@ def test_levels_that_are_no_multiples_are_refused_as_integers():
 
 def test_scales_of_any_sign_become_positive_ones():
     codes = np.arange(-8, 8).reshape(4, 4)
-    given = Coded(codes, np.array([0.5, -0.25, 0.0, 1e-30]), 0, 4)
-    made = given.settled()
-    assert (made.scale > 0).all()
-    np.testing.assert_allclose(made.values(), given.values(), atol=1e-20)
+    arguments = Coded(codes, np.array([0.5, -0.25, 0.0, 1e-30]), 0, 4)
+    output = arguments.settled()
+    assert (output.scale > 0).all()
+    np.testing.assert_allclose(output.values(), arguments.values(), atol=1e-20)
     alone = Coded(codes, np.array([-0.5])).settled()
     np.testing.assert_array_equal(alone.values(), codes * -0.5)
 
@@ -283,14 +290,14 @@ RIGHT = {
 def test_integers_are_as_good_as_the_networks_they_are_made_of(testdata: Path, name: str):
     count, right, off = RIGHT[name]
     if name.startswith("mnist"):
-        held, shift, spread = np.load(testdata / "vision/mnist/test_10000.npz"), 0.131, 0.308
-        x = held["x"][:count, None] / 255
+        content, shift, spread = np.load(testdata / "vision/mnist/test_10000.npz"), 0.131, 0.308
+        x = content["x"][:count, None] / 255
     else:
-        held = np.load(testdata / "vision/cifar10/test_249_lossless.npz")
-        x = held["x"][:count].transpose(0, 3, 1, 2) / 255
+        content = np.load(testdata / "vision/cifar10/test_249_lossless.npz")
+        x = content["x"][:count].transpose(0, 3, 1, 2) / 255
         shift, spread = (np.array(n).reshape(1, 3, 1, 1) for n in ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)))
-    made = integerize(qdeploy.load(testdata / f"vision/apot/{name}.safetensors"))
-    said = made.graph.meta["quantization"]["input"]
-    codes = np.clip(np.rint((x - shift) / spread / said["scale"]) + said["zero"], 0, 255)
-    logits = run(made.graph, {"input": codes}, None, Weights(made))[0]["logits"]
-    assert abs(int((logits.argmax(axis=1) == held["y"][:count]).sum()) - right) <= off
+    output = integerize(qdeploy.load(testdata / f"vision/apot/{name}.safetensors"))
+    message = output.graph.meta["quantization"]["input"]
+    codes = np.clip(np.rint((x - shift) / spread / message["scale"]) + message["zero"], 0, 255)
+    logits = run(output.graph, {"input": codes}, None, Weights(output))[0]["logits"]
+    assert abs(int((logits.argmax(axis=1) == content["y"][:count]).sum()) - right) <= off

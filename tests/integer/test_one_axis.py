@@ -40,10 +40,10 @@ def network(tmp_path: Path) -> Path:
     ]
     shapes = {"x": ["n", 10, 50], "y": ["n", 5]}
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
-    held = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "n", [x], [y], held)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, tmp_path / "net.onnx")
+    contents = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "n", [x], [y], contents)
+    output = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(output, tmp_path / "net.onnx")
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((40, 10, 50)).astype(np.float32))
     return tmp_path / "net.onnx"
 
@@ -72,9 +72,9 @@ def test_its_result_is_near_that_of_the_float_network(network: Path, tmp_path: P
         x = arrays["x"]
     wanted = onnxruntime.InferenceSession(network).run(None, {"x": x})[0]
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
-    given, made = session.get_inputs()[0], session.get_outputs()[0].name
-    span = np.iinfo({"tensor(int8)": np.int8, "tensor(uint8)": np.uint8}[given.type])
-    codes = np.rint(x / scales[given.name]["scale"] + scales[given.name]["zero"]).clip(span.min, span.max)
-    found = session.run(None, {given.name: codes.astype(span.dtype)})[0].astype(np.float64)
-    found = (found - scales[made]["zero"]) * scales[made]["scale"]
-    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    arguments, output = session.get_inputs()[0], session.get_outputs()[0].name
+    span = np.iinfo({"tensor(int8)": np.int8, "tensor(uint8)": np.uint8}[arguments.type])
+    codes = np.rint(x / scales[arguments.name]["scale"] + scales[arguments.name]["zero"]).clip(span.min, span.max)
+    result = session.run(None, {arguments.name: codes.astype(span.dtype)})[0].astype(np.float64)
+    result = (result - scales[output]["zero"]) * scales[output]["scale"]
+    assert np.abs(result - wanted).max() < 0.05 * np.abs(wanted).max()

@@ -32,19 +32,19 @@ WEIGHTS = {
 
 
 def network(*nodes: Node) -> Model:
-    made = {name: plain_tensor(array.astype(np.float32)) for name, array in WEIGHTS.items()}
+    outputs = {name: plain_tensor(array.astype(np.float32)) for name, array in WEIGHTS.items()}
     graph = Graph((Value("x", "F32", ("batch", 6, WIDTH)),), (Value("y", "F32", ()),), nodes)
-    return Model("test", "memory", made, build_graph=lambda _: graph)
+    return Model("test", "memory", outputs, build_graph=lambda _: graph)
 
 
 def error(model: Model, bits: Bits | None = None, channels: bool = True) -> float:
     """Relative, of the network in integers."""
     x = RNG.standard_normal((64, 6, WIDTH)).astype(np.float32)
-    found = calibrate(model, {"x": x})
-    made = integerize(model, found.values, bits, channels=found.channels if channels else None)
-    how: Any = made.graph.meta["quantization"]
+    result = calibrate(model, {"x": x})
+    output = integerize(model, result.values, bits, channels=result.channels if channels else None)
+    how: Any = output.graph.meta["quantization"]
     codes = np.clip(np.rint(x / how["x"]["scale"]) + how["x"]["zero"], -128, 127).astype(np.int8)
-    got = run(made.graph, {"x": codes}, {}, Weights(made))[0]["y"] * how["y"]["scale"]
+    got = run(output.graph, {"x": codes}, {}, Weights(output))[0]["y"] * how["y"]["scale"]
     seen = (codes.astype(np.float32) - how["x"]["zero"]) * np.float32(how["x"]["scale"])
     wanted = run(model.graph, {"x": seen}, {}, Weights(model))[0]["y"]
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
@@ -106,10 +106,10 @@ def test_minilm_in_integers_is_close_to_the_float_one(testdata: Path):
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
     model = qdeploy.load(folder)
-    found = calibrate(model, sentences("wikitext2_valid.txt", 48))
-    made = integerize(model, found.values, channels=found.channels)
+    result = calibrate(model, sentences("wikitext2_valid.txt", 48))
+    output = integerize(model, result.values, channels=result.channels)
     data = sentences("wikitext2_test.txt", 32)
     wanted = run(model.graph, data, {}, Weights(model))[0]["sentence_embedding"]
-    got = run(made.graph, data, {}, Weights(made))[0]["sentence_embedding"].astype(np.float64)
+    got = run(output.graph, data, {}, Weights(output))[0]["sentence_embedding"].astype(np.float64)
     cosine = (wanted * got).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(got, axis=1)
     assert cosine.mean() > 0.995 and cosine.min() > 0.99

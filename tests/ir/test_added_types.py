@@ -102,8 +102,8 @@ def test_it_is_converted_to_onnx(row: DType, tmp_path: Path) -> None:
     (choice,) = lowered.choices
     assert choice.lossless
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"x": np.eye(COLUMNS, dtype=np.float32)[None]})
-    np.testing.assert_allclose(found[0].T, want, rtol=1e-6, atol=1e-7)
+    (result,) = session.run(None, {"x": np.eye(COLUMNS, dtype=np.float32)[None]})
+    np.testing.assert_allclose(result[0].T, want, rtol=1e-6, atol=1e-7)
     if row.onnx:
         types = {t.data_type for t in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer}
         assert row.onnx in types

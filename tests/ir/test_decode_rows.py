@@ -164,19 +164,19 @@ class Naive:
             return total
         codes = self.known[id(values)]
         if isinstance(values.table, str):
-            found = codes if codes.dtype == np.float32 else dtype(values.table).values()[codes]
+            result = codes if codes.dtype == np.float32 else dtype(values.table).values()[codes]
         else:
             select = values.table.select
             chosen: Any = 0
             if select is not None and isinstance(select.values, Codes):
                 chosen = self.spread(select, self.known[id(select.values)], values.shape)
             entries = values.table.values.read().astype(np.float32)
-            found = np.empty(values.decoded_shape, np.float32)
+            result = np.empty(values.decoded_shape, np.float32)
             for at in np.ndindex(*values.shape):
                 table = chosen if isinstance(chosen, int) else chosen[at]
                 where = tuple(slice(i * b, i * b + b) for i, b in zip(at, values.block, strict=True))
-                found[where] = entries[table, codes[at]]
-        return self.affine(found, values.zero, values.scale, values.offset)
+                result[where] = entries[table, codes[at]]
+        return self.affine(result, values.zero, values.scale, values.offset)
 
     def tensor(self, tensor: QTensor) -> Float32:
         total = np.zeros(tensor.shape, np.float32)

@@ -126,8 +126,8 @@ def test_wide_formats_are_a_view_of_their_bits(name: str) -> None:
 
 
 def test_every_storage_type_has_a_plain_number_format() -> None:
-    found = {storage: table.of_storage(storage) for storage in STORAGE_TYPES}
-    for storage, row in found.items():
+    results = {storage: table.of_storage(storage) for storage in STORAGE_TYPES}
+    for storage, row in results.items():
         assert row is not None
         assert (row.storage, row.element, row.bits) == (storage, storage, 8 * storage_dtype(storage).itemsize)
         assert table.plain_name(storage) == row.name
@@ -169,8 +169,8 @@ def test_dequantizelinear_takes_what_its_schema_says() -> None:
 def test_number_formats_of_model_files_are_rows() -> None:
     native = {row.native: row for row in table.rows() if row.native}
     assert set(native) == {int(kind) for kind in NumberKind} - {NumberKind.NO}
-    for kind, held in DTYPES.items():
-        assert held == native[kind].numpy
+    for kind, content in DTYPES.items():
+        assert content == native[kind].numpy
         assert kind.name.lower() in (native[kind].name, native[kind].storage.lower())
 
 

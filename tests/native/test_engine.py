@@ -43,16 +43,16 @@ def answer(
 ) -> tuple[list[int], np.ndarray]:
     """Greedy tokens of one sequence that is alone, and its last logits."""
     sequence = engine.open(ids, context)
-    found: list[int] = []
-    while len(found) < tokens:
+    results: list[int] = []
+    while len(results) < tokens:
         for ready in engine.step():
-            found.append(ready.sample())
-            if len(found) < tokens:
-                ready.push(found[-1:])
+            results.append(ready.sample())
+            if len(results) < tokens:
+                ready.push(results[-1:])
     logits = sequence.logits
     sequence.close()
     assert logits is not None
-    return found, logits
+    return results, logits
 
 
 def finish(engine: Engine) -> None:
@@ -61,9 +61,9 @@ def finish(engine: Engine) -> None:
 
 
 def logits(sequence: Sequence) -> np.ndarray:
-    found = sequence.logits
-    assert found is not None
-    return found
+    result = sequence.logits
+    assert result is not None
+    return result
 
 
 def test_a_sequence_does_not_depend_on_who_else_is_in_the_batch(tiny: Path):
@@ -73,7 +73,7 @@ def test_a_sequence_does_not_depend_on_who_else_is_in_the_batch(tiny: Path):
         with Runtime(tiny, threads=1, session=False) as model, Engine(model, sequences=1, rows=7) as engine:
             alone.append(answer(engine, prompt, 9))
     with Runtime(tiny, threads=3, session=False) as model, Engine(model) as engine:
-        sequences, found = {}, [list[int]() for _ in prompts]
+        sequences, result = {}, [list[int]() for _ in prompts]
         last: dict[int, np.ndarray] = {}
         turn = 0
         while len(last) < len(prompts):
@@ -82,14 +82,14 @@ def test_a_sequence_does_not_depend_on_who_else_is_in_the_batch(tiny: Path):
             turn += 1
             for ready in engine.step():
                 which = sequences[ready]
-                found[which].append(ready.sample())
-                if len(found[which]) < 9:
-                    ready.push(found[which][-1:])
+                result[which].append(ready.sample())
+                if len(result[which]) < 9:
+                    ready.push(result[which][-1:])
                 else:
                     last[which] = logits(ready)
                     ready.close()
     for which, (tokens, wanted) in enumerate(alone):
-        assert found[which] == tokens
+        assert result[which] == tokens
         np.testing.assert_array_equal(last[which], wanted)
 
 

@@ -46,9 +46,9 @@ def test_two_calls_give_the_same_text(model: Runtime):
 
 def test_a_session_can_go_on_where_it_was(model: Runtime):
     list(model.generate_ids([5, 6, 7], 4))
-    held = model.length
+    content = model.length
     list(model.generate_ids([5, 6, 7], 4, fresh=False))
-    assert model.length > held
+    assert model.length > content
 
 
 def test_the_reason_of_the_end_is_known(model: Runtime):
@@ -101,8 +101,8 @@ def test_a_full_context_keeps_the_text_on_the_command_line(tiny: Path, capsys: p
     with pytest.raises(SystemExit) as ended:
         main(["run", str(tiny), "-p", "ROMEO:", "-n", "500", "--context", "32", "--json"])
     assert not ended.value.code
-    found = json.loads(capsys.readouterr().out)
-    assert found["finish_reason"] == "context" and found["text"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["finish_reason"] == "context" and result["text"]
 
 
 def test_messages_are_put_into_words_by_the_models_template(model: Runtime):

@@ -67,22 +67,22 @@ def test_rounded_activations_keep_the_logits_within_a_few_percent(model: Runtime
 
 @pytest.mark.parametrize("isa", [name for name in isas() if name != "scalar"])
 def test_every_instruction_set_gives_the_same_bits(tiny: Path, isa: str):
-    found = []
+    results = []
     for name in ("scalar", isa):
         with Runtime(tiny, isa=name, context=64) as model:
             assert model.isa == name
             ids = model.tokenizer.encode(PROMPT).ids
-            found.append(np.stack([model.decode(ids), model.decode([5]), model.decode([7])]))
-    np.testing.assert_array_equal(found[0], found[1])
+            results.append(np.stack([model.decode(ids), model.decode([5]), model.decode([7])]))
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_the_number_of_threads_changes_no_bit(tiny: Path):
-    found = []
+    results = []
     for threads in (1, 2, 3):
         with Runtime(tiny, threads=threads, context=64) as model:
-            found.append(np.stack([model.decode([1, 2, 3]), model.decode([4])]))
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+            results.append(np.stack([model.decode([1, 2, 3]), model.decode([4])]))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kv", ["f16", "int8"])
 def test_threads_and_parts_of_a_long_prompt_change_no_bit(long: Path, kv: str):
-    ids, found = np.arange(2500) % 90 + 5, []
+    ids, result = np.arange(2500) % 90 + 5, []
     for threads, part in ((1, 2500), (2, 2500), (8, 999), (3, 2499)):  # of more threads than heads each takes some keys
         with Runtime(long, threads=threads, kv=kv, context=2560, activations="exact") as model:
             for at in range(0, len(ids), part):
                 logits = model.decode(ids[at : at + part])
-            found.append(np.stack([logits, model.decode([7])]))
-    for other in found[1:]:
-        np.testing.assert_array_equal(found[0], other)
+            result.append(np.stack([logits, model.decode([7])]))
+    for other in result[1:]:
+        np.testing.assert_array_equal(result[0], other)
 
 
 def test_a_long_prompt_gives_the_interpreters_logits(long: Path):
@@ -132,14 +132,14 @@ def test_every_rung_runs_and_replays_bit_for_bit(model: Runtime):
         if stats["ceiling"] - stats["weights"] + size >= stats["floor"]
     )
     rungs = sorted({floor, (floor + stats["rungs"]) // 2, stats["rungs"]})
-    found = {}
+    results = {}
     for _ in range(2):
         for rung in rungs:
             model.set_rung(rung)
             model.reset()
             logits = model.decode([1, 2, 3])
             assert model.stats["rung"] == rung and np.isfinite(logits).all()
-            np.testing.assert_array_equal(logits, found.setdefault(rung, logits))
+            np.testing.assert_array_equal(logits, results.setdefault(rung, logits))
 
 
 def test_the_budget_moves_between_tokens_and_what_is_held_stays_below_it(model: Runtime):
@@ -304,15 +304,15 @@ def test_cache_that_a_group_can_drop_is_free_and_its_high_mark_is_a_limit(
 def test_a_system_says_how_short_memory_is_and_the_budget_comes_back(tiny: Path):
     with Runtime(tiny, threads=1, context=64) as model:
         stats, usual = model.stats, model.memory
-        above, held = stats["ceiling"] - stats["floor"], {}
+        above, content = stats["ceiling"] - stats["floor"], {}
         for level in ("moderate", "low", "critical", "moderate", "none"):
             model.pressure(level)
             model.wait()
             model.decode([1, 2, 3])
-            held[level] = model.stats["total"]
+            content[level] = model.stats["total"]
             assert level == "none" or model.memory - stats["floor"] <= above
-        assert held["none"] == stats["total"] and model.memory == usual
-        assert held["critical"] <= stats["floor"] < held["low"] < held["moderate"] < held["none"]
+        assert content["none"] == stats["total"] and model.memory == usual
+        assert content["critical"] <= stats["floor"] < content["low"] < content["moderate"] < content["none"]
         model.pressure("critical")
         model.memory = stats["ceiling"]  # who sets the budget knows better
         model.wait()
@@ -322,13 +322,13 @@ def test_a_system_says_how_short_memory_is_and_the_budget_comes_back(tiny: Path)
 
 
 def test_an_int8_cache_stays_near_the_float16_one(tiny: Path):
-    found = []
+    results = []
     for kv in ("f16", "int8"):
         with Runtime(tiny, kv=kv, activations="exact", context=64) as model:
             model.decode(model.tokenizer.encode(PROMPT).ids)
-            found.append((model.decode([5]), model.stats["kv"]))
-    assert distance(found[1][0], found[0][0]) < 0.05
-    assert found[1][1] < 0.75 * found[0][1]
+            results.append((model.decode([5]), model.stats["kv"]))
+    assert distance(results[1][0], results[0][0]) < 0.05
+    assert results[1][1] < 0.75 * results[0][1]
 
 
 @pytest.mark.parametrize(
@@ -413,8 +413,8 @@ def test_sentence_embeddings_equal_the_interpreters(tmp_path: Path):
     model = qdeploy.load(source)
     with Runtime(tmp_path / "minilm.qd", activations="exact") as runtime:
         text = "The quick brown fox jumps over the lazy dog."
-        found = runtime.embed([text])[0]
+        result = runtime.embed([text])[0]
         ids = np.array([runtime.tokenizer.encode(text).ids])
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     wanted = run(model.graph, feeds, {}, Weights(model))[0]["sentence_embedding"][0]
-    assert distance(found, wanted) < 1e-4
+    assert distance(result, wanted) < 1e-4

@@ -16,12 +16,12 @@ BYTES = [f"<0x{value:02X}>" for value in range(256)]
 def sentencepiece() -> Tokenizer:
     """The decoder of Llama: byte fallback, then the first space dropped."""
     vocab = {token: i for i, token in enumerate(["<unk>", *WORDS, *BYTES])}
-    made = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
-    made.decoder = decoders.Sequence(
+    output = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    output.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    made.add_special_tokens(["</s>"])
-    return made
+    output.add_special_tokens(["</s>"])
+    return output
 
 
 def byte_level() -> Tokenizer:
@@ -30,9 +30,9 @@ def byte_level() -> Tokenizer:
 
     letters = sorted(ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*letters, "Ġhello", "Ã©"])}
-    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    made.decoder = decoders.ByteLevel()
-    return made
+    output = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    output.decoder = decoders.ByteLevel()
+    return output
 
 
 TOKENIZERS = {"sentencepiece": sentencepiece(), "byte level": byte_level()}

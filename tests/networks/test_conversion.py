@@ -49,12 +49,12 @@ def test_an_onnx_network_gives_what_its_source_gives(wheels: Path, tmp_path: Pat
 
 def library(source: Path, feed: dict[str, np.ndarray], kernels: OpResolverType) -> dict[str, np.ndarray]:
     """What LiteRT gives, with its reference kernels or its fast ones."""
-    made = Interpreter(str(source), experimental_op_resolver_type=kernels)
-    made.allocate_tensors()
-    for detail in made.get_input_details():
-        made.set_tensor(detail["index"], feed[detail["name"]])
-    made.invoke()
-    return {d["name"]: made.get_tensor(d["index"]).copy() for d in made.get_output_details()}
+    output = Interpreter(str(source), experimental_op_resolver_type=kernels)
+    output.allocate_tensors()
+    for detail in output.get_input_details():
+        output.set_tensor(detail["index"], feed[detail["name"]])
+    output.invoke()
+    return {d["name"]: output.get_tensor(d["index"]).copy() for d in output.get_output_details()}
 
 
 @pytest.mark.parametrize("network", TFLITE, ids=lambda n: n.name)

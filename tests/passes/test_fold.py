@@ -20,16 +20,16 @@ def f32(*shape: int) -> np.ndarray:
 
 def folded(nodes: list[Node], constants: Mapping[str, np.ndarray], value: Value, *outputs: str) -> Graph:
     """The folded graph, after it has been shown to compute the same."""
-    made = {name: plain_tensor(np.asarray(array)) for name, array in constants.items()}
-    graph = Graph((value,), tuple(Value(name, "F32", ()) for name in outputs), tuple(nodes), (), made)
-    found = fold(graph, {})
+    output = {name: plain_tensor(np.asarray(array)) for name, array in constants.items()}
+    graph = Graph((value,), tuple(Value(name, "F32", ()) for name in outputs), tuple(nodes), (), output)
+    result = fold(graph, {})
     for batch in (1, 3):
         x = f32(*(batch if isinstance(n, str) else n for n in value.shape))
-        wanted, given = run(graph, {"x": x})[0], run(found, {"x": x})[0]
+        wanted, arguments = run(graph, {"x": x})[0], run(result, {"x": x})[0]
         for name in outputs:
-            assert wanted[name].shape == given[name].shape
-            np.testing.assert_allclose(given[name], wanted[name], rtol=1e-5, atol=1e-5)
-    return found
+            assert wanted[name].shape == arguments[name].shape
+            np.testing.assert_allclose(arguments[name], wanted[name], rtol=1e-5, atol=1e-5)
+    return result
 
 
 def test_batch_norms_go_into_the_layer_before_them():
@@ -72,14 +72,14 @@ def test_the_arithmetic_of_shapes_is_gone():
         Node("Sqrt", ("two",), ("root",)),
         Node("Mul", ("f", "root"), ("y",)),
     ]
-    found = folded(nodes, constants, IMAGE, "y")
-    assert [(n.op, dict(n.attrs)) for n in found.nodes] == [("Reshape", {"shape": [0, 192]}), ("Mul", {})]
+    result = folded(nodes, constants, IMAGE, "y")
+    assert [(n.op, dict(n.attrs)) for n in result.nodes] == [("Reshape", {"shape": [0, 192]}), ("Mul", {})]
 
 
 def test_a_product_with_a_constant_is_a_layer_with_its_bias():
     nodes = [Node("MatMul", ("x", "w"), ("p",)), Node("Add", ("b", "p"), ("y",))]
-    found = folded(nodes, {"w": f32(4, 7), "b": f32(7)}, Value("x", "F32", ("batch", 5, 4)), "y")
-    assert [(n.op, len(n.inputs)) for n in found.nodes] == [("Linear", 3)]
+    result = folded(nodes, {"w": f32(4, 7), "b": f32(7)}, Value("x", "F32", ("batch", 5, 4)), "y")
+    assert [(n.op, len(n.inputs)) for n in result.nodes] == [("Linear", 3)]
 
 
 def test_an_output_of_the_graph_keeps_its_name():

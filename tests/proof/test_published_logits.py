@@ -31,9 +31,9 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> tuple[float, int]:
 
 
 def checkpoints(testdata: Path, kind: str) -> list[Path]:
-    found = sorted((testdata / "checkpoints").glob(kind))
-    assert found
-    return found
+    result = sorted((testdata / "checkpoints").glob(kind))
+    assert result
+    return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +54,7 @@ def test_onnx_runtime_gives_the_logits_of_the_library(testdata: Path, tmp_path: 
     for source in checkpoints(testdata, kind):
         oracle = np.load(source / "oracle.npz")
         qdeploy.convert(source, tmp_path / source.name, activations="exact")
-        found = BACKEND.text.logits(str(tmp_path / source.name), oracle["input_ids"])
-        error, differing = distance(found, oracle["logits"][0])
+        result = BACKEND.text.logits(str(tmp_path / source.name), oracle["input_ids"])
+        error, differing = distance(result, oracle["logits"][0])
         assert error <= KINDS[kind][0], source.name
         assert differing <= KINDS[kind][1], source.name

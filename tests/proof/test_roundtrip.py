@@ -31,19 +31,19 @@ def back_again(source: Path, tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_of_every_checkpoint_comes_back(testdata: Path, tmp_path: Path, kind: str):
-    found = sorted((testdata / "checkpoints").glob(kind))
-    assert found
-    for source in found:
+    result = sorted((testdata / "checkpoints").glob(kind))
+    assert result
+    for source in result:
         assert back_again(source, tmp_path / source.name) == contents(source), source.name
 
 
 def test_every_file_of_the_trained_models_comes_back(testdata: Path, tmp_path: Path):
-    found = [
+    results = [
         *(testdata / "lm").iterdir(),
         *(testdata / "quantized/gguf").iterdir(),
         ROOT / "examples/models/tiny-llama",
     ]
-    for source in found:
+    for source in results:
         assert back_again(source, tmp_path / source.name) == contents(source), source.name
 
 

@@ -39,13 +39,13 @@ NUMBERS = st.floats(0, 1e6, allow_nan=False).map(lambda x: round(x, 3))
 
 def best(losses: dict, costs: dict, limit: float, ties: list[tuple[str, ...]]) -> float:
     """The least loss over every choice."""
-    names, found = list(losses), np.inf
+    names, result = list(losses), np.inf
     for choice in itertools.product(*(losses[n] for n in names)):
         picked = dict(zip(names, choice, strict=True))
         tied = all(len({picked[n] for n in tie}) == 1 for tie in ties)
         if tied and sum(costs[n][b] for n, b in picked.items()) <= limit:
-            found = min(found, sum(losses[n][b] for n, b in picked.items()))
-    return found
+            result = min(result, sum(losses[n][b] for n, b in picked.items()))
+    return result
 
 
 @st.composite
@@ -66,11 +66,11 @@ def test_no_choice_within_the_limit_is_better(programme: tuple):
         with pytest.raises(BadArgumentError):
             allocate(losses, costs, limit, ties)
         return
-    found = allocate(losses, costs, limit, ties)
-    assert found.cost <= limit
-    assert found.loss <= wanted * (1 + 1e-6) + 1e-5 * max(max(part.values()) for part in losses.values())
-    assert all(len({found.layers[n] for n in tie}) == 1 for tie in ties)
-    assert found.cost == pytest.approx(sum(costs[n][b] for n, b in found.layers.items()))
+    result = allocate(losses, costs, limit, ties)
+    assert result.cost <= limit
+    assert result.loss <= wanted * (1 + 1e-6) + 1e-5 * max(max(part.values()) for part in losses.values())
+    assert all(len({result.layers[n] for n in tie}) == 1 for tie in ties)
+    assert result.cost == pytest.approx(sum(costs[n][b] for n, b in result.layers.items()))
 
 
 def test_costs_are_bytes_and_bit_operations():
@@ -98,7 +98,7 @@ def test_tables_that_do_not_fit_are_refused(losses: dict):
 def block() -> Model:
     """A block with a convolution in its shortcut, and a matrix behind it."""
     weights = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "ws": (8, 8, 1, 1), "w4": (5, 8)}
-    made = {
+    outputs = {
         n: plain_tensor((RNG.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32))
         for n, s in weights.items()
     }
@@ -117,7 +117,7 @@ def block() -> Model:
         Node("Gemm", ("f", "w4"), ("y",), {"transB": 1}),
     )
     graph = Graph((Value("x", "F32", ("batch", 3, 8, 8)),), (Value("y", "F32", ("batch", 5)),), nodes)
-    return Model("test", "memory", made, build_graph=lambda _: graph)
+    return Model("test", "memory", outputs, build_graph=lambda _: graph)
 
 
 def quantizer(weights: dict[str, np.ndarray]) -> Quantizer:
@@ -126,15 +126,15 @@ def quantizer(weights: dict[str, np.ndarray]) -> Quantizer:
 
 def test_facts_of_layers_are_counted():
     model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
-    found = measure(model.graph, Weights(model), {"x": x})
-    assert {n: (f.input, f.weights, f.products) for n, f in found.items()} == {
+    result = measure(model.graph, Weights(model), {"x": x})
+    assert {n: (f.input, f.weights, f.products) for n, f in result.items()} == {
         "w1": ("x", 216, 216 * 64),
         "w2": ("r1", 576, 576 * 64),
         "w3": ("r2", 576, 576 * 64),
         "ws": ("r1", 64, 64 * 64),
         "w4": ("f", 40, 40),
     }
-    assert found["w1"].energy == pytest.approx(float(np.square(x).mean()), rel=1e-5)
+    assert result["w1"].energy == pytest.approx(float(np.square(x).mean()), rel=1e-5)
 
 
 def test_layers_of_a_shortcut_are_tied():
@@ -145,20 +145,20 @@ def test_the_loss_of_weights_is_the_mean_squared_error_of_the_layer():
     model, x = block(), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
     weights, graph = dict(Weights(model)), model.graph
     moments = input_moments(model, {"x": x})
-    found = weight_losses(weights, [(4, 8)], quantizer(weights), moments, {})
+    result = weight_losses(weights, [(4, 8)], quantizer(weights), moments, {})
     seen: list[np.ndarray] = []
-    for held in (weights, weights | {"w1": quantizer(weights)("w1", 4).astype(np.float32)}):
-        run(graph, {"x": x}, None, held, lambda name, value: seen.append(value) if name == "c1" else None)
+    for content in (weights, weights | {"w1": quantizer(weights)("w1", 4).astype(np.float32)}):
+        run(graph, {"x": x}, None, content, lambda name, value: seen.append(value) if name == "c1" else None)
     error = np.square(seen[0] - seen[1]).sum(axis=1).mean()
-    assert found["w1"][4, 8] == pytest.approx(float(error), rel=1e-3)
+    assert result["w1"][4, 8] == pytest.approx(float(error), rel=1e-3)
 
 
 def test_losses_of_outputs_fall_with_the_bits():
     model, x = block(), RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)
     ranges = calibrate(model, {"x": x}).values
     options, weights = [(2, 4), (4, 4), (4, 8), (8, 8)], dict(Weights(model))
-    found = output_losses(model.graph, weights, {"x": x}, ranges, options, quantizer(weights))
-    for losses in found.values():
+    result = output_losses(model.graph, weights, {"x": x}, ranges, options, quantizer(weights))
+    for losses in result.values():
         ordered = [losses[bits] for bits in options]
         assert ordered == sorted(ordered, reverse=True) and ordered[-1] > 0
 
@@ -166,7 +166,7 @@ def test_losses_of_outputs_fall_with_the_bits():
 def test_losses_of_outputs_are_those_of_the_changed_network_however_it_is_run():
     model, x = block(), RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)
     weights, ranges = dict(Weights(model)), calibrate(model, {"x": x}).values
-    found = [
+    results = [
         output_losses(model.graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), batch=batch)
         for batch in (8, 3)
     ]
@@ -181,9 +181,9 @@ def test_losses_of_outputs_are_those_of_the_changed_network_however_it_is_run():
         ),
     )
     changed = weights | {"ws": quantizer(weights)("ws", 2).astype(np.float32)}
-    made = run(graph, {"x": x, "q": (np.rint(seen[0] / step) * step).astype(np.float32)}, None, changed)[0]["y"]
-    error = np.square(made - run(model.graph, {"x": x}, None, weights)[0]["y"]).mean()
-    for losses in found:
+    output = run(graph, {"x": x, "q": (np.rint(seen[0] / step) * step).astype(np.float32)}, None, changed)[0]["y"]
+    error = np.square(output - run(model.graph, {"x": x}, None, weights)[0]["y"]).mean()
+    for losses in results:
         assert losses["ws"][2, 8] == pytest.approx(float(error), rel=1e-3)
 
 
@@ -192,11 +192,11 @@ def test_weights_that_folding_made_are_changed_too():
     weights = dict(Weights(model))
     inside = replace(model.graph, constants={"w2": model.tensors["w2"]})
     ranges = calibrate(model, {"x": x}).values
-    found, wanted = (
+    result, wanted = (
         output_losses(graph, weights, {"x": x}, ranges, [(2, 8)], quantizer(weights), layers=["w2"])
         for graph in (inside, model.graph)
     )
-    assert found == wanted and found["w2"][2, 8] > 1e-6
+    assert result == wanted and result["w2"][2, 8] > 1e-6
 
 
 def test_choices_are_read_as_they_are_shown():
@@ -223,8 +223,8 @@ def test_an_allocation_is_what_integerize_takes():
     assert list(layers) == layer_names(model)
     costs = sizes({name: layer.weights for name, layer in layers.items()}, OPTIONS)
     losses = weight_losses(weights, OPTIONS, quantizer(weights), input_moments(model, {"x": x}), {})
-    found = allocate(losses, costs, limit_between(costs, 0.4), shared_inputs(graph))
-    made = integerize(model, ranges, Bits(layers=found.layers))
-    held = {name.removesuffix("/codes"): tensor for name, tensor in made.tensors.items()}
-    for name, bits in found.layers.items():
-        assert held[name].terms[0].values.table == f"int{bits[0]}"  # type: ignore[union-attr]
+    result = allocate(losses, costs, limit_between(costs, 0.4), shared_inputs(graph))
+    output = integerize(model, ranges, Bits(layers=result.layers))
+    contents = {name.removesuffix("/codes"): tensor for name, tensor in output.tensors.items()}
+    for name, bits in result.layers.items():
+        assert contents[name].terms[0].values.table == f"int{bits[0]}"  # type: ignore[union-attr]

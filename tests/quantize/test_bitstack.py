@@ -51,9 +51,9 @@ def published(weight: np.ndarray, blocks: int, rank: int) -> list[float]:
 @pytest.mark.parametrize("shape", [(384, 512), (512, 200), (96, 700)])
 def test_the_residual_is_that_of_the_full_svd_within_half_a_percent(shape: tuple[int, int], heavy: bool) -> None:
     weight = matrix(*shape, 1, heavy)
-    made = BitStack(4, 16).quantize(Weight("w", floats(weight)), (), Grid())
+    output = BitStack(4, 16).quantize(Weight("w", floats(weight)), (), Grid())
     for rung, norm in enumerate(published(weight, 4, 16)):
-        ours = float(np.linalg.norm(weight - decode_tensor(made, rung=rung)))
+        ours = float(np.linalg.norm(weight - decode_tensor(output, rung=rung)))
         assert ours <= 1.005 * norm
 
 
@@ -64,11 +64,11 @@ def test_the_residual_is_that_of_the_full_svd_within_half_a_percent(shape: tuple
 def test_any_shape_and_magnitude_gets_better_with_every_block(rows, columns, blocks, rank, magnitude, seed) -> None:
     weight = matrix(rows, columns, seed) * np.float32(10.0**magnitude)
     losses: dict[str, float] = {}
-    made = BitStack(blocks, rank).quantize(Weight("w", floats(weight), losses), (), Grid())
-    rules.check(made, "w")
-    rules.check_values(made, "w")
-    assert len(view(made).terms) == blocks
-    errors = [float(np.linalg.norm(weight - decode_tensor(made, rung=i))) for i in range(blocks)]
+    output = BitStack(blocks, rank).quantize(Weight("w", floats(weight), losses), (), Grid())
+    rules.check(output, "w")
+    rules.check_values(output, "w")
+    assert len(view(output).terms) == blocks
+    errors = [float(np.linalg.norm(weight - decode_tensor(output, rung=i))) for i in range(blocks)]
     least = 1e-6 * np.linalg.norm(weight)  # what decoding in float32 rounds
     assert all(later <= earlier * (1 + 1e-4) + least for earlier, later in itertools.pairwise(errors))
     assert errors[0] < np.linalg.norm(weight)
@@ -160,8 +160,8 @@ def test_a_model_is_decomposed_and_the_report_says_how(tmp_path: Path) -> None:
     assert len(losses) == 5 * 7
     assert all(4 < loss < 30 for loss in losses.values())
     assert any("activation scales from" in note for note in report["notes"])
-    made = qdeploy.load(tmp_path / "out").tensors["model.layers.1.mlp.up_proj.weight"]
-    assert len(view(made).terms) == len(made.rungs) == 2
+    output = qdeploy.load(tmp_path / "out").tensors["model.layers.1.mlp.up_proj.weight"]
+    assert len(view(output).terms) == len(output.rungs) == 2
 
 
 def test_without_a_text_the_report_says_that_scales_are_one(tmp_path: Path) -> None:

@@ -27,17 +27,17 @@ def test_the_error_of_the_output_is_smaller(bits: int):
     weight, x = RNG.standard_normal((16, 40)), correlated(600, 40)
     moment = (x.T @ x / len(x))[None]
     errors = []
-    for found in (quantized(weight, bits), quantized(weight, bits, moment)):
+    for result in (quantized(weight, bits), quantized(weight, bits, moment)):
         limit = 1 << (bits - 1)
-        assert -limit <= found.codes.min() and found.codes.max() < limit
-        errors.append(np.square(x @ (found.values() - weight).T).mean())
+        assert -limit <= result.codes.min() and result.codes.max() < limit
+        errors.append(np.square(x @ (result.values() - weight).T).mean())
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_inputs_without_correlation_are_rounded_to_the_nearest():
     weight, scale = RNG.standard_normal((5, 12)), np.full(5, 0.3)
-    found = compensated(weight, scale, 7, np.diag(RNG.uniform(1, 2, 12)))
-    assert (found == np.clip(np.rint(weight / 0.3), -8, 7)).all()
+    result = compensated(weight, scale, 7, np.diag(RNG.uniform(1, 2, 12)))
+    assert (result == np.clip(np.rint(weight / 0.3), -8, 7)).all()
 
 
 def test_an_input_that_is_always_zero_does_no_harm():

@@ -51,10 +51,10 @@ def exact() -> dict[str, float]:
 
 @pytest.mark.parametrize("batch", [SAMPLES, 5])
 def test_traces_are_those_in_closed_form(batch: int):
-    found = hessian_traces(network(), WEIGHTS, {"x": X}, probes=400, batch=batch)
+    result = hessian_traces(network(), WEIGHTS, {"x": X}, probes=400, batch=batch)
     for name, trace in exact().items():
-        mean, error = found[name].mean * WEIGHTS[name].size, found[name].error * WEIGHTS[name].size
-        assert found[name].probes == 400 * -(-SAMPLES // batch)
+        mean, error = result[name].mean * WEIGHTS[name].size, result[name].error * WEIGHTS[name].size
+        assert result[name].probes == 400 * -(-SAMPLES // batch)
         if batch == SAMPLES:  # no other data: the error is that of the directions alone
             assert abs(mean - trace) <= 4 * error and error < 0.05 * trace
         assert mean == pytest.approx(trace, rel=0.1)
@@ -82,10 +82,10 @@ def test_a_curvature_is_the_closed_form_and_the_central_difference(name: str):
 
 
 def test_traces_of_values_are_those_of_the_jacobian():
-    found = hessian_traces(network(), WEIGHTS, {"x": X}, kind="values", probes=400, batch=SAMPLES)
+    result = hessian_traces(network(), WEIGHTS, {"x": X}, kind="values", probes=400, batch=SAMPLES)
     _, hidden, _, _ = parts()
     wanted = CLASSES * float(np.square(hidden).sum(axis=1).mean())
-    assert found["w2"].mean * WEIGHTS["w2"].size == pytest.approx(wanted, rel=0.03)
+    assert result["w2"].mean * WEIGHTS["w2"].size == pytest.approx(wanted, rel=0.03)
 
 
 def test_a_softmax_at_the_end_changes_nothing():
@@ -127,9 +127,9 @@ def test_divergences_of_scores_that_are_almost_equal_are_exact():
 
 def test_losses_are_the_trace_times_the_error_of_the_weights():
     traces = {"w1": Trace(0.5, 0.1, 8), "w2": Trace(-0.1, 0.1, 8)}
-    found = hessian_losses(traces, WEIGHTS, [(8, 8), (4, 8)], lambda name, bits: WEIGHTS[name] + 1 / bits)
-    assert found["w1"][4, 8] == pytest.approx(0.5 * WEIGHTS["w1"].size / 16, rel=1e-5)
-    assert found["w2"] == {(8, 8): 0.0, (4, 8): 0.0}
+    result = hessian_losses(traces, WEIGHTS, [(8, 8), (4, 8)], lambda name, bits: WEIGHTS[name] + 1 / bits)
+    assert result["w1"][4, 8] == pytest.approx(0.5 * WEIGHTS["w1"].size / 16, rel=1e-5)
+    assert result["w2"] == {(8, 8): 0.0, (4, 8): 0.0}
 
 
 @pytest.mark.parametrize("setting", [{"probes": -1}, {"step": 0.0}, {"step": 2.0}, {"batch": 0}])
@@ -145,5 +145,5 @@ def test_outputs_that_are_not_finite_are_named():
 
 
 def test_a_layer_of_zeros_has_a_trace():
-    found = hessian_traces(network(), WEIGHTS | {"w2": np.zeros_like(WEIGHTS["w2"])}, {"x": X}, probes=50)
-    assert np.isfinite(found["w2"].mean) and found["w2"].mean > 0
+    result = hessian_traces(network(), WEIGHTS | {"w2": np.zeros_like(WEIGHTS["w2"])}, {"x": X}, probes=50)
+    assert np.isfinite(result["w2"].mean) and result["w2"].mean > 0

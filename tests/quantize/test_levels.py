@@ -52,7 +52,7 @@ def test_levels_are_measured_in_order_with_what_is_there(text: str):
     SEEN.clear()
     try:
         model = qdeploy.load(TINY)
-        made = quantize_model(model, [f"halves:calibrate={text}"])
+        output = quantize_model(model, [f"halves:calibrate={text}"])
     finally:
         QUANTIZERS.remove("halves")
     first, second = ([row for row in SEEN if row[1] == level] for level in (1, 2))
@@ -64,5 +64,5 @@ def test_levels_are_measured_in_order_with_what_is_there(text: str):
     # values are linear in the weight of v_proj, which is 3/4 of itself at the first level and 15/16 at the second
     assert size[1][o_proj] < size[2][o_proj]
     name = "model.layers.3.mlp.up_proj.weight"
-    np.testing.assert_allclose(made.tensors[name].decode(), model.tensors[name].decode() * 15 / 16, rtol=1e-6)
-    assert any("2 levels" in note for note in made.notes)
+    np.testing.assert_allclose(output.tensors[name].decode(), model.tensors[name].decode() * 15 / 16, rtol=1e-6)
+    assert any("2 levels" in note for note in output.notes)

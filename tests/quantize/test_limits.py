@@ -24,9 +24,9 @@ from qdeploy.limits import Limit, rounded_up, show_cost
     ],
 )
 def test_limits_are_read(text: str, limit: Limit):
-    found = Limit.parse(text)
-    assert (found.kind, found.ratio) == (limit.kind, limit.ratio)
-    assert found.amount == pytest.approx(limit.amount)
+    result = Limit.parse(text)
+    assert (result.kind, result.ratio) == (limit.kind, limit.ratio)
+    assert result.amount == pytest.approx(limit.amount)
 
 
 @pytest.mark.parametrize(

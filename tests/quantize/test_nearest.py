@@ -58,18 +58,18 @@ def by_definition(x: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.
 )
 def test_codes_and_scales_are_those_of_the_definition(bits, group, dtype, rows, width, seed):
     tensor = weight((rows, width), dtype, seed)
-    made = Rtn("none").quantize(Weight("w", tensor), (), Grid(bits, group))
+    output = Rtn("none").quantize(Weight("w", tensor), (), Grid(bits, group))
     codes, scales = by_definition(tensor.decode(), bits, min(group, width))
-    np.testing.assert_array_equal(codes_of(made), codes)
-    np.testing.assert_array_equal(made.terms[0].values.scale.values.data[0].read(), scales)
+    np.testing.assert_array_equal(codes_of(output), codes)
+    np.testing.assert_array_equal(output.terms[0].values.scale.values.data[0].read(), scales)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_error_is_at_most_one_step(bits: int):
     tensor = weight((64, 256), "BF16")
-    made = Rtn("none").quantize(Weight("w", tensor), (), Grid(bits, 64))
-    scale = np.repeat(np.abs(made.terms[0].values.scale.values.data[0].read().astype(np.float32)), 64, 1)
-    error = np.abs(made.decode() - tensor.decode())
+    output = Rtn("none").quantize(Weight("w", tensor), (), Grid(bits, 64))
+    scale = np.repeat(np.abs(output.terms[0].values.scale.values.data[0].read().astype(np.float32)), 64, 1)
+    error = np.abs(output.decode() - tensor.decode())
     assert (error <= scale * 1.01 + 1e-9).all()
 
 
@@ -79,8 +79,8 @@ def test_clip_search_never_makes_a_group_worse_and_helps_in_sum(bits: int):
     x = tensor.decode()
     error = {}
     for clip in ("none", "search"):
-        made = Rtn(clip).quantize(Weight("w", tensor), (), Grid(bits, 128)).decode()
-        error[clip] = np.square(made - x).reshape(64, 4, 128).sum(-1)
+        output = Rtn(clip).quantize(Weight("w", tensor), (), Grid(bits, 128)).decode()
+        error[clip] = np.square(output - x).reshape(64, 4, 128).sum(-1)
     assert (error["search"] <= error["none"] * (1 + 1e-3)).all()
     assert error["search"].sum() < 0.97 * error["none"].sum()
 
@@ -101,9 +101,9 @@ def test_zero_groups_and_huge_values_are_kept_in_range():
     values = np.zeros((2, 64), np.float32)
     values[1, 3] = 3e38
     tensor = plain(Buffer.of("data", values, "F32"), "f32")
-    made = Rtn("none").quantize(Weight("w", tensor), (), Grid(4, 32)).decode()
-    assert np.isfinite(made).all()
-    assert (made[0] == 0).all()
+    output = Rtn("none").quantize(Weight("w", tensor), (), Grid(4, 32)).decode()
+    assert np.isfinite(output).all()
+    assert (output[0] == 0).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

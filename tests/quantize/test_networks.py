@@ -50,11 +50,11 @@ def saved(path: Path, lines: list[str], shape: tuple[int, ...], names: list[str]
     initializers = [numpy_helper.from_array(WEIGHTS[name], name) for name in names]
     ends = [helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", T.FLOAT, None)]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
-    made = onnx.shape_inference.infer_shapes(
+    outputs = onnx.shape_inference.infer_shapes(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     )
     path.mkdir(exist_ok=True)
-    onnx.save(made, path / "model.onnx")
+    onnx.save(outputs, path / "model.onnx")
     return path
 
 
@@ -98,9 +98,9 @@ def test_a_table_is_read_by_its_rows(tmp_path: Path, bits: int):
 
 def test_weights_inside_of_branches_are_rounded_too(tmp_path: Path):
     def branch(name: str, weight: np.ndarray) -> onnx.GraphProto:
-        held = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight, "w"))
+        content = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight, "w"))
         return helper.make_graph(
-            [held, helper.make_node("MatMul", ["x", "w"], [name])],
+            [content, helper.make_node("MatMul", ["x", "w"], [name])],
             name,
             [],
             [helper.make_tensor_value_info(name, T.FLOAT, [3, 64])],
@@ -111,11 +111,11 @@ def test_weights_inside_of_branches_are_rounded_too(tmp_path: Path):
         "If", ["c"], ["y"], then_branch=branch("a", WEIGHTS["product"]), else_branch=branch("b", -WEIGHTS["product"])
     )
     outputs = [helper.make_tensor_value_info("y", T.FLOAT, [3, 64])]
-    made = helper.make_model(
+    output = helper.make_model(
         helper.make_graph([node], "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
     )
     (tmp_path / "source").mkdir()
-    onnx.save(made, tmp_path / "source/model.onnx")
+    onnx.save(output, tmp_path / "source/model.onnx")
     model = qdeploy.load(tmp_path / "source")
     assert sum(tensor.nbytes for tensor in model.tensors.values()) == 2 * WEIGHTS["product"].nbytes
     assert set(layer_weights(model.graph, model.tensors)) == set(model.tensors)

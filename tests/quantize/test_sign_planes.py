@@ -48,9 +48,9 @@ def by_definition(weight: np.ndarray, planes: int, group: int) -> np.ndarray:
 def test_planes_are_those_of_the_definition(rows, columns, blocks, group, seed) -> None:
     source = stack(rows, columns, blocks, 2, seed)
     losses: dict[str, float] = {}
-    made = sign_planes("w", source, losses, group=group)
-    rules.check(made, "w")
-    weight, decoded = source.decode(), made.decode()
+    output = sign_planes("w", source, losses, group=group)
+    rules.check(output, "w")
+    weight, decoded = source.decode(), output.decode()
     wanted = by_definition(weight, blocks, group)
     assert np.linalg.norm(decoded - wanted) <= 2e-3 * np.linalg.norm(weight)
     noise = np.linalg.norm(weight - decoded)
@@ -71,12 +71,12 @@ def test_steps_of_rows_in_any_order_give_the_whole(monkeypatch: pytest.MonkeyPat
 
 def test_every_rung_is_closer_and_there_are_as_many_as_blocks() -> None:
     source = stack(64, 256, 4, 3)
-    made = sign_planes("w", source, {})
+    output = sign_planes("w", source, {})
     weight = source.decode()
-    errors = [np.linalg.norm(weight - decode_tensor(made, rung=i)) for i in range(4)]
+    errors = [np.linalg.norm(weight - decode_tensor(output, rung=i)) for i in range(4)]
     assert errors == sorted(errors, reverse=True)
-    assert len(made.terms) == len(made.rungs) == 4
-    assert made.source is None
+    assert len(output.terms) == len(output.rungs) == 4
+    assert output.source is None
 
 
 def test_what_a_plane_leaves_has_no_mean_in_any_group() -> None:

@@ -123,9 +123,9 @@ def test_offsets_that_are_no_multiples_come_back(
             recovered(array, f"affine{bits}")
         return
     tensor, notes = recovered(array)
-    said = {F16: "f16", BF16: "f16", F32: "f32"}[kind]
+    message = {F16: "f16", BF16: "f16", F32: "f32"}[kind]
     where = f"groups of {group}"
-    assert any(f"affine{bits} in {where}, scales in {said}" in note for note in notes), notes
+    assert any(f"affine{bits} in {where}, scales in {message}" in note for note in notes), notes
     assert np.array_equal(tensor.decode().astype(dtype), array)
 
 

@@ -66,8 +66,8 @@ def test_every_row_says_what_its_checkpoints_look_like(row: FormatRow):
 def test_a_package_is_nothing_else(tmp_path: Path):
     shutil.copytree(GPTQ, tmp_path / "both")
     (tmp_path / "both" / PACKAGE).write_text("{}")
-    found = registry.sniffing.Candidates(registry.FORMATS.rows(), Folder(tmp_path / "both"))
-    assert [row.name for row in found.best()] == ["package"]
+    result = registry.sniffing.Candidates(registry.FORMATS.rows(), Folder(tmp_path / "both"))
+    assert [row.name for row in result.best()] == ["package"]
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ Build = Callable[..., Path]
 
 def need(program: str) -> str:
     """The path of a program, or a skip; in CI an error."""
-    found = shutil.which(program)
-    if found:
-        return found
+    result = shutil.which(program)
+    if result:
+        return result
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{program} is not installed, and CI must not skip")
     pytest.skip(f"{program} is not installed")
@@ -53,29 +53,29 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     An object that another program has been linked from is not compiled again.
     """
-    made: dict[tuple[str, ...], Path] = {}
+    outputs: dict[tuple[str, ...], Path] = {}
 
     def compiled(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
         key = (compiler, str(source), *flags)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("objects") / f"{source.stem}.o"
-            command = [need(compiler), *FLAGS, *flags, "-c", str(source), "-o", str(made[key])]
+        if key not in outputs:
+            outputs[key] = tmp_path_factory.mktemp("objects") / f"{source.stem}.o"
+            command = [need(compiler), *FLAGS, *flags, "-c", str(source), "-o", str(outputs[key])]
             subprocess.run(command, check=True)
-        return made[key]
+        return outputs[key]
 
     def compile_program(
         program: str, *flags: str, compiler: str = "g++", under: str = "src", link: tuple[str, ...] = ()
     ) -> Path:
         key = (compiler, program, *flags, *link)
-        if key not in made:
+        if key not in outputs:
             listed = (RUNTIME / "sources.txt").read_text().split()
             sources = [RUNTIME / f"{program}.cpp", *(RUNTIME / line for line in listed if line.startswith(under))]
             with ThreadPoolExecutor(2) as pool:
                 objects = list(pool.map(lambda source: compiled(source, compiler, flags), sources))
-            made[key] = tmp_path_factory.mktemp("build") / Path(program).name
-            command = [need(compiler), *flags, "-pthread", *map(str, objects), *link, "-o", str(made[key])]
+            outputs[key] = tmp_path_factory.mktemp("build") / Path(program).name
+            command = [need(compiler), *flags, "-pthread", *map(str, objects), *link, "-o", str(outputs[key])]
             subprocess.run(command, check=True)
-        return made[key]
+        return outputs[key]
 
     return compile_program
 

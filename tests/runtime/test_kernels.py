@@ -61,5 +61,5 @@ def test_attention_in_tiles_is_attention_with_the_same_bits_everywhere(build: Bu
 
 def test_sources_are_listed_once_and_all_of_them():
     listed = (RUNTIME / "sources.txt").read_text().split()
-    found = [str(p.relative_to(RUNTIME)) for p in sorted(Path(RUNTIME / "src").rglob("*.cpp"))]
-    assert sorted(listed) == found and len(set(listed)) == len(listed)
+    results = [str(p.relative_to(RUNTIME)) for p in sorted(Path(RUNTIME / "src").rglob("*.cpp"))]
+    assert sorted(listed) == results and len(set(listed)) == len(listed)

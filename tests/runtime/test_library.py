@@ -59,8 +59,8 @@ def test_a_32_bit_machine_refuses_what_it_cannot_hold(build: Build):
     if shutil.which(compiler) is None or shutil.which("qemu-arm") is None:
         pytest.skip(f"{compiler} and qemu-arm are not installed")
     for program, arguments in (("test/faults_test", ()), ("test/api_test", ("997",))):
-        made = build(program, "-O2", "-static", "-Wno-psabi", compiler=compiler)
-        assert run("qemu-arm", made, *arguments, seconds=600).endswith("ok\n")
+        output = build(program, "-O2", "-static", "-Wno-psabi", compiler=compiler)
+        assert run("qemu-arm", output, *arguments, seconds=600).endswith("ok\n")
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "max"])
@@ -117,10 +117,10 @@ def test_a_c_program_finds_the_library_and_halves_its_budget_on_the_way(installe
     source = ROOT / "examples" / "embed"
     run(cmake, "-S", source, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={installed}")
     run(cmake, "--build", tmp_path / "b")
-    said = run(tmp_path / "b" / "generate", tmp_path / "tiny.qd", "0", "20", "1", "2", "3")
-    assert len(said.split()) == 20
+    message = run(tmp_path / "b" / "generate", tmp_path / "tiny.qd", "0", "20", "1", "2", "3")
+    assert len(message.split()) == 20
     with Runtime(tmp_path / "tiny.qd", threads=1) as model:  # the first half of it, since the budget falls then
-        assert list(model.generate_ids([1, 2, 3], 10)) == [int(token) for token in said.split()[:10]]
+        assert list(model.generate_ids([1, 2, 3], 10)) == [int(token) for token in message.split()[:10]]
     low = subprocess.run(
         [tmp_path / "b" / "generate", tmp_path / "tiny.qd", "1000", "5", "1"], capture_output=True, text=True
     )

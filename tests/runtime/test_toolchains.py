@@ -36,10 +36,10 @@ def ndk(tmp_path: Path) -> Path:
 
 
 def test_android_asks_the_ndk_for_arm64(tmp_path: Path, ndk: Path):
-    found = said(
+    result = said(
         tmp_path, ANDROID, "ANDROID_ABI", "ANDROID_PLATFORM", "ANDROID_STL", "CMAKE_SYSTEM_NAME", ANDROID_NDK=ndk
     )
-    assert found == {
+    assert result == {
         "ANDROID_ABI": "arm64-v8a",
         "ANDROID_PLATFORM": "android-26",
         "ANDROID_STL": "c++_static",

@@ -54,14 +54,14 @@ def test_answers_go_on_with_fewer_bits_when_the_limit_of_the_group_is_halved(
 ):
     monkeypatch.setenv("QDEPLOY_CGROUP", str(tmp_path))
     with serving(tiny, Limits(sequences=2)) as client, ThreadPoolExecutor(2) as pool:
-        held = client.service.model.stats
-        high = 2 * held["total"]
+        content = client.service.model.stats
+        high = 2 * content["total"]
         (tmp_path / "memory.max").write_text(f"{high}\n")
-        (tmp_path / "memory.current").write_text(f"{held['total']}\n")
+        (tmp_path / "memory.current").write_text(f"{content['total']}\n")
         client.service.model.follow_pressure()
         full = client.complete(max_tokens=4).json["qdeploy"]
         running = [pool.submit(client.complete, max_tokens=200) for _ in range(2)]
-        room = held["floor"] + 350_000
+        room = content["floor"] + 350_000
         (tmp_path / "memory.max").write_text(f"{room * 16 // 15 + 1}\n")
         (tmp_path / "memory.current").write_text(f"{10 * high}\n")  # nothing is free beside what is held
         answers = [future.result() for future in running]

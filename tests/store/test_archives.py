@@ -25,9 +25,9 @@ def header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
 
 
 def archive(path: Path, **entries: bytes) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as output:
         for name, data in entries.items():
-            made.writestr(f"{name}.npy", data)
+            output.writestr(f"{name}.npy", data)
     return path
 
 
@@ -35,9 +35,9 @@ def test_arrays_come_back(tmp_path: Path):
     arrays = {"a": np.arange(6, dtype=np.int64).reshape(2, 3), "b": np.asfortranarray(np.ones((3, 4), np.float16))}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **arrays)
-        found = read_arrays(str(tmp_path / "a.npz"))
+        result = read_arrays(str(tmp_path / "a.npz"))
         for name, array in arrays.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(result[name], array)
 
 
 def test_an_archive_that_unfolds_to_far_more_than_its_size_is_refused(tmp_path: Path):
@@ -69,9 +69,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
 
 def test_an_archive_of_many_entries_is_refused_before_they_are_read(tmp_path: Path):
     path = tmp_path / "c.pt"
-    with zipfile.ZipFile(path, "w") as made:
+    with zipfile.ZipFile(path, "w") as output:
         for i in range(ENTRIES + 1):
-            made.writestr(f"{i}", b"")
+            output.writestr(f"{i}", b"")
     start = time.process_time()
     for read in (lambda: read_arrays(str(path)), lambda: read_torch(Folder(path), "c.pt")):
         with pytest.raises(BadFileError, match="too many entries"):

@@ -34,14 +34,14 @@ VALUE = {
 def test_tensors_are_found_where_they_lie(tmp_path: Path, save: Callable[[Path, Any], None]):
     path = tmp_path / "c.pt"
     save(path, VALUE)
-    found, data = read_torch(Folder(path), "c.pt"), path.read_bytes()
-    assert (found["epoch"], found["best"], found["names"]) == (7, 0.5, ["x", ["y", None, True]])
+    result, data = read_torch(Folder(path), "c.pt"), path.read_bytes()
+    assert (result["epoch"], result["best"], result["names"]) == (7, 0.5, ["x", ["y", None, True]])
     for name, array in VALUE["state_dict"].items():
-        tensor = found["state_dict"][name]
+        tensor = result["state_dict"][name]
         assert isinstance(tensor, PickledTensor) and tensor.shape == array.shape
-        held = np.frombuffer(data, array.dtype, array.size, tensor.begin)
-        np.testing.assert_array_equal(held.reshape(array.shape), array)
-    assert found["scalar"].shape == ()
+        content = np.frombuffer(data, array.dtype, array.size, tensor.begin)
+        np.testing.assert_array_equal(content.reshape(array.shape), array)
+    assert result["scalar"].shape == ()
 
 
 class Attack:
@@ -53,8 +53,8 @@ class Attack:
 def test_a_pickle_that_calls_anything_is_refused_and_not_run(
     tmp_path: Path, value: Any, capsys: pytest.CaptureFixture[str]
 ):
-    with zipfile.ZipFile(tmp_path / "c.pt", "w") as made:
-        made.writestr("a/data.pkl", pickle.dumps(value, protocol=2))
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as output:
+        output.writestr("a/data.pkl", pickle.dumps(value, protocol=2))
     with pytest.raises(UnsupportedError, match="something else than tensors"):
         read_torch(Folder(tmp_path / "c.pt"), "c.pt")
     assert not capsys.readouterr().out
@@ -64,8 +64,8 @@ def test_parts_that_hold_each_other_are_no_work(tmp_path: Path):
     value: Any = ()
     for _ in range(60):
         value = (value, value)
-    with zipfile.ZipFile(tmp_path / "c.pt", "w") as made:
-        made.writestr("a/data.pkl", pickle.dumps(value, protocol=2))
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as output:
+        output.writestr("a/data.pkl", pickle.dumps(value, protocol=2))
     with pytest.raises(QdeployError):
         read_torch(Folder(tmp_path / "c.pt"), "c.pt")
 

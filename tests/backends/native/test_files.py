@@ -95,16 +95,16 @@ def test_values_that_live_at_the_same_time_lie_apart(testdata, tmp_path):
     file = ModelFile(tmp_path / "model.qd")
     values, nodes = file.section(SectionId.VALUES), file.section(SectionId.NODES)
     assert nodes.dtype == NODE
-    made = [[int(v) for v in n["outputs"] if v != NONE] for n in nodes]
+    output = [[int(v) for v in n["outputs"] if v != NONE] for n in nodes]
     read = [[int(v) for v in n["inputs"] if v != NONE] for n in nodes]
     for value, record in enumerate(values):
         if record["kind"] == ValueKind.IDS or record["slot"] == NONE:
             continue
-        born = next(i for i, outputs in enumerate(made) if value in outputs)
+        born = next(i for i, outputs in enumerate(output) if value in outputs)
         dies = max([i for i, inputs in enumerate(read) if value in inputs], default=len(nodes))
         assert record["slot"] + record["width"] <= file.header["slot_width"]
         for place in range(born, dies + 1):
-            for other in (v for v in (made[place] if place < len(nodes) else []) if v != value):
+            for other in (v for v in (output[place] if place < len(nodes) else []) if v != value):
                 if values[other]["slot"] == NONE:
                     continue
                 apart = values[other]["slot"] >= record["slot"] + record["width"]
@@ -178,9 +178,9 @@ def integers(bits, group, rows=37, columns=96, zero=None):
 
 
 def fractional():
-    made = integers(4, 32)
+    output = integers(4, 32)
     zero = Param(grid(half("zero", 37, 3), "f16"), (1, 32))
-    return tensor(replace(made.terms[0].values, zero=zero))
+    return tensor(replace(output.terms[0].values, zero=zero))
 
 
 def table():
@@ -223,12 +223,12 @@ def outliers():
 
 def outliers_set(exponent):
     """Outliers that replace what lies under them; float32, from far smaller than that to as large."""
-    made = outliers()
-    mask = made.terms[1].where
+    output = outliers()
+    mask = output.terms[1].where
     count = int(mask.data[0].read().sum())
     values = (RANDOM.standard_normal(count) * 2.0**exponent).astype(np.float32)
     run = Codes((37, 96), (Buffer.of("values", values, "F32"),), PLAIN, "f32")
-    return tensor(made.terms[0].values, Term(run, mask, "set"))
+    return tensor(output.terms[0].values, Term(run, mask, "set"))
 
 
 def minifloat(kind):
@@ -300,24 +300,27 @@ def test_a_made_tensor_reads_back(name, layout, tmp_path):
     lowered = BACKEND.lower(model, tmp_path, Options(layout=layout))
     BACKEND.check(model, tmp_path, lowered, "full")
     file = ModelFile(tmp_path / "model.qd")
-    found, want = file.rows(0, 0, -(-model.tensors["w"].shape[0] // 16)), model.tensors["w"].decode()
+    result, want = file.rows(0, 0, -(-model.tensors["w"].shape[0] // 16)), model.tensors["w"].decode()
     if name != "bit stack" and lowered.choices[0].lossless:
-        assert np.array_equal(found, want)
-    assert relative(found, want) < 2.0**-21
+        assert np.array_equal(result, want)
+    assert relative(result, want) < 2.0**-21
     assert lowered.choices[0].reason.startswith("slow") == (name == "f64")
 
 
 @pytest.mark.parametrize("exponent", [-3, -12, -40])
 def test_outliers_that_no_sum_gives_back_are_not_called_lossless(exponent):
-    made = outliers_set(exponent)
-    model = one_matrix(made)
-    matrix = lower_matrix("w", made)
-    mask, under = made.terms[1].where.data[0].read() == 1, tensor(made.terms[0].values).decode()[: len(made.decode())]
-    want, below = made.decode()[mask], under[mask]
+    output = outliers_set(exponent)
+    model = one_matrix(output)
+    matrix = lower_matrix("w", output)
+    mask, under = (
+        output.terms[1].where.data[0].read() == 1,
+        tensor(output.terms[0].values).decode()[: len(output.decode())],
+    )
+    want, below = output.decode()[mask], under[mask]
     reachable = below + (want - below) == want
     assert matrix.lossless == bool(reachable.all()) == ("rounds" not in matrix.reason)
     assert exponent > -40 or not matrix.lossless
-    assert model.tensors["w"] is made
+    assert model.tensors["w"] is output
 
 
 def test_sign_planes_become_resident_one_by_one(tmp_path):
@@ -333,8 +336,8 @@ def test_sign_planes_become_resident_one_by_one(tmp_path):
 
 def test_columns_of_uneven_groups_are_sorted(tmp_path):
     index = np.minimum(RANDOM.permutation(96) // 10, 5).astype(np.int32)
-    made = integers(4, 16)
-    values = made.terms[0].values
+    output = integers(4, 16)
+    values = output.terms[0].values
     scale = replace(values.scale, tile=(1, 1), index=Buffer.of("index", index, "I32"))
     model = one_matrix(tensor(replace(values, scale=scale)))
     lowered = BACKEND.lower(model, tmp_path, Options())
@@ -352,8 +355,8 @@ def test_the_runtime_multiplies_by_codebooks_and_floats_in_act_order(kind, testd
     values = Buffer.of("table", np.linspace(-1, 1, 8, dtype=np.float32)[None] ** 3, "F32")
     index = Buffer.of("index", RANDOM.integers(0, 3, shape[1]).astype(np.int32), "I32")
     scale = Param(grid(half("scale", shape[0], 3), "f16"), (1, 1), index)
-    made = tensor(Codes(shape, (codes,), PLAIN, Table(values) if kind == "table" else kind, None, scale))
-    model = replace(model, tensors={**model.tensors, name: made})
+    output = tensor(Codes(shape, (codes,), PLAIN, Table(values) if kind == "table" else kind, None, scale))
+    model = replace(model, tensors={**model.tensors, name: output})
     choices = {c.tensor: c for c in BACKEND.lower(model, tmp_path, Options()).choices}
     assert choices[name].lossless and not choices[name].reason.startswith("slow")
     ids = np.array([[1, 5, 9, 200, 3, 77, 45]])
@@ -384,5 +387,5 @@ def test_the_runtime_gives_the_interpreters_logits(name, layout, testdata, tmp_p
     BACKEND.lower(model, tmp_path, Options(layout=layout))
     ids = np.array([[1, 5, 9, 200, 3, 77, 45]])
     want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"][0]
-    found = BACKEND.text.logits(str(tmp_path), ids)
-    assert np.linalg.norm(found - want) < 2e-3 * np.linalg.norm(want)  # the cache holds float16
+    result = BACKEND.text.logits(str(tmp_path), ids)
+    assert np.linalg.norm(result - want) < 2e-3 * np.linalg.norm(want)  # the cache holds float16

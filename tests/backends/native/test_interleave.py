@@ -57,9 +57,9 @@ def test_params_and_vector_codes_come_back(size, books):
 
 
 def place(pack, row, column, value, columns=64):
-    found = np.zeros((32, columns), np.uint8)
-    found[row, column] = value
-    flat = pack(found).reshape(2, -1)
+    result = np.zeros((32, columns), np.uint8)
+    result[row, column] = value
+    flat = pack(result).reshape(2, -1)
     (where,) = np.nonzero(flat[row // 16])
     assert len(where) == 1
     return int(where[0]), int(flat[row // 16, where[0]])

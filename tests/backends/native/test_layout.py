@@ -63,12 +63,12 @@ def enumerators(name: str) -> dict[str, int]:
         return table(*ROWS[name])
     body = re.search(rf"enum {name} : \w+ \{{(.*?)\}};", header(), re.DOTALL)
     assert body is not None
-    found, number = {}, -1
+    result, number = {}, -1
     for part in filter(None, (p.strip() for p in body[1].split(","))):
         constant, _, value = (piece.strip() for piece in part.partition("="))
         number = int(value) if value else number + 1
-        found[constant] = number
-    return {key: value for key, value in found.items() if not re.fullmatch(rf"k{name.removesuffix('Kind')}\w*s", key)}
+        result[constant] = number
+    return {key: value for key, value in result.items() if not re.fullmatch(rf"k{name.removesuffix('Kind')}\w*s", key)}
 
 
 def same_name(constant: str, member: str) -> bool:
@@ -84,8 +84,8 @@ def test_enumerators_are_those_of_the_runtime(name: str):
 
 
 def test_constants_are_those_of_the_runtime():
-    found = dict(re.findall(r"constexpr uint32_t (\w+) = (\w+);", header()))
-    assert {name: int(value.rstrip("u"), 0) for name, value in found.items()} == CONSTANTS
+    result = dict(re.findall(r"constexpr uint32_t (\w+) = (\w+);", header()))
+    assert {name: int(value.rstrip("u"), 0) for name, value in result.items()} == CONSTANTS
     magic = re.search(r"kMagic\[8\] = \{(.*?)\};", header())
     assert magic is not None
     assert "".join(re.findall(r"'(.*?)'", magic[1])).encode().decode("unicode_escape").encode() == MAGIC
@@ -100,15 +100,15 @@ def fields(name: str) -> list[tuple[str, str, int]]:
     """Name, type and count of the fields of a struct, in order."""
     body = re.search(rf"struct {name} \{{(.*?)\n?\}};", header(), re.DOTALL)
     assert body is not None
-    found = []
+    results = []
     for statement in filter(None, (s.strip() for s in body[1].split(";"))):
         kind, names = statement.split(None, 1)
         for field in names.split(","):
             match = re.fullmatch(r"(\w+)(?:\[(\w+)\])?", field.strip())
             assert match is not None, statement
             size = match[2] or "1"
-            found.append((match[1], kind, len(layout.SectionId) if size == "kSections" else int(size)))
-    return found
+            results.append((match[1], kind, len(layout.SectionId) if size == "kSections" else int(size)))
+    return results
 
 
 @pytest.mark.parametrize("name", layout.STRUCTS)

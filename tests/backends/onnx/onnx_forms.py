@@ -23,8 +23,8 @@ def session(model: Path | bytes, **config: str) -> Any:
     options.log_severity_level = 3
     for key, value in config.items():
         options.add_session_config_entry(key.replace("__", "."), value)
-    given = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    arguments = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(arguments, options, providers=["CPUExecutionProvider"])
 
 
 def relative(found: np.ndarray, want: np.ndarray) -> float:

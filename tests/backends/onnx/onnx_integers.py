@@ -50,15 +50,15 @@ class Net:
         fraction, exponent = np.frexp(factor * self.rng.uniform(0.5, 1, channels))
         m = self.constant((fraction * 2**31).astype(np.int64).clip(2**30, 2**31 - 1).astype(np.int32))
         limits = np.iinfo(element_dtype(dtype))
-        given = {"lo": int(limits.min), "hi": int(limits.max), "dtype": dtype, **attrs}
-        return self.add("Requantize", x, m, self.constant((31 - exponent).astype(np.int32)), **given)
+        inputs = {"lo": int(limits.min), "hi": int(limits.max), "dtype": dtype, **attrs}
+        return self.add("Requantize", x, m, self.constant((31 - exponent).astype(np.int32)), **inputs)
 
     def model(self, *outputs: str, types: tuple[str, ...] = ()) -> Model:
         values = tuple(Value(name, "I32", ()) for name in outputs)
-        made = Graph(tuple(self.inputs), values, tuple(self.nodes), (), self.constants, {"kind": "integer"})
-        known = dict(zip(outputs, types, strict=True)) if types else kinds(made)
+        output = Graph(tuple(self.inputs), values, tuple(self.nodes), (), self.constants, {"kind": "integer"})
+        known = dict(zip(outputs, types, strict=True)) if types else kinds(output)
         graph = Graph(
-            made.inputs, tuple(Value(n, known[n], ()) for n in outputs), made.nodes, (), self.constants, made.meta
+            output.inputs, tuple(Value(n, known[n], ()) for n in outputs), output.nodes, (), self.constants, output.meta
         )
         return Model("made", "here", {}, build_graph=lambda _: graph)
 
@@ -73,13 +73,13 @@ def kinds(graph: Graph) -> dict[str, str]:
 
 def codes(model: Model, batch: int = 2, seed: int = 3) -> dict[str, Any]:
     """Codes of the whole range of every input, but small ones of wide types."""
-    rng, made = np.random.default_rng(seed), {}
+    rng, output = np.random.default_rng(seed), {}
     for value in model.graph.inputs:
         limits = np.iinfo(element_dtype(value.dtype))
         lo, hi = (limits.min, limits.max) if limits.bits <= 16 else (-(2**20), 2**20) if limits.bits == 32 else (0, 1)
         shape = [n if isinstance(n, int) else batch + 3 * i for i, n in enumerate(value.shape)]
-        made[value.name] = rng.integers(lo, hi, shape, endpoint=True).astype(element_dtype(value.dtype))
-    return made
+        output[value.name] = rng.integers(lo, hi, shape, endpoint=True).astype(element_dtype(value.dtype))
+    return output
 
 
 def lowered(model: Model, mode: str, folder: Path) -> onnx.ModelProto:
@@ -102,14 +102,14 @@ def is_exact(model: Model, inputs: dict[str, Any] | None = None) -> onnx.ModelPr
     """Asserts that strict ONNX gives what the interpreter gives, and holds integers alone."""
     from qdeploy.backends.onnx.integer.proof import prove
 
-    given = codes(model) if inputs is None else inputs
-    wanted = run(model.graph, given, {}, Weights(model))[0]
+    arguments = codes(model) if inputs is None else inputs
+    wanted = run(model.graph, arguments, {}, Weights(model))[0]
     with tempfile.TemporaryDirectory() as folder:
         proto = lowered(model, "strict", Path(folder))
-    found = computed(proto, given)
+    result = computed(proto, arguments)
     for name, array in wanted.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert (found[name] == array).all(), name
+        assert result[name].dtype == array.dtype and result[name].shape == array.shape, name
+        assert (result[name] == array).all(), name
         assert np.unique(array).size > 1, "a test that shows nothing"
     proof = prove(proto)
     assert proof["integer_only"], proof
@@ -122,17 +122,17 @@ def worst_code(model: Model, inputs: dict[str, Any]) -> tuple[int, onnx.ModelPro
     with tempfile.TemporaryDirectory() as folder:
         proto = lowered(model, "fast", Path(folder))
     shown = onnx.ModelProto.FromString(proto.SerializeToString())
-    made = [n for node in proto.graph.node for n in node.output]
-    given = {v.name for v in proto.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=n) for n in made if n not in given)
-    found = computed(shown, inputs, precise=True)
+    outputs = [n for node in proto.graph.node for n in node.output]
+    arguments = {v.name for v in proto.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in arguments)
+    result = computed(shown, inputs, precise=True)
     values: dict[str, Any] = {**Weights(model), **_constants(model), **inputs}
     worst = 0
     for node in model.graph.nodes:
         wanted = np.asarray(op(node.op).numpy(*(values[n] for n in node.inputs), **node.attrs))
         name = node.outputs[0]
-        raised = next((n for n in found if n.startswith(f"{name}.raised")), None)
-        got = found[name] if name in found else None if raised is None else found[raised].astype(np.int16) - 128
+        raised = next((n for n in result if n.startswith(f"{name}.raised")), None)
+        got = result[name] if name in result else None if raised is None else result[raised].astype(np.int16) - 128
         if got is not None:
             worst = max(worst, int(np.abs(got.astype(np.int64) - wanted).max()))
         values[name] = wanted if got is None else got.astype(wanted.dtype)

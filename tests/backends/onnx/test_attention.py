@@ -66,9 +66,9 @@ def steps_in_onnx(folder: Path, ids: np.ndarray, cuts: list[int]) -> np.ndarray:
     parts, start = [], 0
     for stop in cuts:
         feed = {"input_ids": ids[:, start:stop], "attention_mask": np.ones((len(ids), stop), np.int64), **caches}
-        found = dict(zip(names, running.run(names, feed), strict=True))
-        parts.append(found["logits"])
-        caches = {name: found[name.replace("past_key_values", "present")] for name in caches}
+        result = dict(zip(names, running.run(names, feed), strict=True))
+        parts.append(result["logits"])
+        caches = {name: result[name.replace("past_key_values", "present")] for name in caches}
         start = stop
     return np.concatenate(parts, axis=1)
 
@@ -111,10 +111,10 @@ def test_prompts_of_different_lengths_are_padded_on_the_right(size, tmp_path):
     mask[1, 5:] = 0
     running = session(tmp_path / "model.onnx")
     caches = {i.name: np.zeros((2, KV, 0, padded_head(size)), np.float32) for i in running.get_inputs()[2:]}
-    found = running.run(["logits"], {"input_ids": ids, "attention_mask": mask, **caches})[0]
+    result = running.run(["logits"], {"input_ids": ids, "attention_mask": mask, **caches})[0]
     for row, length in ((0, 9), (1, 5)):
         want = run(model.graph, {"input_ids": ids[row : row + 1, :length]}, {}, Weights(model))[0]["logits"]
-        assert relative(found[row : row + 1, :length], want) < 1e-5
+        assert relative(result[row : row + 1, :length], want) < 1e-5
 
 
 def test_head_sizes_that_the_kernel_takes_are_not_padded():

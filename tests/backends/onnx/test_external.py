@@ -89,20 +89,20 @@ def test_a_tied_embedding_and_head_share_their_bytes(width, tmp_path, rng):
     (tmp_path / "model.onnx").write_bytes(builder.model().SerializeToString())
     per_weight = width / 8 + 4 / 32 + width / 8 / 32
     assert (tmp_path / DATA_FILE).stat().st_size <= 40 * 128 * per_weight + 6 * 64
-    given = np.array([[3, 39, 0]])
+    arguments = np.array([[3, 39, 0]])
     weight = tensor.decode()
-    found = session(tmp_path / "model.onnx").run(None, {"ids": given})[0]
-    assert np.allclose(found, weight[given] @ weight.T, rtol=1e-4, atol=1e-4)
+    result = session(tmp_path / "model.onnx").run(None, {"ids": arguments})[0]
+    assert np.allclose(result, weight[arguments] @ weight.T, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_sources_give_equal_files(tmp_path):
-    made = []
+    outputs = []
     for name in ("a", "b"):
         builder = GraphBuilder()
         rule("w", affine_tensor(1, 8, 64, 5, 16), "exact").form.linear(builder, "x", "y")
         builder.data.write(tmp_path / name, SILENT)
-        made.append((builder.model().SerializeToString(deterministic=True), (tmp_path / name).read_bytes()))
-    assert made[0] == made[1]
+        outputs.append((builder.model().SerializeToString(deterministic=True), (tmp_path / name).read_bytes()))
+    assert outputs[0] == outputs[1]
 
 
 def test_a_scalar_tensor_is_an_initializer_of_one_element(rng):

@@ -211,8 +211,8 @@ def test_what_has_no_form_is_stored_as_what_it_decodes_to_and_rounded_on_request
 
 @given(values=st.lists(st.integers(-127, 127), min_size=1, max_size=30), power=st.integers(-30, 30))
 def test_the_unit_is_the_greatest_power_of_two(values, power):
-    found = power_of_two_unit(np.array(values, np.float32) * np.float32(2.0**power))
-    whole = np.array(values) * 2.0**power / found
+    result = power_of_two_unit(np.array(values, np.float32) * np.float32(2.0**power))
+    whole = np.array(values) * 2.0**power / result
     assert np.array_equal(whole, np.rint(whole))
     assert not any(values) or np.any(np.rint(whole).astype(int) % 2)
 

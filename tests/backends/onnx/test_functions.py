@@ -31,7 +31,7 @@ def selected(rng: np.random.Generator) -> QTensor:
 
 
 def bitstack(rng: np.random.Generator, terms: int = 2, rows: int = 12, columns: int = 50) -> QTensor:
-    made = []
+    outputs = []
     for i in range(terms):
         low = LowRank(
             *(
@@ -40,17 +40,19 @@ def bitstack(rng: np.random.Generator, terms: int = 2, rows: int = 12, columns: 
             )
         )
         signs = rng.integers(0, 2, (rows, columns), dtype=np.uint8)
-        made.append(packed(signs, 1, "sign", f"signs{i}", scale=Param(low, (1, 1))))
-    return tensor_of(*made)
+        outputs.append(packed(signs, 1, "sign", f"signs{i}", scale=Param(low, (1, 1))))
+    return tensor_of(*outputs)
 
 
 def aqlm(rng: np.random.Generator, levels: int = 256) -> QTensor:
-    made: list[Codes] = []
+    outputs: list[Codes] = []
     for i in range(2):
         book = Table(Buffer.of(f"book{i}", rng.standard_normal((1, levels, 1, 8)).astype(np.float32), "F32"))
         codes = rng.integers(0, levels, (12, 8)).astype("<u2")
-        made.append(Codes((12, 8), (Buffer.of(f"codes{i}", codes, "U16"),), plain_codes(codes, "U16", "").layout, book))
-    return tensor_of(*made, scale=scales(rng, 12, 1, (1, 64)))
+        outputs.append(
+            Codes((12, 8), (Buffer.of(f"codes{i}", codes, "U16"),), plain_codes(codes, "U16", "").layout, book)
+        )
+    return tensor_of(*outputs, scale=scales(rng, 12, 1, (1, 64)))
 
 
 CASES = {
@@ -79,8 +81,8 @@ def test_the_body_is_portable(case, tmp_path, rng):
     written = write(tmp_path, tensor)
     onnx.checker.check_model(str(written.path), full_check=False)
     x = rng.standard_normal((1, 3, tensor.shape[1])).astype(np.float32)
-    found = ReferenceEvaluator(str(written.path)).run(None, {"x": x})[0]
-    assert relative(found, x @ tensor.decode().T) < EXACT
+    result = ReferenceEvaluator(str(written.path)).run(None, {"x": x})[0]
+    assert relative(result, x @ tensor.decode().T) < EXACT
 
 
 @pytest.mark.parametrize("case", ["codebook4", "bitstack", "aqlm"])

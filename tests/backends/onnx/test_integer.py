@@ -121,7 +121,7 @@ def test_functions_are_exact():
     net = Net(("I16", ("batch", 2, 5, 40)), ("I64", ("batch", 40)), ("I8", ("batch", 9)))
     exp: dict[str, Any] = {"ln2": 354, "b": 1386, "c": 731926, "left": 11}
     mask = net.add("Unsqueeze", "x1", axes=[1, 2])
-    found = [
+    results = [
         net.add("IntegerSoftmax", "x", mask, bits=8, hi=255, dtype="U8", **exp),
         net.add("IntegerSoftmax", "x", axis=2, bits=15, hi=32767, dtype="I16", **exp),
         net.add("IntegerExp", net.add("Clip", "x", max=0), **exp),
@@ -131,14 +131,14 @@ def test_functions_are_exact():
     weight = net.constant(net.rng.integers(-16384, 16384, 40).astype(np.int32))
     bias = net.constant(net.rng.integers(-99999, 99999, 40).astype(np.int32))
     for shift in (0, 3):
-        found += [
+        results += [
             net.add("IntegerLayerNorm", "x", weight, bias, x_shift=shift, epsilon=777, shift=17),
             net.add("IntegerRMSNorm", "x", weight, x_shift=shift, shift=17),
             net.add("IntegerRMSNorm", "x", x_shift=shift),
         ]
     table = net.constant(net.rng.integers(0, 256, 256).astype(np.uint8))
-    found += [net.add("Lookup", "x2", table), net.add("Positions", "x1")]
-    is_exact(net.model(*found))
+    results += [net.add("Lookup", "x2", table), net.add("Positions", "x1")]
+    is_exact(net.model(*results))
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.09, 0.7])
@@ -216,14 +216,14 @@ def test_rescaling_is_that_of_rational_numbers(rounding: str, cases: list[Any], 
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        found = computed(lowered(model, "strict", Path(folder)), inputs)
+        result = computed(lowered(model, "strict", Path(folder)), inputs)
     exact = [
         twice(*case) if rounding == "tflite_double" else nearest(*case, rounding)
         for case in zip(xs, ms, es, strict=True)
     ]
     wanted = [n + zero for n in exact]
-    assert found["v0"][0].tolist() == [min(max(n, -(2**31)), 2**31 - 1) for n in wanted]
-    assert found["v1"][0].tolist() == [min(max(n, -128), 127) for n in wanted]
+    assert result["v0"][0].tolist() == [min(max(n, -(2**31)), 2**31 - 1) for n in wanted]
+    assert result["v1"][0].tolist() == [min(max(n, -128), 127) for n in wanted]
 
 
 # ---- fast
@@ -266,8 +266,8 @@ def test_fast_takes_streams_of_16_bits_pooling_and_other_layouts():
 @pytest.fixture(scope="module")
 def resnet(testdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, str, np.ndarray]:
     def images(name: str, count: int) -> np.ndarray:
-        with np.load(testdata / "vision/cifar10" / name) as held:
-            x = held["x"][:count].astype(np.float32) / 255
+        with np.load(testdata / "vision/cifar10" / name) as content:
+            x = content["x"][:count].astype(np.float32) / 255
         return np.ascontiguousarray(
             ((x - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2), np.float32
         )
@@ -285,21 +285,21 @@ def given_codes(made: Model, x: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_resnet20_is_exact(resnet: tuple[Model, str, np.ndarray], bits: int):
     model, data, x = resnet
-    made = integer_network(model, Integers(data, weight_bits=bits, rounding="half_even"))
-    is_exact(made, given_codes(made, x[:4]))
+    output = integer_network(model, Integers(data, weight_bits=bits, rounding="half_even"))
+    is_exact(output, given_codes(output, x[:4]))
 
 
 def test_resnet20_on_8_bit_kernels(resnet: tuple[Model, str, np.ndarray]):
     model, data, x = resnet
-    made = integer_network(model, Integers(data, narrow_sums=True))
-    inputs = given_codes(made, x)
-    worst, proto = worst_code(made, inputs)
+    output = integer_network(model, Integers(data, narrow_sums=True))
+    inputs = given_codes(output, x)
+    worst, proto = worst_code(output, inputs)
     assert worst <= 1
     assert Counter(n.op_type for n in proto.graph.node)["QLinearConv"] == 19
-    wanted = run(made.graph, inputs, {}, Weights(made))[0]
-    found = computed(proto, inputs, precise=True)
+    wanted = run(output.graph, inputs, {}, Weights(output))[0]
+    result = computed(proto, inputs, precise=True)
     (name,) = wanted
-    assert (found[name].argmax(1) == wanted[name].argmax(1)).mean() > 0.9
+    assert (result[name].argmax(1) == wanted[name].argmax(1)).mean() > 0.9
 
 
 def test_the_proof_sees_floats_wherever_they_are(tmp_path: Path):

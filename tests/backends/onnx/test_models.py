@@ -54,14 +54,14 @@ def test_logits_are_those_of_the_interpreter_and_of_the_library(name, testdata, 
     path = testdata / "checkpoints" / name
     model, _ = converted(path, tmp_path)
     ids = prompt(path, int(model.graph.meta["vocab"]))
-    found = run_decoder(session(tmp_path / "model.onnx"), ids)
+    result = run_decoder(session(tmp_path / "model.onnx"), ids)
     want = run(model.graph, {"input_ids": ids}, {}, Weights(model))[0]["logits"]
-    assert relative(found, want) < 2e-5
+    assert relative(result, want) < 2e-5
     with np.load(path / "oracle.npz") as known:
         if not (np.isfinite(known["logits"]).all() and np.abs(known["logits"]).max() < 6e4):
             return  # the library overflowed in float16
-        oracle = known["logits"].astype(np.float32).reshape(found.shape)
-    assert relative(found, oracle) < (1e-5 if name in FLOAT else 5e-3 if "llamacpp" not in name else 5e-2)
+        oracle = known["logits"].astype(np.float32).reshape(result.shape)
+    assert relative(result, oracle) < (1e-5 if name in FLOAT else 5e-3 if "llamacpp" not in name else 5e-2)
 
 
 @pytest.mark.parametrize("name", ["gptq4-g128-sym-tinyllama", "gptq8-gneg1-actorder-tinyqwen2", GGUF[0], GGUF[1]])
@@ -93,12 +93,12 @@ def test_genai_generates_the_interpreters_tokens(name, testdata, tmp_path):
     parameters.set_search_options(max_length=len(ids) + 24, do_sample=False)
     generator = genai.Generator(loaded, parameters)
     generator.append_tokens(ids)
-    made: list[int] = []
+    outputs: list[int] = []
     while not generator.is_done():
         generator.generate_next_token()
-        made.append(int(generator.get_next_tokens()[0]))
-    assert made
-    assert made == generate_greedy(model, ids, len(made))
+        outputs.append(int(generator.get_next_tokens()[0]))
+    assert outputs
+    assert outputs == generate_greedy(model, ids, len(outputs))
 
 
 def test_a_story_is_continued_as_its_model_is_known_to(testdata, tmp_path):
@@ -147,10 +147,10 @@ def test_a_sentence_model_gives_its_float_embedding(minilm, tmp_path):
     mask[1, 7:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     names = ["last_hidden_state", "sentence_embedding"]
-    found = session(tmp_path / "model.onnx").run(names, inputs)
+    result = session(tmp_path / "model.onnx").run(names, inputs)
     want = run(model.graph, inputs, {}, Weights(model))[0]
-    assert relative(found[0][0], want[names[0]][0]) < 1e-5
-    assert relative(found[1], want[names[1]]) < 1e-5
+    assert relative(result[0][0], want[names[0]][0]) < 1e-5
+    assert relative(result[1], want[names[1]]) < 1e-5
     assert "genai_config.json" not in lowered.files
     assert (tmp_path / "tokenizer.json").exists()
 

@@ -53,12 +53,12 @@ def test_no_cliff_is_ever_emitted(width, group, columns, zero, offset, activatio
 @given(group=st.integers(2, 300), columns=st.integers(1, 600))
 def test_blocks_keep_to_their_groups_and_cover_every_column_once(group, columns):
     grouped = view(affine_tensor(1, 2, columns, 4, min(group, columns))).grouped
-    found = blocking(grouped, BLOCKS, 4)
-    place = np.arange(found.count * found.block) if found.columns is None else found.columns
-    held = place[place < columns]
-    assert sorted(held) == list(range(columns))
-    per_block = np.where(place < columns, place // grouped.group, -1).reshape(found.count, found.block)
-    for block, of in enumerate(found.group):
+    result = blocking(grouped, BLOCKS, 4)
+    place = np.arange(result.count * result.block) if result.columns is None else result.columns
+    content = place[place < columns]
+    assert sorted(content) == list(range(columns))
+    per_block = np.where(place < columns, place // grouped.group, -1).reshape(result.count, result.block)
+    for block, of in enumerate(result.group):
         assert set(per_block[block]) <= {of, -1}
 
 
@@ -67,8 +67,8 @@ def test_blocks_keep_to_their_groups_and_cover_every_column_once(group, columns)
     [(16, 16), (32, 32), (128, 128), (256, 256), (512, 256), (1024, 256), (48, 16), (96, 32), (1536, 256)],
 )
 def test_the_sources_group_is_kept_where_a_kernel_has_it(group, block):
-    found = blocking(view(affine_tensor(1, 2, 3072, 4, group)).grouped, BLOCKS, 4)
-    assert (found.block, found.columns) == (block, None)
+    result = blocking(view(affine_tensor(1, 2, 3072, 4, group)).grouped, BLOCKS, 4)
+    assert (result.block, result.columns) == (block, None)
 
 
 def test_the_stored_bytes_are_copied_where_they_already_fit():

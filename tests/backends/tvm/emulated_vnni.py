@@ -57,8 +57,8 @@ def main(folder: Path, out: Path) -> None:
     with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
         built = tvm.compile(module, target=tvm.target.Target(dict(wide)))
     text, calls = emulated(built.mod.inspect_source("ll"))
-    with tempfile.TemporaryDirectory() as held:
-        path = Path(held) / "kernels.ll"
+    with tempfile.TemporaryDirectory() as content:
+        path = Path(content) / "kernels.ll"
         path.write_text(text)
         tvm.runtime.load_module(str(path)).write_to_file(str(out), "o")
     print(calls)

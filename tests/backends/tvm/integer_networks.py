@@ -20,8 +20,8 @@ def stored(array: Any, name: str) -> QTensor:
         codes = array.astype(np.int8).view(np.uint8) & 15
         pairs = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
         packed = pairs[..., 0::2] | (pairs[..., 1::2] << 4)
-        held = Codes(array.shape, (Buffer.of("codes", packed, "U8"),), Layout("bits", 4), "int4")
-        return QTensor(array.shape, "I8", (Term(held),))
+        content = Codes(array.shape, (Buffer.of("codes", packed, "U8"),), Layout("bits", 4), "int4")
+        return QTensor(array.shape, "I8", (Term(content),))
     dtype = {"int8": "I8", "uint8": "U8", "int16": "I16", "int32": "I32", "int64": "I64"}[array.dtype.name]
     return plain(Buffer.of("codes", np.ascontiguousarray(array), dtype), array.dtype.name)
 
@@ -69,8 +69,8 @@ class Net:
         m = self.constant((fraction * 2**31).astype(np.int64).clip(2**30, 2**31 - 1).astype(np.int32))
         e = self.constant((31 - exponent).astype(np.int32))
         lo, hi = DTYPES[dtype]
-        given = {"lo": lo, "hi": hi, "dtype": dtype, "rounding": rounding, **attrs}
-        return self.add("Requantize", x, m, e, **given)
+        inputs = {"lo": lo, "hi": hi, "dtype": dtype, "rounding": rounding, **attrs}
+        return self.add("Requantize", x, m, e, **inputs)
 
     def graph(self, *outputs: str) -> Graph:
         values = tuple(Value(name, "I32", ()) for name in outputs)
@@ -85,12 +85,12 @@ class Net:
 def random_inputs(graph: Graph, batch: int = 1, seed: int = 5) -> dict[str, Any]:
     """Codes of the whole range of every input."""
     rng = np.random.default_rng(seed)
-    made = {}
+    outputs = {}
     for value in graph.inputs:
         lo, hi = DTYPES[value.dtype]
         shape = [n if isinstance(n, int) else batch for n in value.shape]
-        made[value.name] = rng.integers(lo, hi, shape, endpoint=True).astype(stored_dtype(value.dtype))
-    return made
+        outputs[value.name] = rng.integers(lo, hi, shape, endpoint=True).astype(stored_dtype(value.dtype))
+    return outputs
 
 
 def stored_dtype(name: str) -> Any:

@@ -26,9 +26,9 @@ def test_every_kind_over_one_axis_is_exact(compiled: Callable[..., Any], batch: 
     net, outputs = Net(("batch", 12, 37), "I8"), []
 
     def add(x: str, out: int, *shape: int, **attrs: Any) -> str:
-        made = net.requantize(conv(net, x, out, *shape, **attrs), 2**-9, out, dtype="I8", zero=-3)
-        outputs.append(made)
-        return made
+        output = net.requantize(conv(net, x, out, *shape, **attrs), 2**-9, out, dtype="I8", zero=-3)
+        outputs.append(output)
+        return output
 
     base = add("x", 20, 12, 5, x_zero=11)
     add(base, 24, 20, 3, dilations=[2], pads=[2, 2], x_zero=-3)

@@ -18,12 +18,12 @@ from qdeploy.errors import BadArgumentError, UnsupportedError
 
 def convert(network: Path, *arguments: object) -> object:
     """Runs the command into `out` beside the network; returns the error of the family, or None."""
-    given = [network, network.parent / "out", "--to", "tvm", "--calibrate", network.parent / "data.npz", *arguments]
-    found = CliRunner().invoke(cli, ["convert", "-q", *(str(a) for a in given)])
-    if found.exit_code == 2:
-        return found.output
-    assert found.exception is None or isinstance(found.exception, BadArgumentError | UnsupportedError), found.output
-    return found.exception
+    inputs = [network, network.parent / "out", "--to", "tvm", "--calibrate", network.parent / "data.npz", *arguments]
+    result = CliRunner().invoke(cli, ["convert", "-q", *(str(a) for a in inputs)])
+    if result.exit_code == 2:
+        return result.output
+    assert result.exception is None or isinstance(result.exception, BadArgumentError | UnsupportedError), result.output
+    return result.exception
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def network(tmp_path: Path) -> Path:
     shapes = (["n", "length", 8], ["n", "length", 5])
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in zip("xy", shapes, strict=True))
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "n", [x], [y], [weight])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, tmp_path / "net.onnx")
+    output = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(output, tmp_path / "net.onnx")
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((20, 3, 8)).astype(np.float32))
     return tmp_path / "net.onnx"
 

@@ -16,8 +16,10 @@ from qdeploy.errors import UnsupportedError
 
 
 def test_the_error_is_named_and_not_the_dump_behind_it():
-    said = "Traceback (most recent call last):\n  File x\nValueError: Argument 1 type mismatch\nmodule {\n(... 218)\n"
-    assert _reason(1, said) == "ValueError: Argument 1 type mismatch"
+    message = (
+        "Traceback (most recent call last):\n  File x\nValueError: Argument 1 type mismatch\nmodule {\n(... 218)\n"
+    )
+    assert _reason(1, message) == "ValueError: Argument 1 type mismatch"
 
 
 def test_a_killed_process_names_its_signal():
@@ -27,8 +29,8 @@ def test_a_killed_process_names_its_signal():
 
 def test_a_process_without_a_job_ends_with_its_context():
     with Child() as child:
-        found = child._process
-    assert found.returncode is not None
+        result = child._process
+    assert result.returncode is not None
 
 
 def test_nothing_of_the_working_folder_is_imported(tvm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -53,9 +55,9 @@ def test_parts_of_a_job_are_done_at_once_and_given_back_in_order(tmp_path: Path)
             time.sleep(0.01)
         return [number, os.getpid()]
 
-    found = run_forked([partial(part, n) for n in range(3)])
-    assert [number for number, _ in found] == [0, 1, 2]
-    assert len({process for _, process in found}) == 3 and found[0][1] == os.getpid()
+    result = run_forked([partial(part, n) for n in range(3)])
+    assert [number for number, _ in result] == [0, 1, 2]
+    assert len({process for _, process in result}) == 3 and result[0][1] == os.getpid()
 
 
 @FORKS

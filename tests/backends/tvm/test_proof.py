@@ -54,8 +54,8 @@ def test_a_call_of_what_was_not_looked_at_is_found(tvm: None):
     x = relax.Var("x", relax.TensorType((4,), "int8"))
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
-        made = relax.call_dps_packed("opaque", relax.Tuple([x]), relax.TensorType((4,), "int8"))
-        builder.emit_func_output(builder.emit(made))
+        output = relax.call_dps_packed("opaque", relax.Tuple([x]), relax.TensorType((4,), "int8"))
+        builder.emit_func_output(builder.emit(output))
     module = builder.finalize()
     assert look_at_module(module).externs == ["main: opaque"]
     assert look_at_module(module, known=["opaque"]).holds

@@ -30,11 +30,11 @@ def weight(layer: LayerShape) -> np.ndarray:
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.key)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 4), (2, 8)])
 def test_a_layer_alone_takes_and_gives_codes(layer: LayerShape, bits: tuple[int, int]):
-    graph, held = layer_graph(layer, weight(layer), *bits)
-    weights = {name: as_value(tensor) for name, tensor in held.items()}
+    graph, content = layer_graph(layer, weight(layer), *bits)
+    weights = {name: as_value(tensor) for name, tensor in content.items()}
     x = RNG.integers(0, 1 << bits[1], layer.input).astype(np.uint8)
-    found = run(graph, {"x": x}, {}, weights)[0]["y"]
-    assert found.dtype == np.uint8 and found.max() < 1 << bits[1]
+    result = run(graph, {"x": x}, {}, weights)[0]["y"]
+    assert result.dtype == np.uint8 and result.max() < 1 << bits[1]
     program = plan(graph, weights, target("x86-64-v3").kernel, {})
     kept = without_moves(program)
     assert not {"to_last", "to_plain"} & {step.kind for step in kept.steps if layer.op == "Conv"}
@@ -43,10 +43,10 @@ def test_a_layer_alone_takes_and_gives_codes(layer: LayerShape, bits: tuple[int,
 
 
 def test_every_layer_has_a_time_at_every_choice(tvm: None):
-    found = BACKEND.layers.layer_times([(layer, weight(layer)) for layer in LAYERS], [(8, 8), (4, 8)], threads=1)
-    assert found.target != "host"
-    assert [set(row) for row in found.seconds] == [{(8, 8), (4, 8)}] * len(LAYERS)
-    assert all(0 < seconds < 0.1 for row in found.seconds for seconds in row.values())
+    result = BACKEND.layers.layer_times([(layer, weight(layer)) for layer in LAYERS], [(8, 8), (4, 8)], threads=1)
+    assert result.target != "host"
+    assert [set(row) for row in result.seconds] == [{(8, 8), (4, 8)}] * len(LAYERS)
+    assert all(0 < seconds < 0.1 for row in result.seconds for seconds in row.values())
 
 
 def test_a_layer_without_a_kernel_is_refused():

@@ -49,7 +49,7 @@ def test_filtered_convolutions_are_exact_for_a_batch(
     compiled: Compile, order: str, size: tuple[int, int], channels: tuple[int, int], attrs: dict[str, Any]
 ):
     net = layer(*size, *channels, **attrs)
-    assert [found and found["order"] for found in forms(net)] == [order]
+    assert [result and result["order"] for result in forms(net)] == [order]
     compiled(net.model(net.last), axes={"batch": 2})  # type: ignore[attr-defined]
 
 

@@ -105,13 +105,13 @@ def sparse(joint: str) -> Made:
         outputs = [named("mask", "uint1", SHAPE), named("elements", "f32", (count,))]
         if joint == "lut":
             lut = rng.standard_normal((1, 1, 16, 1)).astype(np.float32)
-            given = {"indices_mask": bits, "indices_nonzero_data": run_of, "lut": package.blob(Stored("f32", lut))}
-            package.operation("constexpr_lut_to_sparse", outputs, given)
+            inputs = {"indices_mask": bits, "indices_nonzero_data": run_of, "lut": package.blob(Stored("f32", lut))}
+            package.operation("constexpr_lut_to_sparse", outputs, inputs)
             expected[mask != 0] = lut[0, 0, codes, 0]
         else:
             scale = rng.random((SHAPE[0], 1)).astype(np.float32)
-            given = {"data_mask": bits, "nonzero_data": run_of, "scale": package.blob(Stored("f32", scale))}
-            package.operation("constexpr_sparse_blockwise_shift_scale", outputs, given)
+            inputs = {"data_mask": bits, "nonzero_data": run_of, "scale": package.blob(Stored("f32", scale))}
+            package.operation("constexpr_sparse_blockwise_shift_scale", outputs, inputs)
             expected[mask != 0] = codes
             expected = expected * scale
         data = "elements"
@@ -125,26 +125,26 @@ def of_ios16(kind: str) -> Made:
     if kind == "affine":
         codes, scale = rng.integers(-128, 128, SHAPE), rng.random(SHAPE[0]).astype(np.float32)
         zero = rng.integers(-9, 9, SHAPE[0])
-        given = {
+        inputs = {
             "quantized_data": package.blob(Stored("int8", codes)),
             "zero_point": package.blob(Stored("int8", zero)),
             "scale": package.blob(Stored("f32", scale)),
             "axis": package.immediate("int32", np.array(0)),
         }
-        package.operation("constexpr_affine_dequantize", WEIGHT, given, attributes=True)
+        package.operation("constexpr_affine_dequantize", WEIGHT, inputs, attributes=True)
         return package, (codes - zero[:, None]).astype(np.float32) * scale[:, None]
     if kind == "lut":
         indices, lut = rng.integers(0, 4, SHAPE), rng.standard_normal(4).astype(np.float32)
         packed = np.frombuffer(stream(indices, 2), np.uint8)
-        given = {"indices": package.blob(Stored("uint8", packed)), "lut": package.blob(Stored("f32", lut))}
-        package.operation("constexpr_lut_to_dense", WEIGHT, {**given, "shape": shape}, attributes=True)
+        inputs = {"indices": package.blob(Stored("uint8", packed)), "lut": package.blob(Stored("f32", lut))}
+        package.operation("constexpr_lut_to_dense", WEIGHT, {**inputs, "shape": shape}, attributes=True)
         return package, lut[indices]
     mask, expected = rng.integers(0, 2, SHAPE), np.zeros(SHAPE, np.float32)
     values = rng.standard_normal(int(mask.sum())).astype(np.float32)
     expected[mask != 0] = values
     packed = np.frombuffer(stream(mask, 1), np.uint8)
-    given = {"nonzero_data": package.blob(Stored("f32", values)), "mask": package.blob(Stored("uint8", packed))}
-    package.operation("constexpr_sparse_to_dense", WEIGHT, {**given, "shape": shape}, attributes=True)
+    inputs = {"nonzero_data": package.blob(Stored("f32", values)), "mask": package.blob(Stored("uint8", packed))}
+    package.operation("constexpr_sparse_to_dense", WEIGHT, {**inputs, "shape": shape}, attributes=True)
     return package, expected
 
 

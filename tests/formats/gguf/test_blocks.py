@@ -27,8 +27,8 @@ def random_blocks(name: str, rows: int, blocks: int, seed: int) -> np.ndarray:
 def described(name: str, raw: np.ndarray) -> QTensor:
     block = BLOCKS[name]
     shape = (len(raw), raw.shape[1] // block.size * block.elements)
-    made = dict(zip(block.keys, map(ArrayRows, block.unpack(raw)), strict=True))
-    return QTensor(shape, "F32", (Term(block.codes(shape, made)),))
+    output = dict(zip(block.keys, map(ArrayRows, block.unpack(raw)), strict=True))
+    return QTensor(shape, "F32", (Term(block.codes(shape, output)),))
 
 
 def dequantized(name: str, raw: np.ndarray) -> np.ndarray:
@@ -57,11 +57,11 @@ def test_any_bytes_decode_as_ggml_decodes_them(name, rows, blocks, seed, cut):
     raw = random_blocks(name, rows, blocks, seed)
     tensor, want = described(name, raw), dequantized(name, raw)
     rules.check(tensor, name)
-    found = tensor.decode()
-    assert np.array_equal(found, want, equal_nan=True)
+    result = tensor.decode()
+    assert np.array_equal(result, want, equal_nan=True)
     numbers = ~np.isnan(want)
     if name not in WITHOUT_MINUS_ZERO:
-        assert np.array_equal(np.signbit(found[numbers]), np.signbit(want[numbers]))
+        assert np.array_equal(np.signbit(result[numbers]), np.signbit(want[numbers]))
     start = cut.draw(st.integers(0, rows - 1))
     stop = cut.draw(st.integers(start, rows))
     assert np.array_equal(tensor.decode(slice(start, stop)), want[start:stop], equal_nan=True)
@@ -110,9 +110,9 @@ def test_ternary_bytes_come_back_where_an_encoder_makes_them():
 def test_the_scale_that_ocp_reserves_is_not_a_number():
     raw = random_blocks("MXFP4", 1, 2, 3)
     raw[0, 0] = 255
-    found = described("MXFP4", raw).decode()
-    assert np.isnan(found[0, :32]).all()
-    assert not np.isnan(found[0, 32:]).any()
+    result = described("MXFP4", raw).decode()
+    assert np.isnan(result[0, :32]).all()
+    assert not np.isnan(result[0, 32:]).any()
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q2_K"])

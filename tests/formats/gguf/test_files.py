@@ -39,12 +39,12 @@ def written_again(model: Model, name: str) -> bytes:
     out[: head.data.nbytes] = head.data.read()
     places = {(o.file, o.name): o for o in model.origins}
     for tensor in model.tensors.values():
-        held = {buffer.key: buffer for buffer in buffers(tensor)}
+        contents = {buffer.key: buffer for buffer in buffers(tensor)}
         for part, how in zip(tensor.source.tensors, reader.codecs(tensor.source), strict=True):
             place = places[(part.file, part.name)]
             if place.file != name:
                 continue
-            for start, slab in restore(how, [held[key] for key in how.keys], place.shape):
+            for start, slab in restore(how, [contents[key] for key in how.keys], place.shape):
                 data = np.ascontiguousarray(slab).reshape(-1).view(np.uint8)
                 begin = place.begin + start * place.nbytes // place.extent
                 out[begin : begin + data.size] = data
@@ -102,10 +102,10 @@ def test_logits_are_those_of_the_library(testdata):
         model = load(path)
         ids = oracle["input_ids"].astype(np.int64).reshape(1, -1)
         out, _ = run(model.graph, {"input_ids": ids}, {}, Weights(model))
-        found, want = (a.reshape(-1, a.shape[-1]) for a in (out["logits"], oracle["logits"]))
+        result, want = (a.reshape(-1, a.shape[-1]) for a in (out["logits"], oracle["logits"]))
         bound = 5e-2 if "llamacpp" in path.parent.name else 1e-5  # llama.cpp's activations are 8 bit
-        assert np.linalg.norm(found - want) / np.linalg.norm(want) < bound, path.name
-        assert (found.argmax(-1) == want.argmax(-1)).mean() >= 14 / 16, path.name
+        assert np.linalg.norm(result - want) / np.linalg.norm(want) < bound, path.name
+        assert (result.argmax(-1) == want.argmax(-1)).mean() >= 14 / 16, path.name
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("F16", 6e-4), ("Q8_0", 1e-2), ("Q4_0", 0.15)])
@@ -118,25 +118,27 @@ def test_a_trained_model_is_near_its_float_original(testdata, kind, bound):
         ("blk.2.ffn_down.weight", "model.layers.2.mlp.down_proj.weight"),
         ("blk.4.attn_v.weight", "model.layers.4.self_attn.v_proj.weight"),
     ):
-        found, want = model.tensors[name].decode(), original[theirs]
-        assert np.linalg.norm(found - want) / np.linalg.norm(want) < bound
+        result, want = model.tensors[name].decode(), original[theirs]
+        assert np.linalg.norm(result - want) / np.linalg.norm(want) < bound
 
 
 def test_vectors_and_experts_in_blocks(tmp_path):
     kinds = {"vector": ((96,), Types.Q8_0), "experts": ((3, 5, 64), Types.Q4_1), "deep": ((2, 3, 2, 256), Types.TQ2_0)}
-    made = {name: quantized(shape, kind) for name, (shape, kind) in kinds.items()}
+    outputs = {name: quantized(shape, kind) for name, (shape, kind) in kinds.items()}
     plain = {
         "half": np.arange(12, dtype=np.float16).reshape(2, 2, 3),
         "whole": np.arange(5, dtype=np.int32),
         "double": np.linspace(0, 1, 6).reshape(2, 3),
         "long": np.array([1, -2, 3]),
     }
-    model = load(write(tmp_path / "m.gguf", {**made, **{name: (a, None) for name, a in plain.items()}}))
+    model = load(write(tmp_path / "m.gguf", {**outputs, **{name: (a, None) for name, a in plain.items()}}))
     for name, (shape, kind) in kinds.items():
         assert model.tensors[name].shape == shape
-        assert np.array_equal(model.tensors[name].decode(), gguf.quants.dequantize(*made[name]))
+        assert np.array_equal(model.tensors[name].decode(), gguf.quants.dequantize(*outputs[name]))
         assert model.tensors[name].source.tensors[0].dtype == kind.name
-    assert np.array_equal(model.tensors["experts"].decode(slice(1, 2)), gguf.quants.dequantize(*made["experts"])[1:2])
+    assert np.array_equal(
+        model.tensors["experts"].decode(slice(1, 2)), gguf.quants.dequantize(*outputs["experts"])[1:2]
+    )
     for name, array in plain.items():
         assert np.array_equal(model.tensors[name].decode(), array.astype(np.float32))
     assert written_again(model, "m.gguf") == (tmp_path / "m.gguf").read_bytes()
@@ -152,26 +154,26 @@ def test_reading_rows_proves_only_those(tmp_path):
 
 @pytest.mark.parametrize("kind", [Types.Q8_0, Types.TQ1_0])
 def test_a_small_buffer_of_a_large_tensor_is_read_in_pieces(tmp_path, monkeypatch, kind):
-    made = quantized((50, 256), kind)
-    model = load(write(tmp_path / "m.gguf", {"w": made}))
-    monkeypatch.setattr(reader, "SLAB_BYTES", 4 * made[0].shape[1] + 1)  # four rows
+    output = quantized((50, 256), kind)
+    model = load(write(tmp_path / "m.gguf", {"w": output}))
+    monkeypatch.setattr(reader, "SLAB_BYTES", 4 * output[0].shape[1] + 1)  # four rows
     largest, slab = [], TensorEntry.slab
     monkeypatch.setattr(TensorEntry, "slab", lambda self, *at: (largest.append(at[2] - at[1]), slab(self, *at))[1])
     scale = next(b for b in buffers(model.tensors["w"]) if b.key == "scale")
     assert scale.read(7, 7).shape == (0, *scale.shape[1:])
-    assert scale.read().tobytes() == BLOCKS[kind.name].field(made[0], "scale").tobytes()
+    assert scale.read().tobytes() == BLOCKS[kind.name].field(output[0], "scale").tobytes()
     assert max(largest) == 4
     assert model.origins[0].proven
 
 
 def test_parts_are_one_model(tmp_path):
-    made = {f"w{i}": quantized((4, 32), Types.Q8_0, seed=i) for i in range(5)}
-    write(tmp_path / "m.gguf", made, split=2)
+    outputs = {f"w{i}": quantized((4, 32), Types.Q8_0, seed=i) for i in range(5)}
+    write(tmp_path / "m.gguf", outputs, split=2)
     names = [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     for path in (tmp_path, tmp_path / names[0], tmp_path / names[2]):
         model = load(path)
-        assert list(model.tensors) == list(made)
-        for name, value in made.items():
+        assert list(model.tensors) == list(outputs)
+        for name, value in outputs.items():
             assert np.array_equal(model.tensors[name].decode(), gguf.quants.dequantize(*value))
         for name in names:
             assert written_again(model, name) == (tmp_path / name).read_bytes()

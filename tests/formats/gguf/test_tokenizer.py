@@ -47,12 +47,12 @@ def corpus(testdata: Path) -> list[str]:
 def test_sentence_piece_equals_the_original_on_text(testdata):
     model = reader.read(Folder(testdata / "quantized" / "gguf" / "stories260K-Q4_0.gguf"))
     files = {file.path: file.data.read().tobytes() for file in model.files if file.role == "derived"}
-    found = Tokenizer.from_str(files["tokenizer.json"].decode())
+    result = Tokenizer.from_str(files["tokenizer.json"].decode())
     want = Tokenizer.from_file(str(testdata / "lm" / "stories260K" / "tokenizer.json"))
     for text in [*TEXTS, *corpus(testdata)]:
-        ids = found.encode(text).ids
+        ids = result.encode(text).ids
         assert ids == want.encode(text).ids
-        assert found.decode(ids) == want.decode(ids)
+        assert result.decode(ids) == want.decode(ids)
     settings = json.loads(files["tokenizer_config.json"])
     assert (settings["bos_token"], settings["eos_token"], settings["model_max_length"]) == ("<s>", "</s>", 512)
 
@@ -93,11 +93,11 @@ def test_byte_level_equals_the_tokenizer_that_it_was_made_of(testdata, pre):
     original.train_from_iterator(corpus(testdata), trainer)
     merges = [" ".join(pair) for pair in json.loads(original.to_str())["model"]["merges"]]
     more = {"merges": merges, "bos_token_id": 0, "eos_token_id": 1, **({"pre": pre} if pre else {})}
-    found = made(vocabulary("gpt2", original, ("<s>", "</s>"), **more))
+    result = made(vocabulary("gpt2", original, ("<s>", "</s>"), **more))
     start = [0] if pre in ("llama-bpe", "tekken") else []
     for text in [*TEXTS, *corpus(testdata)[:20]]:
-        assert found.encode(text).ids == start + original.encode(text).ids
-        assert found.decode(found.encode(text).ids) == original.decode(original.encode(text).ids)
+        assert result.encode(text).ids == start + original.encode(text).ids
+        assert result.decode(result.encode(text).ids) == original.decode(original.encode(text).ids)
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -116,11 +116,11 @@ def test_word_piece_equals_the_tokenizer_that_it_was_made_of(testdata, lowercase
     fields["tokenizer.ggml.tokens"] = [
         t if t in special else t.removeprefix("##") if t.startswith("##") else SPACE + t for t in tokens
     ]
-    found = made(fields)
+    result = made(fields)
     for text in [*TEXTS, *corpus(testdata)[:20]]:
-        assert found.encode(text).ids == original.encode(text).ids
-        assert found.encode(text, "a pair").ids == original.encode(text, "a pair").ids
-        assert found.encode(text, "a pair").type_ids == original.encode(text, "a pair").type_ids
+        assert result.encode(text).ids == original.encode(text).ids
+        assert result.encode(text, "a pair").ids == original.encode(text, "a pair").ids
+        assert result.encode(text, "a pair").type_ids == original.encode(text, "a pair").type_ids
 
 
 def test_what_is_not_understood_gives_a_note_and_no_tokenizer():

@@ -58,9 +58,9 @@ def test_settings_that_deny_the_signs_are_refused(tmp_path: Path, wrong: dict[st
 
 def _codes(levels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Which level of its row each number is."""
-    found = levels[:, None, :] == numbers.astype(np.float16)[:, :, None]
-    assert (found.sum(2) == 1).all()
-    return found.argmax(2)
+    result = levels[:, None, :] == numbers.astype(np.float16)[:, :, None]
+    assert (result.sum(2) == 1).all()
+    return result.argmax(2)
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,11 @@ def test_a_pointer_in_the_place_of_a_single_file_is_recognised(tmp_path: Path, n
 
 
 def test_a_tied_head_that_an_index_lists_and_nobody_stores_is_the_embedding(folder: Path):
-    held = tensors(folder)
-    held.pop("lm_head.weight", None)
-    save_file(held, folder / "model-00001-of-00001.safetensors")
+    content = tensors(folder)
+    content.pop("lm_head.weight", None)
+    save_file(content, folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors").unlink()
-    names = [*held, "lm_head.weight"]
+    names = [*content, "lm_head.weight"]
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
@@ -106,11 +106,11 @@ def test_a_tied_head_that_an_index_lists_and_nobody_stores_is_the_embedding(fold
 
 
 def test_a_stale_index_beside_a_whole_file_is_noted_and_two_sets_of_weights_are_ambiguous(folder: Path):
-    held = tensors(folder)
-    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(held, "model-00001-of-00002.safetensors")}))
+    content = tensors(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(content, "model-00001-of-00002.safetensors")}))
     model = qdeploy.load(folder)
-    assert set(model.tensors) == set(held) and any(INDEX in note for note in model.notes)
-    save_file(held, folder / "model-00001-of-00002.safetensors")
+    assert set(model.tensors) == set(content) and any(INDEX in note for note in model.notes)
+    save_file(content, folder / "model-00001-of-00002.safetensors")
     with pytest.raises(AmbiguousError, match="whole model"):
         qdeploy.load(folder)
 
@@ -135,10 +135,10 @@ def test_a_weight_that_is_no_number_is_named_and_refused_or_carried(
     folder: Path, tmp_path: Path, value: float, to: str
 ):
     name = "model.layers.0.mlp.up_proj.weight"
-    held = tensors(folder)
-    held[name] = held[name].copy()
-    held[name][5, 0] = value
-    save_file(held, folder / "model.safetensors")
+    content = tensors(folder)
+    content[name] = content[name].copy()
+    content[name][5, 0] = value
+    save_file(content, folder / "model.safetensors")
     with pytest.raises(BadFileError, match="a weight is") as caught:
         qdeploy.convert(folder, tmp_path / "out", to=to)
     assert caught.value.where == f"{name}, row 5" and "--allow-nonfinite" in caught.value.todo

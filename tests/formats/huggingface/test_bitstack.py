@@ -76,8 +76,8 @@ def network(blocks: int = 3, rank: int = 2) -> tuple[dict[str, np.ndarray], dict
             tensors[f"model.layers.{i}.{norm}.weight"] = np.ones(16, np.float16)
         for number, (part, shape) in enumerate(LAYERS.items()):
             name = f"model.layers.{i}.{part}"
-            made, sums = layer(name, shape, blocks, rank, 10 * i + number)
-            tensors |= made
+            output, sums = layer(name, shape, blocks, rank, 10 * i + number)
+            tensors |= output
             weights[f"{name}.weight"] = sums
     return tensors, weights
 
@@ -198,11 +198,11 @@ def test_sensitivities_follow_the_measured_perplexities(tmp_path: Path) -> None:
     side = {"original_ppl": 6.0, "reduced_ppl": rows}
     model = open_(save(tmp_path / "m", network()[0], reduced_ppl_average=side))
     pieces = [p for name in model.tensors for p in pieces_of(name, model.tensors[name])]
-    found = sensitivities(model, pieces)
-    assert set(found) == {f"{n.replace('layer.', 'model.layers.', 1)}.weight" for n in names}
-    assert max(found, key=found.__getitem__) == "model.layers.0.self_attn.o_proj.weight"
-    assert min(found.values()) > 0
-    assert sum(found.values()) / len(found) == pytest.approx(1)
+    result = sensitivities(model, pieces)
+    assert set(result) == {f"{n.replace('layer.', 'model.layers.', 1)}.weight" for n in names}
+    assert max(result, key=result.__getitem__) == "model.layers.0.self_attn.o_proj.weight"
+    assert min(result.values()) > 0
+    assert sum(result.values()) / len(result) == pytest.approx(1)
 
 
 def unknown_layer(entries: list) -> object:

@@ -131,7 +131,7 @@ def test_settings_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
 
 def test_dynamic_overrides_layer_by_layer(tmp_path: Path) -> None:
     names = [f"model.layers.{i}.mlp.up_proj" for i in range(4)] + ["lm_head"]
-    made = [
+    outputs = [
         Linear.random(0, 32, 64, 4, 32),
         Linear.random(1, 32, 64, 8, 64),
         Linear.random(2, 32, 64, 2, 16, shuffled=True),
@@ -142,7 +142,7 @@ def test_dynamic_overrides_layer_by_layer(tmp_path: Path) -> None:
         "model.layers.3.mlp.up_proj.weight": np.ones((32, 64), np.float32),
         f"{names[0]}.bias": np.ones(32, np.float16),
     }
-    for name, layer in zip(names, made, strict=True):
+    for name, layer in zip(names, outputs, strict=True):
         tensors |= gptq(name, layer) if layer else {}
     dynamic = {
         r"-:.*layers\.3\.": {},
@@ -151,7 +151,7 @@ def test_dynamic_overrides_layer_by_layer(tmp_path: Path) -> None:
         r"lm_head": {"bits": 3},
     }
     model = open_(save(tmp_path / "c", tensors, {**BASE, "dynamic": dynamic, "lm_head": True}))
-    for name, layer in zip(names, made, strict=True):
+    for name, layer in zip(names, outputs, strict=True):
         expected = layer.weight() if layer else np.ones((32, 64), np.float32)
         assert np.array_equal(model.tensors[f"{name}.weight"].decode(), expected), name
     assert model.tensors[f"{names[0]}.bias"].decode().tolist() == [1.0] * 32

@@ -37,11 +37,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, testdata: Path) -> dict[st
 def test_ids_are_those_of_sentencepiece(trained: dict[str, Path], tmp_path: Path):
     shutil.copy(trained["bpe"], tmp_path / "tokenizer.model")
     files, notes = tokenizer_files(Folder(tmp_path))
-    made = Tokenizer.from_str(files["tokenizer.json"].decode())
+    output = Tokenizer.from_str(files["tokenizer.json"].decode())
     processor = sentencepiece.SentencePieceProcessor(model_file=str(trained["bpe"]))
     for text in TEXTS:
-        assert made.encode(text, add_special_tokens=False).ids == processor.encode(text), text
-    assert made.encode("x").ids[0] == processor.bos_id() and not notes
+        assert output.encode(text, add_special_tokens=False).ids == processor.encode(text), text
+    assert output.encode("x").ids[0] == processor.bos_id() and not notes
 
 
 def test_the_tokenizer_is_carried_to_the_targets(trained: dict[str, Path], tmp_path: Path):

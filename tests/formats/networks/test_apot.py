@@ -54,11 +54,11 @@ class Reference:
             top = F((1 << bits) - 1)
             return np.rint(x * top) / top
         levels = levels_of(bits, True)
-        best, found = np.full(x.shape, np.inf, F), np.zeros(x.shape, F)
+        best, result = np.full(x.shape, np.inf, F), np.zeros(x.shape, F)
         for level in levels:
             nearer = np.abs(x - level) < best
-            best, found = np.where(nearer, np.abs(x - level), best), np.where(nearer, level, found)
-        return found
+            best, result = np.where(nearer, np.abs(x - level), best), np.where(nearer, level, result)
+        return result
 
     def weight(self, name: str, w: np.ndarray) -> np.ndarray:
         if not name.startswith("layer"):
@@ -142,9 +142,9 @@ def test_every_weight_is_the_rules_to_the_last_bit(tmp_path: Path, bits: int, ad
 def test_edges_are_scaled_by_the_greatest_weight_and_not_by_the_greatest_magnitude(tmp_path: Path):
     state = trained(4)
     state["conv1.weight"][0, 0, 0, 0] = -4 * state["conv1.weight"].max()
-    found = open_model(write(tmp_path, state, bit=4)).graph.constants["conv1/weight"].decode()
-    np.testing.assert_array_equal(found, Reference(state, 4, True).weight("conv1", state["conv1.weight"]))
-    assert found.min() < -3 * found.max()
+    result = open_model(write(tmp_path, state, bit=4)).graph.constants["conv1/weight"].decode()
+    np.testing.assert_array_equal(result, Reference(state, 4, True).weight("conv1", state["conv1.weight"]))
+    assert result.min() < -3 * result.max()
 
 
 def test_a_tie_between_levels_goes_to_one_of_them():
@@ -161,9 +161,9 @@ def test_real_networks_equal_a_forward_pass_of_their_own(testdata: Path, name: s
     images, count, bits, additive, right = FILES[name]
     path = testdata / f"vision/apot/{name}.safetensors"
     x, y = images(testdata, count)
-    found, wanted = logits(path, x), Reference(load_file(path), bits, additive).logits(x)
-    agree(found, wanted, 0.75)  # how many images round at a tie depends on the order in which a machine sums
-    assert (found.argmax(axis=1) == y).sum() == (wanted.argmax(axis=1) == y).sum() == right
+    result, wanted = logits(path, x), Reference(load_file(path), bits, additive).logits(x)
+    agree(result, wanted, 0.75)  # how many images round at a tie depends on the order in which a machine sums
+    assert (result.argmax(axis=1) == y).sum() == (wanted.argmax(axis=1) == y).sum() == right
 
 
 def test_a_real_float_network_has_edges_of_8_bits(testdata: Path):

@@ -135,10 +135,10 @@ def test_every_sum_of_the_last_layer_is_that_of_the_repository(tmp_path: Path, l
     state["quant_output.fc_scaling_factor"] = np.array([0.01], np.float32)
     model = open_model(write(tmp_path, state, f"uniform{low}", save=save))
     x = np.random.default_rng(1).integers(-128, 128, (1, 3, 224, 224)).astype(np.int8)
-    (found,) = run(model.graph, {"input": x}, None, Weights(model))[0].values()
+    (result,) = run(model.graph, {"input": x}, None, Weights(model))[0].values()
     wanted = reference(state, x, low)
     assert len(np.unique(wanted)) > 3
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(result, wanted)
     assert model.format == "hawq" and check_ranges(model.graph, model.tensors).values
 
 

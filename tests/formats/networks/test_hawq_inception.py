@@ -47,13 +47,13 @@ class Forward:
         stride: int = 1,
         padded: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
-        (z, scale), kernel, made = x, (size, size) if isinstance(size, int) else size, self.random is not None
+        (z, scale), kernel, output = x, (size, size) if isinstance(size, int) else size, self.random is not None
         self.bits[f"{name}.q_convbn"] = 8
         shape = (out, z.shape[1], *kernel)
-        weight = self.get(f"{name}.q_convbn.weight_integer", self.random.integers(-128, 128, shape) if made else 0)
-        bias = self.get(f"{name}.q_convbn.bias_integer", self.random.integers(-900, 900, out) if made else 0)
+        weight = self.get(f"{name}.q_convbn.weight_integer", self.random.integers(-128, 128, shape) if output else 0)
+        bias = self.get(f"{name}.q_convbn.bias_integer", self.random.integers(-900, 900, out) if output else 0)
         scales = self.get(
-            f"{name}.q_convbn.convbn_scaling_factor", self.random.uniform(0.001, 0.004, out) if made else 0
+            f"{name}.q_convbn.convbn_scaling_factor", self.random.uniform(0.001, 0.004, out) if output else 0
         )
         pads = [k // 2 if padded else 0 for k in kernel] * 2
         total = np.maximum(conv(z, weight, bias, strides=[stride] * 2, pads=pads), 0)
@@ -95,14 +95,14 @@ class Forward:
         branch = f"{name}.branches.branch"
         if kind == "R":
             lists = [[3], [1, 3, 3]] if stage == 2 else [[1, 3], [1, (1, 7), (7, 1), 3]]
-            made = [self.branch(x, f"{branch}{i}", "list", sizes, True) for i, sizes in enumerate(lists, 1)]
-            made.append(self.branch(x, f"{branch}3", "max", []))
+            outputs = [self.branch(x, f"{branch}{i}", "list", sizes, True) for i, sizes in enumerate(lists, 1)]
+            outputs.append(self.branch(x, f"{branch}3", "max", []))
         else:
             how = "split" if kind == "C" else "list"
-            made = [self.branch(x, f"{branch}1", "one", [])]
-            made += [self.branch(x, f"{branch}{i}", how, [1, *s]) for i, s in enumerate(SEQUENCES[kind], 2)]
-            made.append(self.branch(x, f"{branch}4", "mean", []))
-        return self.joined(made, f"{name}.q_rescaling_activ")
+            outputs = [self.branch(x, f"{branch}1", "one", [])]
+            outputs += [self.branch(x, f"{branch}{i}", how, [1, *s]) for i, s in enumerate(SEQUENCES[kind], 2)]
+            outputs.append(self.branch(x, f"{branch}4", "mean", []))
+        return self.joined(outputs, f"{name}.q_rescaling_activ")
 
     def run(self, codes: np.ndarray) -> np.ndarray:
         self.bits[f"{ROOT}.q_input_activ"] = 8
@@ -116,8 +116,10 @@ class Forward:
                 x = self.unit(x, f"features.stage{i}.unit{j}", kind, i)
         mean = np.trunc(x[0].mean(axis=(2, 3), keepdims=True) + 0.01)
         z, _ = self.act(mean, x[1], "features.q_concat_activ", 8)
-        made, self.bits["output.q_fc"] = self.random is not None, 8
-        weight = self.get("output.q_fc.weight_integer", self.random.integers(-128, 128, (7, z.shape[1])) if made else 0)
+        output, self.bits["output.q_fc"] = self.random is not None, 8
+        weight = self.get(
+            "output.q_fc.weight_integer", self.random.integers(-128, 128, (7, z.shape[1])) if output else 0
+        )
         self.get("output.q_fc.fc_scaling_factor", [0.01])
         return z.reshape(len(z), -1) @ weight.T + self.get("output.q_fc.bias_integer", np.arange(7.0))
 
@@ -130,15 +132,15 @@ def pooled(x: tuple) -> tuple:
 def test_every_sum_of_the_last_layer_is_that_of_the_repository(tmp_path: Path):
     random, state = np.random.default_rng(9), {}
     x = random.integers(-128, 128, (1, 3, 299, 299)).astype(np.int8)
-    made = Forward(state, random)
-    made.run(x)
+    output = Forward(state, random)
+    output.run(x)
     save_zip(
         tmp_path / hawq.CHECKPOINT, {part: {f"module.{k}": v for k, v in state.items() if part in k} for part in PARTS}
     )
-    (tmp_path / hawq.CONFIG).write_text(json.dumps({"arch": "inceptionv3", "bits": made.bits}))
+    (tmp_path / hawq.CONFIG).write_text(json.dumps({"arch": "inceptionv3", "bits": output.bits}))
     model = hawq.read(Folder(tmp_path))
-    (found,) = run(model.graph, {"input": x}, None, Weights(model))[0].values()
+    (result,) = run(model.graph, {"input": x}, None, Weights(model))[0].values()
     wanted = Forward(state).run(x)
     assert np.ptp(wanted) > 100
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(result, wanted)
     assert check_ranges(model.graph, model.tensors).values

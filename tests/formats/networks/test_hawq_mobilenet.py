@@ -42,12 +42,12 @@ class Forward:
         return np.clip(self.fixed(z, before, scale), -top - 1, top), scale
 
     def conv(self, x: tuple, name: str, out: int, size: int, stride: int = 1, deep: bool = False) -> tuple:
-        (z, scale), made = x, self.random is not None
+        (z, scale), output = x, self.random is not None
         self.bits[name] = 8
         shape = (out, 1 if deep else z.shape[1], size, size)
-        weight = self.get(f"{name}.weight_integer", self.random.integers(-128, 128, shape) if made else 0)
-        bias = self.get(f"{name}.bias_integer", self.random.integers(-900, 900, out) if made else 0)
-        scales = self.get(f"{name}.convbn_scaling_factor", self.random.uniform(0.002, 0.02, out) if made else 0)
+        weight = self.get(f"{name}.weight_integer", self.random.integers(-128, 128, shape) if output else 0)
+        bias = self.get(f"{name}.bias_integer", self.random.integers(-900, 900, out) if output else 0)
+        scales = self.get(f"{name}.convbn_scaling_factor", self.random.uniform(0.002, 0.02, out) if output else 0)
         total = conv(z, weight, bias, strides=[stride] * 2, pads=[size // 2] * 4, group=out if deep else 1)
         return total, scale * scales, np.rint(np.float32(6) / scale.astype(np.float32) / scales.astype(np.float32))
 
@@ -65,8 +65,8 @@ class Forward:
         if stride != 1 or channels != out:
             return self.act(total, scale, join, 16)
         self.bits[join] = 16
-        made = self.get(f"{join}.act_scaling_factor", [np.abs(total * scale.reshape(1, -1, 1, 1)).max() / 20000])
-        return self.fixed(total, scale, made) + self.fixed(*x, made), made
+        output = self.get(f"{join}.act_scaling_factor", [np.abs(total * scale.reshape(1, -1, 1, 1)).max() / 20000])
+        return self.fixed(total, scale, output) + self.fixed(*x, output), output
 
     def run(self, codes: np.ndarray) -> np.ndarray:
         self.bits["quant_input"] = 8
@@ -88,28 +88,28 @@ class Forward:
 def test_every_sum_of_the_last_layer_is_that_of_the_repository(tmp_path: Path, spread: float):
     random, state = np.random.default_rng(9), {}
     x = random.integers(-128, 128, (1, 3, 224, 224)).astype(np.int8)
-    made = Forward(state, random, spread)
-    made.run(x)
+    output = Forward(state, random, spread)
+    output.run(x)
     save_zip(tmp_path / hawq.CHECKPOINT, {part: {k: v for k, v in state.items() if part in k} for part in PARTS})
-    (tmp_path / hawq.CONFIG).write_text(json.dumps({"arch": "mobilenetv2_w1", "bits": made.bits}))
+    (tmp_path / hawq.CONFIG).write_text(json.dumps({"arch": "mobilenetv2_w1", "bits": output.bits}))
     model = hawq.read(Folder(tmp_path))
-    (found,) = run(model.graph, {"input": x}, None, Weights(model))[0].values()
+    (result,) = run(model.graph, {"input": x}, None, Weights(model))[0].values()
     wanted = Forward(state, None, spread).run(x)
     assert np.ptp(wanted) > 100
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(result, wanted)
     assert check_ranges(model.graph, model.tensors).values
 
 
 @pytest.mark.parametrize(("scale", "rows"), [(6 / 127, 0), (6 / 20000, 4)])
 def test_a_limit_per_channel_is_kept_where_codes_are_fine_enough_to_show_it(scale: float, rows: int):
     random = np.random.default_rng(0)
-    held = {
+    contents = {
         "c.weight_integer": random.integers(-9, 9, (4, 3, 3, 3)),
         "c.bias_integer": np.zeros(4),
         "c.convbn_scaling_factor": random.uniform(0.02, 0.2, 4),
         "a.act_scaling_factor": np.array([scale]),
     }
-    tensors = {name: plain_tensor(np.asarray(array, np.float32)) for name, array in held.items()}
+    tensors = {name: plain_tensor(np.asarray(array, np.float32)) for name, array in contents.items()}
     build = Builder(Config("mobilenetv2_w1", {"c": 8, "a": 8 if scale > 0.01 else 16}), tensors)
     _conv6(build, Operand("input", np.array([0.01])), "c", "a")
     assert sum(node.op in ("IntegerMul", "IntegerAdd") for node in build.nodes) == rows

@@ -28,8 +28,8 @@ def apot(folder: Path) -> Path:
 
 
 def lsq(folder: Path) -> Path:
-    said = test_lsq.SAID | {"weights": {"bits": 4}}
-    return test_lsq.write(folder, test_lsq.trained(said, **SMALL), said | {"arch": "resnet4"})
+    message = test_lsq.SAID | {"weights": {"bits": 4}}
+    return test_lsq.write(folder, test_lsq.trained(message, **SMALL), message | {"arch": "resnet4"})
 
 
 @pytest.mark.parametrize(("to", "options"), TARGETS)
@@ -54,9 +54,9 @@ def test_onnx_runtime_keeps_the_codes_of_weights(tmp_path: Path):
     (tmp_path / "source").mkdir()
     qdeploy.convert(apot(tmp_path / "source"), tmp_path / "out", to="onnx")
     graph = onnx.load(tmp_path / "out/model.onnx").graph
-    made = {name: node for node in graph.node for name in node.output}
+    outputs = {name: node for node in graph.node for name in node.output}
     layers = [node for node in graph.node if node.op_type == "Conv" and node.output[0].startswith("layer")]
-    assert len(layers) == 2 and all(made[node.input[1]].op_type == "DequantizeLinear" for node in layers)
+    assert len(layers) == 2 and all(outputs[node.input[1]].op_type == "DequantizeLinear" for node in layers)
     assert sum(node.op_type == "Gather" for node in graph.node) == 2  # the tables of levels
 
 

@@ -44,8 +44,8 @@ class Reference:
         return self.quantized(w, f"{name}.{W}", self.entry(name, "weights")) if f"{name}.{W}" in self.state else w
 
     def activation(self, name: str, x: np.ndarray) -> np.ndarray:
-        found = f"{name}.{A}" in self.state
-        return self.quantized(x, f"{name}.{A}", self.entry(name, "activations")) if found else x
+        result = f"{name}.{A}" in self.state
+        return self.quantized(x, f"{name}.{A}", self.entry(name, "activations")) if result else x
 
 
 def trained(said: dict[str, Any], edges: bool = False, per_channel: bool = False, **how: Any) -> State:
@@ -92,9 +92,9 @@ def test_networks_equal_a_forward_pass_of_their_own(tmp_path: Path, said: Any, h
     model = open_model(write(tmp_path, state, said, save))
     reference = Reference(state, said)
     x = np.random.default_rng(1).standard_normal((4, 3, 32, 32)).astype(F)
-    found = run(model.graph, {"input": x}, None, Weights(model))[0]["logits"]
+    result = run(model.graph, {"input": x}, None, Weights(model))[0]["logits"]
     wanted = forward(state, x, reference.weight, reference.activation)
-    close = np.abs(found - wanted).max(axis=1) < 1e-3 * np.abs(wanted).max()
+    close = np.abs(result - wanted).max(axis=1) < 1e-3 * np.abs(wanted).max()
     assert close.mean() >= 0.75  # one of four may have an activation on a tie
     for name in convolutions(state):
         constant = model.graph.constants[f"{name}/weight"]

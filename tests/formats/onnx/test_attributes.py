@@ -80,10 +80,10 @@ def test_an_attribute_is_read_or_the_node_is_carried_whole(op: str, version: int
     attribute = onnx.defs.get_schema(op, version).attributes[name]
     plain = graph_of(op, version, {name: third(attribute)} if attribute.required else {}, tmp_path / "plain")
     try:
-        found = graph_of(op, version, {name: other(attribute)}, tmp_path / "other")
+        result = graph_of(op, version, {name: other(attribute)}, tmp_path / "other")
     except QdeployError:
         return
-    assert found != plain
+    assert result != plain
 
 
 FLOAT8 = {"F8_E4M3": T.FLOAT8E4M3FN, "F8_E5M2": T.FLOAT8E5M2, "F8_E4M3FNUZ": T.FLOAT8E4M3FNUZ}
@@ -107,9 +107,9 @@ def test_a_cast_saturates_as_its_source_says(number: int, saturate: int, tmp_pat
 @pytest.mark.parametrize("mode", ["up", "down", "nearest"])
 def test_powers_of_two_are_rounded_as_onnx_says(mode: str, saturate: int):
     x = np.concatenate([np.random.default_rng(0).normal(size=99), [0, np.inf, np.nan, 3e38, 3.4e38, 1e-39, 3, 1]])
-    found = OPS["Cast"].numpy(x.astype(np.float32), to="F8_E8M0", saturate=saturate, round_mode=mode)
+    result = OPS["Cast"].numpy(x.astype(np.float32), to="F8_E8M0", saturate=saturate, round_mode=mode)
     want = onnx.numpy_helper.to_float8e8m0(x.astype(np.float32), bool(saturate), mode)
-    np.testing.assert_array_equal(found.view(np.uint8), want.view(np.uint8))
+    np.testing.assert_array_equal(result.view(np.uint8), want.view(np.uint8))
 
 
 POOLS = [
@@ -126,12 +126,12 @@ POOLS = [
 
 def pooled(op: str, x: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
     node = helper.make_node(op, ["x"], ["y"], **attrs)
-    made = network([node], {"x": (T.FLOAT, list(x.shape))}, {"y": (T.FLOAT, None)}, opset=19, ir_version=9)
+    output = network([node], {"x": (T.FLOAT, list(x.shape))}, {"y": (T.FLOAT, None)}, opset=19, ir_version=9)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(output.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
 
 
@@ -143,8 +143,8 @@ def test_pools_with_a_last_window_beyond_the_border_are_those_of_onnx_runtime():
         attrs: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "ceil_mode": 1}
         attrs["pads"] = [before, before, behind, behind]
         want = pooled("AveragePool", x, attrs | {"count_include_pad": include})
-        found = average_pool(x, **attrs, count_include_pad=include)
-        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6, err_msg=str(attrs))
+        result = average_pool(x, **attrs, count_include_pad=include)
+        np.testing.assert_allclose(result, want, rtol=1e-5, atol=1e-6, err_msg=str(attrs))
         np.testing.assert_array_equal(max_pool(x, **attrs), pooled("MaxPool", x, attrs), err_msg=str(attrs))
 
 
@@ -153,14 +153,14 @@ def test_a_product_of_halves_is_of_halves_and_rounded_once(op: str):
     rng = np.random.default_rng(0)
     for dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)):
         a, b = (rng.normal(size=(5, 5)).astype(dtype) for _ in range(2))
-        found = OPS[op].numpy(a, b)
-        assert found.dtype == dtype
-        np.testing.assert_array_equal(found, (a.astype(np.float32) @ b.astype(np.float32)).astype(dtype))
+        result = OPS[op].numpy(a, b)
+        assert result.dtype == dtype
+        np.testing.assert_array_equal(result, (a.astype(np.float32) @ b.astype(np.float32)).astype(dtype))
 
 
 def test_functions_of_halves_are_rounded_once():
     x = np.random.default_rng(0).normal(size=64).astype(ml_dtypes.bfloat16)
     for op in ("Elu", "Sigmoid", "Gelu", "HardSwish", "Softplus", "Erf"):
-        found = OPS[op].numpy(x)
-        assert found.dtype == x.dtype
-        np.testing.assert_array_equal(found, OPS[op].numpy(x.astype(np.float32)).astype(x.dtype), err_msg=op)
+        result = OPS[op].numpy(x)
+        assert result.dtype == x.dtype
+        np.testing.assert_array_equal(result, OPS[op].numpy(x.astype(np.float32)).astype(x.dtype), err_msg=op)

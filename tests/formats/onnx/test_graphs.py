@@ -29,8 +29,8 @@ def both_ways(made: onnx.ModelProto, tmp_path: Path, inputs: dict[str, np.ndarra
     """Checks the interpreter and the way back out against ONNX Runtime; returns the graph."""
     source = saved(made, tmp_path / "source")
     wanted = onnx_runtime(source, inputs)
-    for found in (interpreted(source, inputs), converted(source, tmp_path / "out", inputs)):
-        for a, b in zip(found, wanted, strict=True):
+    for result in (interpreted(source, inputs), converted(source, tmp_path / "out", inputs)):
+        for a, b in zip(result, wanted, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
             assert distance(np.asarray(a, np.float64), np.asarray(b, np.float64)) <= limit
     return qdeploy.load(source).graph
@@ -68,9 +68,9 @@ def test_shapes_that_the_graph_computes(tmp_path: Path):
             "pads": [0, 1, 0, 1],
         }.items()
     ]
-    made = network(nodes, {"x": (T.FLOAT, ["n", 3, 4])}, {"y": (T.FLOAT, None)}, parts)
-    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", T.FLOAT, ["a", "n"]))
-    graph = both_ways(made, tmp_path, {"x": X})
+    output = network(nodes, {"x": (T.FLOAT, ["n", 3, 4])}, {"y": (T.FLOAT, None)}, parts)
+    output.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", T.FLOAT, ["a", "n"]))
+    graph = both_ways(output, tmp_path, {"x": X})
     reshape = next(n for n in graph.nodes if n.op == "Reshape")
     assert len(reshape.inputs) == 2 and "shape" not in reshape.attrs
 
@@ -85,8 +85,8 @@ def test_constants_become_attributes_where_the_row_has_them(tmp_path: Path):
     ]
     nodes.insert(0, nodes.pop(3))
     parts = [tensor(n, np.array([v])) for n, v in (("starts", -1), ("ends", -99), ("axes", 1), ("steps", -3))]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 4])}, parts)
-    graph = both_ways(made, tmp_path, {"x": X})
+    output = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 4])}, parts)
+    graph = both_ways(output, tmp_path, {"x": X})
     assert [n.op for n in graph.nodes] == ["Reshape", "Clip", "Slice"]
     assert graph.nodes[2].attrs["steps"] == [-3] and graph.nodes[1].attrs == {"min": -0.5}
 
@@ -103,8 +103,8 @@ def test_old_forms_of_operators(tmp_path: Path):
         node("Split", "g", "h i", axis=2, split=[1, 3]),
         node("Add", "h i", "y"),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 1, 3])}, opset=9, ir_version=6)
-    assert not [n for n in both_ways(made, tmp_path, {"x": X}).nodes if n.op == "Opaque"]
+    output = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 1, 3])}, opset=9, ir_version=6)
+    assert not [n for n in both_ways(output, tmp_path, {"x": X}).nodes if n.op == "Opaque"]
 
 
 def test_an_operator_without_a_row_goes_through_as_it_is(tmp_path: Path):
@@ -117,8 +117,8 @@ def test_an_operator_without_a_row_goes_through_as_it_is(tmp_path: Path):
         node("Add", "best real", "y"),
     ]
     parts.append(tensor("axes", np.array([0, 1], np.int64)))
-    made = network(nodes, {"x": (T.FLOAT, [4, 3])}, {"y": (T.FLOAT, [1, 1, 8, 2])}, parts)
-    source, inputs = saved(made, tmp_path / "source"), {"x": X[0].T.copy()}
+    output = network(nodes, {"x": (T.FLOAT, [4, 3])}, {"y": (T.FLOAT, [1, 1, 8, 2])}, parts)
+    source, inputs = saved(output, tmp_path / "source"), {"x": X[0].T.copy()}
     model = qdeploy.load(source)
     assert [n.attrs["type"] for n in model.graph.nodes if n.op == "Opaque"] == ["Resize", "TopK"]
     assert graph_from_json(graph_to_json(model.graph), {}).nodes == model.graph.nodes
@@ -147,16 +147,16 @@ def test_subgraphs_find_the_values_that_they_take_from_outside(tmp_path: Path):
         tensor("s", np.float32(0.25)),
         tensor("nul", np.float32(0)),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3])}, {"y": (T.FLOAT, [2, 3])}, parts)
-    source = saved(made, tmp_path / "source")
+    output = network(nodes, {"x": (T.FLOAT, [2, 3])}, {"y": (T.FLOAT, [2, 3])}, parts)
+    source = saved(output, tmp_path / "source")
     for place, x in enumerate((X[:, :, 0], -np.abs(X[:, :, 0]))):
         inputs = {"x": np.ascontiguousarray(x)}
-        found = converted(source, tmp_path / f"out{place}", inputs)
-        np.testing.assert_array_equal(found[0], onnx_runtime(source, inputs)[0])
+        result = converted(source, tmp_path / f"out{place}", inputs)
+        np.testing.assert_array_equal(result[0], onnx_runtime(source, inputs)[0])
 
 
 def test_an_operator_whose_meaning_today_cannot_be_said_is_refused(tmp_path: Path):
-    made = network(
+    output = network(
         [node("Upsample", "x s", "u", mode="nearest"), node("Resize", "u c", "y", mode="nearest")],
         {"x": (T.FLOAT, [1, 1, 2, 3]), "c": (T.FLOAT, [4])},  # factors that are computed: which pixel is nearest?
         {"y": (T.FLOAT, [1, 1, "h", "w"])},
@@ -164,22 +164,22 @@ def test_an_operator_whose_meaning_today_cannot_be_said_is_refused(tmp_path: Pat
         opset=10,
         ir_version=6,
     )
-    made.graph.node.pop(0)
-    made.graph.node[0].input[0] = "x"
+    output.graph.node.pop(0)
+    output.graph.node[0].input[0] = "x"
     with pytest.raises(UnsupportedError, match="changed"):
-        qdeploy.convert(saved(made, tmp_path / "source"), tmp_path / "out")
+        qdeploy.convert(saved(output, tmp_path / "source"), tmp_path / "out")
 
 
 def test_functions_of_the_model_are_put_in_place(tmp_path: Path):
     body = [node("Mul", "a a", "square"), node("Add", "square a", "b")]
     function = helper.make_function("local", "Poly", ["a"], ["b"], body, [helper.make_opsetid("", 21)])
-    made = network(
+    output = network(
         [helper.make_node("Poly", ["x"], ["y"], domain="local")],
         {"x": (T.FLOAT, [2, 3, 4])},
         {"y": (T.FLOAT, [2, 3, 4])},
         functions=[function],
     )
-    assert {n.op for n in both_ways(made, tmp_path, {"x": X}).nodes} == {"Mul", "Add"}
+    assert {n.op for n in both_ways(output, tmp_path, {"x": X}).nodes} == {"Mul", "Add"}
 
 
 def test_a_network_in_float16(tmp_path: Path):
@@ -202,10 +202,10 @@ def test_a_network_in_float16(tmp_path: Path):
             "MatMulNBits", ["x", "B", "s"], ["z"], domain="com.microsoft", K=4, N=5, bits=4, block_size=16
         ),
     ]
-    made = network(
+    output = network(
         nodes, {"x": (T.FLOAT16, [2, 3, 4])}, {"y": (T.FLOAT16, [2, 3, 3]), "z": (T.FLOAT16, [2, 3, 5])}, parts
     )
-    both_ways(made, tmp_path, {"x": half}, limit=2e-3)
+    both_ways(output, tmp_path, {"x": half}, limit=2e-3)
 
 
 def test_norms_of_exporters_become_rows(tmp_path: Path):
@@ -222,16 +222,16 @@ def test_norms_of_exporters_become_rows(tmp_path: Path):
         helper.make_node("SkipLayerNormalization", ["b", "sum", "g", "h"], ["c"], domain="com.microsoft", epsilon=1e-3),
         node("SimplifiedLayerNormalization", "c g", "y", axis=-1, epsilon=1e-3, stash_type=1),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 3, 4])}, parts)
-    graph = both_ways(made, tmp_path, {"x": X})
+    output = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 3, 4])}, parts)
+    graph = both_ways(output, tmp_path, {"x": X})
     assert [n.op for n in graph.nodes] == ["LayerNormalization", "SkipNorm", "SkipNorm", "RMSNormalization"]
 
 
 def test_signed_activations_leave_as_unsigned_ones(tmp_path: Path):
     parts = [tensor("s", np.float32(0.02)), tensor("z", np.int8(-7)), tensor("w", np.eye(4, dtype=np.float32))]
     nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d"), node("MatMul", "d w", "y")]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 3, 4])}, parts)
-    both_ways(made, tmp_path, {"x": X})
+    output = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"y": (T.FLOAT, [2, 3, 4])}, parts)
+    both_ways(output, tmp_path, {"x": X})
     written = onnx.load(tmp_path / "out/model.onnx")
     zero = {t.name: t for t in written.graph.initializer}[written.graph.node[0].input[2]]
     assert zero.data_type == T.UINT8 and onnx.numpy_helper.to_array(zero) == 121
@@ -244,15 +244,15 @@ def test_codes_that_are_used_as_codes_keep_their_type(tmp_path: Path):
         node("DequantizeLinear", "q s z", "d"),
         node("Cast", "q", "i", to=T.INT32),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"d": (T.FLOAT, [2, 3, 4]), "i": (T.INT32, [2, 3, 4])}, parts)
-    both_ways(made, tmp_path, {"x": X})
+    output = network(nodes, {"x": (T.FLOAT, [2, 3, 4])}, {"d": (T.FLOAT, [2, 3, 4]), "i": (T.INT32, [2, 3, 4])}, parts)
+    both_ways(output, tmp_path, {"x": X})
 
 
 def test_a_dequantized_weight_that_is_an_output(tmp_path: Path):
     parts = [tensor("q", np.arange(6, dtype=np.int8).reshape(2, 3)), tensor("s", np.float32(0.25))]
     nodes = [node("DequantizeLinear", "q s", "w"), node("Add", "x w", "y")]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3])}, {"y": (T.FLOAT, [2, 3]), "w": (T.FLOAT, [2, 3])}, parts)
-    both_ways(made, tmp_path, {"x": X[:, :, 0].copy()})
+    output = network(nodes, {"x": (T.FLOAT, [2, 3])}, {"y": (T.FLOAT, [2, 3]), "w": (T.FLOAT, [2, 3])}, parts)
+    both_ways(output, tmp_path, {"x": X[:, :, 0].copy()})
 
 
 def test_names_of_the_source_never_meet_names_that_are_made(tmp_path: Path):
@@ -260,5 +260,5 @@ def test_names_of_the_source_never_meet_names_that_are_made(tmp_path: Path):
     chain = [node("Add", f"{a} w", b) for a, b in zip(["x", *names], [*names, "y"], strict=True)]
     parts = [tensor("q", np.ones((2, 3), np.int8)), tensor("s", np.float32(0.25))]
     nodes = [node("DequantizeLinear", "q s", "w"), *chain]
-    made = network(nodes, {"x": (T.FLOAT, [2, 3])}, {"y": (T.FLOAT, [2, 3])}, parts)
-    both_ways(made, tmp_path, {"x": X[:, :, 0].copy()})
+    output = network(nodes, {"x": (T.FLOAT, [2, 3])}, {"y": (T.FLOAT, [2, 3])}, parts)
+    both_ways(output, tmp_path, {"x": X[:, :, 0].copy()})

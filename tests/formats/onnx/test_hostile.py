@@ -26,14 +26,14 @@ def small() -> onnx.ModelProto:
 
 def external(folder: Path, **entries: str) -> Path:
     """The small network, its weight elsewhere."""
-    made = small()
-    weight = made.graph.initializer[0]
+    output = small()
+    weight = output.graph.initializer[0]
     weight.ClearField("raw_data")
     weight.data_location = T.EXTERNAL
     for key, value in entries.items():
         weight.external_data.add(key=key, value=value)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(made.SerializeToString())
+    (folder / "model.onnx").write_bytes(output.SerializeToString())
     return folder
 
 
@@ -121,30 +121,30 @@ def test_external_data_that_is_cut_later_is_an_error(tmp_path: Path):
     ],
 )
 def test_an_initializer_that_contradicts_itself(tmp_path: Path, field: str, value: object):
-    made = small()
-    weight = made.graph.initializer[0]
+    output = small()
+    weight = output.graph.initializer[0]
     if field == "dims":
         weight.dims[:] = value
     else:
         setattr(weight, field, value)
-    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    (tmp_path / "model.onnx").write_bytes(output.SerializeToString())
     with pytest.raises(QdeployError):
         qdeploy.load(tmp_path)
 
 
 def test_data_in_two_places(tmp_path: Path):
-    made = small()
-    made.graph.initializer[0].data_location = T.EXTERNAL
-    made.graph.initializer[0].external_data.add(key="location", value="model.onnx")
-    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    output = small()
+    output.graph.initializer[0].data_location = T.EXTERNAL
+    output.graph.initializer[0].external_data.add(key="location", value="model.onnx")
+    (tmp_path / "model.onnx").write_bytes(output.SerializeToString())
     with pytest.raises(BadFileError, match="two places"):
         qdeploy.load(tmp_path)
 
 
 def test_two_initializers_with_one_name(tmp_path: Path):
-    made = small()
-    made.graph.initializer.append(made.graph.initializer[0])
-    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    output = small()
+    output.graph.initializer.append(output.graph.initializer[0])
+    (tmp_path / "model.onnx").write_bytes(output.SerializeToString())
     with pytest.raises(BadFileError, match="one name"):
         qdeploy.load(tmp_path)
 
@@ -257,9 +257,9 @@ def test_looking_at_a_folder_does_not_import_onnx(tmp_path: Path):
     ids=str,
 )
 def test_a_graph_that_makes_no_sense(tmp_path: Path, nodes: list[onnx.NodeProto]):
-    made = small()
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    saved(made, tmp_path / "source")
+    output = small()
+    del output.graph.node[:]
+    output.graph.node.extend(nodes)
+    saved(output, tmp_path / "source")
     with pytest.raises(QdeployError):
         qdeploy.convert(tmp_path / "source", tmp_path / "out")

@@ -51,8 +51,8 @@ def test_all_cases_are_here():
 @pytest.mark.filterwarnings("ignore")
 def test_a_case_of_the_standard(case: Any, tmp_path: Path):
     source = saved(case.model, tmp_path / "source")
-    given, wanted = ([array(value) for value in side] for side in case.data_sets[0])
-    inputs = dict(zip([v.name for v in case.model.graph.input], given, strict=True))
+    arguments, wanted = ([array(value) for value in side] for side in case.data_sets[0])
+    inputs = dict(zip([v.name for v in case.model.graph.input], arguments, strict=True))
     assert_same(interpreted(source, inputs), wanted)
     assert not [n for n in qdeploy.load(source).graph.nodes if n.op == "Opaque"]
     qdeploy.convert(source, tmp_path / "out", check="none")

@@ -15,9 +15,9 @@ KINDS = {"onnx-matmulnbits*": 1e-5, "onnx-qdq-int4*": 1e-5, "onnx-qdq-s8s8*": 1e
 
 
 def checkpoints(testdata: Path, kind: str) -> list[Path]:
-    found = sorted((testdata / "checkpoints").glob(kind))
-    assert found
-    return found
+    result = sorted((testdata / "checkpoints").glob(kind))
+    assert result
+    return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,10 +55,10 @@ def test_every_byte_of_a_checkpoint_is_proven_and_kept_in_a_package(testdata: Pa
         report = qdeploy.convert(source, tmp_path / f"{source.name}-ir", to="ir")
         for level in ("values", "tensor bytes"):
             assert report["lossless"][level]["proven"] == report["lossless"][level]["of"] > 0
-        for made, origin in (("direct", source), ("through", tmp_path / f"{source.name}-ir")):
-            qdeploy.convert(origin, tmp_path / f"{source.name}-{made}", check="none")
+        for output, origin in (("direct", source), ("through", tmp_path / f"{source.name}-ir")):
+            qdeploy.convert(origin, tmp_path / f"{source.name}-{output}", check="none")
         direct, through = (
-            (tmp_path / f"{source.name}-{made}/model.onnx").read_bytes() for made in ("direct", "through")
+            (tmp_path / f"{source.name}-{output}/model.onnx").read_bytes() for output in ("direct", "through")
         )
         assert direct == through
         assert qdeploy.verify(source, tmp_path / f"{source.name}-direct")["equal"]
@@ -77,8 +77,8 @@ def test_a_trained_image_network(testdata: Path, tmp_path: Path, name: str, corr
     x, y = images(testdata)
     few = {"x": x[:32]}
     (wanted,) = onnx_runtime(source, few)
-    (found,) = interpreted(source, few)
-    assert distance(found, wanted) <= 1e-5
+    (result,) = interpreted(source, few)
+    assert distance(result, wanted) <= 1e-5
     (back,) = converted(source, tmp_path / name, {"x": x})
     assert distance(back[:32], wanted) <= 1e-5
     assert int(np.sum(back.argmax(-1) == y)) == correct

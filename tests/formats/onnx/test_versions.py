@@ -31,10 +31,10 @@ def one(op: str, opset: int, inputs: dict[str, Any], constants: dict[str, Any] |
     constants = constants or {}
     kinds = {n: (helper.np_dtype_to_tensor_dtype(a.dtype), list(a.shape)) for n, a in inputs.items()}
     first = next(iter(kinds.values()))[0]
-    made = helper.make_node(op, [*inputs, *constants], ["y"], **attrs)
+    output = helper.make_node(op, [*inputs, *constants], ["y"], **attrs)
     parts = [tensor(name, np.asarray(a)) for name, a in constants.items()]
     shape = kinds["x"][1] if op == "GroupNormalization" else None  # which onnx does not infer
-    return network([made], kinds, {"y": (first, shape)}, parts, opset, 3 if opset < 8 else 6)
+    return network([output], kinds, {"y": (first, shape)}, parts, opset, 3 if opset < 8 else 6)
 
 
 def shaped(made: Any) -> Any:
@@ -132,7 +132,7 @@ def test_an_old_node_inside_of_a_branch_is_rewritten_too(tmp_path: Path):
     }
     branches["other"].node.append(helper.make_node("Expand", ["other", "to"], ["wide"]))
     branches["other"].output[0].name = "wide"
-    made = network(
+    output = network(
         [helper.make_node("If", ["c"], ["y"], then_branch=branches["then"], else_branch=branches["other"])],
         {"x": (T.FLOAT, [2, 3, 4]), "c": (T.BOOL, [])},
         {"y": (T.FLOAT, [2, 3, 4])},
@@ -140,7 +140,7 @@ def test_an_old_node_inside_of_a_branch_is_rewritten_too(tmp_path: Path):
         opset=11,
         ir_version=6,
     )
-    source = saved(made, tmp_path / "source")
+    source = saved(output, tmp_path / "source")
     qdeploy.convert(source, tmp_path / "out")
     for flag in (True, False):
         inputs = {"x": np.ascontiguousarray(X[..., 0]), "c": np.array(flag)}
@@ -190,51 +190,51 @@ def test_the_table_names_versions_that_onnx_has():
 def test_an_output_is_of_the_least_versions_that_its_nodes_need(opset: int, container: int, tmp_path: Path):
     shifts = {"x": (T.UINT8, [3]), "b": (T.UINT8, [3])}
     shift = helper.make_node("BitShift", ["x", "b"], ["y"], direction="LEFT")
-    made = network([shift], shifts, {"y": (T.UINT8, [3])}, opset=opset)
-    qdeploy.convert(saved(made, tmp_path / "source"), tmp_path / "out", check="none")
-    found = onnx.load(tmp_path / "out/model.onnx")
+    output = network([shift], shifts, {"y": (T.UINT8, [3])}, opset=opset)
+    qdeploy.convert(saved(output, tmp_path / "source"), tmp_path / "out", check="none")
+    result = onnx.load(tmp_path / "out/model.onnx")
     needed = max(CURRENT, onnx.defs.get_schema("BitShift", opset).since_version)
-    assert found.opset_import[0].version == needed
+    assert result.opset_import[0].version == needed
     if needed == opset:
-        assert found.ir_version == container
+        assert result.ir_version == container
     else:
-        assert found.ir_version == 10
+        assert result.ir_version == 10
 
 
 def test_a_remainder_of_floats_keeps_the_version_that_has_it(tmp_path: Path):
-    made = one("Mod", 28, {"x": np.array([5.5, -5.5], np.float32), "b": np.array([2, 2], np.float32)}, fmod=0)
-    made.ir_version = 10
-    qdeploy.convert(saved(shaped(made), tmp_path / "source"), tmp_path / "out", check="none")
+    output = one("Mod", 28, {"x": np.array([5.5, -5.5], np.float32), "b": np.array([2, 2], np.float32)}, fmod=0)
+    output.ir_version = 10
+    qdeploy.convert(saved(shaped(output), tmp_path / "source"), tmp_path / "out", check="none")
     assert onnx.load(tmp_path / "out/model.onnx").opset_import[0].version == 28
 
 
 def test_rms_normalization_is_onnx_s_own_where_the_source_has_it(tmp_path: Path):
-    made = one("RMSNormalization", 23, {"x": X}, {"w": np.ones(5, np.float32)})
-    qdeploy.convert(saved(shaped(made), tmp_path / "source"), tmp_path / "out")
-    found = onnx.load(tmp_path / "out/model.onnx")
-    onnx.checker.check_model(found)
-    assert [n.op_type for n in found.graph.node] == ["RMSNormalization"]
+    output = one("RMSNormalization", 23, {"x": X}, {"w": np.ones(5, np.float32)})
+    qdeploy.convert(saved(shaped(output), tmp_path / "source"), tmp_path / "out")
+    result = onnx.load(tmp_path / "out/model.onnx")
+    onnx.checker.check_model(result)
+    assert [n.op_type for n in result.graph.node] == ["RMSNormalization"]
 
 
 @pytest.mark.parametrize("dim", [-1, -7])
 def test_a_negative_extent_is_a_free_one(dim: int, tmp_path: Path):
-    made = one("Relu", 21, {"x": X})
-    for info in (*made.graph.input, *made.graph.output):
+    output = one("Relu", 21, {"x": X})
+    for info in (*output.graph.input, *output.graph.output):
         info.CopyFrom(helper.make_tensor_value_info(info.name, T.FLOAT, [dim, 3, 4, 5]))
-    assert isinstance(qdeploy.load(saved(made, tmp_path)).graph.inputs[0].shape[0], str)
+    assert isinstance(qdeploy.load(saved(output, tmp_path)).graph.inputs[0].shape[0], str)
 
 
 def test_a_type_that_graphs_do_not_hold_is_refused_by_its_name(tmp_path: Path):
-    made = one("Identity", 21, {"x": X})
+    output = one("Identity", 21, {"x": X})
     of_texts = helper.make_tensor_type_proto(T.STRING, [2])
-    made.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(of_texts))
+    output.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(of_texts))
     with pytest.raises(UnsupportedError, match="sequence of tensors of STRING"):
-        _ = qdeploy.load(saved(made, tmp_path)).graph
+        _ = qdeploy.load(saved(output, tmp_path)).graph
 
 
 def test_a_constant_of_a_node_may_lie_in_another_file(tmp_path: Path):
     weight = RNG.normal(size=(5, 7)).astype(np.float32)
-    made = network(
+    output = network(
         [
             helper.make_node("Constant", [], ["w"], value=tensor("v", weight)),
             helper.make_node("MatMul", ["x", "w"], ["y"]),
@@ -243,7 +243,7 @@ def test_a_constant_of_a_node_may_lie_in_another_file(tmp_path: Path):
         {"y": (T.FLOAT, [2, 7])},
     )
     how = {"save_as_external_data": True, "location": "w.data", "size_threshold": 0, "convert_attribute": True}
-    source = saved(made, tmp_path / "source", **how)
+    source = saved(output, tmp_path / "source", **how)
     assert (source / "w.data").stat().st_size
     inputs = {"x": X[:, 0, 0]}
     np.testing.assert_allclose(converted(source, tmp_path / "out", inputs)[0], X[:, 0, 0] @ weight, rtol=1e-5)

@@ -28,8 +28,8 @@ def proven(source: Path) -> Any:
     """The model, after every byte of it was shown to come back."""
     model = qdeploy.load(source)
     prove(model, model.tensors, SILENT)
-    found = levels(model)
-    assert found["tensor bytes"]["proven"] == found["tensor bytes"]["of"] > 0
+    result = levels(model)
+    assert result["tensor bytes"]["proven"] == result["tensor bytes"]["of"] > 0
     return model
 
 
@@ -47,9 +47,9 @@ def test_matmulnbits_of_any_width_and_ragged_columns(tmp_path_factory: pytest.Te
         parts.append(tensor("z", rng.integers(0, 256, (n, -(-count * bits // 8)), np.uint8)))
         names.append("z")
     node = helper.make_node("MatMulNBits", names, ["y"], domain="com.microsoft", K=k, N=n, bits=bits, block_size=block)
-    made = network([node], {"x": (T.FLOAT, [k, k])}, {"y": (T.FLOAT, [k, n])}, parts)
+    output = network([node], {"x": (T.FLOAT, [k, k])}, {"y": (T.FLOAT, [k, n])}, parts)
     folder = tmp_path_factory.mktemp("matmulnbits")
-    source = saved(made, folder / "source")
+    source = saved(output, folder / "source")
     model = proven(source)
     assert list(model.tensors) == ["B"]
     (weight,) = onnx_runtime(source, {"x": np.eye(k, dtype=np.float32)})
@@ -67,8 +67,8 @@ def test_matmulnbits_with_float_zero_points_flat_scales_and_a_bias(tmp_path: Pat
     node = helper.make_node(
         "MatMulNBits", ["x", "B", "s", "z", "", "bias"], ["y"], domain="com.microsoft", K=50, N=3, bits=4, block_size=32
     )
-    made = network([node], {"x": (T.FLOAT, [1, 4, 50])}, {"y": (T.FLOAT, [1, 4, 3])}, parts)
-    source, x = saved(made, tmp_path / "source"), {"x": rng.standard_normal((1, 4, 50)).astype(np.float32)}
+    output = network([node], {"x": (T.FLOAT, [1, 4, 50])}, {"y": (T.FLOAT, [1, 4, 3])}, parts)
+    source, x = saved(output, tmp_path / "source"), {"x": rng.standard_normal((1, 4, 50)).astype(np.float32)}
     codes = np.stack([packed & 15, packed >> 4], -1).reshape(3, 2, 32).astype(np.float32)
     wanted = ((codes - zeros[..., None]) * scales.reshape(3, 2, 1)).reshape(3, 64)[:, :50]
     np.testing.assert_array_equal(proven(source).tensors["B"].decode(), wanted)
@@ -116,9 +116,9 @@ def test_dequantized_initializers_of_any_shape(tmp_path_factory: pytest.TempPath
         helper.make_node("DequantizeLinear", [p.name for p in parts], ["f"], axis=axis, block_size=block),
         helper.make_node("Add", ["x", "f"], ["y"]),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, shape)}, parts)
+    output = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, shape)}, parts)
     folder = tmp_path_factory.mktemp("dequantize")
-    source = saved(made, folder / "source")
+    source = saved(output, folder / "source")
     model = proven(source)
     wanted = codes.astype(np.float32) - (0 if zero is None else whole(zero, shape, axis, block).astype(np.float32))
     wanted = wanted * whole(scale, shape, axis, block)
@@ -140,13 +140,13 @@ def test_types_of_less_than_a_byte_are_one_stream(tmp_path: Path, kind: int, sha
     codes = np.arange(np.prod(shape)).reshape(shape).astype(np.float32).astype(dtype)
     nodes = [helper.make_node("DequantizeLinear", ["w", "s"], ["f"]), helper.make_node("Add", ["x", "f"], ["y"])]
     parts = [tensor("w", codes), tensor("s", np.float32(0.5))]
-    made = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, shape)}, parts, opset=25, ir_version=13)
-    source = saved(made, tmp_path / "source")
+    output = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, shape)}, parts, opset=25, ir_version=13)
+    source = saved(output, tmp_path / "source")
     np.testing.assert_array_equal(proven(source).tensors["w"].decode(), codes.astype(np.float32) / 2)
     qdeploy.convert(source, tmp_path / "out", check="none")
     written = onnx.load(tmp_path / "out/model.onnx")
-    found = next(t for t in written.graph.initializer if t.name == "w")
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(found, str(tmp_path / "out")), codes)
+    result = next(t for t in written.graph.initializer if t.name == "w")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(result, str(tmp_path / "out")), codes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8", "uint16", "int64", "bool", "uint32"])
@@ -155,7 +155,7 @@ def test_an_initializer_is_the_same_inline_external_or_typed(tmp_path: Path, dty
     typed = helper.make_tensor("w", helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.reshape(-1))
     kind, node = typed.data_type, helper.make_node("Transpose", ["w"], ["y"], perm=[1, 0])
     inputs, outputs = {"x": (T.FLOAT, [1])}, {"y": (kind, [6, 4])}
-    made = {
+    output = {
         "inline": saved(network([node], inputs, outputs, [tensor("w", array)]), tmp_path / "inline"),
         "typed": saved(network([node], inputs, outputs, [typed]), tmp_path / "typed"),
         "external": saved(
@@ -166,7 +166,7 @@ def test_an_initializer_is_the_same_inline_external_or_typed(tmp_path: Path, dty
             size_threshold=0,
         ),
     }
-    for name, source in made.items():
+    for name, source in output.items():
         np.testing.assert_array_equal(qdeploy.load(source).tensors["w"].decode(), array.astype(np.float32), name)
         (back,) = converted(source, tmp_path / f"{name}-out", {"x": np.zeros(1, np.float32)})
         assert back.dtype == array.dtype
@@ -180,8 +180,8 @@ def test_a_scale_that_something_else_uses_stays_a_tensor(tmp_path: Path):
         helper.make_node("Mul", ["f", "s"], ["g"]),
         helper.make_node("MatMul", ["x", "g"], ["y"]),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [1, 2])}, {"y": (T.FLOAT, [1, 3])}, parts)
-    assert set(qdeploy.load(saved(made, tmp_path)).tensors) == {"w", "s"}
+    output = network(nodes, {"x": (T.FLOAT, [1, 2])}, {"y": (T.FLOAT, [1, 3])}, parts)
+    assert set(qdeploy.load(saved(output, tmp_path)).tensors) == {"w", "s"}
 
 
 def test_a_weight_that_is_used_in_two_ways_stays_codes(tmp_path: Path):
@@ -209,9 +209,9 @@ def test_a_weight_is_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     node = helper.make_node(
         "MatMulNBits", ["x", "B", "s"], ["y"], domain="com.microsoft", K=1024, N=1024, bits=4, block_size=32
     )
-    made = network([node], {"x": (T.FLOAT, [1, 1024])}, {"y": (T.FLOAT, [1, 1024])}, parts)
+    output = network([node], {"x": (T.FLOAT, [1, 1024])}, {"y": (T.FLOAT, [1, 1024])}, parts)
     sizes, real = [], FileRows.read
-    model = qdeploy.load(saved(made, tmp_path))
+    model = qdeploy.load(saved(output, tmp_path))
     monkeypatch.setattr(FileRows, "read", lambda self, a, b: sizes.append(b - a) or real(self, a, b))
     assert model.tensors["B"].decode(slice(8, 10)).shape == (2, 1024)
     assert 0 < sum(sizes) <= 2 * (512 + 128)
@@ -224,6 +224,6 @@ def test_a_zero_point_of_another_type_than_its_codes_is_refused(tmp_path: Path):
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"]),
         helper.make_node("Add", ["x", "f"], ["y"]),
     ]
-    made = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, [2, 3])}, parts)
+    output = network(nodes, {"x": (T.FLOAT, [1])}, {"y": (T.FLOAT, [2, 3])}, parts)
     with pytest.raises(BadFileError, match="zero point of another type"):
-        qdeploy.load(saved(made, tmp_path / "source"))
+        qdeploy.load(saved(output, tmp_path / "source"))

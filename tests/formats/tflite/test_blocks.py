@@ -29,10 +29,10 @@ def written(tmp_path: Path, blocks: tuple[int, ...], grid: tuple[int, int]) -> P
     b = flatbuffers.Builder(256)
 
     def buffer(data: bytes) -> int:
-        held = b.CreateByteVector(data) if data else 0
+        content = b.CreateByteVector(data) if data else 0
         tflite.BufferStart(b)
         if data:
-            tflite.BufferAddData(b, held)
+            tflite.BufferAddData(b, content)
         return int(tflite.BufferEnd(b))
 
     def vector(offsets: list[int]) -> int:

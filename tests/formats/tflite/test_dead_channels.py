@@ -30,11 +30,11 @@ def test_a_dead_channel_gives_what_the_reference_kernels_give(tmp_path: Path):
     path = tmp_path / "n.tflite"
     path.write_bytes(n.write([x], [y]))
     model = reader.read(Folder(path))
-    given = random.integers(-128, 128, (1, 6, 6, 3)).astype(np.int8)
-    (found,) = run(model.graph, {"x": given}, None, Weights(model))[0].values()
+    arguments = random.integers(-128, 128, (1, 6, 6, 3)).astype(np.int8)
+    (result,) = run(model.graph, {"x": arguments}, None, Weights(model))[0].values()
     library = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
     library.allocate_tensors()
-    library.set_tensor(library.get_input_details()[0]["index"], given)
+    library.set_tensor(library.get_input_details()[0]["index"], arguments)
     library.invoke()
-    np.testing.assert_array_equal(found, library.get_tensor(library.get_output_details()[0]["index"]))
-    assert set(np.unique(found[..., 1])) == {-5}
+    np.testing.assert_array_equal(result, library.get_tensor(library.get_output_details()[0]["index"]))
+    assert set(np.unique(result[..., 1])) == {-5}

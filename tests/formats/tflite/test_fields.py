@@ -25,16 +25,16 @@ HEAVY = {"Operator": {"BuiltinOptions2"}}  # means nothing without its type, whi
 
 def fields(table: str) -> dict[str, Any]:
     """The fields of a table of the schema package, and a value for each that is not its default."""
-    found = {}
+    results = {}
     for name, add in vars(tflite).items():
         field = name.removeprefix(f"{table}Add")
         if not name.startswith(f"{table}Add") or not callable(add):
             continue
         if "UOffset" in inspect.getsource(add):
-            found[field] = "vector" if hasattr(tflite, f"{table}Start{field}Vector") else "table"
+            results[field] = "vector" if hasattr(tflite, f"{table}Start{field}Vector") else "table"
         else:
-            found[field] = True if "Bool" in inspect.getsource(add) else 1
-    return found
+            results[field] = True if "Bool" in inspect.getsource(add) else 1
+    return results
 
 
 def read(tmp_path: Path, extra: dict[tuple[str, str], Any]) -> None:

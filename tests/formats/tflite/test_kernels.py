@@ -19,20 +19,20 @@ RANDOM = np.random.default_rng(7)
 
 def reference(path: Path, x: np.ndarray) -> dict[int, np.ndarray]:
     """Every tensor of a file for a batch, by its index."""
-    made = Interpreter(
+    output = Interpreter(
         str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF, experimental_preserve_all_tensors=True
     )
-    made.allocate_tensors()
-    found: dict[int, list[np.ndarray]] = {}
+    output.allocate_tensors()
+    results: dict[int, list[np.ndarray]] = {}
     for image in x:
-        made.set_tensor(made.get_input_details()[0]["index"], image[None])
-        made.invoke()
-        for detail in made.get_tensor_details():
+        output.set_tensor(output.get_input_details()[0]["index"], image[None])
+        output.invoke()
+        for detail in output.get_tensor_details():
             try:
-                found.setdefault(detail["index"], []).append(made.get_tensor(detail["index"]).copy())
+                results.setdefault(detail["index"], []).append(output.get_tensor(detail["index"]).copy())
             except ValueError:  # an operand that the kernels keep elsewhere
                 continue
-    return {index: np.concatenate(parts) for index, parts in found.items() if parts[0].ndim}
+    return {index: np.concatenate(parts) for index, parts in results.items() if parts[0].ndim}
 
 
 def compare(path: Path, x: np.ndarray) -> int:
@@ -46,10 +46,10 @@ def compare(path: Path, x: np.ndarray) -> int:
     parsed = parse(file)
     file.close()
     names, _ = open_tensors(Folder(path), path.name, parsed)
-    wanted, made = reference(path, x), [i for op in parsed.operators for i in op.outputs]
-    for index in made:
+    wanted, output = reference(path, x), [i for op in parsed.operators for i in op.outputs]
+    for index in output:
         np.testing.assert_array_equal(seen[names[index]], wanted[index], err_msg=names[index])
-    return len(made)
+    return len(output)
 
 
 def codes(shape: tuple[int, ...], dtype: str = "int8", count: int = 12) -> np.ndarray:
@@ -62,8 +62,8 @@ def check(tmp_path: Path, network: Network, inputs: list[int], outputs: list[int
     """Writes a network and holds it equal to the kernels."""
     path = tmp_path / "n.tflite"
     path.write_bytes(network.write(inputs, outputs))
-    given = network.tensors[inputs[0]]
-    compare(path, codes(given.shape, given.dtype))
+    arguments = network.tensors[inputs[0]]
+    compare(path, codes(arguments.shape, arguments.dtype))
 
 
 def zero(dtype: str, number: int) -> int:
@@ -76,8 +76,8 @@ def test_resnet8_agrees_in_every_value_and_reaches_its_accuracy(testdata: Path):
     x = (images["x"].astype(np.int16) - 128).astype(np.int8)
     assert compare(path, x[:6]) == 16
     model = tflite.read(Folder(path))
-    (found,) = run(model.graph, {model.graph.inputs[0].name: x}, None, Weights(model))[0].values()
-    assert int((found.argmax(axis=1) == images["y"]).sum()) == 215  # 86.35 %
+    (result,) = run(model.graph, {model.graph.inputs[0].name: x}, None, Weights(model))[0].values()
+    assert int((result.argmax(axis=1) == images["y"]).sum()) == 215  # 86.35 %
     assert check_ranges(model.graph, model.tensors).values
 
 
@@ -86,8 +86,8 @@ def test_keyword_spotting_agrees_in_every_value(testdata: Path):
     path = testdata / "mlperf_tiny/kws_ref_model.tflite"
     assert compare(path, clips["x"][:8]) == 13
     model = tflite.read(Folder(path))
-    (found,) = run(model.graph, {model.graph.inputs[0].name: clips["x"][:200]}, None, Weights(model))[0].values()
-    assert (found.argmax(axis=1) == clips["y"][:200]).mean() > 0.85
+    (result,) = run(model.graph, {model.graph.inputs[0].name: clips["x"][:200]}, None, Weights(model))[0].values()
+    assert (result.argmax(axis=1) == clips["y"][:200]).mean() > 0.85
     assert check_ranges(model.graph, model.tensors).values
 
 
@@ -101,8 +101,8 @@ def test_other_published_networks_agree_in_every_value(testdata: Path, name: str
 def test_the_oracle_of_the_published_network_is_met(testdata: Path):
     folder = testdata / "checkpoints/tflite-int8-full-tinycnn"
     model, oracle = tflite.read(Folder(folder / "model.tflite")), np.load(folder / "oracle.npz")
-    (found,) = run(model.graph, {model.graph.inputs[0].name: oracle["x_q"]}, None, Weights(model))[0].values()
-    np.testing.assert_array_equal(found, oracle["y"])
+    (result,) = run(model.graph, {model.graph.inputs[0].name: oracle["x_q"]}, None, Weights(model))[0].values()
+    np.testing.assert_array_equal(result, oracle["y"])
 
 
 CONVOLUTIONS = {

@@ -150,14 +150,14 @@ def network(kind: str, operands: list[Any], results: list[Any], options: dict[st
 
 
 def library(data: bytes, feed: list[np.ndarray]) -> list[np.ndarray]:
-    made = Interpreter(
+    output = Interpreter(
         model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     )
-    made.allocate_tensors()
-    for detail, array in zip(made.get_input_details(), feed, strict=True):
-        made.set_tensor(detail["index"], array)
-    made.invoke()
-    return [made.get_tensor(detail["index"]) for detail in made.get_output_details()]
+    output.allocate_tensors()
+    for detail, array in zip(output.get_input_details(), feed, strict=True):
+        output.set_tensor(detail["index"], array)
+    output.invoke()
+    return [output.get_tensor(detail["index"]) for detail in output.get_output_details()]
 
 
 def ours(model: Model, feed: list[np.ndarray]) -> list[np.ndarray]:

@@ -20,17 +20,17 @@ NAMES = ["tflite-dynamic-tinycnn", "tflite-fp16-tinycnn", "tflite-int8-full-tiny
 
 
 def output(model: Model, x: np.ndarray) -> np.ndarray:
-    (found,) = run(model.graph, {model.graph.inputs[0].name: x}, None, Weights(model))[0].values()
-    return found
+    (result,) = run(model.graph, {model.graph.inputs[0].name: x}, None, Weights(model))[0].values()
+    return result
 
 
 def reference(path: Path, x: np.ndarray) -> np.ndarray:
-    made = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
-    made.resize_tensor_input(made.get_input_details()[0]["index"], x.shape)
-    made.allocate_tensors()
-    made.set_tensor(made.get_input_details()[0]["index"], x)
-    made.invoke()
-    return made.get_tensor(made.get_output_details()[0]["index"])
+    outputs = Interpreter(str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    outputs.resize_tensor_input(outputs.get_input_details()[0]["index"], x.shape)
+    outputs.allocate_tensors()
+    outputs.set_tensor(outputs.get_input_details()[0]["index"], x)
+    outputs.invoke()
+    return outputs.get_tensor(outputs.get_output_details()[0]["index"])
 
 
 def written(tmp_path: Path, network: Network, inputs: list[int], outputs: list[int]) -> Path:
@@ -62,8 +62,8 @@ def test_every_stored_tensor_is_proven(testdata: Path, name: str):
 def test_the_oracle_is_met(testdata: Path, name: str, limit: float):
     folder = testdata / "checkpoints" / name
     model, oracle = tflite.read(Folder(folder / "model.tflite")), np.load(folder / "oracle.npz")
-    found = output(model, oracle["x_float"])
-    assert np.linalg.norm(found - oracle["y"]) <= limit * np.linalg.norm(oracle["y"])
+    result = output(model, oracle["x_float"])
+    assert np.linalg.norm(result - oracle["y"]) <= limit * np.linalg.norm(oracle["y"])
 
 
 @pytest.mark.parametrize("name", ["ad01_fp32", "pretrainedResnet"])
@@ -92,13 +92,13 @@ def test_a_float_network_becomes_an_integer_one_with_given_ranges(testdata: Path
         ranges[name] = (float(value.min()), float(value.max()))
 
     run(model.graph, {model.graph.inputs[0].name: x}, None, Weights(model), note)
-    made = integerize(model, ranges)
-    ends: dict[str, dict[str, float]] = made.graph.meta["quantization"]  # type: ignore[assignment]
-    given = ends[made.graph.inputs[0].name]
-    codes = np.clip(np.rint(x / given["scale"]) + given["zero"], -128, 127)
-    found = output(made, codes) * ends[made.graph.outputs[0].name]["scale"]
+    outputs = integerize(model, ranges)
+    ends: dict[str, dict[str, float]] = outputs.graph.meta["quantization"]  # type: ignore[assignment]
+    arguments = ends[outputs.graph.inputs[0].name]
+    codes = np.clip(np.rint(x / arguments["scale"]) + arguments["zero"], -128, 127)
+    result = output(outputs, codes) * ends[outputs.graph.outputs[0].name]["scale"]
     wanted = output(model, x)
-    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+    assert np.linalg.norm(result - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
 def float_network() -> tuple[Network, list[int], list[int]]:

@@ -35,8 +35,8 @@ def test_the_error_lists_the_networks(file: Path):
 def test_the_network_that_is_named_is_read_and_the_others_are_noted(file: Path, name: str, wanted: list[float]):
     model = qdeploy.load(file, signature=name)
     x = np.array([[-1, 2, -3, 4, -5, 6, -7]], np.float32)[:, : len(wanted)]
-    (found,) = run(model.graph, {"x": x}, None, {})[0].values()
-    np.testing.assert_array_equal(found[0], wanted)
+    (result,) = run(model.graph, {"x": x}, None, {})[0].values()
+    np.testing.assert_array_equal(result[0], wanted)
     other = {"encode": "decode", "decode": "encode"}[name]
     assert model.notes == [f"networks of the file that were not asked for: {other}"]
 

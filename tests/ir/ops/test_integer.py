@@ -46,24 +46,24 @@ def tflite(x: int, m: int, e: int) -> int:
 @SETTINGS
 @given(x=INT32, m=FACTORS, e=st.integers(1, 62), rounding=st.sampled_from(ROUNDINGS[:3]))
 def test_a_rounding_is_that_of_fractions(x: int, m: int, e: int, rounding: str):
-    found = dyadic_product(np.array([x], np.int64), np.array([m], np.int64), np.array([e], np.int64), rounding)
-    assert int(found[0]) == exact_rounding(x, m, e, rounding)
+    result = dyadic_product(np.array([x], np.int64), np.array([m], np.int64), np.array([e], np.int64), rounding)
+    assert int(result[0]) == exact_rounding(x, m, e, rounding)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS[:3])
 def test_ties_go_where_the_rounding_says(rounding: str):
     x = np.arange(-9, 10, dtype=np.int64)
-    found = dyadic_product(x, np.array(1 << 30), np.array(31), rounding)  # x / 2
-    assert found.tolist() == [exact_rounding(int(n), 1, 1, rounding) for n in x]
+    result = dyadic_product(x, np.array(1 << 30), np.array(31), rounding)  # x / 2
+    assert result.tolist() == [exact_rounding(int(n), 1, 1, rounding) for n in x]
 
 
 @SETTINGS
 @given(x=st.integers(-(1 << 20), 1 << 20), m=st.integers(1 << 30, (1 << 31) - 1), e=st.integers(22, 62))
 def test_two_roundings_are_those_of_tflite(x: int, m: int, e: int):
-    found = op("Requantize").numpy(
+    result = op("Requantize").numpy(
         i32(x), i32(m), i32(e), lo=-(1 << 31), hi=(1 << 31) - 1, dtype="I32", rounding="tflite_double"
     )
-    assert int(found[0]) == tflite(x, m, e)
+    assert int(result[0]) == tflite(x, m, e)
 
 
 @SETTINGS
@@ -71,19 +71,19 @@ def test_two_roundings_are_those_of_tflite(x: int, m: int, e: int):
 def test_requantize_is_limited_per_channel(x: np.ndarray, zero: int, x_zero: int, data: st.DataObject):
     m = [data.draw(FACTORS) for _ in range(3)]
     e = [data.draw(st.integers(1, 62)) for _ in range(3)]
-    found = op("Requantize").numpy(x, i32(*m), i32(*e), lo=-7, hi=100, dtype="I8", zero=zero, x_zero=x_zero)
-    assert found.dtype == np.int8
+    result = op("Requantize").numpy(x, i32(*m), i32(*e), lo=-7, hi=100, dtype="I8", zero=zero, x_zero=x_zero)
+    assert result.dtype == np.int8
     for place in np.ndindex(x.shape):
         value = exact_rounding(int(x[place]) - x_zero, m[place[1]], e[place[1]], "half_up") + zero
-        assert int(found[place]) == min(max(value, -7), 100)
+        assert int(result[place]) == min(max(value, -7), 100)
 
 
 def test_requantize_follows_its_axis_and_raises_first():
     x = i32(1, 2, 3)[None].repeat(2, 0)
-    found = op("Requantize").numpy(
+    result = op("Requantize").numpy(
         x, i32(1 << 30, 1 << 30), i32(30, 31), lo=-100, hi=100, dtype="I16", axis=0, left_shift=3
     )
-    assert found.tolist() == [[8, 16, 24], [4, 8, 12]]
+    assert result.tolist() == [[8, 16, 24], [4, 8, 12]]
 
 
 @pytest.mark.parametrize("m, e", [(1, 31), ((1 << 30) - 1, 31), (-(1 << 30), 31), (1 << 30, 0), (1 << 30, 63)])
@@ -115,19 +115,19 @@ def test_integer_conv_is_the_sum_of_products(kind, group, strides, pads, dilatio
     x = RNG.integers(limits.min, limits.max, (2, 4, 6, 7), kind, endpoint=True)
     weight, bias = RNG.integers(-128, 128, (4, 4 // group, 2, 3)).astype(np.int8), RNG.integers(-9999, 9999, 4)
     attrs = {"strides": strides, "pads": pads, "dilations": dilations, "group": group, "x_zero": 3}
-    found = op("IntegerConv").numpy(x, weight, bias.astype(np.int32), **attrs)
+    result = op("IntegerConv").numpy(x, weight, bias.astype(np.int32), **attrs)
     padded = np.pad(x.astype(object) - 3, [(0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])])
     width = 4 // group
-    for n, m, i, j in np.ndindex(found.shape):
+    for n, m, i, j in np.ndindex(result.shape):
         total = int(bias[m])
         for c, u, v in np.ndindex(width, 2, 3):
             row, column = i * strides[0] + u * dilations[0], j * strides[1] + v * dilations[1]
             total += int(padded[n, m // (4 // group) * width + c, row, column]) * int(weight[m, c, u, v])
-        assert int(found[n, m, i, j]) == total
+        assert int(result[n, m, i, j]) == total
     turned = op("IntegerConv").numpy(
         x.transpose(0, 2, 3, 1), weight.transpose(0, 2, 3, 1), bias.astype(np.int32), layout="NHWC", **attrs
     )
-    assert found.dtype == np.int32 and (turned == found.transpose(0, 2, 3, 1)).all()
+    assert result.dtype == np.int32 and (turned == result.transpose(0, 2, 3, 1)).all()
 
 
 @SETTINGS
@@ -212,17 +212,17 @@ def test_exp_and_softmax_are_close_to_the_real_ones(scale: float):
     mask[:, 6:] = 0
     wanted = np.exp(codes[:, :6] * scale)
     wanted /= wanted.sum(axis=1, keepdims=True)
-    found = op("IntegerSoftmax").numpy(codes, mask, **constants)
-    assert found.dtype == np.uint8 and not found[:, 6:].any()
-    assert np.abs(found[:, :6] / 256 - wanted).max() < 0.006 + scale
+    result = op("IntegerSoftmax").numpy(codes, mask, **constants)
+    assert result.dtype == np.uint8 and not result[:, 6:].any()
+    assert np.abs(result[:, :6] / 256 - wanted).max() < 0.006 + scale
     assert not op("IntegerSoftmax").numpy(codes, mask * 0, **constants).any()
 
 
 def test_softmax_is_what_its_formula_says():
     constants = exp_constants(0.02)
     codes = RNG.integers(-400, 400, (3, 5)).astype(np.int32)
-    found = op("IntegerSoftmax").numpy(codes, **constants, bits=12, hi=4095, dtype="I16")
-    for row, result in zip(codes.tolist(), found.tolist(), strict=True):
+    results = op("IntegerSoftmax").numpy(codes, **constants, bits=12, hi=4095, dtype="I16")
+    for row, result in zip(codes.tolist(), results.tolist(), strict=True):
         exponentials = []
         for x in row:
             down = min(max(row) - x, 31 * constants["ln2"])
@@ -240,10 +240,10 @@ def test_gelu_with_a_derived_shift_is_close_at_every_width(bits: int, top: float
     b, c = math.floor(1.769 * math.sqrt(2) / scale), math.floor(2 / (0.2888 * scale**2))
     shift = max(0, (2 * c * limit).bit_length() - 31)
     x = np.arange(-limit, limit + 1).astype(np.int16)
-    found = op("IntegerGelu").numpy(x, b=b, c=c, shift=shift) * (0.2888 * scale**3 * 2.0**shift / 4)
+    result = op("IntegerGelu").numpy(x, b=b, c=c, shift=shift) * (0.2888 * scale**3 * 2.0**shift / 4)
     real = x * scale
     wanted = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in real])
-    assert np.abs(found - wanted).max() < 0.025
+    assert np.abs(result - wanted).max() < 0.025
 
 
 def test_norms_are_close_and_their_quotient_is_exact():
@@ -261,8 +261,8 @@ def test_norms_are_close_and_their_quotient_is_exact():
     root = math.isqrt(sum(v * v for v in y) + 5)
     quotient = [(v * ((1 << 46) // root)) >> 16 for v in y]
     weight, bias = RNG.integers(-999, 999, n).astype(np.int32), RNG.integers(-999, 999, n).astype(np.int32)
-    found = op("IntegerLayerNorm").numpy(x[:1], weight, bias, epsilon=5, shift=12)
-    assert found[0].tolist() == [((q * int(w)) >> 12) + int(b) for q, w, b in zip(quotient, weight, bias, strict=True)]
+    result = op("IntegerLayerNorm").numpy(x[:1], weight, bias, epsilon=5, shift=12)
+    assert result[0].tolist() == [((q * int(w)) >> 12) + int(b) for q, w, b in zip(quotient, weight, bias, strict=True)]
 
 
 def test_a_norm_of_zeros_is_its_bias():

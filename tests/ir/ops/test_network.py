@@ -266,14 +266,16 @@ def onnx_says(name: str, inputs: list[Any], attrs: dict[str, Any]) -> list[np.nd
 
 @pytest.mark.parametrize(("name", "inputs", "attrs"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
 def test_a_row_means_what_onnx_runtime_computes(name: str, inputs: list[Any], attrs: dict[str, Any]) -> None:
-    made = op(name).numpy(*inputs, **attrs)
-    for found, wanted in zip(made if isinstance(made, tuple) else (made,), onnx_says(name, inputs, attrs), strict=True):
-        found = np.asarray(found)
-        assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    output = op(name).numpy(*inputs, **attrs)
+    for result, wanted in zip(
+        output if isinstance(output, tuple) else (output,), onnx_says(name, inputs, attrs), strict=True
+    ):
+        result = np.asarray(result)
+        assert result.dtype == wanted.dtype and result.shape == wanted.shape
         if name in QUANTIZED:
-            np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(result, wanted)
         else:
-            np.testing.assert_allclose(found, wanted, rtol=3e-6, atol=3e-6)
+            np.testing.assert_allclose(result, wanted, rtol=3e-6, atol=3e-6)
 
 
 def test_every_row_is_compared() -> None:
@@ -284,8 +286,8 @@ def test_every_row_is_compared() -> None:
 
 
 def test_a_constant_of_a_shape() -> None:
-    found = op("ConstantOfShape").numpy(ints(2, 0, 3), value=7, dtype="I64")
-    assert found.dtype == np.int64 and found.shape == (2, 0, 3)
+    result = op("ConstantOfShape").numpy(ints(2, 0, 3), value=7, dtype="I64")
+    assert result.dtype == np.int64 and result.shape == (2, 0, 3)
     with pytest.raises(UnsupportedError, match="out of bounds"):
         op("ConstantOfShape").numpy(ints(1 << 20, 1 << 20))
     with pytest.raises(UnsupportedError, match="out of bounds"):
@@ -296,12 +298,12 @@ def test_a_constant_of_a_shape() -> None:
 def test_types_of_less_than_a_byte_are_limited_to_their_range(name: str) -> None:
     dtype = element_dtype(name)
     wide = np.array([-1e9, -7, -0.5, 0.5, 1.5, 2.5, 1e9], np.float32)
-    found = op("QuantizeLinear").numpy(wide, np.array(1, np.float32), np.zeros((), dtype))
-    assert found.dtype == dtype and element_name(dtype) == name
+    result = op("QuantizeLinear").numpy(wide, np.array(1, np.float32), np.zeros((), dtype))
+    assert result.dtype == dtype and element_name(dtype) == name
     info = ml_dtypes.finfo(dtype) if name.startswith("F") else ml_dtypes.iinfo(dtype)
-    assert float(found[-1]) == float(info.max) and float(found[0]) == float(info.min)
-    back = op("DequantizeLinear").numpy(found, np.array(0.5, np.float32), np.zeros((), dtype))
-    np.testing.assert_array_equal(back, found.astype(np.float32) / 2)
+    assert float(result[-1]) == float(info.max) and float(result[0]) == float(info.min)
+    back = op("DequantizeLinear").numpy(result, np.array(0.5, np.float32), np.zeros((), dtype))
+    np.testing.assert_array_equal(back, result.astype(np.float32) / 2)
 
 
 def test_every_storage_type_has_a_name() -> None:

@@ -113,9 +113,9 @@ def onnx_says(name: str, inputs: list[np.ndarray], attrs: dict[str, Any]) -> np.
 
 @pytest.mark.parametrize(("name", "inputs", "attrs"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
 def test_a_primitive_means_what_onnx_says(name: str, inputs: list[np.ndarray], attrs: dict[str, Any]) -> None:
-    found, expected = op(name).numpy(*inputs, **attrs), onnx_says(name, inputs, attrs)
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    result, expected = op(name).numpy(*inputs, **attrs), onnx_says(name, inputs, attrs)
+    assert result.dtype == expected.dtype and result.shape == expected.shape
+    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=2e-6)
 
 
 def test_every_primitive_is_compared() -> None:
@@ -157,8 +157,8 @@ def composite(node: Node, arrays: dict[str, np.ndarray]) -> tuple[list[np.ndarra
     outputs = tuple(Value(name, "F32", ()) for name in node.outputs if name)
     graph = Graph(inputs, outputs, (node,))
     expanded = expand_graph(graph)
-    made = [list(run(g, arrays)[0].values()) for g in (graph, expanded)]
-    return made[0], made[1], {n.op for n in expanded.nodes}
+    output = [list(run(g, arrays)[0].values()) for g in (graph, expanded)]
+    return output[0], output[1], {n.op for n in expanded.nodes}
 
 
 KINDS = st.sampled_from(
@@ -294,7 +294,7 @@ def test_rope_turns_pairs_as_complex_numbers(half: int, rest: int, start: int, i
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((1, 2, 3, 2 * half + rest)).astype(np.float32)
     inv_freq = rng.uniform(1e-3, 1, half).astype(np.float32)
-    found = rotate(x, start, inv_freq, rotary_dim=2 * half, interleaved=interleaved, factor=1.25)
+    result = rotate(x, start, inv_freq, rotary_dim=2 * half, interleaved=interleaved, factor=1.25)
     first, second = (
         (np.arange(half) * 2, np.arange(half) * 2 + 1) if interleaved else (np.arange(half), np.arange(half) + half)
     )
@@ -303,10 +303,10 @@ def test_rope_turns_pairs_as_complex_numbers(half: int, rest: int, start: int, i
         * np.exp(1j * np.arange(start, start + 3)[:, None] * inv_freq.astype(np.float64))
         * 1.25
     )
-    np.testing.assert_allclose(found[..., first], turned.real, atol=3e-4)
-    np.testing.assert_allclose(found[..., second], turned.imag, atol=3e-4)
-    np.testing.assert_array_equal(found[..., 2 * half :], x[..., 2 * half :])
-    assert found.dtype == np.float32
+    np.testing.assert_allclose(result[..., first], turned.real, atol=3e-4)
+    np.testing.assert_allclose(result[..., second], turned.imag, atol=3e-4)
+    np.testing.assert_array_equal(result[..., 2 * half :], x[..., 2 * half :])
+    assert result.dtype == np.float32
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 200), st.integers(0, 2**32 - 1))

@@ -68,9 +68,9 @@ def test_every_op_that_moves_elements_or_keeps_a_scale_has_a_case():
 @pytest.mark.parametrize("name", [name for name, row in OPS.items() if row.moves])
 def test_an_op_that_moves_gives_elements_of_its_inputs(name: str):
     inputs, attributes = arguments(name)
-    held = np.concatenate([x.reshape(-1) for x in inputs if x.dtype == np.float32])
+    content = np.concatenate([x.reshape(-1) for x in inputs if x.dtype == np.float32])
     for result in results(name, inputs, attributes):
-        assert np.isin(result, held).all()
+        assert np.isin(result, content).all()
 
 
 @pytest.mark.parametrize("name", [name for name, row in OPS.items() if row.monotone])

@@ -159,9 +159,9 @@ def test_columns_in_order_need_no_index() -> None:
     for codes in (packed("q", 4, "uint4", scale=scale), packed("q", 4, book(1, 16), scale=scale)):
         seen = view(tensor(codes))
         assert isinstance(seen, Affine | Lookup)
-        found = seen.tabled.grouping if isinstance(seen, Lookup) and seen.tabled else seen.grouped
-        assert found is not None
-        assert (found.index, found.group) == (None, 16)
+        result = seen.tabled.grouping if isinstance(seen, Lookup) and seen.tabled else seen.grouped
+        assert result is not None
+        assert (result.index, result.group) == (None, 16)
 
 
 def test_parameters_with_two_indices_have_no_reading() -> None:
