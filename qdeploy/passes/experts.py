@@ -2,7 +2,7 @@
 
 requires   any graph
 ensures    what an Experts node takes as weights is a Stack of matrices; its biases are tensors or constants; what a
-           Linear or GatedMlp node takes is no transpose of a tensor
+           Linear, GatedMlp or Gather node takes is no transpose of a tensor
 
 A stack that is stored as one tensor [experts, out, in] is cut by its first axis into tensors of their own, named
 `<tensor>[3]`; slices and transposes of it are cut the same way (`<tensor>[3][0::2]`, `<tensor>[3].T`). Nothing is read.
@@ -126,8 +126,9 @@ class _Work:
 
 
 def _matrices(node: Node) -> tuple[str, ...]:
-    """What a node multiplies with, by matrices of the model."""
+    """What a node multiplies with, or takes rows of, by matrices of the model."""
     places = [weight for weight, _ in op(node.op).weights] if node.op in ("Linear", "GatedMlp") else []
+    places = [0] if node.op == "Gather" else places
     return tuple(node.inputs[place] for place in places)
 
 

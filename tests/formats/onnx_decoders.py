@@ -42,6 +42,8 @@ class Shape:
     base: float = 10000.0
     experts: str = ""
     table: int = -1
+    norms_behind: bool = False
+    tied: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,6 +135,9 @@ class DecoderFile:
             parts[:2] = [self.normed(part, f"{part}.norm") for part in parts[:2]]
         if not s.fused_rope:
             parts[:2] = [self.rotated(part, tables) for part in parts[:2]]
+        if s.norms_behind:
+            names = zip(parts[:2], "qk", strict=True)
+            parts[:2] = [self.normed(part, f"{name}.behind.{side}", side) for part, side in names]
         for part in ("key", "value"):
             extents = ["batch", s.kv_heads, "past", s.size]
             self.inputs[f"past_key_values.{layer}.{part}"] = (TensorProto.FLOAT, extents)
@@ -150,9 +155,10 @@ class DecoderFile:
         mixed = self.add("GroupQueryAttention", inputs, [f"{name}.mixed", *present], MICROSOFT, **how)
         return self.linear(mixed, f"{name}.o", HIDDEN, s.heads * s.size)
 
-    def normed(self, x: str, name: str) -> str:
+    def normed(self, x: str, name: str, side: str = "") -> str:
         """A norm of every head."""
-        size, width = self.shape.size, (self.shape.heads if x.endswith("q") else self.shape.kv_heads) * self.shape.size
+        heads = self.shape.heads if (side or x).endswith("q") else self.shape.kv_heads
+        size, width = self.shape.size, heads * self.shape.size
         heads = self.add("Reshape", [x, self.hold(f"{name}.a", np.array([0, -1, size], np.int64))], f"{name}.heads")
         normal = self.add(
             "SimplifiedLayerNormalization", [heads, self.norm(f"{name}.w", size)], f"{name}.normal", epsilon=1e-6
@@ -201,6 +207,9 @@ class DecoderFile:
 
     def embedded(self) -> str:
         """Rows of the table, which may be the head's."""
+        if self.shape.tied:
+            matrix = self.hold("head", (self.rng.standard_normal((HIDDEN, VOCAB)) * 0.1).astype(np.float32))
+            return self.add("Gather", [self.add("Transpose", [matrix], "turned", perm=[1, 0]), "input_ids"], "embedded")
         if not self.shape.shared:
             table = (self.rng.standard_normal((VOCAB, HIDDEN)) * 0.5).astype(np.float32)
             return self.add("Gather", [self.hold("embed", table), "input_ids"], "embedded")
@@ -213,7 +222,9 @@ class DecoderFile:
     def head(self, x: str) -> None:
         """Logits."""
         how = {"K": HIDDEN, "N": VOCAB, "bits": self.shape.bits, "block_size": self.shape.block}
-        if self.shape.shared:
+        if self.shape.tied:
+            self.add("MatMul", [x, "head"], "logits")
+        elif self.shape.shared:
             names = [t.name for t in self.initializers if t.name in ("head_Q", "head_scales", "head_zeros")]
             self.add("MatMulNBits", [x, *names], "logits", MICROSOFT, **how)
         elif self.shape.float_head:

@@ -7,6 +7,8 @@
     9      places of the tokens
     10     a bias of the scores, which decoders have none of
     11     a score of each head that takes part in its softmax and has no value
+    12, 13 scales of quantized caches, which decoders have none of
+    14, 15 weights of a norm of every query and key before they are rotated, with qk_norm_epsilon
 
 Attributes of the same meaning: num_heads, kv_num_heads, scale (0: 1 / sqrt(size)), local_window_size (-1: none),
 softcap, rotary_interleaved, smooth_softmax (a score of 0 as in 11). sliding_window_cache bounds what a cache holds and
@@ -23,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from qdeploy.formats.onnx.decoder.reading import ObstacleError, Reading
-from qdeploy.formats.onnx.decoder.rotation import frequencies
+from qdeploy.formats.onnx.decoder.rotation import ROUNDING, frequencies
 from qdeploy.ir.graph import Node, State
-from qdeploy.ir.tensor import Float32
+from qdeploy.ir.tensor import Array, Float32
 
 _KNOWN = frozenset(
     {
@@ -38,24 +40,31 @@ _KNOWN = frozenset(
         "rotary_interleaved",
         "smooth_softmax",
         "sliding_window_cache",
+        "qk_norm_epsilon",
     }
 )
 _NEUTRAL: Mapping[str, Any] = {"qk_output": 0, "k_quant_type": "NONE", "v_quant_type": "NONE", "kv_cache_bit_width": 0}
 """Attributes that mean nothing with these values."""
-Tables = tuple[Float32, Float32, bool]
+Tables = tuple[Float32, Float32, str]
 
 
 def grouped_attention(reading: Reading, node: Node) -> None:
     """Adds an Attention node and its state."""
     attrs = reading.attributes(node)
     odd = [k for k, v in attrs.items() if k not in _KNOWN and _NEUTRAL.get(k, _NEUTRAL) != v]
-    inputs = [*node.inputs, *[""] * (12 - len(node.inputs))]
-    if odd or inputs[10] or len(inputs) > 12 or any(node.outputs[3:]):
+    inputs = [*node.inputs, *[""] * (16 - len(node.inputs))]
+    if odd or any((inputs[10], *inputs[12:14], *inputs[16:], *node.outputs[3:])):
         raise ObstacleError(
             node, "attention with " + (", ".join(odd) or "a bias, or more inputs or outputs than are known")
         )
     heads, kv_heads = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
     parts, size = _parts(reading, node, inputs, heads, kv_heads)
+    epsilon, counts = float(attrs.get("qk_norm_epsilon", 1e-6)), (heads, kv_heads)
+    normed = [
+        reading.normed(part, weight, count, epsilon) if weight else part
+        for part, weight, count in zip(parts[:2], inputs[14:], counts, strict=False)
+    ]
+    parts = (*normed, parts[2])
     _check_cache(reading, node, inputs)
     described: dict[str, Any] = {
         "heads": heads,
@@ -151,8 +160,9 @@ def rotary_embedding(reading: Reading, node: Node) -> None:
     reading.expect(node, node.inputs[1], lambda new, past: np.arange(past, past + new), "the places of the tokens")
     extent = int(attrs.get("rotary_embedding_dim", 0))
     rope = _rope(reading, node, node.inputs[2:4], bool(attrs.get("interleaved")), extent)
+    heads = int(attrs.get("num_heads", 0)) or width // int(rope["rotary_dim"])
     reading.widths[node.outputs[0]] = width
-    reading.rotated[node.outputs[0]] = (reading.name(node.inputs[0]), rope)
+    reading.rotated[node.outputs[0]] = (reading.name(node.inputs[0]), rope, heads)
 
 
 def _rope(reading: Reading, node: Node, names: Any, interleaved: bool, extent: int) -> dict[str, Any]:
@@ -187,19 +197,18 @@ def _constant(reading: Reading, name: str, array: Float32) -> str:
 
 
 def _tables(reading: Reading, names: Any) -> Tables | None:
-    """Cosines and sines that are tensors; whether they were 16 bits."""
-    halves = []
+    """Cosines and sines that are tensors, and the type that they are stored in."""
+    parts = []
     for name in names:
         name = reading.name(name)
         maker = reading.makers.get(name)
-        half = maker is not None and maker.op == "Cast" and maker.attrs["to"] in ("F16", "BF16")
-        source = maker.inputs[0] if half and maker is not None else name
-        array = reading.floats(source)
+        kind = str(maker.attrs["to"]) if maker is not None and maker.op == "Cast" else "F32"
+        array = reading.floats(name if maker is None or kind not in ROUNDING else maker.inputs[0])
         if array is None:
             return None
-        halves.append((array, half))
-    (cos, half), (sin, _) = halves
-    return cos, sin, half
+        parts.append((array, kind))
+    (cos, kind), (sin, _) = parts
+    return cos, sin, kind
 
 
 def _by_length(reading: Reading, node: Node, names: Any) -> tuple[Tables, Tables, int] | None:
@@ -222,14 +231,16 @@ def _by_length(reading: Reading, node: Node, names: Any) -> tuple[Tables, Tables
         if len(arrays) != 2:
             return None
         order = [list(maker.outputs).index(reading.name(name)) for name in names]
-        branches[attribute.name] = (arrays[order[0]], arrays[order[1]], False)
+        kind = "F16" if any(array.dtype == np.float16 for array in arrays) else "F32"
+        cos, sin = (np.asarray(arrays[place], np.float32) for place in order)
+        branches[attribute.name] = (cos, sin, kind)
     if set(branches) != {"then_branch", "else_branch"}:
         return None
     return branches["else_branch"], branches["then_branch"], border[0]
 
 
-def _branch(reading: Reading, graph: Any) -> list[Float32]:
-    """The constants that a branch gives."""
+def _branch(reading: Reading, graph: Any) -> list[Array]:
+    """The constants that a branch gives, in their own type."""
     import onnx
 
     inner = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
@@ -242,4 +253,4 @@ def _branch(reading: Reading, graph: Any) -> list[Float32]:
             if outside is not None:
                 inner[node.output[0]] = outside
     arrays = [inner.get(value.name) for value in graph.output]
-    return [np.asarray(array, np.float32) for array in arrays if array is not None and array.ndim == 2]
+    return [array for array in arrays if array is not None and array.ndim == 2]

@@ -85,7 +85,8 @@ class Reading:
         constants: Tensors of the decoder's own.
         states: Caches so far.
         contexts: The most positions that each rotation has rows for.
-        rotated: What stood before a rotation, and the rotation, by its result.
+        rotated: What stood before a rotation, the rotation, and its heads, by its result: attention does it itself,
+            and only for others it is a node.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Reading:
         self.constants: dict[str, QTensor] = {}
         self.states: list[State] = []
         self.contexts: list[int] = []
-        self.rotated: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.rotated: dict[str, tuple[str, dict[str, Any], int]] = {}
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
         self.nodes: list[Node] = []
         self._alias: dict[str, str] = {}
@@ -182,6 +183,8 @@ class Reading:
     def add(self, op: str, inputs: Iterable[str], output: str, width: int, **attrs: Attr) -> str:
         """Adds a node with one output; returns that."""
         names = [self.name(name) for name in inputs]
+        for name in names if op != "Attention" else ():
+            self._rotate(name)
         for name in names:
             if name in self.graph.constants and name not in self.constants:
                 self.constants[name] = self.graph.constants[name]
@@ -190,6 +193,20 @@ class Reading:
         self.nodes.append(Node(op, tuple(names), (output,), dict(attrs), output))
         self.widths[output] = width
         return output
+
+    def normed(self, x: str, weight: str, heads: int, epsilon: float) -> str:
+        """Adds a norm of every head of a value."""
+        x, width = self.name(x), self.widths[self.name(x)]
+        split = self.add("Reshape", (x,), f"{x}/heads", width // heads, shape=[0, 0, heads, width // heads])
+        normal = self.add("RMSNormalization", (split, weight), f"{x}/normal", width // heads, epsilon=epsilon)
+        return self.add("Reshape", (normal,), f"{x}/joined", width, shape=[0, 0, width])
+
+    def _rotate(self, name: str) -> None:
+        """Adds the rotation that a value stands for."""
+        if name in self.rotated:
+            x, rope, heads = self.rotated.pop(name)
+            attrs: dict[str, Attr] = {"heads": heads, "rope": rope, "length_of": f"kv.{len(self.states)}"}
+            self.nodes.append(Node("Rotary", (x,), (name,), attrs, name))
 
     def constant(self, name: str, array: Array) -> str:
         """Adds a constant of floats."""
@@ -203,6 +220,12 @@ class Reading:
             self._turned[name] = f"{name}.turned"
             self.nodes.append(Node("Transpose", (name,), (f"{name}.turned",), {"perm": [1, 0]}, f"{name}.turned"))
         return self._turned[name]
+
+    def turned_back(self, name: str) -> str:
+        """The matrix of the model whose transpose a value is; "" for any other."""
+        maker = self.makers.get(self.name(name))
+        turned = maker is not None and maker.op == "Transpose" and self.tensor(maker.inputs[0]) is not None
+        return self.name(maker.inputs[0]) if turned and maker is not None else ""
 
     def expect(self, node: Node, name: str, meaning: Callable[[int, int], Any], what: str) -> None:
         """Raises ObstacleError unless a value is what decoders mean by it, for a few lengths of new and past tokens."""
@@ -277,7 +300,7 @@ def _taken(node: Node) -> Sequence[str]:
         return [name for name in node.inputs if name]
     kind, inputs = node.attrs["type"], node.inputs
     if kind in _ATTENTION:
-        return [name for place, name in enumerate(inputs) if name and place in (0, 1, 2, 11)]
+        return [name for place, name in enumerate(inputs) if name and place in (0, 1, 2, 11, 14, 15)]
     return inputs[:1] if kind == "RotaryEmbedding" else [name for name in inputs if name]
 
 

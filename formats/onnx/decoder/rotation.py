@@ -14,19 +14,17 @@ import numpy as np
 
 from qdeploy.ir.tensor import Array, Float32
 
-_TOLERANCE = 3e-6
-"""How far a table may be from its frequencies: a few roundings of float32, and of angles up to 2^17 turns in it."""
-_HALF = 6e-4
-"""The same for tables that are stored in float16."""
+ROUNDING = {"F32": 3e-6, "F16": 6e-4, "BF16": 5e-3}
+"""How far a table of this type may be from its frequencies: a few of its roundings."""
 
 
-def frequencies(cos: Array, sin: Array, half: bool = False) -> tuple[Float32, float] | None:
+def frequencies(cos: Array, sin: Array, kind: str = "F32") -> tuple[Float32, float] | None:
     """The frequencies of a table.
 
     Args:
         cos: [positions, pairs].
         sin: The same shape.
-        half: Whether the tables are stored in 16 bits.
+        kind: The type that they are stored in: F32, F16 or BF16.
 
     Returns:
         float32 [pairs], and the factor; None where the tables are no rotation by positions from 0 on.
@@ -37,7 +35,7 @@ def frequencies(cos: Array, sin: Array, half: bool = False) -> tuple[Float32, fl
     if factor <= 0 or np.ptp(cos[0]) > 0 or np.any(sin[0]):
         return None
     factor = float(np.float32(factor))
-    estimate, tolerance = _unwrapped(cos, sin), _HALF if half else _TOLERANCE
+    estimate, tolerance = _unwrapped(cos, sin), ROUNDING[kind]
     for candidate in (*_of_round_bases(estimate), estimate.astype(np.float32)):
         if _gives(candidate, factor, cos, sin, tolerance * max(factor, 1.0)):
             return candidate, factor

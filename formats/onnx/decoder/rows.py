@@ -21,7 +21,11 @@ _FLOATS = ("F32", "F16", "BF16")
 
 def _gather(reading: Reading, node: Node) -> None:
     """Rows of a table by the ids of the tokens, or by their places."""
-    table = reading.tensor(node.inputs[0])
+    turned = reading.turned_back(node.inputs[0])
+    table = reading.tensor(turned or node.inputs[0])
+    if turned and table is not None and reading.name(node.inputs[1]) == IDS and node.attrs.get("axis", 0) == 0:
+        reading.add("Gather", (reading.turned(turned), IDS), node.outputs[0], table.shape[0], axis=0)
+        return
     if table is None or len(table.shape) != 2 or node.attrs.get("axis", 0) != 0:
         raise ObstacleError(node, "it does not take rows of a table")
     ids = reading.name(node.inputs[1])
@@ -204,6 +208,12 @@ def _experts(reading: Reading, node: Node) -> None:
     reading.add("Experts", (x, *node.inputs[1:]), node.outputs[0], down.shape[1], **node.attrs)
 
 
+def _transpose(reading: Reading, node: Node) -> None:
+    """The transpose of a matrix of the model: a table that is also the head."""
+    if reading.tensor(node.inputs[0]) is None or node.attrs.get("perm", [1, 0]) != [1, 0]:
+        raise ObstacleError(node, "it turns a computed value outside of attention")
+
+
 def _nothing(reading: Reading, node: Node) -> None:
     """A number that a node says: what takes it asks for it."""
 
@@ -229,6 +239,7 @@ READERS: Mapping[str, Reader] = {
     "Constant": _nothing,
     "GroupQueryAttention": grouped_attention,
     "RotaryEmbedding": rotary_embedding,
+    "Transpose": _transpose,
     "Route": _route,
     "Experts": _experts,
 }

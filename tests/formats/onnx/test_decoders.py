@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -31,6 +32,8 @@ SHAPES = {
     "QuickGelu": Shape(activation="QuickGelu"),
     "FastGelu": Shape(activation="FastGelu"),
     "a head of floats": Shape(float_head=True),
+    "norms behind a rotation": Shape(packed=False, fused_rope=False, norms_behind=True),
+    "a table of floats that is the head": Shape(tied=True),
     "tables of FP4": Shape(table=0),
     "tables of NF4": Shape(table=1),
     "experts with a gated unit": Shape(experts="swiglu"),
@@ -51,6 +54,36 @@ def test_logits_are_those_of_the_source_in_the_interpreter_and_in_the_runtime(sh
     qdeploy.convert(folder, tmp_path / "native", to="native")
     with Runtime(tmp_path / "native", threads=1, activations="exact", kv="f32") as runtime:
         assert np.abs(runtime.logits(ids[0]) - expected[0]).max() < 1e-4 * scale
+
+
+def test_norms_inside_of_attention_are_norms_before_it(tmp_path: Path):
+    """ONNX Runtime has them on GPUs alone; with the norms outside it is the same network."""
+    proto = DecoderFile(Shape(packed=False, norms=True)).model()
+    outside = qdeploy.load(saved(proto, tmp_path / "outside"))
+    for node in proto.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            names = [f"{node.name.removesuffix('.mixed')}.{side}" for side in "qk"]
+            node.input[:2] = names
+            node.input.extend([""] * (14 - len(node.input)) + [f"{name}.norm.w" for name in names])
+            node.attribute.append(onnx.helper.make_attribute("qk_norm_epsilon", 1e-6))
+    kept = [node for node in proto.graph.node if ".norm." not in node.name]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    inside = qdeploy.load(saved(proto, tmp_path / "inside"))
+    ids = np.random.default_rng(1).integers(0, VOCAB, (1, 20))
+    assert inside.graph.meta["kind"] == "decoder"
+    assert len(inside.graph.nodes) == len(outside.graph.nodes)
+    np.testing.assert_array_equal(inside.run(input_ids=ids)["logits"], outside.run(input_ids=ids)["logits"])
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_tables_of_16_bits_give_their_frequencies(kind: str):
+    narrow = ml_dtypes.bfloat16 if kind == "BF16" else np.float16
+    inv_freq = (1 / 10000.0 ** (np.arange(16, dtype=np.float32) / np.float32(16))).astype(np.float32)
+    angles = np.arange(256, dtype=np.float32)[:, None] * inv_freq
+    cos, sin = (turn(angles).astype(narrow).astype(np.float32) for turn in (np.cos, np.sin))
+    recovered = frequencies(cos, sin, kind)
+    assert recovered is not None and np.abs(recovered[0] - inv_freq).max() < 1e-7
 
 
 def test_greedy_text_is_that_of_the_source(tmp_path: Path):
