@@ -12,6 +12,7 @@ from qdeploy.arch.generation import TOKENS, generation_of
 from qdeploy.backends.onnx.attention import padded_head
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model
+from qdeploy.passes.experts import with_matrices
 
 CONFIG = "genai_config.json"
 TOKENIZER_FILES = (
@@ -104,6 +105,7 @@ def _decoder(graph: Graph, hidden: int) -> Mapping[str, Any]:
 
 def _hidden_size(model: Model) -> int:
     """Columns of the embedding."""
+    model = with_matrices(model)
     gather = next(node for node in model.graph.nodes if node.op == "Gather")
     return model.tensors[gather.inputs[0]].shape[1]
 

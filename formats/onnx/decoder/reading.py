@@ -25,6 +25,8 @@ from qdeploy.ir.tensor import Array, Buffer, Float32, QTensor, plain
 IDS, LOGITS = "input_ids", "logits"
 _ATTENTION = frozenset({"GroupQueryAttention"})
 """Operators that take and give a cache."""
+_UNREAD = frozenset({"MultiHeadAttention", "DecoderMaskedMultiHeadAttention", "PagedAttention", "SparseAttention"})
+"""Attention that may do so too, but is not read."""
 _LENGTHS = ((5, 0), (2, 5), (1, 3))
 """New tokens and those before them, which lengths and positions are tried with."""
 
@@ -46,8 +48,9 @@ class Heads:
 
 
 def is_decoder(graph: Graph) -> bool:
-    """Whether a network has attention that keeps keys and values."""
-    return any(node.op == "Opaque" and node.attrs["type"] in _ATTENTION for node in graph.nodes)
+    """Whether a network has attention that keeps keys and values, in an input of four axes each."""
+    kept = any(len(value.shape) == 4 for value in graph.inputs)
+    return kept and any(node.op == "Opaque" and node.attrs["type"] in _ATTENTION | _UNREAD for node in graph.nodes)
 
 
 def as_decoder(
@@ -108,7 +111,11 @@ class Reading:
         """Reads every node that the logits need; raises ObstacleError."""
         from qdeploy.formats.onnx.decoder.rows import READERS
 
-        for node in self._needed():
+        nodes = self._needed()
+        unread = next((node for node in nodes if self.kind(node) in _UNREAD), None)
+        if unread is not None:
+            raise ObstacleError(unread, "only GroupQueryAttention is read with its caches")
+        for node in nodes:
             reader = READERS.get(self.kind(node))
             if reader is None:
                 raise ObstacleError(node, "decoders have no such operator")

@@ -103,8 +103,9 @@ def test_greedy_text_is_that_of_the_source(tmp_path: Path):
     assert text == ids
 
 
-def test_the_decoder_goes_to_onnx_as_one(tmp_path: Path):
-    folder = write_decoder(tmp_path / "source", Shape(shared=True))
+@pytest.mark.parametrize("shape", [Shape(shared=True), Shape(tied=True)], ids=["a shared table", "a table of floats"])
+def test_the_decoder_goes_to_onnx_as_one(shape: Shape, tmp_path: Path):
+    folder = write_decoder(tmp_path / "source", shape)
     report = qdeploy.convert(folder, tmp_path / "out", to="onnx")
     assert all(check["error"] <= check["limit"] for check in report["checks"])
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]
