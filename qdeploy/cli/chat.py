@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdeploy.errors import BadArgumentError, QdeployError
+from qdeploy.extras import require
 from qdeploy.sizes import human
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _HELP = """/memory SIZE   moves the budget (2GB); without a size, shows what is 
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.argument("model", type=click.Path())
 @click.option("--system", default="", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("-m", "--memory", metavar="SIZE", help="All that may be held for the model: 3GB. Default: everything.")
 @click.option("-n", "--tokens", type=click.IntRange(1), default=1024, show_default=True, help="Of an answer at most.")
@@ -40,6 +41,7 @@ def command(model: str, system: str, memory: str | None, tokens: int, threads: i
       > Hello
       > /memory 1GB
     """
+    require("jinja2", "tokenizers", purpose="a conversation")
     from qdeploy.native import Engine, Runtime
 
     with Runtime(model, memory=memory, threads=threads, kv=kv, session=False) as runtime, Engine(runtime) as engine:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdeploy.errors import BadArgumentError, QdeployError
+from qdeploy.extras import require
 from qdeploy.sizes import human, parse_size
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def command(
       qdeploy run model.qd -p "Once upon a time" --memory 350MB
       qdeploy run model.qd -p "Once upon a time" --memory-trace 0s:400MB,2s:250MB,4s:500MB
     """
+    if chat:
+        require("jinja2", "tokenizers", purpose="a conversation")
     from qdeploy.native import Runtime
 
     trace = parse_trace(memory_trace)

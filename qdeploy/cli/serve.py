@@ -24,7 +24,7 @@ _KEYS, _ADMIN = "QDEPLOY_API_KEYS", "QDEPLOY_ADMIN_TOKEN"
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.argument("model", type=click.Path())
 @click.option("-m", "--memory", metavar="SIZE", help="All that may be held for the model and its requests: 3GB.")
 @click.option("--follow-pressure", is_flag=True, help="Let Linux move it: cgroup limits and memory stalls.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,24 @@ from qdeploy.native.library import library
 from qdeploy.store.folder import parse_json
 
 _MOST_THREADS, _LONGEST, _LEAST = 4096, 1_000_000, 1 << 31
+_MAGIC = b"qdeploy\n"
+
+
+def model_path(path: str | os.PathLike[str]) -> str:
+    """The path of a model file; BadFileError for a folder, and for a file that begins otherwise."""
+    name = os.fspath(path)
+    kind = "a folder" if os.path.isdir(name) else ""
+    if os.path.isfile(name) and os.path.getsize(name) >= len(_MAGIC):
+        with open(name, "rb") as file:
+            kind = "" if file.read(len(_MAGIC)) == _MAGIC else "a file of another format"
+    if kind:
+        raise BadFileError(
+            "not a model file of the native runtime",
+            where=name,
+            found=kind,
+            todo=f"If it is a checkpoint: qdeploy convert {name} model.qd --to native",
+        )
+    return name
 
 
 def token_ids(ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int32]:

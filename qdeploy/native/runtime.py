@@ -27,6 +27,7 @@ from qdeploy.native.arguments import (
     check_logits,
     check_text,
     meta_of,
+    model_path,
     sampling_of,
     thread_count,
     token_ids,
@@ -110,7 +111,7 @@ class Runtime(Budgeted):
         session: bool = True,
     ) -> None:
         self._ffi, self._lib = library()
-        self.path = os.fspath(path)
+        self.path = model_path(path)
         self._model = self._session = None
         self.engines: WeakSet[Any] = WeakSet()  # they are closed with it
         self.finish_reason: Reason = ""

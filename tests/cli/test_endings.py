@@ -141,3 +141,22 @@ def test_an_interruption_promises_a_resume_to_packages_alone(
     monkeypatch.setattr("qdeploy.conversion.run", interrupted)
     assert ends("convert", TINY, "nowhere", "--to", to) == 130
     assert ("continues" in capsys.readouterr().err) == continued
+
+
+@pytest.mark.parametrize("verb", ["run", "chat", "bench", "serve"])
+def test_a_checkpoint_where_a_native_file_belongs_is_told_how_to_become_one(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(32))
+    for path in (TINY, tmp_path / "model.gguf"):
+        arguments = {"run": ("-p", "x"), "serve": ("--port", "0")}.get(verb, ())
+        assert ends(verb, path, *arguments) == 2
+        assert f"qdeploy convert {path} model.qd --to native" in "".join(capsys.readouterr().err.split("\n"))
+
+
+@pytest.mark.parametrize("arguments", [("chat", "m.qd"), ("run", "m.qd", "--chat", "-p", "x")])
+@pytest.mark.parametrize("modules", ["jinja2", "jinja2 tokenizers"])
+def test_a_conversation_names_the_extra_that_brings_all_it_needs(modules: str, arguments: tuple[str, ...]):
+    ended = without(modules, *arguments)
+    assert ended.returncode == 2
+    assert "a conversation needs a package" in ended.stderr and "qdeploy[chat]" in ended.stderr
