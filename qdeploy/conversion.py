@@ -26,6 +26,7 @@ from qdeploy.options import requested
 from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import PACKAGE, SOURCE, ConversionSpec, PackageOptions
 from qdeploy.store.codec import keep_slabs
+from qdeploy.store.finished import folder_beside, forget
 from qdeploy.store.output import Staged, content_hash, refuse_existing, staged
 from qdeploy.store.report_form import REPORT
 from qdeploy.version import VERSION
@@ -138,7 +139,24 @@ def run(
     spec = completed(model, spec)
     if spec.integers is not None and spec.passes.allocate:
         spec = spec.with_layer_bits(_bits(restated(model, spec), spec, progress))
-    floats, model = model, derived(model, spec, progress)
+    finished = folder_beside(path)
+    floats, model = model, derived(model, spec, progress, finished)
+    report = _written(floats, model, path, row, spec, force, progress, timing)
+    forget(finished)
+    return report
+
+
+def _written(
+    floats: Model,
+    model: Model,
+    path: Path,
+    row: BackendRow | None,
+    spec: ConversionSpec,
+    force: bool,
+    progress: Progress,
+    timing: bool | None,
+) -> Report:
+    """The output of a model that was derived from `floats`."""
     if row is not None:
         quantized = timing is not False and (spec.passes.quantize or spec.integers is not None)
         quantized = quantized and (timing or not floats.graph.states)

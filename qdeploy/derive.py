@@ -5,6 +5,8 @@ All are pure functions of the source and the spec, so an output can be held agai
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qdeploy.ir.model import Model
 from qdeploy.progress import SILENT, Progress
 from qdeploy.spec import ConversionSpec
@@ -24,13 +26,14 @@ def completed(model: Model, spec: ConversionSpec) -> ConversionSpec:
     return spec.with_quantizers(with_embeddings(model, spec.passes.quantize))
 
 
-def restated(model: Model, spec: ConversionSpec, progress: Progress = SILENT) -> Model:
+def restated(model: Model, spec: ConversionSpec, progress: Progress = SILENT, folder: Path | None = None) -> Model:
     """Returns the model with its tensors recovered, quantized and restated as they are read.
 
     Args:
         model: As its reader gives it.
         spec: The conversion.
-        progress: Told of the search for grids.
+        progress: Told of the search for grids, and of tensors that are quantized by data.
+        folder: Where those are kept as soon as they are finished; None: nowhere.
 
     Raises:
         UnsupportedError: The model has nothing that a pass could be applied to.
@@ -42,7 +45,7 @@ def restated(model: Model, spec: ConversionSpec, progress: Progress = SILENT) ->
     if spec.passes.quantize:
         from qdeploy.quantize import quantize_model
 
-        model = quantize_model(model, spec.passes.quantize)
+        model = quantize_model(model, spec.passes.quantize, progress, folder)
     if spec.passes.lower:
         from qdeploy.quantize.restate import lower_model
 
@@ -50,18 +53,19 @@ def restated(model: Model, spec: ConversionSpec, progress: Progress = SILENT) ->
     return model
 
 
-def derived(model: Model, spec: ConversionSpec, progress: Progress = SILENT) -> Model:
+def derived(model: Model, spec: ConversionSpec, progress: Progress = SILENT, folder: Path | None = None) -> Model:
     """Returns the model after all passes: `restated`, and as a network of integers where the target takes one.
 
     Args:
         model: As its reader gives it.
         spec: The conversion.
-        progress: Told of calibration.
+        progress: As for `restated`, and told of calibration.
+        folder: As for `restated`.
 
     Raises:
         UnsupportedError: The model has nothing that a pass could be applied to, or no integer form.
     """
-    model = restated(model, spec, progress)
+    model = restated(model, spec, progress, folder)
     if spec.passes.quantize:
         from qdeploy.quantize.embeddings import note_floats
 

@@ -12,13 +12,14 @@ from qdeploy.sizes import human
 
 
 class Bar:
-    """Progress on stderr: a bar on a terminal, else a line per stage and one every ten seconds."""
+    """Progress on stderr with the time that is left: a bar on a terminal, else a line now and every ten seconds."""
 
     def __init__(self, hidden: bool = False) -> None:
         self._hidden = hidden
         self._bar: Any = None
         self._task: Any = None
         self._title, self._unit, self._total, self._done, self._printed_at = "", "", 0, 0, 0.0
+        self._started_at = 0.0
         self._drawn = False
 
     def __enter__(self) -> Bar:
@@ -34,6 +35,7 @@ class Bar:
     def start(self, title: str, total: int, unit: str = "") -> None:
         """A stage begins."""
         self._title, self._unit, self._total, self._done, self._printed_at = title, unit, total, 0, time.monotonic()
+        self._started_at = self._printed_at
         if self._drawn:
             self._draw()
         elif not self._hidden and total:
@@ -47,7 +49,14 @@ class Bar:
         elif not self._hidden and time.monotonic() - self._printed_at > 10:
             self._printed_at = time.monotonic()
             done = f"{self._shown(self._done)} of {self._shown(self._total)}"
-            print(f"{self._title}: {done}, {printable(detail)}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {done}{self._left()}, {printable(detail)}", file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        """How long the stage will still take if it goes on as it did."""
+        if not 0 < self._done < self._total:
+            return ""
+        seconds = (time.monotonic() - self._started_at) * (self._total - self._done) / self._done
+        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
 
     def _shown(self, count: int) -> str:
         return f"{count} {self._unit}" if self._unit else human(count)

@@ -11,8 +11,10 @@ Other people's quantizers register their dataclass under the entry point group `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from qdeploy.ir.model import Model
+from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.contract import QuantizerRow
 from qdeploy.quantize.specs import QUANTIZERS, parse
 
@@ -27,7 +29,9 @@ BUILT_IN = (
 """The quantizers of this project."""
 
 
-def quantize_model(model: Model, specs: Sequence[str]) -> Model:
+def quantize_model(
+    model: Model, specs: Sequence[str], progress: Progress = SILENT, folder: Path | None = None
+) -> Model:
     """Returns the model with the weights of its linear layers (a tied embedding included) quantized as they are read.
 
     An embedding that is nothing else is quantized only where a method names it with only=REGEX; a conversion adds such
@@ -36,6 +40,9 @@ def quantize_model(model: Model, specs: Sequence[str]) -> Model:
     Args:
         model: A model with float weights.
         specs: Methods; the first that takes a tensor's name has it.
+        progress: Told of sequences that are run, and of tensors.
+        folder: Where tensors that follow from data are kept as soon as they are finished, and taken from if a run
+            before this one has finished them (`qdeploy.quantize.resume`); None: nowhere.
 
     Raises:
         UnsupportedError: A weight is quantized already.
@@ -43,4 +50,4 @@ def quantize_model(model: Model, specs: Sequence[str]) -> Model:
     """
     from qdeploy.quantize.driver import quantized
 
-    return quantized(model, [parse(spec) for spec in specs])
+    return quantized(model, [parse(spec) for spec in specs], progress, folder)

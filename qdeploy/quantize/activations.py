@@ -22,6 +22,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.run import Cache, run
 from qdeploy.ir.tensor import Array, Float32, QTensor
 from qdeploy.passes.expand import expand_graph
+from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.contract import Kind, Statistics
 from qdeploy.quantize.samples import read_samples, read_text
 from qdeploy.tokenizing import open_tokenizer
@@ -61,13 +62,16 @@ class Sums:
         return Statistics(norms, moments, self._sum / self._tokens if "means" in self._kinds else None)
 
 
-def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[dict[str, Statistics], int]:
+def text_statistics(
+    model: Model, path: str, kinds: Collection[Kind], progress: Progress = SILENT
+) -> tuple[dict[str, Statistics], int]:
     """Runs a text through a decoder.
 
     Args:
         model: A decoder with its tokenizer.json.
         path: A text file, UTF-8.
         kinds: What is measured.
+        progress: Told of sequences.
 
     Returns:
         The statistics of the inputs of every linear layer, by the name of its weight; and how many tokens were used.
@@ -77,6 +81,7 @@ def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[d
         BadArgumentError: The text cannot be read, or is empty.
     """
     ids, sums = pieces_of(model, path), dict[str, Sums]()
+    progress.start("statistics of the inputs of layers", len(ids), "sequences")
     for piece in ids:
         observe(
             model.graph,
@@ -84,6 +89,7 @@ def text_statistics(model: Model, path: str, kinds: Collection[Kind]) -> tuple[d
             model.tensors,
             lambda weight, x: sums.setdefault(weight, Sums(kinds)).add(x),
         )
+        progress.advance(1)
     return {name: accumulated.statistics() for name, accumulated in sums.items()}, ids.size
 
 

@@ -16,12 +16,14 @@ from qdeploy.ir.model import Model, ReplacedTensors
 from qdeploy.ir.ops.table import op
 from qdeploy.ir.tensor import Array, QTensor
 from qdeploy.ir.views import Floats, view
+from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.activations import Sums, observe, pieces_of, text_statistics
 from qdeploy.quantize.contract import Statistics, Weight
 from qdeploy.quantize.ladder.imported import has_planes
 from qdeploy.quantize.measured import measured_rungs, with_errors
 from qdeploy.quantize.networks import META as NETWORK_META
 from qdeploy.quantize.networks import layer_weights, rounded
+from qdeploy.quantize.resume import Finished
 from qdeploy.quantize.samples import read_samples
 from qdeploy.quantize.shifts import shifted
 from qdeploy.quantize.specs import Spec
@@ -32,7 +34,7 @@ _STACK = "Stack"
 """The op that makes one tensor of the weights of experts, each of which is a matrix of its own."""
 
 
-def quantized(model: Model, specs: Sequence[Spec]) -> Model:
+def quantized(model: Model, specs: Sequence[Spec], progress: Progress = SILENT, folder: Path | None = None) -> Model:
     """See `qdeploy.quantize.quantize_model`."""
     if _is_network(model):
         return _quantized_network(model, specs)
@@ -41,6 +43,7 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
     losses: dict[str, float] = {}
     shifts: dict[str, QTensor] = {}
     tensors: dict[str, QTensor] = {}
+    finished = Finished(folder, model)
     followed: dict[str, list[tuple[Spec, Weight]]] = {}
     for spec in specs:
         own = [Weight(name, model.tensors[name], losses, shifts) for name, taker in weights.items() if taker is spec]
@@ -50,14 +53,31 @@ def quantized(model: Model, specs: Sequence[Spec]) -> Model:
         if _is_followed(spec):
             followed.setdefault(spec.needs.text, []).extend((spec, weight) for weight in own)
             continue
-        statistics = _measured(model, spec)
-        for weight in own:
-            known = statistics.get(weight.name)
-            tensors[weight.name] = spec.quantized(weight, () if known is None else (known,))
+        tensors |= _one_by_one(model, spec, own, finished, progress)
     for text, members in followed.items():
-        tensors |= _by_streams(model, text, members)
+        tensors |= _by_streams(model, text, members, finished, progress)
     model = dataclasses.replace(model, tensors=ReplacedTensors(model.tensors, tensors), losses=losses)
-    return _with_costs(source, shifted(model, shifts), specs)
+    return _with_costs(source, shifted(model, shifts), specs, progress)
+
+
+def _one_by_one(
+    model: Model, spec: Spec, weights: Sequence[Weight], finished: Finished, progress: Progress
+) -> dict[str, QTensor]:
+    """The tensors of a quantizer that looks at each weight by itself; those that follow from data are kept."""
+    statistics, tensors = _measured(model, spec, progress), dict[str, QTensor]()
+    if spec.needs.text:
+        progress.start(f"{spec.method}: weights", len(weights), "tensors")
+    for weight in weights:
+        known = statistics.get(weight.name)
+        tensor = finished.restored(spec, weight) if spec.needs.text else None
+        if tensor is None:
+            tensor = spec.quantized(weight, () if known is None else (known,))
+            if spec.needs.text:
+                finished.keep(spec, weight, tensor)
+        tensors[weight.name] = tensor
+        if spec.needs.text:
+            progress.advance(1, weight.name)
+    return tensors
 
 
 def _is_network(model: Model) -> bool:
@@ -169,7 +189,7 @@ def embedding_tables(model: Model) -> tuple[str, ...]:
     return tuple(n for n in gathered if n not in linear and len(model.tensors[n].shape) == 2)
 
 
-def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
+def _measured(model: Model, spec: Spec, progress: Progress) -> Mapping[str, Statistics]:
     """The statistics of the float model by weight, which the model's notes tell of."""
     needs = spec.needs
     if not needs.kinds:
@@ -179,7 +199,7 @@ def _measured(model: Model, spec: Spec) -> Mapping[str, Statistics]:
         return {}
     if StatisticsFolder.is_one(needs.text):
         return _Stored(StatisticsFolder(Path(needs.text)).inputs(), model)
-    statistics, tokens = text_statistics(model, needs.text, needs.kinds)
+    statistics, tokens = text_statistics(model, needs.text, needs.kinds, progress)
     model.notes.append(f"{spec.method}: activation scales from {tokens} tokens of the calibration text")
     return statistics
 
@@ -248,7 +268,9 @@ def _by_levels(model: Model, spec: Spec, weights: Sequence[Weight]) -> dict[str,
     return quantized_tensors | {name: spec.quantized(weight, ()) for name, weight in unseen.items()}
 
 
-def _by_streams(model: Model, text: str, members: Sequence[tuple[Spec, Weight]]) -> dict[str, QTensor]:
+def _by_streams(
+    model: Model, text: str, members: Sequence[tuple[Spec, Weight]], finished: Finished, progress: Progress
+) -> dict[str, QTensor]:
     """The tensors of quantizers that follow the inputs of layers on a text, at rungs of what they have made so far."""
     waiting = {weight.name: (spec, weight) for spec, weight in members}
     streams = max((spec.needs.streams for spec, _ in members), default=0)
@@ -257,28 +279,37 @@ def _by_streams(model: Model, text: str, members: Sequence[tuple[Spec, Weight]])
     methods = ", ".join(dict.fromkeys(spec.method for spec, _ in members))
     model.notes.append(f"{methods}: {how} {samples.tokens} tokens of the calibration text")
     tensors: dict[str, QTensor] = {}
+    progress.start(f"{methods}: weights", len(members), "tensors")
+
+    def quantized_one(name: str, statistics: Sequence[Statistics]) -> QTensor:
+        spec, weight = waiting[name]
+        tensor = finished.restored(spec, weight)
+        if tensor is None:
+            tensor = spec.quantized(weight, statistics)
+            finished.keep(spec, weight, tensor)
+        progress.advance(1, name)
+        return tensor
 
     def quantize(name: str, statistics: Sequence[Statistics]) -> Quantized | None:
         if name not in waiting:
             return None
-        spec, weight = waiting[name]
         if name not in tensors:
-            tensors[name] = spec.quantized(weight, statistics)
-        return tensors[name], weight.shifts.get(name)
+            tensors[name] = quantized_one(name, statistics)
+        return tensors[name], waiting[name][1].shifts.get(name)
 
     run_streams(model, samples, waiting, streams, quantize)
-    unseen = [pair for name, pair in waiting.items() if name not in tensors]
-    return tensors | {weight.name: spec.quantized(weight, ()) for spec, weight in unseen}
+    unseen = [name for name in waiting if name not in tensors]
+    return tensors | {name: quantized_one(name, ()) for name in unseen}
 
 
-def _with_costs(source: Model, model: Model, specs: Sequence[Spec]) -> Model:
+def _with_costs(source: Model, model: Model, specs: Sequence[Spec], progress: Progress) -> Model:
     """The model with what each rung costs the network, where a quantizer asks for it and names its data."""
     texts = [spec.needs.text for spec in specs if spec.needs.costs and spec.needs.text]
     text = next((text for text in texts if not StatisticsFolder.is_one(text)), "")
     if not text:
         return model
     _, held_back = read_samples(source, text).parted()
-    costs = measured_rungs(source, model, held_back)
+    costs = measured_rungs(source, model, held_back, progress)
     if not costs:
         model.notes.append("the losses of rungs are predicted from the errors of their layers")
     known = {name: with_errors(model.tensors[name], errors) for name, errors in costs.items()}
