@@ -30,6 +30,7 @@ _NUMBERS = (
 @click.option("--length", type=click.IntRange(0), default=0, help="Of a sequence; 0: the context, at most 512.")
 @click.option("--activations", type=click.Choice(["int8", "exact"]), default="int8", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: one per core.")
+@click.option("--plot", metavar="FILE", default="", help="Draw all budgets: FILE.png or FILE.svg (qdeploy[plot]).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def command(
@@ -41,6 +42,7 @@ def command(
     length: int,
     activations: Any,
     threads: int,
+    plot: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -50,9 +52,14 @@ def command(
     Examples:
       qdeploy eval model.qd --text held-out.txt --budgets 8
       qdeploy eval model.qd --text held-out.txt --against base-model
+      qdeploy eval model.qd --text held-out.txt --budgets 8 --plot curve.svg
     """
     from qdeploy.evaluation import evaluate
 
+    if plot:
+        from qdeploy.cli.plot import check, draw_measured
+
+        check(plot)
     with Bar(hidden=quiet or as_json) as bar:
         report = evaluate(
             model,
@@ -65,6 +72,8 @@ def command(
             threads=threads,
             progress=bar,
         )
+    if plot:
+        draw_measured(report, plot)
     if as_json:
         click.echo(json.dumps(report))
     else:

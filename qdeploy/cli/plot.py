@@ -1,4 +1,4 @@
-"""The plot of `qdeploy plan --plot`: predicted loss against megabytes, with floor, ceiling and budget."""
+"""Plots of budgets: `qdeploy plan --plot`, predicted loss over megabytes; `qdeploy eval --plot`, what was measured."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from qdeploy.extras import require
 from qdeploy.sizes import human
 
 _FORMATS = (".png", ".svg")
+_MEASURED = ("perplexity", "divergence", "cosine")
+"""What is drawn of an evaluation: the first of these that it has."""
 
 
 def check(path: str) -> None:
@@ -51,9 +53,41 @@ def draw(report: dict[str, Any], path: str) -> None:
     axes.set_xlabel("memory, everything counted (MB)")
     axes.set_ylabel("predicted loss")
     axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _save(figure, axes, report, path)
+
+
+def draw_measured(report: dict[str, Any], path: str) -> None:
+    """Draws what `qdeploy.evaluation.evaluate` measured of a native file, over the bytes of its weights.
+
+    Raises:
+        BadArgumentError: The model has no budgets.
+        OutputError: The file cannot be written.
+    """
+    points = report["points"]
+    name = next((name for name in _MEASURED if name in points[0]), "")
+    if len(points) < 2 or "bytes" not in points[0] or not name:
+        raise BadArgumentError(
+            "one point is no curve", found=report["path"], allowed="a native file", todo="Pass --budgets 8."
+        )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    sizes = [point["bytes"] / 1e6 for point in points]
+    axes.plot(sizes, [point[name] for point in points], "o-", color="#1f5fa8", linewidth=1.8)
+    if name == "perplexity":
+        axes.set_yscale("log")
+    axes.set_xlabel("weights (MB)")
+    axes.set_ylabel(name)
+    _save(figure, axes, report, path)
+
+
+def _save(figure: Any, axes: Any, report: dict[str, Any], path: str) -> None:
     axes.set_title(os.path.basename(report["path"].rstrip("/")))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

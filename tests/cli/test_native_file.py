@@ -351,6 +351,16 @@ def test_the_curve_is_drawn(run: Cli, file: Path, tmp_path: Path, name: str, hea
     assert (tmp_path / name).read_bytes().startswith(head)
 
 
+@pytest.mark.parametrize("name", ["measured.png", "measured.svg"])
+def test_what_was_measured_is_drawn(run: Cli, file: Path, tmp_path: Path, name: str):
+    pytest.importorskip("matplotlib", reason="pip install 'qdeploy[plot]'")
+    np.save(tmp_path / "ids.npy", np.arange(3, 43).reshape(2, 20))
+    arguments = ("eval", file, "--text", tmp_path / "ids.npy", "--plot", tmp_path / name)
+    assert "--budgets" in run(*arguments, code=2)
+    run(*arguments, "--budgets", "3")
+    assert (tmp_path / name).stat().st_size > 5000
+
+
 def test_a_plot_that_cannot_be_drawn_is_refused_first(run: Cli, file: Path, tmp_path: Path, monkeypatch):
     assert ".svg" in run("plan", file, "--plot", tmp_path / "curve.gif", code=2)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
