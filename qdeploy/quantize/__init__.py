@@ -3,6 +3,7 @@
 rtn        round to nearest in groups
 gptq       the same, with later weights making up for the errors of earlier ones
 bitstack   sums of signs times low-rank products, elastic
+ternary    -1, 0 and +1 times the mean or median magnitude
 ladder     bit planes of which every prefix is fitted for its size, elastic
 
 Other people's quantizers register their dataclass under the entry point group `qdeploy.quantizers`.
@@ -24,6 +25,7 @@ BUILT_IN = (
     QuantizerRow("rtn", "qdeploy.quantize.nearest:Rtn"),
     QuantizerRow("gptq", "qdeploy.quantize.gptq:Gptq"),
     QuantizerRow("bitstack", "qdeploy.quantize.bitstack:BitStack"),
+    QuantizerRow("ternary", "qdeploy.quantize.ternary:Ternary"),
     QuantizerRow("ladder", "qdeploy.quantize.ladder.quantizer:Ladder"),
 )
 """The quantizers of this project."""
