@@ -21,7 +21,7 @@ from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array
 from qdeploy.progress import SILENT, Progress
 from qdeploy.quantize.samples import TOKENS, Samples, read_samples
-from qdeploy.quantize.statistics import FILE, FORMAT, Gathered, StatisticsFolder, save_arrays
+from qdeploy.quantize.statistics import FILE, FORMAT, Gathered, StatisticsFolder, fingerprint, save_arrays
 from qdeploy.quantize.walk import Walk, on_all_cores
 from qdeploy.store.archives import read_arrays
 
@@ -85,16 +85,6 @@ def _started(model: Model, samples: Samples, target: Path, force: bool) -> dict[
     for file in (*target.glob("*.npz"), target / FILE):
         file.unlink()
     return described
-
-
-def fingerprint(model: Model) -> str:
-    """What tells one model from another: its configuration, names, shapes and the first rows of its matrices."""
-    digest = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode())
-    for name, tensor in model.tensors.items():
-        digest.update(f"{name} {tensor.shape}".encode())
-        if len(tensor.shape) == 2:
-            digest.update(tensor.decode(slice(0, 1)).tobytes())
-    return digest.hexdigest()
 
 
 class _Run:

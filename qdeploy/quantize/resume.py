@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.calibrate.layers import fingerprint
 from qdeploy.errors import BadFileError
 from qdeploy.ir.encoding import tensor_from_json, tensor_to_json
 from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array, Buffer, QTensor, buffers, plain
 from qdeploy.quantize.contract import Weight
 from qdeploy.quantize.specs import Spec
-from qdeploy.quantize.statistics import FILE, StatisticsFolder, save_arrays
+from qdeploy.quantize.statistics import FILE, StatisticsFolder, fingerprint, save_arrays
 from qdeploy.store.archives import read_arrays
 from qdeploy.store.spill import Spill
 from qdeploy.store.storage import storage_dtype

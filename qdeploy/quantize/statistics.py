@@ -10,6 +10,7 @@ An input's file is written whole before it is listed, so that calibration can be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdeploy.errors import BadFileError
+from qdeploy.ir.model import Model
 from qdeploy.ir.tensor import Array, Float32
 from qdeploy.quantize.contract import Statistics
 from qdeploy.store.archives import read_arrays
@@ -86,6 +88,16 @@ class StatisticsFolder:
             return {str(weight): InputFile(self.path / _own(row["file"])) for row in rows for weight in row["weights"]}
         except (TypeError, KeyError, ValueError) as error:
             raise BadFileError("inputs that are not described", where=str(self.path / FILE), found=error) from error
+
+
+def fingerprint(model: Model) -> str:
+    """What tells one model from another: its configuration, names, shapes and the first rows of its matrices."""
+    digest = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode())
+    for name, tensor in model.tensors.items():
+        digest.update(f"{name} {tensor.shape}".encode())
+        if len(tensor.shape) == 2:
+            digest.update(tensor.decode(slice(0, 1)).tobytes())
+    return digest.hexdigest()
 
 
 def _own(name: object) -> str:
