@@ -87,8 +87,8 @@ class _Work:
 
     def _rounded(self, values: Float32, start: int) -> Float32:
         steps = self._spread(start, start + len(values), values.shape[1])
-        codes: Float32 = nearest(values / np.where(steps == 0, np.float32(1), steps), -1, 1) + np.float32(1)
-        return codes
+        scaled: Float32 = (values / np.where(steps == 0, np.float32(1), steps)).astype(np.float32)
+        return nearest(scaled, -1, 1) + np.float32(1)
 
     def _spread(self, start: int, stop: int, columns: int) -> Float32:
         """The scale of every weight of some rows: [rows, columns], or [1, 1]."""
