@@ -93,7 +93,7 @@ def read(folder: Folder) -> Model:
         unapplied.add("inputs to 8-bit int per token, dynamic", module)
         claims.append(layer.online() if online else layer.claim())
     notes.extend(unapplied.notes())
-    return assemble(checkpoint, NAME, claims, notes)
+    return assemble(checkpoint, NAME, claims, notes, floats=online)  # a list may leave out all that there are
 
 
 def _one_of(settings: Settings, field: str, allowed: tuple[str, ...]) -> str:

@@ -258,10 +258,17 @@ class Checkpoint:
                 )
 
 
-def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes: list[str] | None = None) -> Model:
+def assemble(
+    checkpoint: Checkpoint,
+    format: str,
+    claims: Iterable[Claim],
+    notes: list[str] | None = None,
+    floats: bool = False,
+) -> Model:
     """Makes the model: claimed parameters, and everything else as plain tensors.
 
-    `notes` becomes the model's own list, so that a claim can add to it at the first use of its tensor.
+    `notes` becomes the model's own list, so that a claim can add to it at the first use of its tensor. With `floats`,
+    nothing need be quantized at all.
 
     Raises:
         UnsupportedError: A stored tensor belongs to a quantized parameter that no packing claims.
@@ -287,7 +294,7 @@ def assemble(checkpoint: Checkpoint, format: str, claims: Iterable[Claim], notes
         if name in builders:
             raise AmbiguousError("a parameter is stored both quantized and plain", where=name)
         builders[name] = lambda name=name: checkpoint.plain(name, "safetensors")  # type: ignore[misc]
-    if not taken:
+    if not taken and not floats:
         _refuse_floats(checkpoint)
     tensors = LazyTensors(builders)
     origins = tuple(checkpoint.origins.values())
