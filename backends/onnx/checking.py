@@ -27,10 +27,12 @@ from qdeploy.backends.onnx.proto import DATA_FILE, MODEL_FILE
 from qdeploy.backends.onnx.sampling import Arrays, Case, node_cases
 from qdeploy.backends.onnx.trial import (
     can_run,
+    encoder_inputs,
     is_half,
     rounds,
     shares,
     source_file,
+    token_ids,
     trial_codes,
     trial_extents,
     trial_inputs,
@@ -39,7 +41,7 @@ from qdeploy.backends.onnx.trial import (
 from qdeploy.contracts.results import CheckResult
 from qdeploy.errors import BadFileError, ProofError
 from qdeploy.extras import missing
-from qdeploy.ir.element import as_value, element_dtype
+from qdeploy.ir.element import as_value
 from qdeploy.ir.graph import Graph
 from qdeploy.ir.model import Model, ReplacedTensors
 from qdeploy.ir.tensor import Array, Buffer, ComputedRows, QTensor, plain
@@ -200,14 +202,9 @@ def _trial_run(graph: Graph, weights: Mapping[str, Array]) -> tuple[Arrays, Arra
     return inputs, run(graph, inputs, {}, weights, guard=Guard())[0]
 
 
-def _ids(model: Model, shape: tuple[int, int]) -> Array:
-    vocab = int(model.graph.meta["vocab"])  # type: ignore[arg-type]
-    return np.random.default_rng(0).integers(0, vocab, shape, dtype=np.int64)
-
-
 def _decoder_inputs(model: Model) -> list[Arrays]:
     """A prompt of 9 tokens, then 3 more."""
-    ids = _ids(model, (1, 12))
+    ids = token_ids(model.graph, (1, 12))
     return [
         {"input_ids": ids[:, start:stop], "attention_mask": np.ones((1, stop), np.int64)}
         for start, stop in ((0, 9), (9, 12))
@@ -216,18 +213,10 @@ def _decoder_inputs(model: Model) -> list[Arrays]:
 
 def _encoder_inputs(model: Model) -> Arrays:
     """Two texts, the second of them padded, or whatever else the graph takes: two of it."""
-    every: dict[str, Array] = {}
-    if "vocab" in model.graph.meta:
-        mask = np.ones((2, 9), np.int64)
-        mask[1, 6:] = 0
-        every = {"input_ids": _ids(model, (2, 9)), "attention_mask": mask, "token_type_ids": np.zeros((2, 9), np.int64)}
-    random = np.random.default_rng(0)
-    for value in model.graph.inputs:
-        if value.name.endswith("_input_ids"):
-            every[value.name] = _ids(model, (2, 7))
-        elif value.name not in every:
-            every[value.name] = random.normal(size=[n if isinstance(n, int) else 2 for n in value.shape])
-    return {value.name: every[value.name].astype(element_dtype(value.dtype)) for value in model.graph.inputs}
+    inputs = encoder_inputs(model.graph, 2, 9, 7)
+    if "vocab" in model.graph.meta and "attention_mask" in inputs:
+        inputs["attention_mask"][1, 6:] = 0
+    return inputs
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

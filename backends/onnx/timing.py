@@ -11,14 +11,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qdeploy.backends.onnx.assemble import assemble
 from qdeploy.backends.onnx.options import Options
 from qdeploy.backends.onnx.proto import MODEL_FILE
-from qdeploy.backends.onnx.trial import can_run, trial_extents, trial_inputs
+from qdeploy.backends.onnx.trial import can_run, encoder_inputs, trial_extents, trial_inputs
 from qdeploy.contracts.results import Timing
 from qdeploy.errors import QdeployError
 from qdeploy.ir.element import element_dtype
@@ -72,26 +71,13 @@ def _untimed(floats: Model) -> str:
 
 def _save_inputs(floats: Graph, graph: Graph, job: Path) -> int:
     """Writes inputs of both to try, one after the other; returns how many there are."""
-    tries = [_texts(floats)] if "vocab" in floats.meta else [trial_inputs(floats, n) for n in trial_extents(floats)]
+    length = min(TOKENS, int(floats.meta.get("context") or TOKENS))  # type: ignore[arg-type]
+    texts = [encoder_inputs(floats, 1, length, length)] if "vocab" in floats.meta else []
+    tries = texts or [trial_inputs(floats, n) for n in trial_extents(floats)]
     for place, inputs in enumerate(tries):
         np.savez(job / f"{place}.floats.npz", **inputs)  # type: ignore[arg-type]
         np.savez(job / f"{place}.output.npz", **_typed(graph, inputs))  # type: ignore[arg-type]
     return len(tries)
-
-
-def _texts(graph: Graph) -> dict[str, Array]:
-    """One text of `TOKENS` tokens."""
-    meta: Any = graph.meta
-    length = min(TOKENS, int(meta.get("context") or TOKENS))
-    random = np.random.default_rng(0)
-    every = {"attention_mask": np.ones((1, length)), "token_type_ids": np.zeros((1, length))}
-    inputs = {}
-    for value in graph.inputs:
-        ids = random.integers(0, int(meta["vocab"]), (1, length))
-        shape = [n if isinstance(n, int) else 1 for n in value.shape]
-        free = ids if value.name.endswith("input_ids") else random.standard_normal(shape)
-        inputs[value.name] = every.get(value.name, free).astype(element_dtype(value.dtype))
-    return inputs
 
 
 def _typed(graph: Graph, inputs: dict[str, Array]) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from qdeploy.backends.onnx.passthrough import stored_form
 from qdeploy.ir.dtype import dtype
 from qdeploy.ir.tensor import QTensor, Term
-from qdeploy.ir.turned import turned
+from qdeploy.ir.transposed import transposed_codes
 
 
 def transposed_weight(name: str, tensor: QTensor) -> QTensor | None:
@@ -20,5 +20,5 @@ def transposed_weight(name: str, tensor: QTensor) -> QTensor | None:
     codes, row = form.codes, dtype(str(form.codes.table))
     if not row.is_integer or row.bits not in (2, 4, 8):
         return None
-    transposed = turned(codes)
+    transposed = transposed_codes(codes)
     return None if transposed is None else QTensor(tensor.shape[::-1], tensor.dtype, (Term(transposed),))

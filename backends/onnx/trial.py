@@ -27,6 +27,34 @@ _USUAL = (32, 48, 64, 224, 256, 512)
 """Extents that images and sounds often have: tried where nothing else works."""
 
 
+def token_ids(graph: Graph, shape: tuple[int, int]) -> Array:
+    """Ids of any tokens that a network of texts knows."""
+    vocab = int(graph.meta["vocab"])  # type: ignore[arg-type]
+    return np.random.default_rng(0).integers(0, vocab, shape, dtype=np.int64)
+
+
+def encoder_inputs(graph: Graph, batch: int, tokens: int, further: int) -> dict[str, Array]:
+    """Texts without padding, or whatever else an encoder takes.
+
+    Args:
+        graph: Of an encoder, of texts or of other things.
+        batch: How many of everything.
+        tokens: Of a text.
+        further: Tokens of texts under other names (`decoder_input_ids`).
+    """
+    every: dict[str, Array] = {}
+    if "vocab" in graph.meta:
+        ids = token_ids(graph, (batch, tokens))
+        every = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    random = np.random.default_rng(0)
+    for value in graph.inputs:
+        if value.name.endswith("_input_ids"):
+            every[value.name] = token_ids(graph, (batch, further))
+        elif value.name not in every:
+            every[value.name] = random.normal(size=[n if isinstance(n, int) else batch for n in value.shape])
+    return {value.name: every[value.name].astype(element_dtype(value.dtype)) for value in graph.inputs}
+
+
 def trial_inputs(graph: Graph, extent: int = 4, last_only: bool = False) -> dict[str, Array]:
     """One array per input: normal numbers, or small integers.
 

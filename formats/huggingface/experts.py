@@ -17,11 +17,11 @@ from collections.abc import Iterator
 
 from qdeploy.errors import BadFileError
 from qdeploy.formats.huggingface.checkpoint import Checkpoint
-from qdeploy.formats.huggingface.compressed_layer import MX, PLAIN_FORMATS, Layer
+from qdeploy.formats.huggingface.compressed_layer import MX, Layer
 from qdeploy.formats.huggingface.parts import FLOATS, bit_stream, constant, tiles
 from qdeploy.formats.huggingface.schemes import Scheme, Schemes
 from qdeploy.ir.dtype import plain_name
-from qdeploy.ir.tensor import PLAIN, Codes, Param, QTensor, Shape
+from qdeploy.ir.tensor import PLAIN, Codes, Param, Shape
 
 _E4M3 = "F8_E4M3"
 _STORED = re.compile(r"(.*\.experts\.\w*(?:proj|weight))(_packed|_scale|)")
@@ -69,17 +69,6 @@ class StackedLayer(Layer):
     def again(self) -> StackedLayer:
         """The same layer with nothing taken up yet."""
         return StackedLayer(self.checkpoint, self.module, self.scheme, self.nested)
-
-    def build(self, shape: Shape, form: str) -> QTensor:
-        """The weights of all experts."""
-        if form == "pack-quantized":
-            codes = self._integers(shape)
-        elif form in PLAIN_FORMATS:
-            codes = self._plain(shape)
-        else:
-            codes = self._floats(shape, form)
-        dtype = self.checkpoint.entries[self._name("weight_scale")].dtype
-        return self.tensor(shape, dtype if dtype in FLOATS else "BF16", codes)
 
     # What is stored, held against the scheme.
 
@@ -167,7 +156,7 @@ class StackedLayer(Layer):
     def _scales(self, shape: Shape, table: str = "") -> Param:
         return Param(self._part("weight_scale", "scale", self._grid(shape), table), (1, *self.tile(shape[1:])))
 
-    def _integers(self, shape: Shape) -> Codes:
+    def _build_packed(self, shape: Shape) -> Codes:
         bits, (count, rows, columns) = self.scheme.bits, shape
         packed, size = self.checkpoint.entries[self._name("weight_packed")], -(-columns * bits // 8)
         dense = self._is_dense(packed, 2, columns)
@@ -188,7 +177,7 @@ class StackedLayer(Layer):
         zero = self.take(name, how, "U8", (*grid[:2], size))
         return Param(bit_stream(grid, zero, bits, f"uint{bits}"), (1, *self.tile(shape[1:])))
 
-    def _plain(self, shape: Shape) -> Codes:
+    def _build_plain(self, shape: Shape) -> Codes:
         name, zero = self._name("weight"), None
         data = self.take(name, "same codes", self.checkpoint.entries[name].dtype, shape)
         scale = self._scales(shape)
@@ -196,7 +185,7 @@ class StackedLayer(Layer):
             zero = Param(self._part("weight_zero_point", "zero", self._grid(shape)), (1, *self.tile(shape[1:])))
         return Codes(shape, (data,), PLAIN, "e4m3" if self.scheme.is_float else "int8", zero, scale)
 
-    def _floats(self, shape: Shape, form: str) -> Codes:
+    def _build_small(self, shape: Shape, form: str) -> Codes:
         table, bits = MX.get(form, ("e2m1", 4))
         name = self._name("weight" if bits == 8 else "weight_packed")
         entry = self.checkpoint.entries[name]

@@ -111,11 +111,9 @@ class Builder:
         return stored is not None and isinstance(view(stored), Floats)
 
     def linear(self, x: str, module: str, shape: tuple[int, int], fields: str, name: str, *, bias: bool = True) -> str:
-        """Adds the product with a stored matrix [out, in], and its stored bias."""
+        """Adds the product with a stored matrix [out, in], and its stored bias where the architecture has one."""
         weight = self.weight(f"{module}.weight", shape, fields)
-        return self.node(
-            "Linear", x, weight, self.weight(f"{module}.bias", shape[:1], fields) if bias else "", name=name
-        )
+        return self.node("Linear", x, weight, self.bias(f"{module}.bias", shape[0], bias, fields), name=name)
 
     def leave_out(self, parameters: Iterable[str], reason: str) -> None:
         """Says in a note that parameters, where they are stored, take no part in what the network computes."""

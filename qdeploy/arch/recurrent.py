@@ -29,8 +29,7 @@ def of_heads(builder: Builder, x: str, heads: tuple[int, int], places: tuple[int
 
 def linear(builder: Builder, x: str, module: str, shape: tuple[int, int], name: str, bias: bool = False) -> str:
     """A stored projection."""
-    weight = builder.weight(f"{module}.weight", shape, _MAMBA)
-    return builder.node("Linear", x, weight, builder.bias(f"{module}.bias", shape[0], bias, "its bias"), name=name)
+    return builder.linear(x, module, shape, _MAMBA, name, bias=bias)
 
 
 def conv(

@@ -234,7 +234,7 @@ class Stack:
         for i, layer in enumerate(self.decoder.layers):
             x, update = self._parallel(i, layer, x, update) if layer.parallel else self._layer(i, layer, x, update)
             if layer.factor:
-                x, update = self._multiplied(i, layer.factor, self._sum(x, update, f"layers.{i}.out")), ""
+                x, update = self._multiplied(i, layer.factor, 1, self._sum(x, update, f"layers.{i}.out")), ""
         return self._norm(last, x, update, "norm", last=True) if last else self._sum(x, update, "sum")
 
     def _layer(self, i: int, layer: Layer, x: str, update: str) -> tuple[str, str]:
@@ -264,19 +264,17 @@ class Stack:
             total = self._sum(self._branch(i, branch, normed[branch.before]), total, f"layers.{i}.branches")
         return x, total
 
-    def _multiplied(self, i: int, factor: str, x: str) -> str:
-        number = self.builder.weight(f"{self.decoder.modules.layers}.{i}.{factor}", (1,), "num_hidden_layers")
-        return self.builder.node("Mul", x, number, name=f"layers.{i}.{factor}")
+    def _multiplied(self, i: int, factor: str, size: int, x: str) -> str:
+        """X times a stored factor of a layer: one number, or one per channel."""
+        numbers = self.builder.weight(f"{self.decoder.modules.layers}.{i}.{factor}", (size,), "hidden_size")
+        return self.builder.node("Mul", x, numbers, name=f"layers.{i}.{factor}")
 
     def _branch(self, i: int, branch: Branch, h: str) -> str:
         out = branch.block.add(self.builder, i, h)
         if branch.after:
             out = self._norm(f"{self.decoder.modules.layers}.{i}.{branch.after}", out, "", _label(i, branch.after))
         if branch.scale:
-            scale = self.builder.weight(
-                f"{self.decoder.modules.layers}.{i}.{branch.scale}", (self.hidden,), "hidden_size"
-            )
-            out = self.builder.node("Mul", out, scale, name=f"layers.{i}.{branch.scale}")
+            out = self._multiplied(i, branch.scale, self.hidden, out)
         return self._scaled(out, self.decoder.residual_multiplier, f"{out}.scaled")
 
     def _norm(self, module: str, x: str, update: str, name: str, last: bool = False) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from qdeploy.arch.builder import ACTIVATIONS, Builder
 from qdeploy.arch.config import Config
 from qdeploy.arch.pooling import Pool
-from qdeploy.errors import UnsupportedError
 from qdeploy.ir.graph import Value
 
 
@@ -121,15 +120,7 @@ def _answer(add: Builder, scores: str, place: int, output: str) -> Value:
 
 def classifier_pooling(config: Config, kinds: tuple[str, ...]) -> str:
     """Reads `classifier_pooling`: one of `kinds`, the first where it is absent; UnsupportedError for another."""
-    pooling = config.text("classifier_pooling", kinds[0])
-    if pooling not in kinds:
-        raise UnsupportedError(
-            "an unsupported kind of pooling",
-            where=f"{config.where}: classifier_pooling",
-            found=pooling,
-            allowed=", ".join(kinds),
-        )
-    return pooling
+    return config.choose("classifier_pooling", {kind: kind for kind in kinds}, kinds[0])
 
 
 def label_count(config: Config) -> int:

@@ -33,14 +33,14 @@ class Step:
         operand: Name of the tensor that it takes; "": none.
         size: Columns of a block.
         factor: Of MatMul: what the product is multiplied by.
-        turned: Of MatMul: whether the matrix is the transpose of the tensor.
+        transposed: Of MatMul: whether the matrix is the transpose of the tensor.
     """
 
     op: Literal["Mul", "Hadamard", "MatMul"]
     operand: str = ""
     size: int = 0
     factor: float = 1.0
-    turned: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Work:
         """Blocks of columns times a matrix; Linear multiplies with the transpose of what it takes."""
         matrix, across = step.operand, f"{value}.matrix"
         whole, output = step.size == columns, value if step.factor == 1.0 else f"{value}.product"
-        if step.turned != whole:
+        if step.transposed != whole:
             self._node("Transpose", (matrix,), across, perm=[1, 0])
             matrix = across
         if whole:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qdeploy.arch.builder import Builder
 from qdeploy.arch.config import Config
 from qdeploy.arch.stack import Decoder, Stack
 from qdeploy.ir.graph import Value
@@ -116,13 +117,10 @@ class VisionStack(Stack):
         return add.constant("embed.places", values)
 
     def _projected(self) -> str:
-        add, patches = self.builder, self.patches
+        patches = self.patches
         shape = (self.hidden, patches.channels, *patches.side)
-        weight = add.weight(f"{patches.projection}.weight", shape, "hidden_size, num_channels, patch_size")
-        bias = add.bias(f"{patches.projection}.bias", self.hidden, patches.biased, "hidden_size")
-        x = add.node("Conv", PIXELS, weight, bias, name="embed.patches", strides=list(patches.side))
-        flat = add.node("Reshape", x, name="embed.flat", shape=[0, 0, -1])  # [B, hidden, patches]
-        return add.node("Transpose", flat, name="embed.transposed", perm=[0, 2, 1])
+        fields = "hidden_size, num_channels, patch_size"
+        return projected_patches(self.builder, patches.projection, shape, fields, biased=patches.biased)
 
     def for_every_image(self, x: str, name: str) -> str:
         """[1, n, hidden] -> [B, n, hidden]."""
@@ -131,6 +129,17 @@ class VisionStack(Stack):
         ones = add.integers(f"{name}.ones", [1, 1])
         shape = add.node("Concat", batch, ones, name=f"{name}.extents", axis=0)
         return add.node("Expand", x, shape, name=name)
+
+
+def projected_patches(
+    add: Builder, module: str, shape: tuple[int, int, int, int], fields: str, *, biased: bool = True
+) -> str:
+    """Adds the convolution [width, channels, rows, columns] whose stride is its kernel: patches [B, patches, width]."""
+    weight = add.weight(f"{module}.weight", shape, fields)
+    bias = add.bias(f"{module}.bias", shape[0], biased, fields.partition(",")[0])
+    x = add.node("Conv", PIXELS, weight, bias, name="embed.patches", strides=list(shape[2:]))
+    flat = add.node("Reshape", x, name="embed.flat", shape=[0, 0, -1])  # [B, width, patches]
+    return add.node("Transpose", flat, name="embed.transposed", perm=[0, 2, 1])
 
 
 def token_at(stack: Stack, x: str, place: int, name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from qdeploy.errors import UnsupportedError
 from qdeploy.ir.tensor import Array, ArrayRows, Buffer, Codes, Param, QTensor, Shape, Table, Term
-from qdeploy.ir.turned import turned
+from qdeploy.ir.transposed import transposed_codes
 from qdeploy.ir.views import Floats, view
 
 
@@ -86,7 +86,7 @@ def transposed(tensor: QTensor) -> QTensor:
         return QTensor(shape, tensor.dtype, (Term(replace(seen.codes, shape=shape, data=(columns,))),))
     one = tensor.terms[0] if len(tensor.terms) == 1 and tensor.scale is None and tensor.offset is None else None
     codes = one.values if one is not None and one.where is None else None
-    other = turned(codes) if isinstance(codes, Codes) and codes.shape == tensor.shape else None
+    other = transposed_codes(codes) if isinstance(codes, Codes) and codes.shape == tensor.shape else None
     if other is None:
         raise UnsupportedError("only matrices of floats or of codes with params can be transposed", found=list(shape))
     return QTensor(shape, tensor.dtype, (Term(other),))

@@ -105,7 +105,7 @@ class Reading:
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
         self.nodes: list[Node] = []
         self._alias: dict[str, str] = {}
-        self._turned: dict[str, str] = {}
+        self._transposed: dict[str, str] = {}
 
     def walk(self) -> None:
         """Reads every node that the logits need; raises ObstacleError."""
@@ -220,19 +220,20 @@ class Reading:
         self.constants[name] = plain(Buffer.of("data", np.ascontiguousarray(array, np.float32), "F32"), "f32")
         return name
 
-    def turned(self, name: str) -> str:
+    def transposed(self, name: str) -> str:
         """The transpose [out, in] of a matrix that products take as [in, out]."""
         name = self.name(name)
-        if name not in self._turned:
-            self._turned[name] = f"{name}.turned"
+        if name not in self._transposed:
+            self._transposed[name] = f"{name}.turned"
             self.nodes.append(Node("Transpose", (name,), (f"{name}.turned",), {"perm": [1, 0]}, f"{name}.turned"))
-        return self._turned[name]
+        return self._transposed[name]
 
-    def turned_back(self, name: str) -> str:
+    def transposed_from(self, name: str) -> str:
         """The matrix of the model whose transpose a value is; "" for any other."""
         maker = self.makers.get(self.name(name))
-        turned = maker is not None and maker.op == "Transpose" and self.tensor(maker.inputs[0]) is not None
-        return self.name(maker.inputs[0]) if turned and maker is not None else ""
+        if maker is None or maker.op != "Transpose" or self.tensor(maker.inputs[0]) is None:
+            return ""
+        return self.name(maker.inputs[0])
 
     def expect(self, node: Node, name: str, meaning: Callable[[int, int], Any], what: str) -> None:
         """Raises ObstacleError unless a value is what decoders mean by it, for a few lengths of new and past tokens."""

@@ -21,10 +21,10 @@ _FLOATS = ("F32", "F16", "BF16")
 
 def _gather(reading: Reading, node: Node) -> None:
     """Rows of a table by the ids of the tokens, or by their places."""
-    turned = reading.turned_back(node.inputs[0])
-    table = reading.tensor(turned or node.inputs[0])
-    if turned and table is not None and reading.name(node.inputs[1]) == IDS and node.attrs.get("axis", 0) == 0:
-        reading.add("Gather", (reading.turned(turned), IDS), node.outputs[0], table.shape[0], axis=0)
+    stored = reading.transposed_from(node.inputs[0])
+    table = reading.tensor(stored or node.inputs[0])
+    if stored and table is not None and reading.name(node.inputs[1]) == IDS and node.attrs.get("axis", 0) == 0:
+        reading.add("Gather", (reading.transposed(stored), IDS), node.outputs[0], table.shape[0], axis=0)
         return
     if table is None or len(table.shape) != 2 or node.attrs.get("axis", 0) != 0:
         raise ObstacleError(node, "it does not take rows of a table")
@@ -52,7 +52,7 @@ def _mat_mul(reading: Reading, node: Node) -> None:
         raise ObstacleError(node, "a product of two computed values outside of attention")
     if weight.shape[0] != reading.width(node.inputs[0], node):
         raise ObstacleError(node, "its weight has another extent than its input")
-    reading.add("Linear", (node.inputs[0], reading.turned(node.inputs[1])), node.outputs[0], weight.shape[1])
+    reading.add("Linear", (node.inputs[0], reading.transposed(node.inputs[1])), node.outputs[0], weight.shape[1])
 
 
 def _norm(reading: Reading, node: Node) -> None:
@@ -211,7 +211,7 @@ def _experts(reading: Reading, node: Node) -> None:
 def _transpose(reading: Reading, node: Node) -> None:
     """The transpose of a matrix of the model: a table that is also the head."""
     if reading.tensor(node.inputs[0]) is None or node.attrs.get("perm", [1, 0]) != [1, 0]:
-        raise ObstacleError(node, "it turns a computed value outside of attention")
+        raise ObstacleError(node, "it transposes a computed value outside of attention")
 
 
 def _nothing(reading: Reading, node: Node) -> None:

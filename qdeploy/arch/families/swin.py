@@ -19,7 +19,7 @@ from qdeploy.arch.config import Config
 from qdeploy.arch.family import Family
 from qdeploy.arch.names import Names
 from qdeploy.arch.task_heads import label_count
-from qdeploy.arch.vision import PIXELS, grid_of
+from qdeploy.arch.vision import PIXELS, grid_of, projected_patches
 from qdeploy.arch.windowed import Windows
 from qdeploy.ir.graph import Graph, Value
 from qdeploy.ir.model import Model
@@ -69,22 +69,13 @@ class SwinBuilder:
 
     def embedded(self, width: int, grid: tuple[int, int], side: tuple[int, int], channels: int) -> str:
         """Patches [B, rows * columns, width]."""
-        add, module = self.add, "embeddings.patch_embeddings.projection"
-        weight = add.weight(f"{module}.weight", (width, channels, *side), "embed_dim, num_channels, patch_size")
-        bias = add.weight(f"{module}.bias", (width,), "embed_dim")
-        x = add.node("Conv", PIXELS, weight, bias, name="embed.patches", strides=list(side))
-        flat = add.node("Reshape", x, name="embed.flat", shape=[0, 0, -1])
-        x = self.norm(
-            add.node("Transpose", flat, name="embed.transposed", perm=[0, 2, 1]),
-            "embeddings.norm",
-            width,
-            "embed.norm",
-            _STEM_EPSILON,
-        )
+        add, module, shape = self.add, "embeddings.patch_embeddings.projection", (width, channels, *side)
+        x = projected_patches(add, module, shape, "embed_dim, num_channels, patch_size")
+        x = self.norm(x, "embeddings.norm", width, "embed.norm", _STEM_EPSILON)
         if not self.config.flag("use_absolute_embeddings", False):
             return x
-        shape = (1, grid[0] * grid[1], width)
-        return add.node("Add", x, add.weight("embeddings.position_embeddings", shape, "image_size"), name="embed")
+        places = add.weight("embeddings.position_embeddings", (1, grid[0] * grid[1], width), "image_size")
+        return add.node("Add", x, places, name="embed")
 
     def block(self, x: str, stage: Stage, module: str, name: str, shifted: bool) -> str:
         """One block."""

@@ -54,7 +54,7 @@ class TransposedRows:
         return strip
 
 
-def turned(codes: Codes) -> Codes | None:
+def transposed_codes(codes: Codes) -> Codes | None:
     """The transpose of a grid of codes with its params; None where a codebook or an index belongs to columns."""
     params = (codes.zero, codes.scale, codes.offset)
     plain_codes = isinstance(codes.table, str) and codes.layout.kind in ("plain", "bits") and len(codes.shape) == 2
@@ -63,17 +63,17 @@ def turned(codes: Codes) -> Codes | None:
     if any(p is not None and not isinstance(p.values, Codes) for p in params):
         return None
     zero, scale, offset = (_param(p) for p in params)
-    return replace(turned_grid(codes), zero=zero, scale=scale, offset=offset)
+    return replace(transposed_grid(codes), zero=zero, scale=scale, offset=offset)
 
 
 def _param(param: Param | None) -> Param | None:
     if param is None or not isinstance(param.values, Codes):
         return None
-    values = turned(param.values)
+    values = transposed_codes(param.values)
     return None if values is None else replace(param, values=values, tile=param.tile[::-1])
 
 
-def turned_grid(codes: Codes) -> Codes:
+def transposed_grid(codes: Codes) -> Codes:
     """The codes alone."""
     buffer, shape = codes.data[0], codes.shape[::-1]
     dtype = buffer.dtype if codes.layout.kind == "plain" else "U8"
