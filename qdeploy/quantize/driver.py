@@ -22,7 +22,7 @@ from qdeploy.quantize.contract import Statistics, Weight
 from qdeploy.quantize.ladder.imported import has_planes
 from qdeploy.quantize.measured import measured_rungs, with_errors
 from qdeploy.quantize.networks import META as NETWORK_META
-from qdeploy.quantize.networks import layer_weights, rounded
+from qdeploy.quantize.networks import layer_weights, rounded, smallest_layers
 from qdeploy.quantize.resume import Finished
 from qdeploy.quantize.samples import read_samples
 from qdeploy.quantize.shifts import shifted
@@ -94,9 +94,12 @@ def _quantized_network(model: Model, specs: Sequence[Spec]) -> Model:
     layers = layer_weights(graph, model.tensors)
     losses: dict[str, float] = {}
     takers: set[int] = set()
+    small = {id(spec): smallest_layers(layers, model.tensors, spec.grid.bits) for spec in specs}
     for name, outputs in layers.items():
         spec = next((s for s in specs if s.names.take(name)), None)
         if spec is None or not isinstance(view(model.tensors[name]), Floats):
+            continue
+        if name in small[id(spec)] and not spec.names.only:
             continue
         if not spec.grid.bits or (spec.needs.kinds and spec.needs.text):
             raise UnsupportedError(

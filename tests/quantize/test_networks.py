@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 import qdeploy
 from qdeploy.errors import BadArgumentError, UnsupportedError
+from qdeploy.quantize import quantize_model
 from qdeploy.quantize.networks import META, layer_weights
 
 RNG = np.random.default_rng(4)
@@ -26,6 +27,8 @@ SHAPES = {
     "table": (70, 64),
     "gates": (1, 64, 96),
     "hidden": (1, 64, 16),
+    "stem": (16, 8, 3, 3),
+    "wide": (256, 16, 3, 3),
 }
 WEIGHTS = {name: (RNG.standard_normal(shape) * 0.1).astype(np.float32) for name, shape in SHAPES.items()}
 NODES = {
@@ -140,6 +143,22 @@ def test_a_request_that_changes_nothing_is_refused(tmp_path: Path):
             qdeploy.convert(source, tmp_path / "out", to="onnx", quantize=spec)
     with pytest.raises(UnsupportedError, match="models of text"):
         qdeploy.convert(source, tmp_path / "out", to="onnx", quantize="bitstack:blocks=1,rank=1")
+
+
+def test_the_smallest_layers_stay_float_unless_they_are_named(tmp_path: Path):
+    lines = ["Conv x stem a", "Conv a wide y"]
+    model = qdeploy.load(saved(tmp_path / "source", lines, (1, 8, 9, 9), ["stem", "wide"]))
+    assert quantize_model(model, ("rtn:int8",)).graph.meta[META] == ["wide"]
+    assert quantize_model(model, ("rtn:int8,only=.",)).graph.meta[META] == ["stem", "wide"]
+
+
+@pytest.mark.parametrize(("spec", "scales"), [("rtn:int8", 6), ("rtn:int8,group=48", 3), ("rtn:int8,group=-1", 1)])
+def test_convolutions_have_a_scale_for_32_entries_or_a_few_less_unless_a_group_is_named(
+    tmp_path: Path, spec: str, scales: int
+):
+    model = qdeploy.load(saved(tmp_path / "source", *NODES["conv"], ["conv"]))
+    scale = quantize_model(model, (spec,)).tensors["conv"].terms[0].values.scale  # type: ignore[union-attr]
+    assert scale is not None and scale.values.decoded_shape == (48, scales)
 
 
 def test_a_package_remembers_which_weights_were_rounded(tmp_path: Path):
