@@ -121,7 +121,7 @@ def config(kind: str, layers: int) -> dict[str, Any]:
         "num_key_value_heads": KV_HEADS,
         "head_dim": HIDDEN // HEADS,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 16384,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "rope_scaling": None,
