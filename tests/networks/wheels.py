@@ -22,7 +22,8 @@ WHEELS = {
     "mediapipe": "0.10.21",
     "scikit-image": "0.25.2",
 }
-_PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--only-binary=:all:")
+_SYSTEMS = ("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64")
+_PLATFORM = (*_SYSTEMS, "--python-version", "3.11", "--only-binary=:all:")
 
 
 @dataclass(frozen=True)
