@@ -94,12 +94,12 @@ def _quantized_network(model: Model, specs: Sequence[Spec]) -> Model:
     layers = layer_weights(graph, model.tensors)
     losses: dict[str, float] = {}
     takers: set[int] = set()
-    small = {id(spec): smallest_layers(layers, model.tensors, spec.grid.bits) for spec in specs}
+    small = {bits: smallest_layers(layers, model.tensors, bits) for bits in {spec.grid.bits for spec in specs}}
     for name, outputs in layers.items():
         spec = next((s for s in specs if s.names.take(name)), None)
         if spec is None or not isinstance(view(model.tensors[name]), Floats):
             continue
-        if name in small[id(spec)] and not spec.names.only:
+        if name in small[spec.grid.bits] and not spec.names.only:
             continue
         if not spec.grid.bits or (spec.needs.kinds and spec.needs.text):
             raise UnsupportedError(

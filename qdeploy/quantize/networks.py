@@ -39,7 +39,7 @@ _NARROW = 32
 """Summed entries below which a layer stays as it is: depthwise filters are few bytes, and rounding them costs most."""
 _SHARE = 0.035
 """Of all entries of layers, what the smallest ones may have together that stay float beside codes of 8 bits."""
-BLOCK = 32
+_BLOCK = 32
 """Entries that share a scale where nobody says how many; networks multiply on floats, so that blocks cost no time."""
 _SIGNED = (2, 4, 8)
 _SMALL_BLOCK = 16
@@ -208,8 +208,8 @@ def _group(width: int, wished: int) -> int:
 
 
 def _block(width: int) -> int:
-    """The largest divisor of the summed entries that is no more than `BLOCK`; all of them where that is a small one."""
-    divisors = [n for n in range(_SMALL_BLOCK, min(BLOCK, width) + 1) if width % n == 0]
+    """The largest divisor of the summed entries up to `_BLOCK`; all of them where that is a small one."""
+    divisors = [n for n in range(_SMALL_BLOCK, min(_BLOCK, width) + 1) if width % n == 0]
     return divisors[-1] if divisors else -1
 
 

@@ -82,8 +82,8 @@ OWN_OPERATORS = Published("mediapipe", "mediapipe/modules/face_landmark/face_lan
 """Has operators of MediaPipe alone, which no other runtime has."""
 
 
-PHOTOGRAPHS = "skimage/data"
-"""Where the wheel scikit-image has real pictures: a woman in a space suit, a cat, a man with a camera, pages."""
+_PHOTOGRAPHS = "skimage/data"
+"""Where the wheel scikit-image has real pictures: a woman in a space suit, a man with a camera, pages."""
 _SUBJECTS = {
     "pose_landmark": ("camera", (60, 40, 400, 512)),
     "face_landmark": ("astronaut", (140, 20, 320, 200)),
@@ -123,7 +123,7 @@ def photograph(
     name: str, part: tuple[int, int, int, int] | None, shape: tuple[int, ...], channels_last: bool, folder: Path
 ) -> np.ndarray:
     """A part of a real picture in the shape of an image: float32 between 0 and 1."""
-    picture = Image.open(io.BytesIO(content("scikit-image", f"{PHOTOGRAPHS}/{name}.png", folder))).convert("RGB")
+    picture = Image.open(io.BytesIO(content("scikit-image", f"{_PHOTOGRAPHS}/{name}.png", folder))).convert("RGB")
     height, width = shape[1:3] if channels_last else shape[2:4]
     pixels = np.asarray(picture.crop(part or (0, 0, *picture.size)).resize((width, height)), np.float32) / 255
     pixels = pixels.mean(axis=2, keepdims=True) if (shape[3] if channels_last else shape[1]) == 1 else pixels
